@@ -1,0 +1,3 @@
+//! The `xfc` command.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! The `xfrun` command.
+
+fn main() {}
