@@ -1,1 +1,11 @@
-//! The runtime.
+//! Loads any compiled transformer, binds a checkpoint, keeps the caches and runs it.
+//!
+//! ```text
+//! model.xfm ──artifact──▶ plan + code ─┐
+//! checkpoint ──weights──▶ packed buffers ├─▶ device ──▶ session (one ragged batch a step) ──▶ text
+//!              cache: pages, rings ──────┘
+//! ```
+//!
+//! Knows no architecture, links no LLVM, depends on no part of the compiler.
+
+pub mod artifact;

@@ -1,0 +1,330 @@
+//! The manifest: everything the runtime must know besides the code, as plain data.
+//!
+//! An artifact has one manifest a variant (target). It is written as JSON, in field order, so that equal inputs give equal bytes.
+
+use serde::{Deserialize, Serialize};
+
+/// Element type of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "each is the type it is named after")]
+pub enum DType {
+    F32,
+    F16,
+    BF16,
+    I64,
+    I32,
+    Bool,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub fn size_bytes(self) -> usize {
+        match self {
+            DType::I64 => 8,
+            DType::F32 | DType::I32 => 4,
+            DType::F16 | DType::BF16 => 2,
+            DType::Bool => 1,
+        }
+    }
+}
+
+/// One compiled variant of a model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// [`VERSION`](super::VERSION) of the compiler that wrote it.
+    pub version: u32,
+    /// Name and version of the compiler: `xfc 0.1.0`.
+    pub compiler: String,
+    /// Name of the model, for people.
+    pub model: String,
+    /// What the code needs.
+    pub target: Target,
+    /// Names of the ragged axes; the others refer to them by index.
+    pub axes: Vec<String>,
+    /// What a step is given.
+    pub inputs: Vec<Input>,
+    /// What a step returns.
+    pub outputs: Vec<Output>,
+    /// A sequence must be given whole, in one step, and keeps nothing afterwards (some query sees keys after itself).
+    pub whole_sequences: bool,
+    /// Positions a sequence may have, where something limits them (a table of learned positions).
+    pub max_positions: Option<u64>,
+    /// Packed weights, by [`WeightId`].
+    pub weights: Vec<Weight>,
+    /// Glob patterns of checkpoint tensors that are not an error when nothing reads them (`*` one component, `**` any number).
+    pub ignore: Vec<String>,
+    /// Cache groups.
+    pub caches: Vec<CacheGroup>,
+    /// Working memory, one block a ragged axis and kind of rows.
+    pub arenas: Vec<Arena>,
+    /// Generated functions, in the order of the entry table.
+    pub kernels: Vec<Kernel>,
+    /// Upper bounds on the rows of a step for which each phase's kernels are meant, ascending; the last is `None`.
+    pub phases: Vec<Phase>,
+    /// What to run, in order.
+    pub launches: Vec<Launch>,
+    /// Total parameters, for people.
+    pub parameters: u64,
+}
+
+/// What the code runs on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Target {
+    /// As on the command line: `cpu:x86-64-v3`.
+    pub name: String,
+    /// `x86_64`.
+    pub arch: String,
+    /// CPU features the code uses, in `/proc/cpuinfo`-independent LLVM names (`avx2`, `fma`, `avx512bf16`): a CPU that lacks one gets an error.
+    pub features: Vec<String>,
+}
+
+/// An input of a step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    /// As in the card: `input_ids`.
+    pub name: String,
+    /// Element type in the buffer that kernels read (i64 for ids).
+    pub dtype: DType,
+    /// Ragged axis of the first dimension.
+    pub axis: usize,
+    /// Other dimensions.
+    pub dims: Vec<u64>,
+    /// Value of every element when the input is not given; `None` makes it required.
+    pub default: Option<f64>,
+    /// For integer inputs that index a table: valid values are `0 .. limit`. Checked by the runtime before a kernel sees them.
+    pub limit: Option<u64>,
+    /// Where a step puts it.
+    pub buffer: BufferRef,
+}
+
+/// An output of a step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Output {
+    /// As in the card: `logits`.
+    pub name: String,
+    /// Element type in the buffer.
+    pub dtype: DType,
+    /// Ragged axis of the first dimension.
+    pub axis: usize,
+    /// One row for each selected element (`rows`) of the axis, or for each element.
+    pub rows: bool,
+    /// Other dimensions.
+    pub dims: Vec<u64>,
+    /// Where it lies after a step.
+    pub buffer: BufferRef,
+}
+
+/// Index into [`Manifest::weights`].
+pub type WeightId = usize;
+
+/// A buffer that a launch reads or writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BufferRef {
+    /// In an arena: `offset` bytes per row of the arena's capacity, i.e. at byte `offset * capacity_rows`, plus `column` bytes into the row.
+    Arena {
+        /// Which arena.
+        arena: usize,
+        /// Per row of capacity; a multiple of 64 once multiplied, since capacities are multiples of 64 rows.
+        offset: u64,
+        /// Bytes into each row: a view of some columns of a wider value.
+        column: u64,
+        /// Elements from one row to the next.
+        row_stride: u64,
+    },
+    /// A packed weight.
+    Weight(WeightId),
+    /// A slot of a cache group.
+    Cache {
+        /// Which group.
+        group: usize,
+        /// Which slot of the group.
+        slot: usize,
+    },
+}
+
+/// Working memory whose size is proportional to the rows of one axis in a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Arena {
+    /// Ragged axis.
+    pub axis: usize,
+    /// Rows are the selected elements of the axis, not all.
+    pub rows: bool,
+    /// Bytes for each row; the arena is `bytes_per_row * capacity_rows` with `capacity_rows` a multiple of 64.
+    pub bytes_per_row: u64,
+}
+
+/// A weight as kernels read it, and how it is made from a checkpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Weight {
+    /// For people: the instance paths it holds, joined by ` + `.
+    pub name: String,
+    /// Element type of the packed form. Sources are converted, rounding to nearest even.
+    pub dtype: DType,
+    /// Shape after concatenation, before packing.
+    pub shape: Vec<u64>,
+    /// Concatenated along dimension 0 (one source: as it is).
+    pub sources: Vec<Source>,
+    /// Layout in memory.
+    pub pack: Pack,
+}
+
+/// A tensor taken from a checkpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    /// Instance path: `layers.3.self_attn.q_proj.weight`.
+    pub path: String,
+    /// Names in the checkpoint, tried in order.
+    pub names: Vec<String>,
+    /// Shape as stored.
+    pub shape: Vec<u64>,
+    /// Applied to the stored tensor, first to last.
+    pub steps: Vec<Step>,
+}
+
+/// A change of shape on the way from a stored tensor to a parameter.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Step {
+    /// Dimension `d` of the result is dimension `perm[d]`.
+    Transpose {
+        /// A permutation.
+        perm: Vec<usize>,
+    },
+    /// Elements `start .. start + len` of `dim`.
+    Slice {
+        /// Dimension.
+        dim: usize,
+        /// First element.
+        start: u64,
+        /// Number of elements.
+        len: u64,
+    },
+    /// Element `index` of `dim`, which disappears.
+    Index {
+        /// Dimension.
+        dim: usize,
+        /// Element.
+        index: u64,
+    },
+    /// Other dimensions, same elements in row-major order.
+    Reshape {
+        /// New shape.
+        shape: Vec<u64>,
+    },
+}
+
+/// Layout of a packed weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Pack {
+    /// Row-major.
+    Plain,
+    /// A matrix `[O, I]` for `x · wᵀ`: panels of `columns` outputs; in a panel, for each group of `depth` consecutive inputs, `columns` runs of `depth` elements.
+    /// Element `(o, i)` is at `((o / columns * ceil(I / depth) + i / depth) * columns + o % columns) * depth + i % depth`.
+    /// O is padded to a multiple of `columns`, I to a multiple of `depth`, with zeros.
+    Panels {
+        /// Outputs a panel.
+        columns: u64,
+        /// Inputs a group.
+        depth: u64,
+    },
+}
+
+/// Slots with the same rule of keeping, addressed through one block table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CacheGroup {
+    /// For people: `full`, `window 4096`.
+    pub name: String,
+    /// Ragged axis whose elements are kept.
+    pub axis: usize,
+    /// What is kept.
+    pub keep: Keep,
+    /// Tokens per page.
+    pub page_tokens: u64,
+    /// What each page holds, once for each slot; slot `i` has its own memory of `page_bytes` a page.
+    pub slots: Vec<CacheSlot>,
+}
+
+/// How long a token is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Keep {
+    /// As long as its sequence.
+    All,
+    /// The last `n` tokens (the current one counted) and what a step adds: a ring of `ceil((n + most tokens of a step) / page_tokens) + 1` pages.
+    Window(u64),
+    /// For the step only: nothing reads it later.
+    Step,
+}
+
+/// One kept value of one layer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CacheSlot {
+    /// Instance path: `layers.3.self_attn.k`.
+    pub path: String,
+    /// Bytes of one page. Pages of a slot lie `page_bytes` apart, which is a multiple of 64.
+    pub page_bytes: u64,
+    /// Bytes that matter per token, without padding: the analytic figure.
+    pub token_bytes: u64,
+    /// With [`Keep::Step`], slots with the same number may share memory (their lifetimes do not meet).
+    pub alias: Option<usize>,
+}
+
+/// A generated function.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kernel {
+    /// For people: `linear_f32_896x896_bias`.
+    pub name: String,
+    /// Scratch each worker must have.
+    pub scratch_bytes: u64,
+}
+
+/// A regime of steps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Phase {
+    /// `one`, `few`, `many`.
+    pub name: String,
+    /// For steps of at most this many rows (of the launch's own axis); `None`: any.
+    pub max_rows: Option<u64>,
+}
+
+/// One kernel launch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Launch {
+    /// For people: `layers.3.self_attn.q_proj + k_proj + v_proj`.
+    pub name: String,
+    /// Axis whose rows it goes over.
+    pub axis: usize,
+    /// Rows are the selected elements of the axis.
+    pub rows: bool,
+    /// For each phase: kernel (index into [`Manifest::kernels`]) and tiling.
+    pub variants: Vec<Variant>,
+    /// Buffers in the kernel's order.
+    pub operands: Vec<BufferRef>,
+}
+
+/// How a launch is run in one phase.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Variant {
+    /// Index into [`Manifest::kernels`].
+    pub kernel: usize,
+    /// The launch has `ceil(rows / rows_per_tile) * tiles_per_block` tiles.
+    pub rows_per_tile: u64,
+    /// Tiles for each block of rows.
+    pub tiles_per_block: u64,
+}
