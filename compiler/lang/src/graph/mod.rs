@@ -6,6 +6,8 @@
 //!
 //! petgraph holds the nodes and edges; nothing outside this file names it. Edges carry ports: `{result, operand}`.
 
+pub mod build;
+
 use std::fmt;
 
 use petgraph::Direction;
@@ -333,6 +335,33 @@ pub struct Program {
     pub inputs: Vec<InputDecl>,
     /// Graph 0 is the model. A graph calls only later ones.
     pub graphs: Vec<Graph>,
+}
+
+impl fmt::Display for Dim {
+    /// Axes by number; the text form prints their names.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Dim::Fixed(n) => write!(f, "{n}"),
+            Dim::Axis(a) => write!(f, "axis{}", a.0),
+            Dim::Visible(a) => write!(f, "visible(axis{})", a.0),
+            Dim::Rows(a) => write!(f, "rows(axis{})", a.0),
+        }
+    }
+}
+
+impl Type {
+    /// Dimensions as text, axes by number.
+    pub fn show(dims: &[Dim]) -> String {
+        let dims: Vec<_> = dims.iter().map(Dim::to_string).collect();
+        format!("[{}]", dims.join(", "))
+    }
+}
+
+impl fmt::Display for Type {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.dtype)?;
+        if self.dims.is_empty() { Ok(()) } else { f.write_str(&Type::show(&self.dims)) }
+    }
 }
 
 impl fmt::Display for DType {

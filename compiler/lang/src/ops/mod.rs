@@ -3,13 +3,16 @@
 //! A core operation means what [`crate::reference`] computes for it. A fused operation means its own
 //! decomposition into core operations, so it needs no second definition anywhere.
 
+pub mod attributes;
 pub mod core;
 pub mod fused;
+pub mod shape;
 
 use std::sync::Arc;
 
 pub use self::core::{BinaryOp, Core, ReduceOp, UnaryOp};
 pub use self::fused::FusedOp;
+pub use self::shape::ShapeError;
 
 /// The operation of a node.
 #[derive(Clone, Debug)]
@@ -26,7 +29,37 @@ impl From<Core> for Op {
     }
 }
 
+impl<T: FusedOp> From<T> for Op {
+    fn from(op: T) -> Self {
+        Op::Fused(Arc::new(op))
+    }
+}
+
 impl Op {
+    /// As in the text form.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Core(op) => op.name(),
+            Op::Fused(op) => op.name(),
+        }
+    }
+
+    /// Attributes in the order of the text form, rendered.
+    pub fn attributes(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Op::Core(op) => op.attributes(),
+            Op::Fused(op) => op.attributes(),
+        }
+    }
+
+    /// Graphs that belong to the operation, by attribute name.
+    pub fn bodies(&self) -> Vec<(&'static str, &crate::graph::Graph)> {
+        match self {
+            Op::Core(_) => Vec::new(),
+            Op::Fused(op) => op.bodies(),
+        }
+    }
+
     /// The core operation, if it is one.
     pub fn as_core(&self) -> Option<&Core> {
         match self {

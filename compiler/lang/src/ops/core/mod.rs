@@ -11,7 +11,9 @@
 //! # Precision
 //!
 //! Results have the dtype the node states. The interpreter computes `f32` values in f32 (or f64 when asked
-//! to) and rounds only at `Cast`.
+//! to) and rounds only at `Cast`. Arithmetic is on f32 and integers; values of other float types are only moved, cast and contracted.
+
+mod text;
 
 /// An operation of the closed set.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,6 +1,12 @@
 //! Attention over kept keys and values as one online-softmax kernel.
 
-use crate::graph::Graph;
+use std::any::Any;
+
+use super::{FusedOp, fail};
+use crate::graph::build::Builder;
+use crate::graph::{DType, Dim, Graph, Type, ValueId};
+use crate::ops::attributes::{Attributes, number};
+use crate::ops::{Op, ShapeError};
 
 /// `softmax(score(scale · q·kᵀ) where mask) · v`, without ever holding a row of scores.
 ///
@@ -36,4 +42,109 @@ pub struct Reach {
     pub window: Option<u64>,
     /// Keys after the query can be visible: the whole sequence must be there in one step.
     pub future: bool,
+}
+
+impl Attention {
+    /// Parameters of [`mask`](Self::mask) before the extras.
+    pub const MASK_PARAMS: [&'static str; 3] = ["q_pos", "k_pos", "head"];
+    /// Parameters of [`score`](Self::score) before the extras.
+    pub const SCORE_PARAMS: [&'static str; 4] = ["score", "q_pos", "k_pos", "head"];
+
+    /// Whether the score is used as it is.
+    pub fn score_is_identity(&self) -> bool {
+        self.score.outputs().first().map(|o| o.value) == self.score.params().first().map(|p| p.value)
+    }
+}
+
+impl FusedOp for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn attributes(&self) -> Vec<(&'static str, String)> {
+        let window = self.reach.window.map_or("none".into(), |n| n.to_string());
+        vec![("scale", number(self.scale)), ("window", window), ("future", self.reach.future.to_string())]
+    }
+
+    fn bodies(&self) -> Vec<(&'static str, &Graph)> {
+        vec![("mask", &self.mask), ("score", &self.score)]
+    }
+
+    fn decompose(&self, operands: &[Type]) -> Result<Graph, ShapeError> {
+        let [q, k, v, extras @ ..] = operands else {
+            return fail(format!("takes at least 3 operands, not {}", operands.len()));
+        };
+        let ([n, Dim::Fixed(heads), dk], [keys, Dim::Fixed(kv_heads), _], [keys_v, kv_heads_v, dv]) =
+            (&q.dims[..], &k.dims[..], &v.dims[..])
+        else {
+            return fail(format!("{q}, {k} and {v}"));
+        };
+        if keys != keys_v || *kv_heads_v != Dim::Fixed(*kv_heads) || *kv_heads == 0 || heads % kv_heads != 0 {
+            return fail(format!("{q}, {k} and {v}"));
+        }
+        if !n.is_ragged() || !keys.is_ragged() {
+            return fail(format!("queries and keys of {q} and {k} have no positions"));
+        }
+        let (kv, group, one) = (Dim::Fixed(*kv_heads), Dim::Fixed(heads / kv_heads), Dim::Fixed(1));
+        let mut graph = Graph::new("attention");
+        let mut names = vec!["q".to_string(), "k".into(), "v".into()];
+        names.extend((0..extras.len()).map(|i| format!("extra{i}")));
+        let values: Vec<_> =
+            names.into_iter().zip(operands).map(|(name, ty)| graph.add_param(name, ty.clone())).collect();
+        let b = &mut Builder::new(&mut graph);
+        let grouped = b.reshape(values[0], [*n, kv, group, *dk])?; // [N, K, G, Dk]
+        let products = b.contract("nkgd,vkd->kgnv", grouped, values[1])?; // [K, G, N, T]
+        let scale = b.scalar(self.scale);
+        let scaled = b.mul(products, scale)?; // [K, G, N, T]
+        let q_pos = b.position(*n)?; // [N]
+        let q_pos = b.reshape(q_pos, [*n, one])?; // [N, 1]
+        let k_pos = b.position(*keys)?; // [T]
+        let head = b.index(*heads)?; // [H]
+        let head = b.reshape(head, [kv, group, one, one])?; // [K, G, 1, 1]
+        let mut args = vec![scaled, q_pos, k_pos, head];
+        for (value, ty) in values[3..].iter().zip(extras) {
+            args.push(aligned(b, *value, ty, [*n, Dim::Fixed(*heads), *keys], [kv, group])?); // [K|1, G|1, N|1, T|1]
+        }
+        let [scores] = b.lift(&self.score, &args)?[..] else {
+            return fail("the score has not one result");
+        };
+        let [mask] = b.lift(&self.mask, &args[1..])?[..] else {
+            return fail("the mask has not one result");
+        };
+        let probabilities = b.softmax(scores, Some(mask))?; // [K, G, N, T]
+        // Products are of one dtype: where v is narrower than f32, its values are widened, which rounds nothing.
+        let v = b.cast(values[2], DType::F32)?; // [T, K, Dv]
+        let summed = b.contract("kgnv,vkd->nkgd", probabilities, v)?; // [N, K, G, Dv]
+        let y = b.reshape(summed, [*n, Dim::Fixed(*heads), *dv])?; // [N, H, Dv]
+        graph.add_output("y", y);
+        Ok(graph)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+/// An extra, broadcastable to `[N, H, T]`, as something that broadcasts to `[K, G, N, T]`.
+fn aligned(b: &mut Builder<'_>, x: ValueId, ty: &Type, full: [Dim; 3], heads: [Dim; 2]) -> Result<ValueId, ShapeError> {
+    let one = Dim::Fixed(1);
+    if ty.dims.len() > 3 || !crate::ops::shape::broadcasts_to(&ty.dims, &full) {
+        return fail(format!("the extra {ty} does not broadcast to {}", Type::show(&full)));
+    }
+    let at = |i: usize| (i + ty.dims.len()).checked_sub(3).map_or(one, |j| ty.dims[j]);
+    let [k, g] = if at(1) == one { [one, one] } else { heads };
+    if at(0) == one || at(1) == one {
+        return b.reshape(x, [k, g, at(0), at(2)]);
+    }
+    let split = b.reshape(x, [at(0), k, g, at(2)])?; // [N, K, G, T|1]
+    b.transpose(split, vec![1, 2, 0, 3])
+}
+
+pub(super) fn parse(a: &mut Attributes) -> Result<Op, String> {
+    Ok(Op::from(Attention {
+        scale: a.f64("scale")?,
+        mask: a.body("mask")?,
+        score: a.body("score")?,
+        reach: Reach { window: a.optional_u64("window")?, future: a.bool("future")? },
+    }))
 }

@@ -11,12 +11,26 @@ mod rows;
 use std::any::Any;
 use std::fmt;
 
-pub use self::attention::Attention;
+pub use self::attention::{Attention, Reach};
 pub use self::linear::Linear;
 pub use self::norm::{LayerNorm, RmsNorm};
 pub use self::rows::Rows;
 
-use crate::graph::Graph;
+use super::attributes::Attributes;
+use super::{Op, ShapeError};
+use crate::graph::{Graph, Type};
+
+/// Reads the operation of one name from its attributes.
+pub type Parser = fn(&mut Attributes) -> Result<Op, String>;
+
+/// Every fused operation, by its name in the text form.
+pub const PARSERS: &[(&str, Parser)] = &[
+    ("rms_norm", norm::parse_rms_norm),
+    ("layer_norm", norm::parse_layer_norm),
+    ("linear", linear::parse),
+    ("attention", attention::parse),
+    ("rows", rows::parse),
+];
 
 /// A fused operation.
 pub trait FusedOp: fmt::Debug + Send + Sync + 'static {
@@ -31,11 +45,15 @@ pub trait FusedOp: fmt::Debug + Send + Sync + 'static {
         Vec::new()
     }
 
-    /// A graph of core operations with the same parameters and results. The meaning of this operation.
+    /// A graph with the same parameters and results, of core operations or of fused ones that decompose further. The meaning of this operation.
     ///
-    /// `operands` are the types of the operands.
-    fn decompose(&self, operands: &[crate::graph::Type]) -> Graph;
+    /// `operands` are the types of the operands; types that the operation does not take are an error.
+    fn decompose(&self, operands: &[Type]) -> Result<Graph, ShapeError>;
 
     /// For downcasting to the concrete operation.
     fn as_any(&self) -> &dyn Any;
+}
+
+fn fail<T>(message: impl Into<String>) -> Result<T, ShapeError> {
+    Err(ShapeError(message.into()))
 }
