@@ -1,1 +1,27 @@
-//! The test harness: reference cases, numeric comparison, fixtures.
+//! The test harness: reference cases, numeric comparison, generated weights.
+//!
+//! ```text
+//! reference/cases/NAME ──case──▶ Case ──fill──▶ checkpoint folder ──▶ any stage of xfc
+//!                                  │                                        │
+//!                                  └─ golden ──────────compare──────────────┘
+//! ```
+//!
+//! Everything here is for the suites in `tests/suite/`, which are one binary. Harness errors are [`Error`], which name the file.
+
+pub mod case;
+pub mod compare;
+pub mod fill;
+
+use std::path::{Path, PathBuf};
+
+/// What went wrong in the harness itself, in words.
+pub type Error = Box<dyn std::error::Error + Send + Sync>;
+
+/// A result of the harness.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// The root of the repository.
+pub fn repository() -> PathBuf {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    tests.parent().unwrap_or(tests).to_path_buf()
+}

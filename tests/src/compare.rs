@@ -1,0 +1,158 @@
+//! Whether two tensors of floats agree, by named tiers of tolerance, and where they first depart.
+//!
+//! Given what was computed, what was expected, and a [`Tier`], [`compare`] promises that every element was looked at, that a NaN
+//! on one side only is a departure, and that an error names the first departing element by its index. The tiers and what they
+//! allow are one table, [`allowed`]; no suite writes a tolerance of its own.
+
+use std::fmt;
+
+/// How closely two tensors must agree.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Tier {
+    /// The same bits, up to the sign of zero.
+    Exact,
+    /// At most so many representable values apart.
+    Ulp(u32),
+    /// A handful of roundings, and our own polynomials for exp, tanh, erf, sin and cos.
+    Close,
+    /// Sums of so many products, in any order.
+    Accumulate(usize),
+    /// A whole model against another implementation in f64.
+    Model,
+    /// Normalised embeddings of a whole model against another implementation in f32.
+    Embedding,
+}
+
+/// The precision that a tensor was computed in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is the type it is named after")]
+pub enum Precision {
+    F64,
+    F32,
+    BF16,
+}
+
+impl Precision {
+    /// The distance from 1 to the next number.
+    pub fn epsilon(self) -> f64 {
+        match self {
+            Precision::F64 => f64::EPSILON,
+            Precision::F32 => f64::from(f32::EPSILON),
+            Precision::BF16 => 1.0 / 128.0,
+        }
+    }
+}
+
+/// The table: the largest difference allowed from an element `want` of a tensor whose largest magnitude is `largest`.
+pub fn allowed(tier: Tier, precision: Precision, want: f64, largest: f64) -> f64 {
+    let epsilon = precision.epsilon();
+    match (tier, precision) {
+        (Tier::Exact, _) => 0.0,
+        (Tier::Ulp(n), _) => f64::from(n) * ulp(want, precision),
+        (Tier::Close, _) => 16.0 * epsilon * want.abs().max(1.0),
+        // Errors of a sum grow with the square root of its length, relative to its terms; 8 covers the tail.
+        (Tier::Accumulate(k), _) => 8.0 * epsilon * (k.max(1) as f64).sqrt() * largest.max(1.0),
+        (Tier::Model, Precision::F64) => 2e-6,
+        (Tier::Model, Precision::F32) => 2e-4,
+        (Tier::Model, Precision::BF16) => 1.0 / 8.0,
+        (Tier::Embedding, Precision::F64 | Precision::F32) => 1e-4,
+        (Tier::Embedding, Precision::BF16) => 2e-2,
+    }
+}
+
+/// The distance from `value` to the next representable number away from zero.
+fn ulp(value: f64, precision: Precision) -> f64 {
+    let smallest_exponent = match precision {
+        Precision::F64 => f64::MIN_EXP - 1,
+        Precision::F32 | Precision::BF16 => f32::MIN_EXP - 1,
+    };
+    let bits = (value.abs().to_bits() >> 52) as i32 - 1023;
+    precision.epsilon() * f64::from(bits.max(smallest_exponent)).exp2()
+}
+
+/// Where and how far two tensors depart.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Departure {
+    what: String,
+    detail: String,
+}
+
+impl fmt::Display for Departure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}` {}", self.what, self.detail)
+    }
+}
+
+impl std::error::Error for Departure {}
+
+/// Compares `got` with `want`, both in row-major order of `shape`; `what` names the tensor in the error.
+///
+/// # Errors
+/// When the lengths differ from the shape's, or an element departs by more than [`allowed`].
+pub fn compare<G, W>(
+    what: &str,
+    shape: &[usize],
+    got: &[G],
+    want: &[W],
+    tier: Tier,
+    precision: Precision,
+) -> Result<(), Departure>
+where
+    G: Copy + Into<f64>,
+    W: Copy + Into<f64>,
+{
+    let depart = |detail: String| Err(Departure { what: what.to_owned(), detail });
+    let count: usize = shape.iter().product();
+    if got.len() != count || want.len() != count {
+        let (got, want) = (got.len(), want.len());
+        return depart(format!("has {got} elements where {want} are expected, shape {shape:?}"));
+    }
+    let largest = want.iter().map(|&w| w.into().abs()).filter(|w| w.is_finite()).fold(0.0, f64::max);
+    let (mut first, mut worst, mut departing) = (None, (0, 0.0), 0usize);
+    for (index, (&got, &want)) in got.iter().zip(want).enumerate() {
+        let (got, want): (f64, f64) = (got.into(), want.into());
+        let difference = difference(got, want);
+        if difference.is_finite() && difference <= allowed(tier, precision, want, largest) {
+            continue;
+        }
+        departing += 1;
+        first.get_or_insert((index, got, want, difference));
+        if difference > worst.1 {
+            worst = (index, difference);
+        }
+    }
+    let Some((index, got, want, difference)) = first else { return Ok(()) };
+    depart(format!(
+        "departs first at {:?} (element {index}): got {got:e}, want {want:e}, difference {difference:.3e} where {tier:?} in \
+         {precision:?} allows {:.3e}; {departing} of {count} elements depart, the furthest by {:.3e} at {:?}",
+        position(index, shape),
+        allowed(tier, precision, want, largest),
+        worst.1,
+        position(worst.0, shape),
+    ))
+}
+
+/// 0 where both are the same infinity or both are NaN, infinite where only one is finite.
+fn difference(got: f64, want: f64) -> f64 {
+    if got == want || (got.is_nan() && want.is_nan()) {
+        return 0.0;
+    }
+    let difference = (got - want).abs();
+    if difference.is_nan() { f64::INFINITY } else { difference }
+}
+
+/// The index of element number `element` in each dimension.
+fn position(element: usize, shape: &[usize]) -> Vec<usize> {
+    let mut rest = element;
+    let mut position: Vec<_> = shape
+        .iter()
+        .rev()
+        .map(|&size| {
+            let index = rest % size.max(1);
+            rest /= size.max(1);
+            index
+        })
+        .collect();
+    position.reverse();
+    position
+}

@@ -1,0 +1,5 @@
+//! Every suite, in one binary: one module a stage of the pipeline, and one for each part of the harness.
+
+mod case;
+mod compare;
+mod fill;
