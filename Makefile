@@ -1,0 +1,50 @@
+# Every target sets up what it needs: `make demo` or `make test` is the only command to type on a fresh machine.
+
+MAKEFLAGS += --no-print-directory
+
+.PHONY: help setup demo test test-full lint bench clean
+
+help:
+	@echo 'make demo        compile a real checkpoint and embed sentences with it'
+	@echo 'make test        everything that must hold: tests, formatting, lints, documentation'
+	@echo 'make test-full   the same in release, with longer fuzzing'
+	@echo 'make bench       how long the models take to compile'
+	@echo 'make lint        formatting, lints and documentation alone'
+	@echo 'make setup       install what building needs, and nothing else'
+	@echo 'make clean       remove what was built'
+
+setup:
+	@tools/setup.sh
+
+demo:
+	@tools/setup.sh --download
+	@examples/demo/run.sh
+
+# The suite runs the two commands, so they are built before it.
+test:
+	@tools/setup.sh --download --lint
+	@tools/fetch_minilm.sh >/dev/null
+	cargo fmt --all --check
+	cargo build --bins -p xfc-cli -p xfc-runtime
+	cargo test --workspace
+	@$(MAKE) lint
+
+test-full:
+	@tools/setup.sh --download --lint
+	@tools/fetch_minilm.sh >/dev/null
+	cargo build --release --bins -p xfc-cli -p xfc-runtime
+	XFC_FUZZ_SECONDS=60 cargo test --release --workspace
+	@$(MAKE) lint
+
+lint:
+	@tools/setup.sh --lint
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- --deny warnings
+	RUSTDOCFLAGS='--deny warnings' cargo doc --quiet --workspace --no-deps
+
+bench:
+	@tools/setup.sh
+	@tools/bench_compile.sh
+
+clean:
+	cargo clean

@@ -1,0 +1,130 @@
+#!/usr/bin/env bash
+# Makes sure that what building xfc needs is there; says nothing when it is.
+#
+#   tools/setup.sh [--download] [--lint]
+#
+#   --download   also what tools/fetch_minilm.sh needs (python3 with pip)
+#   --lint       also rustfmt and clippy
+#
+# On Debian and its relatives, missing packages are listed with their size and installed with apt-get (through sudo when not root).
+# Elsewhere it prints what to install and stops.
+set -euo pipefail
+
+rust_wanted=1.95
+llvm=${LLVM_SYS_221_PREFIX:-/usr/lib/llvm-22}
+llvm_packages=(llvm-22-dev libmlir-22-dev mlir-22-tools libpolly-22-dev clang-22 lld-22)
+system_packages=(libzstd-dev zlib1g-dev libxml2-dev libz3-dev libffi-dev)
+
+say() { printf '%s\n' "$*" >&2; }
+stop() { say "$@"; exit 1; }
+
+want_download= want_lint=
+for argument in "$@"; do
+  case $argument in
+    --download) want_download=1 ;;
+    --lint) want_lint=1 ;;
+    *) stop "setup.sh: unknown argument $argument" ;;
+  esac
+done
+
+# ---- Rust: never installed by us, it belongs to the user.
+
+command -v cargo >/dev/null || stop "xfc is written in Rust, and there is no cargo on PATH.
+Install Rust $rust_wanted or newer from https://rustup.rs, open a new shell, and run this command again."
+rust=$(rustc --version | cut -d' ' -f2)
+[ "$(printf '%s\n' "$rust_wanted" "$rust" | sort -V | head -n 1)" = "$rust_wanted" ] ||
+  stop "xfc needs Rust $rust_wanted or newer; rustc is $rust. Run: rustup update stable"
+if [ -n "$want_lint" ]; then
+  for tool in rustfmt clippy; do
+    command="cargo ${tool/rustfmt/fmt} --version"
+    $command >/dev/null 2>&1 && continue
+    say "Adding $tool to the Rust toolchain"
+    rustup component add "$tool" >/dev/null 2>&1 || stop "\`$command\` fails. Run: rustup component add $tool"
+  done
+fi
+
+# ---- Elsewhere than on Debian: look at what is there, say what is missing.
+
+if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
+  missing=()
+  command -v cc >/dev/null || missing+=("a C compiler and linker (cc)")
+  case $("$llvm/bin/llvm-config" --version 2>/dev/null) in
+    22.*) [ -e "$llvm/lib/libMLIRIR.a" ] || missing+=("MLIR 22 as static libraries in $llvm/lib (libMLIRIR.a and its like)") ;;
+    *) missing+=("LLVM 22 and MLIR 22 with static libraries, clang 22 for its libclang, and the libraries zstd, zlib, libxml2, z3, libffi") ;;
+  esac
+  if [ -n "$want_download" ]; then
+    python3 -m pip --version >/dev/null 2>&1 || missing+=("python3 with pip (downloads the demo's checkpoint)")
+  fi
+  [ "${#missing[@]}" -gt 0 ] || exit 0
+  say "This machine has no apt-get, so please install what is missing:"
+  for item in "${missing[@]}"; do say "  - $item"; done
+  stop "LLVM is looked for in $llvm. If it is elsewhere, set LLVM_SYS_221_PREFIX, MLIR_SYS_220_PREFIX and TABLEGEN_220_PREFIX to its prefix.
+Then run this command again."
+fi
+
+# ---- Debian and its relatives.
+
+wanted=("${system_packages[@]}")
+# A prefix of one's own replaces the packages of LLVM.
+[ "$llvm" != /usr/lib/llvm-22 ] || wanted=("${llvm_packages[@]}" "${wanted[@]}")
+command -v cc >/dev/null || wanted+=(build-essential)
+if [ -n "$want_download" ]; then
+  command -v python3 >/dev/null || wanted+=(python3)
+  python3 -m pip --version >/dev/null 2>&1 || wanted+=(python3-pip)
+fi
+
+missing=()
+for package in "${wanted[@]}"; do
+  [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
+done
+[ "${#missing[@]}" -gt 0 ] || exit 0
+
+as_root=()
+if [ "$(id -u)" -ne 0 ]; then
+  command -v sudo >/dev/null || stop "Packages are missing, and there is no sudo. As root, run:
+  apt-get update && apt-get install --no-install-recommends ${missing[*]}"
+  as_root=(sudo)
+fi
+apt() { "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get "$@"; }
+
+# Packages that apt knows no version of.
+unknown() {
+  local package
+  for package in "${missing[@]}"; do
+    apt-cache policy "$package" | grep -q 'Candidate: [^(]' || printf '%s ' "$package"
+  done
+}
+
+if [ -n "$(unknown)" ]; then
+  say "Reading the package lists (apt-get update)"
+  apt update -qq >&2 || stop "apt-get update failed; is the network there?"
+fi
+absent=$(unknown)
+if [ -n "$absent" ]; then
+  . /etc/os-release
+  say "apt offers no version of: $absent"
+  case ${VERSION_CODENAME:-} in
+    bookworm)
+      stop "On Debian 12 they come with the security updates, which this machine's apt does not read. As root, run:
+  echo 'deb http://deb.debian.org/debian-security bookworm-security main' > /etc/apt/sources.list.d/bookworm-security.list
+and run this command again."
+      ;;
+    *)
+      stop "LLVM's own packages for ${PRETTY_NAME:-this system} may have them: see https://apt.llvm.org, version 22. Then run this command again."
+      ;;
+  esac
+fi
+
+# apt-get says "Need to get 223 MB of archives. After this operation, 1,341 MB of additional disk space will be used."
+size=$(LC_ALL=C apt-get install --no-install-recommends --assume-no "${missing[@]}" 2>/dev/null |
+  sed -nE 's/^Need to get (.*) of archives\./download \1/p; s/^After this operation, (.*) of additional .*/on disk \1/p' | paste -sd, | sed 's/,/, /')
+say "Installing with apt-get: ${missing[*]}"
+say "  ${size:-size unknown}"
+if [ -t 2 ]; then
+  apt install -y -q --no-install-recommends "${missing[@]}" >&2
+else
+  log=$(mktemp)
+  apt install -y -qq --no-install-recommends "${missing[@]}" >"$log" 2>&1 || { tail -n 20 "$log" >&2; stop "apt-get failed; its whole output is in $log"; }
+  rm -f "$log"
+fi
+say "Installed."
