@@ -7,6 +7,10 @@
 //! petgraph holds the nodes and edges; nothing outside this file names it. Edges carry ports: `{result, operand}`.
 
 pub mod build;
+pub mod parse;
+pub mod path;
+pub mod print;
+pub mod verify;
 
 use std::fmt;
 
