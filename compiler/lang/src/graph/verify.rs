@@ -97,15 +97,15 @@ impl Verifier<'_> {
         let mut seen = HashSet::new();
         for name in names {
             if !seen.insert(name) {
-                self.report(graph, None, format!("two {what}s are named '{name}'"));
+                self.report(graph, None, format!("two {what} are named '{name}'"));
             }
         }
     }
 
     /// `index` is the graph's place in the program; a body of a fused operation has none.
     fn graph(&mut self, graph: &Graph, name: &str, index: Option<usize>, depth: usize) {
-        self.distinct(name, "parameter", graph.params.iter().map(|p| &p.name));
-        self.distinct(name, "output", graph.outputs.iter().map(|o| &o.name));
+        self.distinct(name, "parameters", graph.params.iter().map(|p| &p.name));
+        self.distinct(name, "outputs", graph.outputs.iter().map(|o| &o.name));
         let exists = |v: ValueId| graph.nodes.node_weight(v.node.0).is_some_and(|n| v.port < n.types.len());
         for (i, param) in graph.params.iter().enumerate() {
             if !exists(param.value) || graph.op(param.value.node).as_core() != Some(&Core::Arg { index: i }) {
@@ -221,7 +221,7 @@ impl Verifier<'_> {
 
     fn inputs(&mut self) {
         let program = self.program;
-        self.distinct("program", "axe", program.axes.iter());
+        self.distinct("program", "axes", program.axes.iter());
         let Some(main) = program.graphs.first() else {
             self.report("program", None, "there is no graph");
             return;

@@ -1,0 +1,97 @@
+//! The text form, the verifier and the interpreter.
+
+use xfc_lang::graph::parse::parse;
+use xfc_lang::graph::verify::verify;
+
+use crate::support::{DENSE, ENCODER, difference, program, run};
+
+#[test]
+fn text_reads_back() {
+    for text in [DENSE, ENCODER] {
+        let once = program(text).to_string();
+        let twice = program(&once).to_string();
+        assert_eq!(once, twice);
+    }
+}
+
+#[test]
+fn pieces_give_what_the_whole_gives() {
+    let program = program(DENSE);
+    let whole = run(&program, &[9], 1);
+    assert_eq!(whole[0]["logits"].dims, [9, 32]);
+    assert!(whole[0]["logits"].to_f64().iter().all(|x| x.is_finite()));
+}
+
+#[test]
+fn nine_steps_give_what_one_gives() {
+    use std::collections::BTreeMap;
+    use xfc_lang::reference::{Interpreter, State, Tensor};
+    let program = program(DENSE);
+    let shapes = crate::support::weight_shapes(&program);
+    let weights = |path: &str| {
+        let dims: &Vec<usize> = &shapes[path];
+        Ok(Tensor::f64(dims.clone(), crate::support::numbers(path, 3, dims.iter().product())))
+    };
+    let interpreter = Interpreter::<f64>::new(verify(&program).unwrap(), &weights).unwrap();
+    let step = |state: &mut State<f64>, ids: &[i64]| {
+        let inputs = BTreeMap::from([("input_ids".to_string(), Tensor::i64([ids.len()], ids.to_vec()))]);
+        interpreter.step(state, &inputs).unwrap()["logits"].to_f64()
+    };
+    let ids = [3, 1, 4, 1, 5, 9, 2, 6, 5];
+    let whole = step(&mut State::new(), &ids);
+    let mut state = State::new();
+    let mut pieces = step(&mut state, &ids[..4]);
+    for id in &ids[4..] {
+        pieces.extend(step(&mut state, &[*id]));
+    }
+    assert_eq!(state.past(0), 9);
+    assert_eq!(whole.len(), pieces.len());
+    for (a, b) in whole.iter().zip(&pieces) {
+        assert!((a - b).abs() < 1e-12);
+    }
+}
+
+#[test]
+fn runs_repeat() {
+    let program = program(ENCODER);
+    assert_eq!(difference(&run(&program, &[7], 5), &run(&program, &[7], 5)), 0.0);
+}
+
+#[test]
+fn errors_of_text_have_their_place() {
+    let error = |text: &str| parse(text).unwrap_err().to_string();
+    insta::assert_snapshot!(error("program \"x\" axes [n]\ngraph 0 \"m\" (%0 a: f32[m]) {"), @"2:24: 'm' is not an axis of this program");
+    insta::assert_snapshot!(error("program \"x\" axes [n]\ngraph 0 \"m\" () {\n  %0 = frob : f32\n"), @"3:8: 'frob' is not an operation");
+    insta::assert_snapshot!(error("program \"x\" axes [n]\ngraph 0 \"m\" () {\n  %0 = neg %1 : f32\n"), @"3:13: %1 is not defined before its use");
+    insta::assert_snapshot!(error("program \"x\" axes [n]\ngraph 0 \"m\" () {\n  %0 = const {value = [1]} : f32\n"), @"3:8: 'values' is missing");
+    insta::assert_snapshot!(error("program \"x"), @"1:9: a string without an end");
+}
+
+#[test]
+fn every_prefix_is_read_or_refused() {
+    for text in [DENSE, ENCODER] {
+        for end in (0..text.len()).step_by(7) {
+            if let Ok(program) = parse(&text[..end]) {
+                let _ = verify(&program);
+            }
+        }
+    }
+}
+
+#[test]
+fn violations_are_collected() {
+    let text = r#"program "x" axes [n]
+graph 0 "m" (%0 a: f32[n, 4], %1 b: f32[n, 3]) {
+  %2 = add %0, %1 : f32[n, 4]
+  %3 = neg %0 : f32[n, 5]
+  %4 = call %0 {graph = 0, at = "x"} : f32[n, 4]
+  %5 = rms_norm %0, %1 {eps = 1e-5, gain = true} : f32[n, 4]
+  %6 = linear %0, %0 {parts = 1, epilogue = (%0 acc: f32) {
+    %1 = weight {path = "w"} : f32
+    return y = %1
+  }} : f32[n, 4]
+  return a = %2, a = %3
+}"#;
+    let program = parse(text).unwrap();
+    insta::assert_snapshot!(verify(&program).unwrap_err().to_string());
+}
