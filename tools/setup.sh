@@ -89,9 +89,10 @@ apt() { "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get "$@"; }
 
 # Packages that apt knows no version of.
 unknown() {
-  local package
+  local package policy
   for package in "${missing[@]}"; do
-    apt-cache policy "$package" | grep -q 'Candidate: [^(]' || printf '%s ' "$package"
+    policy=$(LC_ALL=C apt-cache policy "$package")
+    [[ $policy == *"Candidate: "[^\(]* ]] || printf '%s ' "$package"
   done
 }
 

@@ -9,8 +9,10 @@
 //! Everything here is for the suites in `tests/suite/`, which are one binary. Harness errors are [`Error`], which name the file.
 
 pub mod case;
+pub mod command;
 pub mod compare;
 pub mod fill;
+pub mod source;
 
 use std::path::{Path, PathBuf};
 

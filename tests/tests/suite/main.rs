@@ -3,3 +3,4 @@
 mod case;
 mod compare;
 mod fill;
+mod tidy;

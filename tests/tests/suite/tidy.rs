@@ -1,0 +1,269 @@
+//! The rules of the tree that no compiler checks. Every test collects all breaches before it fails.
+
+use std::process::Command;
+
+use xfc_tests::source::{SourceFile, files};
+use xfc_tests::{Result, repository};
+
+/// Fails with every breach, one a line.
+fn none(rule: &str, breaches: &[String]) {
+    assert!(breaches.is_empty(), "{rule}:\n  {}", breaches.join("\n  "));
+}
+
+fn rust() -> Result<Vec<SourceFile>> {
+    let rust = files(".", &[".rs"])?;
+    assert!(rust.len() > 20, "the walk found only {} files", rust.len());
+    Ok(rust)
+}
+
+#[test]
+fn every_file_says_what_it_is() -> Result<()> {
+    let silent = |f: &SourceFile| !f.text.starts_with("//! ");
+    let breaches: Vec<_> = rust()?.into_iter().filter(silent).map(|f| f.path).collect();
+    none("a .rs file opens with //!", &breaches);
+    Ok(())
+}
+
+#[test]
+fn long_files_explain_themselves() -> Result<()> {
+    let mut breaches = Vec::new();
+    for file in rust()? {
+        let lines = file.text.lines().count();
+        // "One file because ..." or the like: a sentence of the header about its length.
+        if lines > 500 && !file.header().contains("One file because") {
+            breaches.push(format!("{}: {lines} lines", file.path));
+        }
+    }
+    none("past 500 lines a file is split, or its //! says \"One file because ...\"", &breaches);
+    Ok(())
+}
+
+/// A library, and the folders whose code may name it. `*` in a file name stands for anything.
+const FENCES: [(&str, &[&str]); 6] = [
+    // The file that hands MLIR over to LLVM knows both.
+    ("melior", &["compiler/codegen/src/mlir/", "compiler/codegen/src/target/"]),
+    ("mlir_sys", &["compiler/codegen/src/mlir/", "compiler/codegen/src/target/"]),
+    ("inkwell", &["compiler/codegen/src/target/"]),
+    ("petgraph", &["compiler/lang/src/graph/"]),
+    ("cudarc", &["runtime/src/device/cuda"]),
+    ("pest", &["compiler/lang/src/spec/", "compiler/lang/src/graph/"]),
+];
+
+#[test]
+fn libraries_stay_in_their_folders() -> Result<()> {
+    let mut breaches = Vec::new();
+    for file in rust()?.iter().filter(|f| !f.path.starts_with("tests/")) {
+        for (library, folders) in FENCES {
+            if folders.iter().any(|folder| file.path.starts_with(folder)) {
+                continue;
+            }
+            let named = |line: &str| words(line).any(|word| word == library);
+            breaches
+                .extend(file.code().filter(|(_, l)| named(l)).map(|(n, l)| format!("{}:{n}: {}", file.path, l.trim())));
+        }
+    }
+    none("a library is named only in its folder", &breaches);
+    Ok(())
+}
+
+/// Families of models, in lower case without separators.
+const FAMILIES: [&str; 22] = [
+    "llama",
+    "qwen",
+    "deepseek",
+    "gemma",
+    "mixtral",
+    "mistral",
+    "olmo",
+    "kimi",
+    "smollm",
+    "grok",
+    "gpt2",
+    "gptneox",
+    "gptoss",
+    "gptj",
+    "longformer",
+    "maverick",
+    "minilm",
+    "vaswani",
+    "marian",
+    "phi3",
+    "falcon",
+    "mamba",
+];
+/// The same, where the letters also occur inside other words.
+const FAMILY_WORDS: [&str; 5] = ["bert", "bart", "t5", "vit", "gpt"];
+
+#[test]
+fn the_code_knows_no_model() -> Result<()> {
+    let endings = [".rs", ".pest", ".toml", ".md", ".xg", ".xf", ".yaml", ".json", ".snap"];
+    let mut breaches = Vec::new();
+    for folder in ["compiler", "runtime"] {
+        for file in files(folder, &endings)? {
+            if let Some(family) = family(&file.path) {
+                breaches.push(format!("{}: the name of the file ({family})", file.path));
+            }
+            for (n, line) in file.lines() {
+                let cites = ["et al", "arXiv", "://"].iter().any(|mark| line.contains(mark));
+                if let Some(family) = family(line).filter(|_| !cites) {
+                    breaches.push(format!("{}:{n}: {family}: {}", file.path, line.trim()));
+                }
+            }
+        }
+    }
+    none("no model family is named in compiler/ and runtime/ (but where a paper is cited)", &breaches);
+    Ok(())
+}
+
+/// The family that a line names.
+fn family(line: &str) -> Option<&'static str> {
+    let lower = line.to_lowercase();
+    let joined: String = lower.chars().filter(|c| !"-_. ".contains(*c)).collect();
+    let inside = FAMILIES.iter().find(|family| joined.contains(*family) && lower.contains(&family[..3]));
+    let word = || FAMILY_WORDS.iter().find(|family| words(&lower).any(|word| word == **family));
+    inside.or_else(word).copied()
+}
+
+#[test]
+fn families_are_recognised() {
+    for line in ["a LLaMA-style layer", "GPT-NeoX", "models/bert.yaml", "gpt_oss", "T5's bias", "let qwen2 = 1;"] {
+        assert!(family(line).is_some(), "{line}");
+    }
+    for line in ["rotary(x)", "the vital bartender", "let t = 5;", "invite", "a grammar"] {
+        assert_eq!(family(line), None, "{line}");
+    }
+}
+
+#[test]
+fn nothing_is_left_for_later() -> Result<()> {
+    // Put together here, so that this file does not contain what it looks for.
+    let marks = [
+        ["TO", "DO"],
+        ["FIX", "ME"],
+        ["XX", "X"],
+        ["todo", "!("],
+        ["unimple", "mented!"],
+        ["unreach", "able!()"],
+        ["#[ig", "nore"],
+    ]
+    .map(|halves| halves.concat());
+    let mut breaches = Vec::new();
+    for file in files(".", &[".rs", ".py", ".sh", ".pest", ".xf", ".yaml", "Makefile"])? {
+        let left = |line: &str| marks.iter().any(|mark| line.contains(mark.as_str()));
+        breaches.extend(file.lines().filter(|(_, l)| left(l)).map(|(n, l)| format!("{}:{n}: {}", file.path, l.trim())));
+    }
+    none("nothing is left for later, and no test is switched off", &breaches);
+    Ok(())
+}
+
+#[test]
+fn fused_operations_state_shapes_and_source() -> Result<()> {
+    let mut breaches = Vec::new();
+    let mut operations = 0;
+    for file in files("compiler/lang/src/ops/fused", &[".rs"])? {
+        for name in file.text.split("impl FusedOp for ").skip(1).filter_map(|rest| words(rest).next()) {
+            operations += 1;
+            let Some(at) = file.text.find(&format!("pub struct {name}")) else {
+                breaches.push(format!("{}: {name} is not a public struct here", file.path));
+                continue;
+            };
+            let before = file.text[..at].lines().rev();
+            let doc: String = before.skip_while(|l| l.starts_with("#[")).take_while(|l| l.starts_with("///")).collect();
+            for section in ["# Shapes", "# Source"] {
+                if !doc.contains(section) {
+                    breaches.push(format!("{}: {name} has no `{section}`", file.path));
+                }
+            }
+        }
+    }
+    assert!(operations > 3, "only {operations} fused operations found");
+    none("the doc comment of a fused operation has # Shapes and # Source", &breaches);
+    Ok(())
+}
+
+#[test]
+fn commands_in_the_documentation_exist() -> Result<()> {
+    let makefile = std::fs::read_to_string(repository().join("Makefile"))?;
+    let mut breaches = Vec::new();
+    let mut checked = 0;
+    for file in files(".", &[".md"])? {
+        for (n, line) in file.lines() {
+            for command in commands(line) {
+                checked += 1;
+                if let Err(problem) = exists(&command, &makefile) {
+                    breaches.push(format!("{}:{n}: `{}`: {problem}", file.path, command.join(" ")));
+                }
+            }
+        }
+    }
+    assert!(checked > 3, "only {checked} commands found");
+    none("a command in the documentation exists, with its options", &breaches);
+    Ok(())
+}
+
+/// The commands that a line of Markdown gives: an indented or quoted line, or a code span, that begins with one of ours.
+fn commands(line: &str) -> Vec<Vec<String>> {
+    let spans = line.split('`').skip(1).step_by(2);
+    let indented = line.strip_prefix("    ").into_iter();
+    let split = |text: &str| -> Vec<String> {
+        let text = text.split(" #").next().unwrap_or_default().trim().trim_start_matches("$ ");
+        text.split_whitespace().map(String::from).collect()
+    };
+    let ours = |command: &Vec<String>| {
+        let tool = command.first().map_or("", |first| first.rsplit('/').next().unwrap_or_default());
+        command.len() > 1 && (["make", "xfc", "xfrun"].contains(&tool) || tool.ends_with(".sh"))
+    };
+    spans.chain(indented).map(split).filter(ours).collect()
+}
+
+fn exists(command: &[String], makefile: &str) -> std::result::Result<(), String> {
+    let tool = command[0].as_str();
+    if tool == "make" {
+        let target = &command[1];
+        let known = makefile.lines().any(|line| line.split(':').next() == Some(target));
+        return if known { Ok(()) } else { Err("the Makefile has no such target".into()) };
+    }
+    if tool.ends_with(".sh") {
+        let known = repository().join(tool).is_file();
+        return if known { Ok(()) } else { Err("no such script".into()) };
+    }
+    let name = tool.rsplit('/').next().unwrap_or_default();
+    let program = xfc_tests::command::path(name).map_err(|e| e.to_string())?;
+    let help = Command::new(program).args([&command[1], "--help"]).output().map_err(|e| e.to_string())?;
+    if !help.status.success() {
+        return Err(format!("{name} has no such subcommand"));
+    }
+    let help = String::from_utf8_lossy(&help.stdout).into_owned();
+    for option in command.iter().filter(|word| word.starts_with('-')) {
+        let option = option.trim_matches(|c: char| "[].,".contains(c)).split('=').next().unwrap_or_default();
+        if !help
+            .split(|c: char| c.is_whitespace() || ",[]".contains(c))
+            .any(|word| word.split('=').next() == Some(option))
+        {
+            return Err(format!("{name} {} has no option {option}", command[1]));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn links_in_the_documentation_lead_somewhere() -> Result<()> {
+    let mut breaches = Vec::new();
+    for file in files(".", &[".md"])? {
+        let folder = repository().join(&file.path).parent().map(std::path::Path::to_path_buf).unwrap_or_default();
+        for (n, line) in file.lines() {
+            for link in line.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+                let path = link.split('#').next().unwrap_or_default();
+                if !path.is_empty() && !path.contains("://") && !folder.join(path).exists() {
+                    breaches.push(format!("{}:{n}: {link}", file.path));
+                }
+            }
+        }
+    }
+    none("a link in the documentation leads to a file", &breaches);
+    Ok(())
+}
+
+fn words(line: &str) -> impl Iterator<Item = &str> {
+    line.split(|c: char| !(c.is_alphanumeric() || c == '_')).filter(|word| !word.is_empty())
+}
