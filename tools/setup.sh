@@ -117,7 +117,7 @@ and run this command again."
 fi
 
 # apt-get says "Need to get 223 MB of archives. After this operation, 1,341 MB of additional disk space will be used."
-size=$(LC_ALL=C apt-get install --no-install-recommends --assume-no "${missing[@]}" 2>/dev/null |
+size=$( (LC_ALL=C apt-get install --no-install-recommends --assume-no "${missing[@]}" 2>/dev/null || true) |
   sed -nE 's/^Need to get (.*) of archives\./download \1/p; s/^After this operation, (.*) of additional .*/on disk \1/p' | paste -sd, | sed 's/,/, /')
 say "Installing with apt-get: ${missing[*]}"
 say "  ${size:-size unknown}"

@@ -22,6 +22,9 @@ use crate::ops::{Op, ShapeError};
 ///
 /// # Precision
 /// Products of operands of the stated dtypes (f32, or bf16 by bf16), accumulated in f32; the epilogue in f32.
+///
+/// # Source
+/// Kerr et al. 2017 (CUTLASS): what follows a product elementwise is done while its accumulators are in registers.
 #[derive(Clone, Debug)]
 pub struct Linear {
     /// Number of weight matrices.

@@ -14,6 +14,9 @@ use crate::ops::{Op, ShapeError};
 /// The body is a graph with the group's operands as parameters and its results as outputs; every dimension in it is
 /// fixed, but for a leading `tokens` or `rows(tokens)`. An output that is fed to a `Cache` right behind the group is written into its
 /// pages by this kernel.
+///
+/// # Source
+/// Chen et al. 2018 (TVM), §3: fusion of injective operations and reductions.
 #[derive(Clone, Debug)]
 pub struct Rows {
     /// The operations of the group.
