@@ -8,4 +8,8 @@
 //!
 //! Knows no architecture, links no LLVM, depends on no part of the compiler.
 
+pub mod error;
+pub mod files;
 pub mod artifact;
+
+pub use error::RuntimeError;

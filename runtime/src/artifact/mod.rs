@@ -1,10 +1,25 @@
 //! The contract between compiler and runtime: container, kernel ABI, plans, weight bindings, cache layout.
 //!
-//! [`abi`] is what a kernel is called with, [`manifest`] is what to call and with which buffers; the container holds both
-//! beside the code. Whoever changes either raises [`VERSION`].
+//! [`abi`] is what a kernel is called with, [`manifest`] is what to call and with which buffers; the [`container`] holds both
+//! beside the code. Whoever changes any of them raises [`VERSION`].
 
 pub mod abi;
 pub mod manifest;
+pub mod validate;
+pub mod features;
+pub mod code;
+pub mod container;
+mod elf;
+mod sums;
+mod table;
+#[cfg(test)]
+pub(crate) mod sample;
+#[cfg(test)]
+mod tests;
+
+pub use code::Code;
+pub use container::{Artifact, CodeImage, Variant, VariantParts, write};
+pub use features::HostFeatures;
 
 /// Version of the container, the manifest and the kernel ABI together. A runtime refuses any other.
 pub const VERSION: u32 = 1;

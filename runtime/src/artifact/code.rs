@@ -1,0 +1,66 @@
+//! Machine code in memory of its own: verified, then executable, never both writable and executable.
+
+#![allow(unsafe_code, reason = "turns addresses inside a mapping into function pointers")]
+
+use super::abi::KernelFn;
+use crate::error::{Result, RuntimeError};
+use memmap2::{Mmap, MmapMut};
+
+/// A loaded code image. Kernels obtained from it must not be called once it is dropped: keep it beside whatever calls them.
+#[derive(Debug)]
+pub struct Code {
+    map: Mmap,
+    entries: Vec<usize>,
+}
+
+impl Code {
+    /// Copies `image` into fresh memory, checks the copy against `sum`, and makes it read-only and executable.
+    pub(super) fn map(image: &[u8], sum: u32, entries: &[u64]) -> Result<Self> {
+        let fail = |problem: String| RuntimeError::Device { device: "cpu", problem };
+        let no_memory =
+            |error: std::io::Error| fail(format!("no executable memory for {} bytes of code: {error}", image.len()));
+        // An empty mapping is not allowed; a manifest without kernels has an empty image.
+        let mut map = MmapMut::map_anon(image.len().max(1)).map_err(no_memory)?;
+        map[..image.len()].copy_from_slice(image);
+        if crc32fast::hash(&map[..image.len()]) != sum {
+            return Err(fail("the code changed while it was loaded".to_owned()));
+        }
+        let map = map.make_exec().map_err(no_memory)?;
+        flush_instructions(&map);
+        let entries = entries
+            .iter()
+            .map(|&entry| usize::try_from(entry).ok().filter(|&entry| entry < image.len()))
+            .collect::<Option<_>>()
+            .ok_or_else(|| fail("an entry lies outside of the code".to_owned()))?;
+        Ok(Self { map, entries })
+    }
+
+    /// Number of kernels.
+    pub fn n_kernels(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// The function of kernel `k`, if there is one. Calling it is unsafe: see [`KernelFn`].
+    pub fn kernel(&self, k: usize) -> Option<KernelFn> {
+        let entry = *self.entries.get(k)?;
+        let address = self.map[entry..].as_ptr();
+        // SAFETY: `address` is not null and a function pointer has the size of a data pointer on the supported architectures. Making the
+        // pointer calls nothing; whoever calls it answers for the code behind it.
+        Some(unsafe { std::mem::transmute::<*const u8, KernelFn>(address) })
+    }
+}
+
+/// Makes freshly written code visible to instruction fetch, where the processor does not do so by itself.
+#[cfg(target_arch = "aarch64")]
+fn flush_instructions(code: &[u8]) {
+    unsafe extern "C" {
+        fn __clear_cache(begin: *const u8, end: *const u8);
+    }
+    let range = code.as_ptr_range();
+    // SAFETY: the range is that of a live slice; the function only maintains caches.
+    unsafe { __clear_cache(range.start, range.end) }
+}
+
+/// Nothing to do: instruction fetch is coherent.
+#[cfg(not(target_arch = "aarch64"))]
+fn flush_instructions(_code: &[u8]) {}

@@ -1,0 +1,339 @@
+//! The `.xfm` container: writing one, and reading one back with every byte checked.
+//!
+//! ```text
+//! .xfm.table     the exported `xfm_entry_table`: where each variant's code and kernels are
+//! .xfm.card      the description that was compiled, UTF-8
+//! .xfm.plan.i    manifest of variant i, JSON
+//! .xfm.code.i    code and constants of variant i, one position-independent image
+//! .xfm.sums      checksums
+//! ```
+//!
+//! Reading executes nothing and maps nothing executable: see [`Variant::load_code`] for that.
+
+use super::code::Code;
+use super::elf::{self, Section};
+use super::features::HostFeatures;
+use super::manifest::Manifest;
+use super::sums::{self, Sums};
+use super::table::{self, VariantEntries};
+use super::{VERSION, validate};
+use crate::error::{Result, RuntimeError};
+use object::read::elf::ElfFile64;
+use object::{Endianness, Object, ObjectSection};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Machine code of one variant.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CodeImage {
+    /// Position-independent code and constants, linked: no relocation is left. Loaded at a multiple of 64 bytes (of a page, in fact).
+    pub bytes: Vec<u8>,
+    /// Where kernel `k` of the manifest begins, in bytes.
+    pub entries: Vec<u64>,
+}
+
+/// One variant to write.
+#[derive(Clone, Debug, PartialEq)]
+pub struct VariantParts {
+    /// What to run.
+    pub manifest: Manifest,
+    /// The code of [`Manifest::kernels`].
+    pub code: CodeImage,
+}
+
+/// The bytes of an artifact that holds `card` (the description) and `variants`, best first. Equal inputs give equal bytes.
+///
+/// # Errors
+/// There is no variant, or a manifest does not pass [`validate::check`]: a mistake of the compiler.
+pub fn write(card: &str, variants: &[VariantParts]) -> Result<Vec<u8>> {
+    let bug = |problem: String| RuntimeError::Artifact {
+        path: "artifact to write".to_owned(),
+        problem,
+        help: "this is a mistake of the compiler: please report it with the card".to_owned(),
+    };
+    let Some(first) = variants.first() else { return Err(bug("has no variants".to_owned())) };
+    let entries: Vec<&[u64]> = variants.iter().map(|variant| variant.code.entries.as_slice()).collect();
+    let section = |name: String, data: Vec<u8>, executable| Section { name, data, executable };
+
+    let mut sections = vec![
+        section(table::SECTION.to_owned(), vec![0; table::size_bytes(&entries)], false),
+        section(CARD.to_owned(), card.as_bytes().to_vec(), false),
+    ];
+    for (i, variant) in variants.iter().enumerate() {
+        validate::check(&variant.manifest).map_err(|problem| bug(format!("variant {i}: {problem}")))?;
+        check_entries(&variant.manifest, &variant.code.entries, variant.code.bytes.len())
+            .map_err(|problem| bug(format!("variant {i}: {problem}")))?;
+        let plan = serde_json::to_vec(&variant.manifest).map_err(|error| bug(format!("variant {i}: {error}")))?;
+        sections.push(section(plan_name(i), plan, false));
+    }
+    let summed = (0..variants.len())
+        .map(code_name)
+        .chain(sections.iter().map(|section| section.name.clone()))
+        .collect::<Vec<_>>();
+    let sums_index = sections.len();
+    sections.push(section(sums::SECTION.to_owned(), vec![0; Sums::len(summed.iter().map(String::as_str))], false));
+    for (i, variant) in variants.iter().enumerate() {
+        sections.push(section(code_name(i), variant.code.bytes.clone(), true));
+    }
+
+    let elf::Written { mut bytes, offsets } =
+        elf::write(&first.manifest.target.arch, &sections, table::SYMBOL, 0).map_err(bug)?;
+    let code = |i: usize| offsets[sums_index + 1 + i] as u64 - offsets[0] as u64;
+    let rows: Vec<VariantEntries> = variants
+        .iter()
+        .enumerate()
+        .map(|(i, variant)| VariantEntries {
+            code_offset: code(i),
+            code_bytes: variant.code.bytes.len() as u64,
+            entries: variant.code.entries.clone(),
+        })
+        .collect();
+    let table = table::to_bytes(&rows);
+    bytes[offsets[0]..offsets[0] + table.len()].copy_from_slice(&table);
+
+    let range = |index: usize| offsets[index]..offsets[index] + sections[index].data.len();
+    let own = range(sums_index);
+    let data = summed.iter().map(|name| {
+        let index = sections.iter().position(|section| section.name == *name).expect("every summed name is a section");
+        (name.as_str(), &bytes[range(index)])
+    });
+    let text = Sums::compute(&bytes, own.clone(), data).to_text();
+    bytes[own].copy_from_slice(text.as_bytes());
+    Ok(bytes)
+}
+
+const CARD: &str = ".xfm.card";
+
+fn plan_name(i: usize) -> String {
+    format!(".xfm.plan.{i}")
+}
+
+fn code_name(i: usize) -> String {
+    format!(".xfm.code.{i}")
+}
+
+/// Kernels and entries correspond, and every entry lies in the code.
+fn check_entries(manifest: &Manifest, entries: &[u64], code_bytes: usize) -> Result<(), String> {
+    if entries.len() != manifest.kernels.len() {
+        return Err(format!("the plan names {} kernels, the code has {}", manifest.kernels.len(), entries.len()));
+    }
+    match entries.iter().position(|&entry| entry >= code_bytes as u64) {
+        Some(k) => Err(format!("kernel {k} begins at byte {} of {code_bytes} bytes of code", entries[k])),
+        None => Ok(()),
+    }
+}
+
+/// An artifact in memory, verified.
+#[derive(Debug)]
+pub struct Artifact {
+    path: String,
+    bytes: Arc<[u8]>,
+    card: Range<usize>,
+    manifests: Vec<Arc<Manifest>>,
+    variants: Vec<VariantCode>,
+}
+
+/// Where a variant's code is.
+#[derive(Debug)]
+struct VariantCode {
+    range: Range<usize>,
+    sum: u32,
+    entries: Vec<u64>,
+}
+
+impl Artifact {
+    /// Reads and verifies the file at `path`. It is read whole (artifacts hold no weights), so that what was verified is what is used,
+    /// whatever happens to the file afterwards.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is not a whole, undamaged artifact of this [`VERSION`].
+    pub fn open(path: &Path) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(|source| RuntimeError::io(path, "read", source))?;
+        Self::read(path.display().to_string(), bytes.into())
+    }
+
+    /// Verifies an artifact that is already in memory.
+    ///
+    /// # Errors
+    /// As [`Artifact::open`], but for the reading.
+    pub fn from_bytes(bytes: impl Into<Arc<[u8]>>) -> Result<Self> {
+        Self::read("artifact in memory".to_owned(), bytes.into())
+    }
+
+    /// Whether `bytes` look like an artifact or another ELF file, and not a card or a checkpoint.
+    pub fn is_artifact(bytes: &[u8]) -> bool {
+        bytes.starts_with(&object::elf::ELFMAG)
+    }
+
+    fn read(path: String, bytes: Arc<[u8]>) -> Result<Self> {
+        match parse(&bytes) {
+            Ok((card, manifests, variants)) => Ok(Self {
+                path,
+                bytes: Arc::clone(&bytes),
+                card,
+                manifests: manifests.into_iter().map(Arc::new).collect(),
+                variants,
+            }),
+            Err(Refusal { problem, help }) => Err(RuntimeError::Artifact { path, problem, help: help.to_owned() }),
+        }
+    }
+
+    /// The file's path, for messages.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The description that was compiled.
+    pub fn card(&self) -> &str {
+        // Checked to be UTF-8 when it was read; the bytes cannot change.
+        std::str::from_utf8(&self.bytes[self.card.clone()]).unwrap_or_default()
+    }
+
+    /// The manifest of each variant.
+    pub fn manifests(&self) -> impl ExactSizeIterator<Item = &Manifest> {
+        self.manifests.iter().map(Arc::as_ref)
+    }
+
+    /// The variant that suits this machine best: the most features among those that run, or the one called `wanted`.
+    ///
+    /// # Errors
+    /// No variant runs here; says what each lacks. There is no variant called `wanted`.
+    pub fn select(&self, host: &HostFeatures, wanted: Option<&str>) -> Result<Variant<'_>> {
+        let candidates: Vec<usize> = (0..self.manifests.len())
+            .filter(|&i| wanted.is_none_or(|name| self.manifests[i].target.name == name))
+            .collect();
+        if candidates.is_empty() {
+            return Err(RuntimeError::request(
+                format!(
+                    "{}: has no variant for {}, only for {}",
+                    self.path,
+                    wanted.unwrap_or("any target"),
+                    self.target_names().join(", ")
+                ),
+                "leave the target out, or compile for it with `--target`",
+            ));
+        }
+        let mut refusals = Vec::new();
+        let mut best: Option<usize> = None;
+        for i in candidates {
+            let target = &self.manifests[i].target;
+            match host.missing(target) {
+                None => refusals.push(format!("{} is for {}", target.name, target.arch)),
+                Some(missing) if missing.is_empty() => {
+                    if best.is_none_or(|b| self.manifests[b].target.features.len() < target.features.len()) {
+                        best = Some(i);
+                    }
+                }
+                Some(missing) => refusals.push(format!("{} needs {}", target.name, missing.join(", "))),
+            }
+        }
+        best.map(|index| Variant { artifact: self, index }).ok_or_else(|| RuntimeError::Unsupported {
+            subject: self.path.clone(),
+            problem: format!("does not run on this {} processor: {}", host.arch, refusals.join("; ")),
+            help: "compile the model on this machine, or for a target that it has, such as `--target cpu:x86-64`"
+                .to_owned(),
+        })
+    }
+
+    fn target_names(&self) -> Vec<&str> {
+        self.manifests.iter().map(|manifest| manifest.target.name.as_str()).collect()
+    }
+}
+
+/// One variant of an artifact.
+#[derive(Clone, Copy, Debug)]
+pub struct Variant<'a> {
+    artifact: &'a Artifact,
+    index: usize,
+}
+
+impl Variant<'_> {
+    /// What to run.
+    pub fn manifest(&self) -> &Arc<Manifest> {
+        &self.artifact.manifests[self.index]
+    }
+
+    /// Maps the code into memory of its own, executable: a verified copy, independent of the artifact.
+    ///
+    /// # Errors
+    /// The system gives no executable memory.
+    pub fn load_code(&self) -> Result<Code> {
+        let VariantCode { range, sum, entries } = &self.artifact.variants[self.index];
+        Code::map(&self.artifact.bytes[range.clone()], *sum, entries)
+    }
+}
+
+/// Why a file is not taken, and what to do.
+struct Refusal {
+    problem: String,
+    help: &'static str,
+}
+
+impl Refusal {
+    fn damaged(problem: impl Into<String>) -> Self {
+        Self {
+            problem: problem.into(),
+            help: "the file is damaged or incomplete: compile the model again, or copy the artifact again",
+        }
+    }
+}
+
+type Parsed = (Range<usize>, Vec<Manifest>, Vec<VariantCode>);
+
+/// Verifies and takes apart.
+fn parse(bytes: &[u8]) -> Result<Parsed, Refusal> {
+    let not_ours =
+        |problem: &str| Refusal { problem: problem.to_owned(), help: "give an artifact that `xfc compile` wrote" };
+    if bytes.is_empty() {
+        return Err(Refusal::damaged("the file is empty"));
+    }
+    if !Artifact::is_artifact(bytes) {
+        return Err(not_ours("is not an artifact (it does not begin as an ELF file)"));
+    }
+    let elf = ElfFile64::<Endianness>::parse(bytes)
+        .map_err(|error| Refusal::damaged(format!("is truncated or damaged: {error}")))?;
+    let range = |name: &str| -> Option<Range<usize>> {
+        let (start, len) = elf.section_by_name(name)?.file_range()?;
+        let start = usize::try_from(start).ok()?;
+        let end = start.checked_add(usize::try_from(len).ok()?)?;
+        (end <= bytes.len()).then_some(start..end)
+    };
+    let own =
+        range(sums::SECTION).ok_or_else(|| not_ours("is an ELF file but not an artifact (it has no checksums)"))?;
+    let sums = Sums::parse(&bytes[own.clone()]).map_err(Refusal::damaged)?;
+    sums.verify(bytes, own, |name| range(name).map(|range| &bytes[range])).map_err(Refusal::damaged)?;
+
+    let need = |name: &str| -> Result<(Range<usize>, u32), Refusal> {
+        let missing = || Refusal::damaged(format!("section {name} is missing"));
+        Ok((range(name).ok_or_else(missing)?, sums.of(name).ok_or_else(missing)?))
+    };
+    let card = need(CARD)?.0;
+    std::str::from_utf8(&bytes[card.clone()]).map_err(|_| Refusal::damaged("the description is not UTF-8"))?;
+    let table_range = need(table::SECTION)?.0;
+    let table_start = table_range.start as u64;
+    let rows = table::parse(&bytes[table_range]).map_err(|problem| match problem {
+        table::Problem::Version(version) => Refusal {
+            problem: format!("is of version {version}, this runtime reads version {VERSION}"),
+            help: "compile the model again with the xfc that belongs to this runtime",
+        },
+        table::Problem::Damaged => Refusal::damaged("the entry table is damaged"),
+    })?;
+    let mut manifests = Vec::new();
+    let mut variants = Vec::new();
+    for (i, row) in rows.into_iter().enumerate() {
+        let manifest: Manifest = serde_json::from_slice(&bytes[need(&plan_name(i))?.0])
+            .map_err(|error| Refusal::damaged(format!("the plan of variant {i} cannot be read: {error}")))?;
+        validate::check(&manifest)
+            .map_err(|problem| Refusal::damaged(format!("the plan of variant {i} is not valid: {problem}")))?;
+        let (range, sum) = need(&code_name(i))?;
+        if row.code_offset.checked_add(table_start) != Some(range.start as u64) || row.code_bytes != range.len() as u64
+        {
+            return Err(Refusal::damaged(format!("the entry table and section {} disagree", code_name(i))));
+        }
+        check_entries(&manifest, &row.entries, range.len()).map_err(Refusal::damaged)?;
+        manifests.push(manifest);
+        variants.push(VariantCode { range, sum, entries: row.entries });
+    }
+    Ok((card, manifests, variants))
+}
