@@ -9,8 +9,8 @@ use xfc_lang::graph::{DType, Dim, Program, Type};
 use xfc_lang::ops::Core;
 use xfc_lang::reference::{Interpreter, State, Tensor};
 
-pub(crate) const DENSE: &str = include_str!("fixtures/dense.xg");
-pub(crate) const ENCODER: &str = include_str!("fixtures/encoder.xg");
+pub(crate) const DENSE: &str = include_str!("../fixtures/dense.xg");
+pub(crate) const ENCODER: &str = include_str!("../fixtures/encoder.xg");
 
 /// The program of a fixture, which must verify.
 pub(crate) fn program(text: &str) -> Program {

@@ -1,0 +1,100 @@
+//! What a fused program is: the one form that code generation takes.
+//!
+//! - Kernels are `linear`, `attention` and `rows`; besides them there are only arguments, constants, weights and weight expressions, calls,
+//!   `select_rows`, caches, and reshapes, which are views of contiguous values.
+//! - Matrices of a linear are weight expressions.
+//! - Keys and values of an attention, and what a cache keeps, are written by `rows` (or come as an argument).
+//! - In the body of a `rows`, every dimension is fixed but for a leading one, every operation treats each element of it by itself, and
+//!   there is no product.
+
+use super::analysis::token_wise::leading;
+use super::matching::{is_constant, is_weight_expression};
+use crate::graph::verify::{Violation, Violations};
+use crate::graph::{Graph, NodeId, Program, ValueId};
+use crate::ops::fused::{Attention, LayerNorm, Linear, RmsNorm, Rows};
+use crate::ops::{Core, Op};
+
+/// Checks that a verified program is fused.
+///
+/// # Errors
+/// Every node that is not.
+pub fn check_fused(program: &Program) -> Result<(), Violations> {
+    let mut found = Vec::new();
+    for (index, graph) in program.graphs.iter().enumerate() {
+        for node in graph.topological() {
+            if let Err(message) = check(graph, node) {
+                found.push(violation(program, index, graph, node, message));
+            }
+        }
+    }
+    if found.is_empty() { Ok(()) } else { Err(Violations(found)) }
+}
+
+fn violation(program: &Program, index: usize, graph: &Graph, node: NodeId, message: String) -> Violation {
+    let types: Vec<_> = graph.types(node).iter().map(|t| t.text(&program.axes)).collect();
+    let path = &graph.origin(node).path;
+    let from = if path.is_empty() { String::new() } else { format!(" at {path}") };
+    Violation {
+        graph: format!("graph {index} \"{}\"", graph.name),
+        node: Some(format!("{} -> {}{from}", graph.op(node).name(), types.join(", "))),
+        message,
+    }
+}
+
+fn check(graph: &Graph, node: NodeId) -> Result<(), String> {
+    let operands = graph.operands(node);
+    let by_rows = |v: &ValueId| graph.op(v.node).as_fused::<Rows>().is_some();
+    match graph.op(node) {
+        Op::Core(op) => match op {
+            Core::Arg { .. } | Core::Const { .. } | Core::Weight { .. } | Core::Call { .. } | Core::SelectRows => {
+                Ok(())
+            }
+            Core::Cache { .. } => {
+                if operands.iter().all(by_rows) {
+                    Ok(())
+                } else {
+                    Err("what is kept is not written by rows".into())
+                }
+            }
+            _ if is_weight_expression(graph, ValueId { node, port: 0 }) => Ok(()),
+            Core::Reshape => Ok(()),
+            _ if is_constant(graph, node) => Err("arithmetic on weights is not part of a kernel".into()),
+            _ => Err("is not part of a kernel".into()),
+        },
+        op => {
+            if let Some(linear) = op.as_fused::<Linear>() {
+                let matrices = operands.iter().skip(1).take(linear.parts);
+                let ok = matrices.clone().all(|w| is_weight_expression(graph, *w));
+                return if ok { Ok(()) } else { Err("a matrix is not made of weights alone".into()) };
+            }
+            if op.as_fused::<Attention>().is_some() {
+                let kept = |v: &ValueId| {
+                    by_rows(v) || matches!(graph.op(v.node).as_core(), Some(Core::Cache { .. } | Core::Arg { .. }))
+                };
+                let ok = operands.iter().skip(1).take(2).all(kept);
+                return if ok { Ok(()) } else { Err("keys or values are neither kept nor written by rows".into()) };
+            }
+            match op.as_fused::<Rows>() {
+                Some(rows) => rows.body.topological().into_iter().try_for_each(|n| check_row(&rows.body, n)),
+                None => Err("is not part of a kernel".into()),
+            }
+        }
+    }
+}
+
+fn check_row(body: &Graph, node: NodeId) -> Result<(), String> {
+    let op = body.op(node);
+    let fixed = body.types(node).iter().all(|t| t.dims.iter().all(|d| !d.is_ragged()));
+    let ok = match op {
+        Op::Core(Core::Arg { .. }) => body.types(node).iter().all(|t| t.dims.iter().skip(1).all(|d| !d.is_ragged())),
+        Op::Core(
+            Core::Contract { .. } | Core::Cache { .. } | Core::Call { .. } | Core::Weight { .. } | Core::SelectRows,
+        ) => false,
+        Op::Core(_) => fixed || leading(body, node).is_some(),
+        _ if op.as_fused::<RmsNorm>().is_some() || op.as_fused::<LayerNorm>().is_some() => {
+            fixed || leading(body, node).is_some()
+        }
+        Op::Fused(_) => false,
+    };
+    if ok { Ok(()) } else { Err(format!("{} cannot be in a group of rows", op.name())) }
+}

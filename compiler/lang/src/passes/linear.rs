@@ -1,0 +1,73 @@
+//! Turns every product with a weight matrix into a `linear`, its matrix as `[O, I]`.
+//!
+//! before   y = contract x, w {spec = "ni,io->no"}
+//! after    t = transpose w {perm = [1, 0]} ; y = linear x, t {parts = 1, epilogue = (acc) { return acc }}
+
+use super::Pass;
+use super::matching::{is_weight_expression, remove_dead};
+use crate::graph::build::Builder;
+use crate::graph::{Graph, NodeId, Program, ValueId};
+use crate::ops::Core;
+use crate::ops::fused::Linear;
+use crate::ops::shape::ContractSpec;
+
+pub(super) struct ContractToLinear;
+
+impl Pass for ContractToLinear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn required(&self) -> bool {
+        true
+    }
+
+    fn run(&self, program: &mut Program) -> bool {
+        let mut changed = false;
+        for graph in &mut program.graphs {
+            for node in graph.topological() {
+                changed |= rewrite(graph, node).is_some();
+            }
+            remove_dead(graph);
+        }
+        changed
+    }
+}
+
+fn rewrite(graph: &mut Graph, node: NodeId) -> Option<()> {
+    let Core::Contract { spec } = graph.op(node).as_core()? else { return None };
+    let spec = ContractSpec::parse(spec).ok()?;
+    let [a, b] = graph.operands(node)[..] else { return None };
+    let (x, w, x_labels, w_labels) = match (is_weight_expression(graph, a), is_weight_expression(graph, b)) {
+        (false, true) => (a, b, &spec.a, &spec.b),
+        (true, false) => (b, a, &spec.b, &spec.a),
+        _ => return None,
+    };
+    // The matrix has one label summed over and one of the result; both are the last of the input and of the result.
+    let [p, q] = w_labels[..] else { return None };
+    let (o, i, perm) = if spec.out.contains(&p) { (p, q, vec![0, 1]) } else { (q, p, vec![1, 0]) };
+    if !spec.out.contains(&o) || spec.out.contains(&i) || x_labels.contains(&o) {
+        return None;
+    }
+    let x_perm = order(x_labels, &[batch(&spec.out, o), vec![i]].concat())?;
+
+    let mut b = Builder::like(graph, node);
+    let w = if perm == [0, 1] { w } else { b.transpose(w, perm).ok()? };
+    let x = if x_perm.is_sorted() { x } else { b.transpose(x, x_perm).ok()? };
+    let y = b.fused1(Linear::identity(), &[x, w]).ok()?;
+    let made = [batch(&spec.out, o), vec![o]].concat();
+    let out_perm = order(&made, &spec.out)?;
+    let y = if out_perm.is_sorted() { y } else { b.transpose(y, out_perm).ok()? };
+    graph.replace(ValueId { node, port: 0 }, y);
+    Some(())
+}
+
+/// The labels of the result but for `o`.
+fn batch(out: &[char], o: char) -> Vec<char> {
+    out.iter().copied().filter(|c| *c != o).collect()
+}
+
+/// The permutation that brings dimensions labelled `from` into the order `to`.
+fn order(from: &[char], to: &[char]) -> Option<Vec<usize>> {
+    (from.len() == to.len()).then(|| to.iter().map(|c| from.iter().position(|f| f == c)).collect())?
+}

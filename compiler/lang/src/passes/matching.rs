@@ -1,0 +1,82 @@
+//! What passes ask of a graph again and again.
+
+use crate::graph::{Graph, NodeId, ValueId};
+use crate::ops::{BinaryOp, Core, Op};
+
+/// The core operation that defines a value.
+pub(super) fn core(graph: &Graph, value: ValueId) -> Option<&Core> {
+    graph.op(value.node).as_core()
+}
+
+/// The number that every element of a constant is.
+pub(super) fn uniform(graph: &Graph, value: ValueId) -> Option<f64> {
+    match core(graph, value)? {
+        Core::Const { values } => {
+            let first = *values.first()?;
+            values.iter().all(|v| *v == first).then_some(first)
+        }
+        _ => None,
+    }
+}
+
+/// The operands of a value that is `f` of two.
+pub(super) fn binary(graph: &Graph, value: ValueId, f: BinaryOp) -> Option<[ValueId; 2]> {
+    match core(graph, value)? {
+        Core::Binary(g) if *g == f => graph.operands(value.node).try_into().ok(),
+        _ => None,
+    }
+}
+
+/// The operand of a value that `is` of one.
+pub(super) fn operand_if(graph: &Graph, value: ValueId, is: impl Fn(&Core) -> bool) -> Option<ValueId> {
+    is(core(graph, value)?).then(|| graph.operands(value.node).first().copied()).flatten()
+}
+
+/// Elementwise core operations of one result.
+pub(super) fn is_elementwise(op: &Op) -> bool {
+    matches!(op, Op::Core(Core::Unary(_) | Core::Binary(_) | Core::Select | Core::Cast))
+}
+
+/// `Weight`, or moves and casts of weights and constants: what the runtime packs once.
+pub(super) fn is_weight_expression(graph: &Graph, value: ValueId) -> bool {
+    match core(graph, value) {
+        Some(Core::Weight { .. }) => true,
+        Some(Core::Concat { .. } | Core::Transpose { .. } | Core::Slice { .. } | Core::Cast | Core::Reshape) => {
+            let operands = graph.operands(value.node);
+            operands
+                .iter()
+                .all(|v| is_weight_expression(graph, *v) || matches!(core(graph, *v), Some(Core::Const { .. })))
+        }
+        _ => false,
+    }
+}
+
+/// Whether nothing a value is made from is known only at run time: weights, constants and operations on them.
+pub(super) fn is_constant(graph: &Graph, node: NodeId) -> bool {
+    match graph.op(node) {
+        Op::Core(Core::Weight { .. } | Core::Const { .. } | Core::Index) => true,
+        Op::Core(Core::Arg { .. } | Core::Position | Core::Cache { .. } | Core::Call { .. } | Core::SelectRows) => {
+            false
+        }
+        Op::Core(_) | Op::Fused(_) => graph.operands(node).iter().all(|v| is_constant(graph, v.node)),
+    }
+}
+
+/// Removes nodes that nothing uses, but for parameters; whether there were any.
+pub(super) fn remove_dead(graph: &mut Graph) -> bool {
+    let mut changed = false;
+    let mut order = graph.topological();
+    order.reverse();
+    for node in order {
+        let dead = !matches!(graph.op(node).as_core(), Some(Core::Arg { .. }))
+            && (0..graph.types(node).len()).all(|port| {
+                let value = ValueId { node, port };
+                graph.uses(value).is_empty() && !graph.is_output(value)
+            });
+        if dead {
+            graph.remove(node);
+            changed = true;
+        }
+    }
+    changed
+}
