@@ -1,0 +1,327 @@
+//! Attention over paged keys and values as one online-softmax loop: scores of one page at a time, never a row of them.
+//!
+//! A tile is a block of query rows by one key/value head. Keys lie `[dim][token]` in a page, so that the scores of a page's tokens are a sum
+//! over consecutive lanes; values lie `[token][dim]`. Pages outside what the mask can reach are not visited; inside, the mask decides lane by lane.
+//!
+//! Operands of the launch: `q`, the key slot, the value slot, the result.
+
+use xfc_runtime::artifact::abi::offsets as abi;
+
+use super::expr::{cast, elem_of, scalar_graph};
+use super::frame::{Buffer, CacheTable, RowSpace};
+use super::writer::{Cmp, Elem, Ty, Val, Writer};
+use crate::error::CodegenError;
+use crate::plan::kernel::{AttentionSpec, dtype_bytes, page_bytes};
+use crate::target::cpu::schedule::AttentionSchedule;
+
+/// Below any score that a finite model computes; finite, so that a difference of two is never NaN.
+const LOWEST: f64 = -3.0e38;
+
+/// Writes the kernel.
+///
+/// # Errors
+/// An element type, or an operation of the mask or score, without a lowering.
+pub fn emit(symbol: &str, spec: &AttentionSpec, schedule: &AttentionSchedule) -> Result<String, CodegenError> {
+    let (mut w, params) = Writer::kernel(symbol);
+    let args = params.args;
+    let n_rows = w.n_rows(args, RowSpace { axis: spec.axis, selected: false });
+    let kernel = Attention {
+        spec,
+        lanes: schedule.lanes,
+        q: w.buffer(args, 0),
+        k: w.buffer(args, 1),
+        v: w.buffer(args, 2),
+        out: w.buffer(args, 3),
+        positions: w.axis_array(args, spec.axis, abi::AXIS_POSITIONS),
+        sequences: w.axis_array(args, spec.axis, abi::AXIS_SEQUENCES),
+        cache: w.cache(args, spec.group),
+        scratch: params.scratch,
+    };
+    let blocks = w.ceil_div(n_rows, schedule.rows_per_tile);
+    w.for_loop(params.tile_begin, params.tile_end, 1, &[], |w, tile, _| {
+        let kv_head = w.div_unsigned(tile, blocks);
+        let block = w.rem_unsigned(tile, blocks);
+        let size = w.i64(schedule.rows_per_tile as i64);
+        let begin = w.mul(block, size);
+        let end = w.add(begin, size);
+        let end = w.min(end, n_rows);
+        w.for_loop(begin, end, 1, &[], |w, row, _| {
+            let query = kernel.enter_row(w, row);
+            let zero = w.i64(0);
+            let group = w.i64((spec.heads / spec.kv_heads) as i64);
+            w.for_loop(zero, group, 1, &[], |w, g, _| {
+                let first = w.mul(kv_head, group);
+                let head = w.add(first, g);
+                kernel.one_head(w, &query, kv_head, head)?;
+                Ok(vec![])
+            })
+        })?;
+        Ok(vec![])
+    })?;
+    Ok(w.finish())
+}
+
+/// Bytes of scratch: the weights of one page's tokens.
+pub fn scratch_bytes(spec: &AttentionSpec) -> u64 {
+    spec.page_tokens * 4
+}
+
+struct Attention<'a> {
+    spec: &'a AttentionSpec,
+    lanes: u32,
+    q: Buffer,
+    k: Buffer,
+    v: Buffer,
+    out: Buffer,
+    positions: Val,
+    sequences: Val,
+    cache: CacheTable,
+    scratch: Val,
+}
+
+/// One query row.
+struct Query {
+    row: Val,
+    sequence: Val,
+    position: Val,
+    /// First and one past the last key to look at.
+    low: Val,
+    high: Val,
+}
+
+impl Attention<'_> {
+    fn enter_row(&self, w: &mut Writer, row: Val) -> Query {
+        let sequence = w.load_u32(self.sequences, row);
+        let position = w.load_u32(self.positions, row);
+        let length = w.load_u32(self.cache.lengths, sequence);
+        let zero = w.i64(0);
+        let one = w.i64(1);
+        let next = w.add(position, one);
+        let high = if self.spec.reach.future { length } else { w.min(next, length) };
+        let low = match self.spec.reach.window {
+            None => zero,
+            Some(n) => {
+                let n = w.i64(i64::try_from(n).unwrap_or(i64::MAX));
+                let low = w.sub(next, n);
+                w.max(low, zero)
+            }
+        };
+        Query { row, sequence, position, low, high }
+    }
+
+    fn kept_bytes(&self) -> u64 {
+        dtype_bytes(self.spec.kept)
+    }
+
+    /// Loads consecutive kept elements as f32.
+    fn load_kept(&self, w: &mut Writer, at: Val, lanes: u32, mask: Option<Val>) -> Result<Val, CodegenError> {
+        let elem = elem_of(self.spec.kept, Elem::I64)?;
+        let ty = Ty::of(elem, lanes);
+        let raw = match mask {
+            None => w.load(ty, at),
+            Some(mask) => w.load_masked(ty, at, mask),
+        };
+        cast(w, raw, Elem::F32)
+    }
+
+    fn one_head(&self, w: &mut Writer, query: &Query, kv_head: Val, head: Val) -> Result<(), CodegenError> {
+        let spec = self.spec;
+        let query_elem = elem_of(spec.query, Elem::I64)?;
+        let q_row = w.row(self.q, query.row, query_elem.bytes());
+        let q = w.element(q_row, head, spec.key_dim * query_elem.bytes());
+        let page_size = w.i64(spec.page_tokens as i64);
+        let first_page = w.div_unsigned(query.low, page_size);
+        let end_page = w.ceil_div(query.high, spec.page_tokens);
+        let n_out = spec.value_dim.div_ceil(u64::from(self.lanes)) as usize;
+        let mut state = vec![w.f32(LOWEST, 0), w.f32(0.0, 0)];
+        let zero = w.f32(0.0, self.lanes);
+        state.extend(std::iter::repeat_n(zero, n_out));
+        let state = w.for_loop(first_page, end_page, 1, &state, |w, page, state| {
+            self.one_page(w, query, page, (kv_head, head), (q, query_elem), state)
+        })?;
+        self.store(w, query.row, head, &state)
+    }
+
+    /// One page: `state` is the running maximum, the running sum and the unnormalised result.
+    fn one_page(&self, w: &mut Writer, query: &Query, page: Val, (kv_head, head): (Val, Val), q: (Val, Elem), state: &[Val]) -> Result<Vec<Val>, CodegenError> {
+        let spec = self.spec;
+        let lanes = self.lanes;
+        let page_size = w.i64(spec.page_tokens as i64);
+        let first_key = w.mul(page, page_size);
+        let id = w.page_id(self.cache, query.sequence, page);
+        let k_page = w.element(self.k.data, id, page_bytes(spec.kv_heads, spec.key_dim, spec.page_tokens, spec.kept));
+        let keys = w.element(k_page, kv_head, spec.key_dim * spec.page_tokens * self.kept_bytes());
+        let v_page = w.element(self.v.data, id, page_bytes(spec.kv_heads, spec.value_dim, spec.page_tokens, spec.kept));
+        let values = w.element(v_page, kv_head, spec.value_dim * spec.page_tokens * self.kept_bytes());
+
+        let n_vectors = (spec.page_tokens / u64::from(lanes)) as usize;
+        let dots = self.dots(w, q, keys, n_vectors)?;
+        let mut scores = Vec::new();
+        let mut visible = Vec::new();
+        for (v, dot) in dots.iter().enumerate() {
+            let (score, mask) = self.score(w, query, first_key, v, head, *dot)?;
+            scores.push(score);
+            visible.push(mask);
+        }
+        let mut highest = scores[0];
+        for score in &scores[1..] {
+            highest = w.max(highest, *score);
+        }
+        let highest = w.reduce_max(highest);
+        let maximum = w.max(state[0], highest);
+        let shift = w.sub(state[0], maximum);
+        let decay = w.exp(shift);
+        let mut sum = w.mul(state[1], decay);
+        let maximum_lanes = w.splat(maximum, lanes);
+        let zero = w.f32(0.0, lanes);
+        for (v, score) in scores.iter().enumerate() {
+            let x = w.sub(*score, maximum_lanes);
+            let p = w.exp(x);
+            let p = w.select(visible[v], p, zero);
+            let at = w.offset_const(self.scratch, v as u64 * u64::from(lanes) * 4);
+            w.store(p, at);
+            let s = w.reduce_add(p);
+            sum = w.add(sum, s);
+        }
+        let decay = w.splat(decay, lanes);
+        let out: Vec<Val> = state[2..].iter().map(|o| w.mul(*o, decay)).collect();
+        let out = self.weighted_values(w, query, first_key, values, &out)?;
+        let mut next = vec![maximum, sum];
+        next.extend(out);
+        Ok(next)
+    }
+
+    /// `scale`-free products of the query with the keys of a page.
+    fn dots(&self, w: &mut Writer, (q, q_elem): (Val, Elem), keys: Val, n_vectors: usize) -> Result<Vec<Val>, CodegenError> {
+        let spec = self.spec;
+        let lanes = self.lanes;
+        let unroll = 4_u64;
+        let looped = spec.key_dim / unroll * unroll;
+        let chains = 4 / n_vectors.clamp(1, 4);
+        let zero = w.f32(0.0, lanes);
+        let key_bytes = spec.page_tokens * self.kept_bytes();
+        let mut sums = vec![zero; n_vectors * chains];
+        let step = |w: &mut Writer, q: Val, keys: Val, d: u64, sums: &mut [Val]| -> Result<(), CodegenError> {
+            let at = w.offset_const(q, d * q_elem.bytes());
+            let x = w.load(Ty::scalar(q_elem), at);
+            let x = cast(w, x, Elem::F32)?;
+            let x = w.splat(x, lanes);
+            for (v, sum) in sums.iter_mut().enumerate() {
+                let at = w.offset_const(keys, d * key_bytes + v as u64 * u64::from(lanes) * self.kept_bytes());
+                let k = self.load_kept(w, at, lanes, None)?;
+                *sum = w.fma(x, k, *sum);
+            }
+            Ok(())
+        };
+        if looped > 0 {
+            let begin = w.i64(0);
+            let end = w.i64(looped as i64);
+            sums = w.for_loop(begin, end, unroll as i64, &sums, |w, d, sums| {
+                let mut sums = sums.to_vec();
+                let q = w.element(q, d, q_elem.bytes());
+                let keys = w.element(keys, d, key_bytes);
+                for u in 0..unroll {
+                    let chain = (u as usize % chains) * n_vectors;
+                    step(w, q, keys, u, &mut sums[chain..chain + n_vectors])?;
+                }
+                Ok(sums)
+            })?;
+        }
+        for d in looped..spec.key_dim {
+            step(w, q, keys, d, &mut sums[..n_vectors])?;
+        }
+        for chain in 1..chains {
+            for v in 0..n_vectors {
+                sums[v] = w.add(sums[v], sums[chain * n_vectors + v]);
+            }
+        }
+        sums.truncate(n_vectors);
+        Ok(sums)
+    }
+
+    /// Score and visibility of vector `v` of a page; what is not visible scores [`LOWEST`].
+    fn score(&self, w: &mut Writer, query: &Query, first_key: Val, v: usize, head: Val, dot: Val) -> Result<(Val, Val), CodegenError> {
+        let lanes = self.lanes;
+        let scale = w.f32(self.spec.scale, lanes);
+        let scaled = w.mul(dot, scale);
+        let first = w.resize(first_key, Elem::I32);
+        let first = w.splat(first, lanes);
+        let iota: Vec<i64> = (0..lanes).map(|l| i64::from(v as u32 * lanes + l)).collect();
+        let iota = w.lanes(&iota, Elem::I32);
+        let k_pos = w.add(first, iota);
+        let q_pos = w.resize(query.position, Elem::I32);
+        let q_pos = w.splat(q_pos, lanes);
+        let head = w.resize(head, Elem::I32);
+        let head = w.splat(head, lanes);
+        let high = w.resize(query.high, Elem::I32);
+        let high = w.splat(high, lanes);
+        let exists = w.cmp(Cmp::Lt, k_pos, high);
+        let masked = scalar_graph(w, &self.spec.mask, &[q_pos, k_pos, head], Elem::I32)?;
+        let masked = w.splat(masked[0], lanes);
+        let visible = w.and(exists, masked);
+        let score = scalar_graph(w, &self.spec.score, &[scaled, q_pos, k_pos, head], Elem::I32)?;
+        let score = w.splat(score[0], lanes);
+        let lowest = w.f32(LOWEST, lanes);
+        Ok((w.select(visible, score, lowest), visible))
+    }
+
+    /// `out += p[j] * value[j]` for the tokens of the page that exist.
+    fn weighted_values(&self, w: &mut Writer, query: &Query, first_key: Val, values: Val, out: &[Val]) -> Result<Vec<Val>, CodegenError> {
+        let spec = self.spec;
+        let zero = w.i64(0);
+        let page_size = w.i64(spec.page_tokens as i64);
+        let begin = w.sub(query.low, first_key);
+        let begin = w.max(begin, zero);
+        let end = w.sub(query.high, first_key);
+        let end = w.min(end, page_size);
+        let masks = self.value_masks(w);
+        w.for_loop(begin, end, 1, out, |w, j, out| {
+            let at = w.element(self.scratch, j, 4);
+            let p = w.load(Ty::scalar(Elem::F32), at);
+            let p = w.splat(p, self.lanes);
+            let row = w.element(values, j, spec.value_dim * self.kept_bytes());
+            let mut next = Vec::new();
+            for (v, o) in out.iter().enumerate() {
+                let at = w.offset_const(row, v as u64 * u64::from(self.lanes) * self.kept_bytes());
+                let value = self.load_kept(w, at, self.lanes, masks[v])?;
+                next.push(w.fma(p, value, *o));
+            }
+            Ok(next)
+        })
+    }
+
+    /// Of each vector of a value head, the lanes that exist; `None` when all do.
+    fn value_masks(&self, w: &mut Writer) -> Vec<Option<Val>> {
+        let lanes = u64::from(self.lanes);
+        (0..self.spec.value_dim.div_ceil(lanes))
+            .map(|v| {
+                let inside: Vec<i64> = (0..lanes).map(|l| i64::from(v * lanes + l < self.spec.value_dim)).collect();
+                inside.contains(&0).then(|| w.lanes(&inside, Elem::I1))
+            })
+            .collect()
+    }
+
+    fn store(&self, w: &mut Writer, row: Val, head: Val, state: &[Val]) -> Result<(), CodegenError> {
+        let elem = elem_of(self.spec.result, Elem::I64)?;
+        let zero = w.f32(0.0, 0);
+        let one = w.f32(1.0, 0);
+        // A query that sees nothing gives zeros.
+        let nothing = w.cmp(Cmp::Eq, state[1], zero);
+        let divisor = w.select(nothing, one, state[1]);
+        let factor = w.div(one, divisor);
+        let factor = w.splat(factor, self.lanes);
+        let out = w.row(self.out, row, elem.bytes());
+        let out = w.element(out, head, self.spec.value_dim * elem.bytes());
+        let masks = self.value_masks(w);
+        for (v, o) in state[2..].iter().enumerate() {
+            let y = w.mul(*o, factor);
+            let y = cast(w, y, elem)?;
+            let at = w.offset_const(out, v as u64 * u64::from(self.lanes) * elem.bytes());
+            match masks[v] {
+                None => w.store(y, at),
+                Some(mask) => w.store_masked(y, at, mask),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,122 @@
+//! Reads what a kernel is called with: buffers, sizes, positions and block tables, at the offsets of the ABI.
+
+use xfc_runtime::artifact::abi::offsets as abi;
+
+use super::writer::{Elem, Ty, Val, Writer};
+
+const PTR: Ty = Ty::scalar(Elem::Ptr);
+const I64: Ty = Ty::scalar(Elem::I64);
+const I32: Ty = Ty::scalar(Elem::I32);
+
+/// An operand of the launch.
+#[derive(Clone, Copy, Debug)]
+pub struct Buffer {
+    /// First byte.
+    pub data: Val,
+    /// Elements from one row to the next.
+    pub row_stride: Val,
+}
+
+/// Which elements of a ragged axis a kernel goes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RowSpace {
+    /// The axis.
+    pub axis: usize,
+    /// Only those selected.
+    pub selected: bool,
+}
+
+impl Writer {
+    /// Operand `index` of the launch.
+    pub fn buffer(&mut self, args: Val, index: usize) -> Buffer {
+        let at = self.offset_const(args, abi::ARGS_BUFFERS as u64);
+        let table = self.load(PTR, at);
+        let base = (index * abi::BUFFER_SIZE) as u64;
+        let at = self.offset_const(table, base + abi::BUFFER_DATA as u64);
+        let data = self.load(PTR, at);
+        let at = self.offset_const(table, base + abi::BUFFER_ROW_STRIDE as u64);
+        let row_stride = self.load(I64, at);
+        Buffer { data, row_stride }
+    }
+
+    /// How many rows the step has.
+    pub fn n_rows(&mut self, args: Val, space: RowSpace) -> Val {
+        let at = self.offset_const(args, abi::ARGS_SIZES as u64);
+        let sizes = self.load(PTR, at);
+        let at = self.offset_const(sizes, 8 * (2 * space.axis + usize::from(space.selected)) as u64);
+        self.load(I64, at)
+    }
+
+    /// One of the arrays of an axis, by the offset of its field.
+    pub fn axis_array(&mut self, args: Val, axis: usize, field: usize) -> Val {
+        let at = self.offset_const(args, abi::ARGS_AXES as u64);
+        let axes = self.load(PTR, at);
+        let at = self.offset_const(axes, (axis * abi::AXIS_SIZE + field) as u64);
+        self.load(PTR, at)
+    }
+
+    /// `array[index]` of u32, as i64.
+    pub fn load_u32(&mut self, array: Val, index: Val) -> Val {
+        let bytes = self.shl(index, 2);
+        let at = self.offset(array, bytes);
+        let v = self.load(I32, at);
+        self.widen_unsigned(v, Elem::I64)
+    }
+
+    /// `data + index * bytes` for a constant element size.
+    pub fn element(&mut self, data: Val, index: Val, bytes: u64) -> Val {
+        let size = self.i64(bytes as i64);
+        let at = self.mul(index, size);
+        self.offset(data, at)
+    }
+
+    /// First byte of a row.
+    pub fn row(&mut self, buffer: Buffer, row: Val, elem_bytes: u64) -> Val {
+        let index = self.mul(row, buffer.row_stride);
+        self.element(buffer.data, index, elem_bytes)
+    }
+
+    /// `ceil(a / b)` for a constant `b`.
+    pub fn ceil_div(&mut self, a: Val, b: u64) -> Val {
+        let up = self.i64(b as i64 - 1);
+        let sum = self.add(a, up);
+        let b = self.i64(b as i64);
+        self.div_unsigned(sum, b)
+    }
+}
+
+/// A cache group as kernels see it.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheTable {
+    /// Page ids.
+    pub table: Val,
+    /// Visible positions of each sequence.
+    pub lengths: Val,
+    /// Table entries per sequence.
+    pub entries: Val,
+}
+
+impl Writer {
+    /// Cache group `group`.
+    pub fn cache(&mut self, args: Val, group: usize) -> CacheTable {
+        let at = self.offset_const(args, abi::ARGS_CACHES as u64);
+        let caches = self.load(PTR, at);
+        let base = group * abi::CACHE_SIZE;
+        let at = self.offset_const(caches, (base + abi::CACHE_TABLE) as u64);
+        let table = self.load(PTR, at);
+        let at = self.offset_const(caches, (base + abi::CACHE_LENGTHS) as u64);
+        let lengths = self.load(PTR, at);
+        let at = self.offset_const(caches, (base + abi::CACHE_ENTRIES) as u64);
+        let entries = self.load(I32, at);
+        let entries = self.widen_unsigned(entries, Elem::I64);
+        CacheTable { table, lengths, entries }
+    }
+
+    /// The page id that holds page number `page` of `sequence`.
+    pub fn page_id(&mut self, cache: CacheTable, sequence: Val, page: Val) -> Val {
+        let slot = self.rem_unsigned(page, cache.entries);
+        let row = self.mul(sequence, cache.entries);
+        let index = self.add(row, slot);
+        self.load_u32(cache.table, index)
+    }
+}

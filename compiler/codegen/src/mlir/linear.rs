@@ -1,0 +1,307 @@
+//! Products with packed weights, and everything elementwise that follows, as one register-tiled loop nest.
+//!
+//! A tile is a block of rows by one panel of outputs. Inside, a register tile of `micro_rows x vectors` accumulators runs over all inputs.
+//! Rows beyond the tile repeat its last row and are not stored; outputs beyond the last are zero weights and are masked off.
+//!
+//! Operands of the launch: `x`, the packed matrices, the extras, the result.
+
+use xfc_lang::graph::DType;
+
+use super::expr::{cast, elem_of, scalar_graph};
+use super::frame::Buffer;
+use super::writer::{Cmp, Elem, Ty, Val, Writer};
+use crate::error::CodegenError;
+use crate::plan::kernel::{Extra, LinearSpec, dtype_bytes};
+use crate::target::cpu::schedule::{LinearSchedule, panel_depth};
+
+/// Writes the kernel.
+///
+/// # Errors
+/// An element type without a lowering.
+pub fn emit(symbol: &str, spec: &LinearSpec, schedule: &LinearSchedule) -> Result<String, CodegenError> {
+    if !matches!(spec.operand, DType::F32 | DType::BF16) {
+        return Err(CodegenError::unsupported(format!("a product of {} operands", spec.operand), ""));
+    }
+    let (mut w, params) = Writer::kernel(symbol);
+    let mut linear = Linear::new(&mut w, params.args, spec, schedule);
+    let n_rows = w.n_rows(params.args, spec.space);
+    let blocks = w.ceil_div(n_rows, schedule.rows_per_tile);
+    w.for_loop(params.tile_begin, params.tile_end, 1, &[], |w, tile, _| {
+        let panel = w.div_unsigned(tile, blocks);
+        let block = w.rem_unsigned(tile, blocks);
+        let size = w.i64(schedule.rows_per_tile as i64);
+        let begin = w.mul(block, size);
+        let end = w.add(begin, size);
+        let end = w.min(end, n_rows);
+        let steps = schedule.panel_columns / u64::from(schedule.lanes * schedule.vectors);
+        for step in 0..steps {
+            linear.enter_columns(w, panel, step);
+            w.for_loop(begin, end, i64::from(schedule.micro_rows), &[], |w, row, _| {
+                linear.register_tile(w, row, end)?;
+                Ok(vec![])
+            })?;
+        }
+        Ok(vec![])
+    })?;
+    Ok(w.finish())
+}
+
+struct Linear<'a> {
+    spec: &'a LinearSpec,
+    schedule: &'a LinearSchedule,
+    x: Buffer,
+    weights: Vec<Buffer>,
+    extras: Vec<Buffer>,
+    out: Buffer,
+    /// Of the columns being worked on: first output, start of the weights of each part, masks.
+    column: Option<Val>,
+    starts: Vec<Val>,
+    masks: Vec<Option<Val>>,
+}
+
+impl<'a> Linear<'a> {
+    fn new(w: &mut Writer, args: Val, spec: &'a LinearSpec, schedule: &'a LinearSchedule) -> Self {
+        let x = w.buffer(args, 0);
+        let weights = (0..spec.parts).map(|p| w.buffer(args, 1 + p)).collect();
+        let extras = (0..spec.extras.len()).map(|e| w.buffer(args, 1 + spec.parts + e)).collect();
+        let out = w.buffer(args, 1 + spec.parts + spec.extras.len());
+        Linear { spec, schedule, x, weights, extras, out, column: None, starts: Vec::new(), masks: Vec::new() }
+    }
+
+    fn bf16(&self) -> bool {
+        self.spec.operand == DType::BF16
+    }
+
+    /// Bytes of one group of inputs of a panel.
+    fn group_bytes(&self) -> u64 {
+        self.schedule.panel_columns * panel_depth(self.bf16()) * dtype_bytes(self.spec.operand)
+    }
+
+    fn groups(&self) -> u64 {
+        self.spec.inputs.div_ceil(panel_depth(self.bf16()))
+    }
+
+    fn enter_columns(&mut self, w: &mut Writer, panel: Val, step: u64) {
+        let s = self.schedule;
+        let columns = u64::from(s.lanes * s.vectors);
+        let panel_columns = w.i64(s.panel_columns as i64);
+        let first = w.mul(panel, panel_columns);
+        let shift = w.i64((step * columns) as i64);
+        let column = w.add(first, shift);
+        self.column = Some(column);
+        let offset = step * columns * panel_depth(self.bf16()) * dtype_bytes(self.spec.operand);
+        self.starts = self
+            .weights
+            .iter()
+            .map(|b| {
+                let at = w.element(b.data, panel, self.group_bytes() * self.groups());
+                w.offset_const(at, offset)
+            })
+            .collect();
+        let ragged = !self.spec.outputs.is_multiple_of(columns);
+        self.masks = (0..s.vectors)
+            .map(|v| {
+                ragged.then(|| {
+                    let narrow = w.resize(column, Elem::I32);
+                    let splat = w.splat(narrow, s.lanes);
+                    let lanes: Vec<i64> = (0..s.lanes).map(|l| i64::from(v * s.lanes + l)).collect();
+                    let iota = w.lanes(&lanes, Elem::I32);
+                    let index = w.add(splat, iota);
+                    let n = w.int(self.spec.outputs as i64, index.ty);
+                    w.cmp(Cmp::Lt, index, n)
+                })
+            })
+            .collect();
+    }
+
+    /// Rows `row .. min(row + micro_rows, end)` by the current columns.
+    fn register_tile(&self, w: &mut Writer, row: Val, end: Val) -> Result<(), CodegenError> {
+        let s = self.schedule;
+        let one = w.i64(1);
+        let last = w.sub(end, one);
+        let rows: Vec<Val> = (0..s.micro_rows)
+            .map(|i| {
+                let i = w.i64(i64::from(i));
+                w.add(row, i)
+            })
+            .collect();
+        let xs: Vec<Val> = rows
+            .iter()
+            .map(|r| {
+                let r = if s.micro_rows == 1 { *r } else { w.min(*r, last) };
+                w.row(self.x, r, dtype_bytes(self.spec.operand))
+            })
+            .collect();
+        let sums = self.products(w, &xs)?;
+        for (i, row) in rows.iter().enumerate() {
+            let per_row = (s.vectors as usize) * self.spec.parts;
+            let mine = &sums[i * per_row..(i + 1) * per_row];
+            let inside = w.cmp(Cmp::Lt, *row, end);
+            w.if_then(inside, |w| self.finish_row(w, *row, mine))?;
+        }
+        Ok(())
+    }
+
+    /// Accumulators in the order row, part, vector.
+    fn products(&self, w: &mut Writer, xs: &[Val]) -> Result<Vec<Val>, CodegenError> {
+        let s = self.schedule;
+        let n = xs.len() * self.spec.parts * s.vectors as usize;
+        let depth = panel_depth(self.bf16());
+        let whole = self.spec.inputs / depth;
+        let unroll = u64::from(s.unroll);
+        let looped = whole / unroll * unroll;
+        let chains = if unroll.is_multiple_of(u64::from(s.chains)) { s.chains as usize } else { 1 };
+        let zero = w.f32(0.0, s.lanes);
+        let mut sums = vec![zero; n * chains];
+        if looped > 0 {
+            let begin = w.i64(0);
+            let end = w.i64(looped as i64);
+            sums = w.for_loop(begin, end, unroll as i64, &sums, |w, k, sums| {
+                let mut sums = sums.to_vec();
+                let x_bytes = w.i64((depth * dtype_bytes(self.spec.operand)) as i64);
+                let x_at = w.mul(k, x_bytes);
+                let xs: Vec<Val> = xs.iter().map(|x| w.offset(*x, x_at)).collect();
+                let w_bytes = w.i64(self.group_bytes() as i64);
+                let w_at = w.mul(k, w_bytes);
+                let starts: Vec<Val> = self.starts.iter().map(|p| w.offset(*p, w_at)).collect();
+                for u in 0..unroll {
+                    let chain = (u as usize % chains) * n;
+                    self.multiply(w, &xs, &starts, u, false, &mut sums[chain..chain + n]);
+                }
+                Ok(sums)
+            })?;
+        }
+        let x_bytes = depth * dtype_bytes(self.spec.operand);
+        let xs: Vec<Val> = xs.iter().map(|x| w.offset_const(*x, looped * x_bytes)).collect();
+        let starts: Vec<Val> = self.starts.iter().map(|p| w.offset_const(*p, looped * self.group_bytes())).collect();
+        for k in looped..self.groups() {
+            self.multiply(w, &xs, &starts, k - looped, k == whole, &mut sums[..n]);
+        }
+        for chain in 1..chains {
+            for i in 0..n {
+                sums[i] = w.add(sums[i], sums[chain * n + i]);
+            }
+        }
+        sums.truncate(n);
+        Ok(sums)
+    }
+
+    /// Adds the products of input group `k` (from the given starts). `partial`: only the first input of the group exists.
+    fn multiply(&self, w: &mut Writer, xs: &[Val], starts: &[Val], k: u64, partial: bool, sums: &mut [Val]) {
+        let s = self.schedule;
+        let vectors = s.vectors as usize;
+        let bf16 = self.bf16();
+        let vector_bytes = u64::from(s.lanes) * 4;
+        // bf16: pairs of inputs; either both halves in one instruction, or widened to f32.
+        let mut weights = Vec::new();
+        for start in starts {
+            for v in 0..vectors {
+                let at = w.offset_const(*start, k * self.group_bytes() + v as u64 * vector_bytes);
+                let elem = if bf16 { Elem::I32 } else { Elem::F32 };
+                weights.push(w.load(Ty::of(elem, s.lanes), at));
+            }
+        }
+        let high_mask = (bf16 && !s.bf16_dot).then(|| w.int(i64::from(0xFFFF_0000_u32 as i32), Ty::of(Elem::I32, s.lanes)));
+        let halves: Vec<(Val, Val)> = match high_mask {
+            Some(mask) => weights
+                .iter()
+                .map(|x| {
+                    let low = w.shl(*x, 16);
+                    let high = w.and(*x, mask);
+                    (w.bitcast(low, low.ty.with(Elem::F32)), w.bitcast(high, high.ty.with(Elem::F32)))
+                })
+                .collect(),
+            None => Vec::new(),
+        };
+        let x_bytes = panel_depth(bf16) * dtype_bytes(self.spec.operand);
+        for (i, x) in xs.iter().enumerate() {
+            let at = w.offset_const(*x, k * x_bytes);
+            let mine = &mut sums[i * weights.len()..(i + 1) * weights.len()];
+            if !bf16 {
+                let x = w.load(Ty::scalar(Elem::F32), at);
+                let x = w.splat(x, s.lanes);
+                for (sum, weight) in mine.iter_mut().zip(&weights) {
+                    *sum = w.fma(x, *weight, *sum);
+                }
+                continue;
+            }
+            let pair = if partial {
+                let low = w.load(Ty::scalar(Elem::I16), at);
+                w.widen_unsigned(low, Elem::I32)
+            } else {
+                w.load(Ty::scalar(Elem::I32), at)
+            };
+            let pair = w.splat(pair, s.lanes);
+            match high_mask {
+                None => {
+                    let packed = Ty::of(Elem::BF16, s.lanes * 2);
+                    let pair = w.bitcast(pair, packed);
+                    for (sum, weight) in mine.iter_mut().zip(&weights) {
+                        let weight = w.bitcast(*weight, packed);
+                        *sum = w.intrinsic("llvm.x86.avx512bf16.dpbf16ps.512", &[*sum, weight, pair], sum.ty);
+                    }
+                }
+                Some(mask) => {
+                    let low = w.shl(pair, 16);
+                    let low = w.bitcast(low, low.ty.with(Elem::F32));
+                    let high = w.and(pair, mask);
+                    let high = w.bitcast(high, high.ty.with(Elem::F32));
+                    for (sum, (w_low, w_high)) in mine.iter_mut().zip(&halves) {
+                        *sum = w.fma(low, *w_low, *sum);
+                        *sum = w.fma(high, *w_high, *sum);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Epilogue and store of one row.
+    fn finish_row(&self, w: &mut Writer, row: Val, sums: &[Val]) -> Result<(), CodegenError> {
+        let s = self.schedule;
+        let vectors = s.vectors as usize;
+        let out_elem = elem_of(self.spec.result, Elem::I64)?;
+        let column = self.column.ok_or_else(|| CodegenError::bug("linear", "columns were not entered"))?;
+        let out_row = w.row(self.out, row, out_elem.bytes());
+        let out = w.element(out_row, column, out_elem.bytes());
+        let mut bases = Vec::new();
+        for (extra, buffer) in self.spec.extras.iter().zip(&self.extras) {
+            bases.push(self.extra_base(w, *extra, *buffer, row, column)?);
+        }
+        for v in 0..vectors {
+            let mut args: Vec<Val> = (0..self.spec.parts).map(|p| sums[p * vectors + v]).collect();
+            for (extra, base) in self.spec.extras.iter().zip(&bases) {
+                args.push(self.load_extra(w, *extra, *base, v)?);
+            }
+            let y = scalar_graph(w, &self.spec.epilogue, &args, Elem::I64)?;
+            let y = w.splat(y[0], s.lanes);
+            let y = cast(w, y, out_elem)?;
+            let at = w.offset_const(out, v as u64 * u64::from(s.lanes) * out_elem.bytes());
+            match self.masks[v] {
+                None => w.store(y, at),
+                Some(mask) => w.store_masked(y, at, mask),
+            }
+        }
+        Ok(())
+    }
+
+    fn extra_base(&self, w: &mut Writer, extra: Extra, buffer: Buffer, row: Val, column: Val) -> Result<Val, CodegenError> {
+        let bytes = elem_of(extra.dtype, Elem::I64)?.bytes();
+        let base = if extra.per_row { w.row(buffer, row, bytes) } else { buffer.data };
+        Ok(if extra.per_column { w.element(base, column, bytes) } else { base })
+    }
+
+    fn load_extra(&self, w: &mut Writer, extra: Extra, base: Val, vector: usize) -> Result<Val, CodegenError> {
+        let s = self.schedule;
+        let elem = elem_of(extra.dtype, Elem::I64)?;
+        if !extra.per_column {
+            let x = w.load(Ty::scalar(elem), base);
+            return Ok(w.splat(x, s.lanes));
+        }
+        let at = w.offset_const(base, vector as u64 * u64::from(s.lanes) * elem.bytes());
+        let ty = Ty::of(elem, s.lanes);
+        Ok(match self.masks[vector] {
+            None => w.load(ty, at),
+            Some(mask) => w.load_masked(ty, at, mask),
+        })
+    }
+}

@@ -1,0 +1,305 @@
+//! Elementary functions as polynomials, so that generated code calls no library.
+//!
+//! Every function takes and gives f32, scalar or vector, and propagates NaN. Coefficients are least-squares fits on Chebyshev nodes,
+//! reweighted towards equal ripple; the stated errors are of the f32 result and are held by a test against f64 on every target.
+
+use super::writer::{Cmp, Elem, Val, Writer};
+
+impl Writer {
+    /// `a * b + c` with a constant `c`.
+    fn step(&mut self, a: Val, b: Val, c: f64) -> Val {
+        let c = self.f32(c, a.ty.lanes);
+        self.fma(a, b, c)
+    }
+
+    /// `coefficients[0] + x * (coefficients[1] + x * ...)`.
+    fn polynomial(&mut self, x: Val, coefficients: &[f64]) -> Val {
+        let (last, rest) = coefficients.split_last().expect("a polynomial has coefficients");
+        let mut y = self.f32(*last, x.ty.lanes);
+        for c in rest.iter().rev() {
+            y = self.step(y, x, *c);
+        }
+        y
+    }
+
+    /// `x * 2^n` for the integer-valued float `n` in `-126..=128` that was rounded by adding `1.5 * 2^23`, given before the subtraction.
+    fn scale_by_power(&mut self, y: Val, rounded: Val) -> Val {
+        let bits = self.bitcast(rounded, rounded.ty.with(Elem::I32));
+        let base = self.int(0x4B40_0000 - 127, bits.ty);
+        let n = self.sub(bits, base);
+        let e = self.shl(n, 23);
+        let power = self.bitcast(e, y.ty);
+        self.mul(y, power)
+    }
+
+    /// `e^x`. Error: 2 ulp; infinity above 88.37, 0 below -87.33.
+    pub fn exp(&mut self, x: Val) -> Val {
+        let lanes = x.ty.lanes;
+        let low = self.f32(-87.336_54, lanes);
+        let high = self.f32(88.722_83, lanes);
+        let under = self.cmp(Cmp::Lt, x, low);
+        let over = self.cmp(Cmp::Gt, x, high);
+        let x1 = self.select(under, low, x);
+        let x1 = self.select(over, high, x1);
+        let log2e = self.f32(std::f64::consts::LOG2_E, lanes);
+        let rounded = self.step(x1, log2e, 12_582_912.0);
+        let magic = self.f32(12_582_912.0, lanes);
+        let n = self.sub(rounded, magic);
+        let ln2_high = self.f32(-0.693_145_751_953_125, lanes);
+        let ln2_low = self.f32(-1.428_606_765_330_187e-6, lanes);
+        let r = self.fma(n, ln2_high, x1);
+        let r = self.fma(n, ln2_low, r);
+        let p = self.polynomial(r, &[0.5, 0.166_666_671_633_720_4, 0.041_666_254_401_206_97, 0.008_333_266_712_725_163, 0.001_394_728_315_062_821, 0.000_199_171_219_719_573_86]);
+        let r2 = self.mul(r, r);
+        let y = self.fma(p, r2, r);
+        let one = self.f32(1.0, lanes);
+        let y = self.add(y, one);
+        let y = self.scale_by_power(y, rounded);
+        let zero = self.f32(0.0, lanes);
+        self.select(under, zero, y)
+    }
+
+    /// Natural logarithm. Error: 2 ulp for normal positive `x`; minus infinity at 0, NaN below.
+    pub fn log(&mut self, x: Val) -> Val {
+        let lanes = x.ty.lanes;
+        let bits = self.bitcast(x, x.ty.with(Elem::I32));
+        // Exponent of x / sqrt(1/2), so that the mantissa lies in [sqrt(1/2), sqrt(2)).
+        let offset = self.int(0x3F35_04F3, bits.ty);
+        let shifted = self.sub(bits, offset);
+        let mask = self.int(i64::from(0xFF80_0000_u32 as i32), bits.ty);
+        let e_bits = self.and(shifted, mask);
+        let m_bits = self.sub(bits, e_bits);
+        let m = self.bitcast(m_bits, x.ty);
+        let scaled = self.to_float(e_bits);
+        let inverse = self.f32(1.0 / 8_388_608.0, lanes);
+        let e = self.mul(scaled, inverse);
+        let one = self.f32(1.0, lanes);
+        let f = self.sub(m, one);
+        let p = self.polynomial(
+            f,
+            &[
+                0.333_333_104_848_861_7,
+                -0.249_999_865_889_549_26,
+                0.200_022_265_315_055_85,
+                -0.166_692_495_346_069_34,
+                0.142_186_567_187_309_27,
+                -0.123_843_647_539_615_63,
+                0.118_730_060_756_206_51,
+                -0.117_897_264_659_404_75,
+                0.069_152_057_170_867_92,
+            ],
+        );
+        let f2 = self.mul(f, f);
+        let f3 = self.mul(f2, f);
+        let low = self.f32(1.428_606_765_330_187e-6, lanes);
+        let y = self.mul(f3, p);
+        let y = self.fma(e, low, y);
+        let minus_half = self.f32(-0.5, lanes);
+        let y = self.fma(f2, minus_half, y);
+        let y = self.add(f, y);
+        let high = self.f32(0.693_145_751_953_125, lanes);
+        let y = self.fma(e, high, y);
+        let zero = self.f32(0.0, lanes);
+        let infinity = self.f32(f64::INFINITY, lanes);
+        let is_infinite = self.cmp(Cmp::Eq, x, infinity);
+        let y = self.select(is_infinite, infinity, y);
+        let minus_infinity = self.f32(f64::NEG_INFINITY, lanes);
+        let is_zero = self.cmp(Cmp::Eq, x, zero);
+        let y = self.select(is_zero, minus_infinity, y);
+        let ge = self.cmp(Cmp::Ge, x, zero);
+        let nan = self.f32(f64::NAN, lanes);
+        self.select(ge, y, nan)
+    }
+
+    /// `1 / (1 + e^-x)`. Error: 3 ulp.
+    pub fn sigmoid(&mut self, x: Val) -> Val {
+        let zero = self.f32(0.0, x.ty.lanes);
+        let one = self.f32(1.0, x.ty.lanes);
+        let n = self.sub(zero, x);
+        let e = self.exp(n);
+        let d = self.add(one, e);
+        self.div(one, d)
+    }
+
+    /// Hyperbolic tangent. Error: 3 ulp.
+    pub fn tanh(&mut self, x: Val) -> Val {
+        let lanes = x.ty.lanes;
+        let z = self.mul(x, x);
+        let p = self.polynomial(z, &[-0.333_332_777_023_315_43, 0.133_313_283_324_241_64, -0.053_729_217_499_494_55, 0.020_601_974_800_229_073, -0.005_660_756_956_785_917]);
+        let xz = self.mul(x, z);
+        let small = self.fma(xz, p, x);
+        let two = self.f32(2.0, lanes);
+        let one = self.f32(1.0, lanes);
+        let minus_two = self.f32(-2.0, lanes);
+        let x2 = self.mul(x, two);
+        let e = self.exp(x2);
+        let d = self.add(e, one);
+        let q = self.div(minus_two, d);
+        let large = self.add(one, q);
+        let a = self.fabs(x);
+        let limit = self.f32(0.625, lanes);
+        let is_large = self.cmp(Cmp::Gt, a, limit);
+        self.select(is_large, large, small)
+    }
+
+    /// Error function. Error: 3 ulp.
+    pub fn erf(&mut self, x: Val) -> Val {
+        let lanes = x.ty.lanes;
+        let z = self.mul(x, x);
+        let small = self.polynomial(
+            z,
+            &[
+                1.128_379_106_521_606_4,
+                -0.376_126_259_565_353_4,
+                0.112_836_003_303_527_83,
+                -0.026_854_444_295_167_923,
+                0.005_189_535_208_046_436,
+                -0.000_802_083_872_258_663_2,
+                0.000_078_891_098_382_882_77,
+            ],
+        );
+        let small = self.mul(small, x);
+        // 1 - e^(-x²) q(1 / |x|) for |x| in 1..4; beyond, 1.
+        let a = self.fabs(x);
+        let one = self.f32(1.0, lanes);
+        let four = self.f32(4.2, lanes);
+        let a = self.max(a, one);
+        let a = self.min(a, four);
+        let t = self.div(one, a);
+        let q = self.polynomial(
+            t,
+            &[
+                0.000_352_614_180_883_392_7,
+                0.557_605_564_594_268_8,
+                0.052_214_991_301_298_14,
+                -0.510_622_620_582_580_6,
+                0.585_387_170_314_788_8,
+                -0.364_933_729_171_752_93,
+                0.126_892_834_901_809_7,
+                -0.019_313_303_753_733_635,
+            ],
+        );
+        let zero = self.f32(0.0, lanes);
+        let a2 = self.mul(a, a);
+        let n = self.sub(zero, a2);
+        let e = self.exp(n);
+        let eq = self.mul(e, q);
+        let large = self.sub(one, eq);
+        let minus = self.sub(zero, large);
+        let negative = self.cmp(Cmp::Lt, x, zero);
+        let large = self.select(negative, minus, large);
+        let ax = self.fabs(x);
+        let is_large = self.cmp(Cmp::Gt, ax, one);
+        self.select(is_large, large, small)
+    }
+
+    /// `log(1 + e^x)`. Error: 4 ulp.
+    pub fn softplus(&mut self, x: Val) -> Val {
+        // max(x, 0) + log(1 + e^-|x|)
+        let lanes = x.ty.lanes;
+        let zero = self.f32(0.0, lanes);
+        let one = self.f32(1.0, lanes);
+        let a = self.fabs(x);
+        let n = self.sub(zero, a);
+        let e = self.exp(n);
+        let s = self.add(e, one);
+        let l = self.log(s);
+        let below = self.cmp(Cmp::Lt, x, zero);
+        let m = self.select(below, zero, x);
+        self.add(m, l)
+    }
+
+    /// Sine. Absolute error: 2e-7 for `|x|` up to 2^20.
+    pub fn sin(&mut self, x: Val) -> Val {
+        self.sin_cos(x, 0)
+    }
+
+    /// Cosine. Absolute error: 2e-7 for `|x|` up to 2^20.
+    pub fn cos(&mut self, x: Val) -> Val {
+        self.sin_cos(x, 1)
+    }
+
+    fn sin_cos(&mut self, x: Val, quarter: i64) -> Val {
+        let lanes = x.ty.lanes;
+        let two_over_pi = self.f32(std::f64::consts::FRAC_2_PI, lanes);
+        let rounded = self.step(x, two_over_pi, 12_582_912.0);
+        let magic = self.f32(12_582_912.0, lanes);
+        let n = self.sub(rounded, magic);
+        // pi/2 in three parts; each product is exact inside its fused multiply-add.
+        let mut r = x;
+        for part in [-1.570_796_370_506_286_6, 4.371_138_828_673_793e-8, 1.715_124_510_005_881_5e-15] {
+            let c = self.f32(part, lanes);
+            r = self.fma(n, c, r);
+        }
+        let z = self.mul(r, r);
+        let p = self.polynomial(z, &[-0.166_666_671_633_720_4, 0.008_333_329_111_337_662, -0.000_198_392_561_287_617_2, 2.717_564_257_181_948e-6]);
+        let rz = self.mul(r, z);
+        let sine = self.fma(rz, p, r);
+        let q = self.polynomial(z, &[0.041_666_667_908_430_1, -0.001_388_888_340_443_372_7, 0.000_024_799_435_777_822_51, -2.720_329_916_883_202_7e-7]);
+        let half = self.f32(-0.5, lanes);
+        let one = self.f32(1.0, lanes);
+        let z2 = self.mul(z, z);
+        let c = self.fma(z, half, one);
+        let cosine = self.fma(z2, q, c);
+        let bits = self.bitcast(rounded, x.ty.with(Elem::I32));
+        let add = self.int(quarter, bits.ty);
+        let k = self.add(bits, add);
+        let one_bit = self.int(1, bits.ty);
+        let two_bit = self.int(2, bits.ty);
+        let odd = self.and(k, one_bit);
+        let upper = self.and(k, two_bit);
+        let none = self.int(0, bits.ty);
+        let is_odd = self.cmp(Cmp::Ne, odd, none);
+        let y = self.select(is_odd, cosine, sine);
+        let sign = self.shl(upper, 30);
+        let y_bits = self.bitcast(y, bits.ty);
+        let y_bits = self.xor(y_bits, sign);
+        self.bitcast(y_bits, x.ty)
+    }
+
+    /// `x^y` for a positive `x`; exact products for the constant powers 2, 1/2 and -1/2.
+    pub fn pow(&mut self, x: Val, y: Val, constant: Option<f64>) -> Val {
+        let one = self.f32(1.0, x.ty.lanes);
+        match constant {
+            Some(2.0) => self.mul(x, x),
+            Some(3.0) => {
+                let x2 = self.mul(x, x);
+                self.mul(x2, x)
+            }
+            Some(0.5) => self.sqrt(x),
+            Some(-0.5) => {
+                let s = self.sqrt(x);
+                self.div(one, s)
+            }
+            Some(-1.0) => self.div(one, x),
+            _ => {
+                let l = self.log(x);
+                let p = self.mul(l, y);
+                self.exp(p)
+            }
+        }
+    }
+
+    /// bf16 bits (i16) to f32, exactly.
+    pub fn from_bf16(&mut self, bits: Val) -> Val {
+        let wide = self.widen_unsigned(bits, Elem::I32);
+        let high = self.shl(wide, 16);
+        self.bitcast(high, bits.ty.with(Elem::F32))
+    }
+
+    /// f32 to bf16 bits (i16), to nearest even; NaN stays NaN.
+    pub fn to_bf16(&mut self, x: Val) -> Val {
+        let bits = self.bitcast(x, x.ty.with(Elem::I32));
+        let high = self.shr(bits, 16);
+        let one = self.int(1, bits.ty);
+        let odd = self.and(high, one);
+        let half = self.int(0x7FFF, bits.ty);
+        let bias = self.add(odd, half);
+        let rounded = self.add(bits, bias);
+        let rounded = self.shr(rounded, 16);
+        let quiet = self.int(0x7FC0, bits.ty);
+        let is_nan = self.cmp(Cmp::Ne, x, x);
+        let out = self.select(is_nan, quiet, rounded);
+        self.resize(out, Elem::I16)
+    }
+}

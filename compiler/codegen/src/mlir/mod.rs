@@ -1,0 +1,16 @@
+//! L3: fused kernels as MLIR. The only folder that names melior.
+//!
+//! [`writer`] writes typed operations as text, [`math`] the elementary functions, [`expr`] the scalar graphs of epilogues, masks and scores, and
+//! one file a kernel family the loop nests: [`linear`], [`attention`], [`rows`]. [`pipeline`] parses, verifies and lowers to the LLVM dialect.
+
+pub mod attention;
+pub mod expr;
+pub mod frame;
+pub mod linear;
+pub mod math;
+pub mod pipeline;
+pub mod rows;
+pub mod writer;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,617 @@
+//! Writes one kernel as MLIR text: typed values in, one line an operation out.
+//!
+//! Given element types and lane counts it keeps every operation well typed; the kernels above it read as the loop nests they
+//! generate. Only builtin-typed operations of `arith`, `scf`, `vector` and memory operations of `llvm` are used, so that one short
+//! pipeline lowers every kernel. Memory is addressed by byte through `!llvm.ptr`.
+
+use std::fmt::{self, Write as _};
+
+use crate::error::CodegenError;
+
+/// Element type of a value in a register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Elem {
+    /// Boolean.
+    I1,
+    /// Byte.
+    I8,
+    /// bf16 bits, or part of a pair.
+    I16,
+    /// bf16 as an operand of a dot product, never of arithmetic.
+    BF16,
+    /// Positions in masks, float bits.
+    I32,
+    /// Indices and ids.
+    I64,
+    /// The type everything is computed in.
+    F32,
+    /// Address; never in a vector.
+    Ptr,
+}
+
+impl Elem {
+    fn text(self) -> &'static str {
+        match self {
+            Elem::I1 => "i1",
+            Elem::I8 => "i8",
+            Elem::I16 => "i16",
+            Elem::BF16 => "bf16",
+            Elem::I32 => "i32",
+            Elem::I64 => "i64",
+            Elem::F32 => "f32",
+            Elem::Ptr => "!llvm.ptr",
+        }
+    }
+
+    /// Whether arithmetic on it is floating.
+    pub fn is_float(self) -> bool {
+        self == Elem::F32
+    }
+
+    /// Bytes in memory.
+    pub fn bytes(self) -> u64 {
+        match self {
+            Elem::I1 | Elem::I8 => 1,
+            Elem::I16 | Elem::BF16 => 2,
+            Elem::I32 | Elem::F32 => 4,
+            Elem::I64 | Elem::Ptr => 8,
+        }
+    }
+}
+
+/// Type of a value: a scalar when `lanes` is 0, else a vector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ty {
+    /// Element type.
+    pub elem: Elem,
+    /// Lanes; 0 for a scalar.
+    pub lanes: u32,
+}
+
+impl Ty {
+    /// A scalar type.
+    pub const fn scalar(elem: Elem) -> Self {
+        Ty { elem, lanes: 0 }
+    }
+
+    /// A type of `lanes` lanes; a scalar when 0.
+    pub const fn of(elem: Elem, lanes: u32) -> Self {
+        Ty { elem, lanes }
+    }
+
+    /// The same lanes with another element type.
+    pub fn with(self, elem: Elem) -> Self {
+        Ty { elem, ..self }
+    }
+
+    fn text(self) -> String {
+        if self.lanes == 0 { self.elem.text().to_owned() } else { format!("vector<{}x{}>", self.lanes, self.elem.text()) }
+    }
+}
+
+/// A value of the kernel being written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Val {
+    id: u32,
+    /// Which result of an operation with several.
+    port: Option<u32>,
+    /// Its type.
+    pub ty: Ty,
+}
+
+impl fmt::Display for Val {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.port {
+            None => write!(f, "%v{}", self.id),
+            Some(port) => write!(f, "%v{}#{port}", self.id),
+        }
+    }
+}
+
+/// Comparison predicates, for floats (ordered) and signed integers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the usual six")]
+pub enum Cmp {
+    Eq,
+    Ne,
+    Lt,
+    Le,
+    Gt,
+    Ge,
+}
+
+/// The text of one module under construction.
+#[derive(Debug, Default)]
+pub struct Writer {
+    globals: String,
+    n_globals: usize,
+    body: String,
+    next: u32,
+    depth: usize,
+}
+
+/// The parameters of a kernel: see [`KernelFn`](xfc_runtime::artifact::abi::KernelFn).
+#[derive(Clone, Copy, Debug)]
+pub struct KernelParams {
+    /// `*const XfmArgs`.
+    pub args: Val,
+    /// First tile, as i64.
+    pub tile_begin: Val,
+    /// One past the last tile, as i64.
+    pub tile_end: Val,
+    /// The worker's scratch.
+    pub scratch: Val,
+}
+
+impl Writer {
+    /// Starts the function `symbol` with the kernel ABI.
+    pub fn kernel(symbol: &str) -> (Self, KernelParams) {
+        let mut w = Writer { depth: 2, ..Writer::default() };
+        let p = |id| Val { id, port: None, ty: Ty::scalar(Elem::Ptr) };
+        let i = |id| Val { id, port: None, ty: Ty::scalar(Elem::I32) };
+        w.next = 4;
+        let _ = writeln!(w.body, "  func.func @{symbol}(%v0: !llvm.ptr, %v1: i32, %v2: i32, %v3: !llvm.ptr) {{");
+        let tile_begin = w.convert("arith.extui", i(1), Ty::scalar(Elem::I64));
+        let tile_end = w.convert("arith.extui", i(2), Ty::scalar(Elem::I64));
+        (w, KernelParams { args: p(0), tile_begin, tile_end, scratch: p(3) })
+    }
+
+    /// Ends the function and gives the module's text.
+    pub fn finish(mut self) -> String {
+        self.line("return");
+        format!("module {{\n{}{}  }}\n}}\n", self.globals, self.body)
+    }
+
+    fn line(&mut self, text: &str) {
+        for _ in 0..self.depth {
+            self.body.push_str("  ");
+        }
+        self.body.push_str(text);
+        self.body.push('\n');
+    }
+
+    fn fresh(&mut self, ty: Ty) -> Val {
+        let id = self.next;
+        self.next += 1;
+        Val { id, port: None, ty }
+    }
+
+    fn op(&mut self, ty: Ty, text: &str) -> Val {
+        let v = self.fresh(ty);
+        let line = format!("{v} = {text}");
+        self.line(&line);
+        v
+    }
+
+    fn convert(&mut self, name: &str, a: Val, to: Ty) -> Val {
+        self.op(to, &format!("{name} {} : {} to {}", a, a.ty.text(), to.text()))
+    }
+
+    fn binary(&mut self, name: &str, a: Val, b: Val) -> Val {
+        debug_assert_eq!(a.ty, b.ty, "{name}");
+        self.op(a.ty, &format!("{name} {}, {} : {}", a, b, a.ty.text()))
+    }
+
+    /// A float constant, in all lanes.
+    pub fn f32(&mut self, value: f64, lanes: u32) -> Val {
+        let ty = Ty::of(Elem::F32, lanes);
+        let bits = (value as f32).to_bits();
+        let text = if lanes == 0 {
+            format!("arith.constant 0x{bits:08X} : f32")
+        } else {
+            format!("arith.constant dense<0x{bits:08X}> : {}", ty.text())
+        };
+        self.op(ty, &text)
+    }
+
+    /// An integer or boolean constant, in all lanes.
+    pub fn int(&mut self, value: i64, ty: Ty) -> Val {
+        let shown = if ty.elem == Elem::I1 { if value != 0 { "true".into() } else { "false".to_string() } } else { value.to_string() };
+        let text = match (ty.lanes, ty.elem) {
+            (0, Elem::I1) => format!("arith.constant {shown}"),
+            (0, _) => format!("arith.constant {shown} : {}", ty.text()),
+            _ => format!("arith.constant dense<{shown}> : {}", ty.text()),
+        };
+        self.op(ty, &text)
+    }
+
+    /// An index constant.
+    pub fn i64(&mut self, value: i64) -> Val {
+        self.int(value, Ty::scalar(Elem::I64))
+    }
+
+    /// A constant of different lanes.
+    pub fn lanes(&mut self, values: &[i64], elem: Elem) -> Val {
+        let ty = Ty::of(elem, values.len() as u32);
+        let list: Vec<String> = values
+            .iter()
+            .map(|v| if elem == Elem::I1 { (*v != 0).to_string() } else { v.to_string() })
+            .collect();
+        self.op(ty, &format!("arith.constant dense<[{}]> : {}", list.join(", "), ty.text()))
+    }
+
+    /// The address of a constant array of floats.
+    pub fn table_f32(&mut self, values: &[f64]) -> Val {
+        let name = format!("table{}", self.n_globals);
+        self.n_globals += 1;
+        let list: Vec<String> = values.iter().map(|v| format!("0x{:08X}", (*v as f32).to_bits())).collect();
+        let _ = writeln!(
+            self.globals,
+            "  llvm.mlir.global private constant @{name}(dense<[{}]> : tensor<{n}xf32>) {{addr_space = 0 : i32, alignment = 64 : i64}} : !llvm.array<{n} x f32>",
+            list.join(", "),
+            n = values.len()
+        );
+        self.op(Ty::scalar(Elem::Ptr), &format!("llvm.mlir.addressof @{name} : !llvm.ptr"))
+    }
+
+    /// `base + bytes`.
+    pub fn offset(&mut self, base: Val, bytes: Val) -> Val {
+        debug_assert_eq!(bytes.ty, Ty::scalar(Elem::I64));
+        self.op(Ty::scalar(Elem::Ptr), &format!("llvm.getelementptr {}[{}] : (!llvm.ptr, i64) -> !llvm.ptr, i8", base, bytes))
+    }
+
+    /// `base + bytes`, known when compiling.
+    pub fn offset_const(&mut self, base: Val, bytes: u64) -> Val {
+        if bytes == 0 {
+            return base;
+        }
+        self.op(Ty::scalar(Elem::Ptr), &format!("llvm.getelementptr {}[{bytes}] : (!llvm.ptr) -> !llvm.ptr, i8", base))
+    }
+
+    /// Loads a scalar, or consecutive lanes, aligned to the element only.
+    pub fn load(&mut self, ty: Ty, from: Val) -> Val {
+        self.op(ty, &format!("llvm.load {} {{alignment = {} : i64}} : !llvm.ptr -> {}", from, ty.elem.bytes(), ty.text()))
+    }
+
+    /// Stores a scalar, or consecutive lanes, aligned to the element only.
+    pub fn store(&mut self, value: Val, to: Val) {
+        let line = format!(
+            "llvm.store {}, {} {{alignment = {} : i64}} : {}, !llvm.ptr",
+            value,
+            to,
+            value.ty.elem.bytes(),
+            value.ty.text()
+        );
+        self.line(&line);
+    }
+
+    /// Loads the lanes whose mask is set; the others are zero and not touched in memory.
+    pub fn load_masked(&mut self, ty: Ty, from: Val, mask: Val) -> Val {
+        let zero = if ty.elem.is_float() { self.f32(0.0, ty.lanes) } else { self.int(0, ty) };
+        self.op(
+            ty,
+            &format!(
+                "llvm.intr.masked.load {}, {}, {} {{alignment = {} : i32}} : (!llvm.ptr, {}, {}) -> {}",
+                from,
+                mask,
+                zero,
+                ty.elem.bytes(),
+                mask.ty.text(),
+                ty.text(),
+                ty.text()
+            ),
+        )
+    }
+
+    /// Stores the lanes whose mask is set.
+    pub fn store_masked(&mut self, value: Val, to: Val, mask: Val) {
+        let line = format!(
+            "llvm.intr.masked.store {}, {}, {} {{alignment = {} : i32}} : {}, {} into !llvm.ptr",
+            value,
+            to,
+            mask,
+            value.ty.elem.bytes(),
+            value.ty.text(),
+            mask.ty.text()
+        );
+        self.line(&line);
+    }
+
+    /// Hints that the line at `at` will be read.
+    pub fn prefetch(&mut self, at: Val) {
+        let line = format!("\"llvm.intr.prefetch\"({}) <{{cache = 1 : i32, hint = 3 : i32, rw = 0 : i32}}> : (!llvm.ptr) -> ()", at);
+        self.line(&line);
+    }
+
+    /// A scalar in all of `lanes` lanes; itself when 0.
+    pub fn splat(&mut self, a: Val, lanes: u32) -> Val {
+        if lanes == 0 || a.ty.lanes == lanes {
+            return a;
+        }
+        let ty = Ty::of(a.ty.elem, lanes);
+        self.op(ty, &format!("vector.broadcast {} : {} to {}", a, a.ty.text(), ty.text()))
+    }
+
+    /// One lane of a vector.
+    pub fn lane(&mut self, a: Val, lane: u32) -> Val {
+        self.op(Ty::scalar(a.ty.elem), &format!("vector.extract {}[{lane}] : {} from {}", a, a.ty.elem.text(), a.ty.text()))
+    }
+
+    /// The same bits as another type of the same size.
+    pub fn bitcast(&mut self, a: Val, to: Ty) -> Val {
+        if a.ty == to {
+            return a;
+        }
+        let name = if a.ty.lanes != to.lanes { "vector.bitcast" } else { "arith.bitcast" };
+        self.convert(name, a, to)
+    }
+
+    /// All lanes added, in pairs; itself when scalar.
+    pub fn reduce_add(&mut self, a: Val) -> Val {
+        self.reduce(a, "add")
+    }
+
+    /// The largest lane.
+    pub fn reduce_max(&mut self, a: Val) -> Val {
+        self.reduce(a, if a.ty.elem.is_float() { "maxnumf" } else { "maxsi" })
+    }
+
+    /// The smallest lane.
+    pub fn reduce_min(&mut self, a: Val) -> Val {
+        self.reduce(a, if a.ty.elem.is_float() { "minnumf" } else { "minsi" })
+    }
+
+    fn reduce(&mut self, a: Val, kind: &str) -> Val {
+        if a.ty.lanes == 0 {
+            return a;
+        }
+        let fast = if kind == "add" && a.ty.elem.is_float() { " fastmath<reassoc>" } else { "" };
+        self.op(Ty::scalar(a.ty.elem), &format!("vector.reduction <{kind}>, {}{fast} : {} into {}", a, a.ty.text(), a.ty.elem.text()))
+    }
+
+    /// `a + b`.
+    pub fn add(&mut self, a: Val, b: Val) -> Val {
+        self.binary(if a.ty.elem.is_float() { "arith.addf" } else { "arith.addi" }, a, b)
+    }
+
+    /// `a - b`.
+    pub fn sub(&mut self, a: Val, b: Val) -> Val {
+        self.binary(if a.ty.elem.is_float() { "arith.subf" } else { "arith.subi" }, a, b)
+    }
+
+    /// `a * b`.
+    pub fn mul(&mut self, a: Val, b: Val) -> Val {
+        self.binary(if a.ty.elem.is_float() { "arith.mulf" } else { "arith.muli" }, a, b)
+    }
+
+    /// `a / b`, of floats.
+    pub fn div(&mut self, a: Val, b: Val) -> Val {
+        self.binary("arith.divf", a, b)
+    }
+
+    /// `a / b` rounded down, of non-negative integers.
+    pub fn div_unsigned(&mut self, a: Val, b: Val) -> Val {
+        self.binary("arith.divui", a, b)
+    }
+
+    /// Remainder of non-negative integers.
+    pub fn rem_unsigned(&mut self, a: Val, b: Val) -> Val {
+        self.binary("arith.remui", a, b)
+    }
+
+    /// `a / b` rounded down, of signed integers.
+    pub fn floor_div(&mut self, a: Val, b: Val) -> Val {
+        // q = a / b toward zero; one less when the remainder is not zero and the signs differ.
+        let q = self.binary("arith.divsi", a, b);
+        let r = self.binary("arith.remsi", a, b);
+        let zero = self.int(0, a.ty);
+        let one = self.int(1, a.ty);
+        let inexact = self.cmp(Cmp::Ne, r, zero);
+        let sign = self.binary("arith.xori", r, b);
+        let differ = self.cmp(Cmp::Lt, sign, zero);
+        let both = self.and(inexact, differ);
+        let less = self.sub(q, one);
+        self.select(both, less, q)
+    }
+
+    /// The larger; for floats, the other one when one is NaN.
+    pub fn max(&mut self, a: Val, b: Val) -> Val {
+        if a.ty.elem.is_float() {
+            let gt = self.cmp(Cmp::Gt, a, b);
+            self.select(gt, a, b)
+        } else {
+            self.binary("arith.maxsi", a, b)
+        }
+    }
+
+    /// The smaller; for floats, the other one when one is NaN.
+    pub fn min(&mut self, a: Val, b: Val) -> Val {
+        if a.ty.elem.is_float() {
+            let lt = self.cmp(Cmp::Lt, a, b);
+            self.select(lt, a, b)
+        } else {
+            self.binary("arith.minsi", a, b)
+        }
+    }
+
+    /// Bitwise and.
+    pub fn and(&mut self, a: Val, b: Val) -> Val {
+        self.binary("arith.andi", a, b)
+    }
+
+    /// Bitwise or.
+    pub fn or(&mut self, a: Val, b: Val) -> Val {
+        self.binary("arith.ori", a, b)
+    }
+
+    /// Bitwise exclusive or.
+    pub fn xor(&mut self, a: Val, b: Val) -> Val {
+        self.binary("arith.xori", a, b)
+    }
+
+    /// `a << bits`.
+    pub fn shl(&mut self, a: Val, bits: u32) -> Val {
+        let n = self.int(i64::from(bits), a.ty);
+        self.binary("arith.shli", a, n)
+    }
+
+    /// `a >> bits`, filling with zeros.
+    pub fn shr(&mut self, a: Val, bits: u32) -> Val {
+        let n = self.int(i64::from(bits), a.ty);
+        self.binary("arith.shrui", a, n)
+    }
+
+    /// A boolean of each lane. Floats compare ordered, except `Ne`, which is true of NaN.
+    pub fn cmp(&mut self, pred: Cmp, a: Val, b: Val) -> Val {
+        debug_assert_eq!(a.ty, b.ty);
+        let float = a.ty.elem.is_float();
+        let p = match (pred, float) {
+            (Cmp::Eq, true) => "oeq",
+            (Cmp::Ne, true) => "une",
+            (Cmp::Lt, true) => "olt",
+            (Cmp::Le, true) => "ole",
+            (Cmp::Gt, true) => "ogt",
+            (Cmp::Ge, true) => "oge",
+            (Cmp::Eq, false) => "eq",
+            (Cmp::Ne, false) => "ne",
+            (Cmp::Lt, false) => "slt",
+            (Cmp::Le, false) => "sle",
+            (Cmp::Gt, false) => "sgt",
+            (Cmp::Ge, false) => "sge",
+        };
+        let name = if float { "arith.cmpf" } else { "arith.cmpi" };
+        self.op(a.ty.with(Elem::I1), &format!("{name} {p}, {}, {} : {}", a, b, a.ty.text()))
+    }
+
+    /// `a` where `condition`, else `b`.
+    pub fn select(&mut self, condition: Val, a: Val, b: Val) -> Val {
+        debug_assert_eq!(a.ty, b.ty);
+        let text = if condition.ty.lanes == a.ty.lanes && a.ty.lanes > 0 {
+            format!("arith.select {}, {}, {} : {}, {}", condition, a, b, condition.ty.text(), a.ty.text())
+        } else {
+            format!("arith.select {}, {}, {} : {}", condition, a, b, a.ty.text())
+        };
+        self.op(a.ty, &text)
+    }
+
+    /// `a * b + c`, rounded once.
+    pub fn fma(&mut self, a: Val, b: Val, c: Val) -> Val {
+        debug_assert!(a.ty == b.ty && b.ty == c.ty);
+        let t = a.ty.text();
+        self.op(a.ty, &format!("llvm.intr.fma({}, {}, {}) : ({t}, {t}, {t}) -> {t}", a, b, c))
+    }
+
+    /// The largest whole number not above.
+    pub fn floor(&mut self, a: Val) -> Val {
+        let t = a.ty.text();
+        self.op(a.ty, &format!("llvm.intr.floor({}) : ({t}) -> {t}", a))
+    }
+
+    /// Square root.
+    pub fn sqrt(&mut self, a: Val) -> Val {
+        let t = a.ty.text();
+        self.op(a.ty, &format!("llvm.intr.sqrt({}) : ({t}) -> {t}", a))
+    }
+
+    /// Absolute value of floats.
+    pub fn fabs(&mut self, a: Val) -> Val {
+        let t = a.ty.text();
+        self.op(a.ty, &format!("llvm.intr.fabs({}) : ({t}) -> {t}", a))
+    }
+
+    /// Signed integer or boolean (0 or 1) to float.
+    pub fn to_float(&mut self, a: Val) -> Val {
+        let name = if a.ty.elem == Elem::I1 { "arith.uitofp" } else { "arith.sitofp" };
+        self.convert(name, a, a.ty.with(Elem::F32))
+    }
+
+    /// Float to integer, toward zero.
+    pub fn to_int(&mut self, a: Val, elem: Elem) -> Val {
+        self.convert("arith.fptosi", a, a.ty.with(elem))
+    }
+
+    /// Integer or boolean to a wider or narrower integer; signed, booleans as 0 and 1.
+    pub fn resize(&mut self, a: Val, elem: Elem) -> Val {
+        if a.ty.elem == elem {
+            return a;
+        }
+        let name = if elem.bytes() < a.ty.elem.bytes() || elem == Elem::I1 {
+            "arith.trunci"
+        } else if matches!(a.ty.elem, Elem::I1) {
+            "arith.extui"
+        } else {
+            "arith.extsi"
+        };
+        self.convert(name, a, a.ty.with(elem))
+    }
+
+    /// Unsigned widening.
+    pub fn widen_unsigned(&mut self, a: Val, elem: Elem) -> Val {
+        self.convert("arith.extui", a, a.ty.with(elem))
+    }
+
+    /// Calls an LLVM intrinsic.
+    pub fn intrinsic(&mut self, name: &str, args: &[Val], result: Ty) -> Val {
+        let ids: Vec<String> = args.iter().map(ToString::to_string).collect();
+        let types: Vec<String> = args.iter().map(|a| a.ty.text()).collect();
+        self.op(result, &format!("llvm.call_intrinsic \"{name}\"({}) : ({}) -> {}", ids.join(", "), types.join(", "), result.text()))
+    }
+
+    /// `for i in begin..end step step { carried = body(i, carried) }`.
+    ///
+    /// # Errors
+    /// Those of the body; the text is then incomplete.
+    pub fn for_loop(
+        &mut self,
+        begin: Val,
+        end: Val,
+        step: i64,
+        carried: &[Val],
+        body: impl FnOnce(&mut Self, Val, &[Val]) -> Result<Vec<Val>, CodegenError>,
+    ) -> Result<Vec<Val>, CodegenError> {
+        let step = self.i64(step);
+        let i = self.fresh(Ty::scalar(Elem::I64));
+        let inner: Vec<Val> = carried.iter().map(|c| self.fresh(c.ty)).collect();
+        let results: Vec<Val> = match carried {
+            [] => Vec::new(),
+            [one] => vec![self.fresh(one.ty)],
+            several => {
+                let pack = self.fresh(several[0].ty).id;
+                several.iter().zip(0..).map(|(c, port)| Val { id: pack, port: Some(port), ty: c.ty }).collect()
+            }
+        };
+        let mut head = String::new();
+        match results[..] {
+            [] => {}
+            [one] => head = format!("{one} = "),
+            [first, ..] => head = format!("%v{}:{} = ", first.id, results.len()),
+        }
+        let _ = write!(head, "scf.for {i} = {begin} to {end} step {step}");
+        if !carried.is_empty() {
+            let args: Vec<String> = inner.iter().zip(carried).map(|(a, c)| format!("{a} = {c}")).collect();
+            let types: Vec<String> = carried.iter().map(|c| c.ty.text()).collect();
+            let _ = write!(head, " iter_args({}) -> ({})", args.join(", "), types.join(", "));
+        }
+        head.push_str(" : i64 {");
+        self.line(&head);
+        self.depth += 1;
+        let out = body(self, i, &inner)?;
+        debug_assert_eq!(out.len(), carried.len());
+        self.yield_values(&out);
+        self.depth -= 1;
+        self.line("}");
+        Ok(results)
+    }
+
+    /// `if condition { then }`.
+    ///
+    /// # Errors
+    /// Those of the body; the text is then incomplete.
+    pub fn if_then(&mut self, condition: Val, then: impl FnOnce(&mut Self) -> Result<(), CodegenError>) -> Result<(), CodegenError> {
+        self.line(&format!("scf.if {} {{", condition));
+        self.depth += 1;
+        then(self)?;
+        self.depth -= 1;
+        self.line("}");
+        Ok(())
+    }
+
+    fn yield_values(&mut self, values: &[Val]) {
+        if values.is_empty() {
+            return;
+        }
+        let ids: Vec<String> = values.iter().map(ToString::to_string).collect();
+        let types: Vec<String> = values.iter().map(|v| v.ty.text()).collect();
+        self.line(&format!("scf.yield {} : {}", ids.join(", "), types.join(", ")));
+    }
+}

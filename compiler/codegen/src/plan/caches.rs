@@ -1,0 +1,123 @@
+//! What is kept per token, grouped by how long: derived from the masks of the attentions that read it.
+
+use std::collections::HashMap;
+
+use xfc_lang::graph::path::{Instance, instances, join};
+use xfc_lang::graph::{DType, Dim, Graph, Program, ValueId};
+use xfc_lang::ops::Core;
+use xfc_lang::ops::fused::{Attention, Reach};
+use xfc_runtime::artifact::manifest::{CacheGroup, CacheSlot, Keep};
+
+use super::kernel::{PageLayout, dtype_bytes, page_bytes};
+use crate::error::CodegenError;
+
+/// A slot of the plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// Cache group.
+    pub group: usize,
+    /// Slot in the group.
+    pub slot: usize,
+    /// Layout of its pages.
+    pub layout: PageLayout,
+    /// Bytes from one page to the next.
+    pub page_bytes: u64,
+}
+
+/// All caches of a program.
+#[derive(Debug, Default)]
+pub struct Caches {
+    /// Groups, in the order of first use.
+    pub groups: Vec<CacheGroup>,
+    /// By absolute path.
+    pub slots: HashMap<String, Slot>,
+}
+
+/// What one body keeps.
+struct Kept {
+    path: String,
+    axis: usize,
+    heads: u64,
+    dim: u64,
+    dtype: DType,
+    layout: PageLayout,
+    reach: Reach,
+}
+
+/// Derives groups and slots.
+///
+/// # Errors
+/// A cache that something other than the attentions of its own body reads.
+pub fn derive(program: &Program, page_tokens: u64) -> Result<Caches, CodegenError> {
+    let list = instances(program).ok_or_else(|| CodegenError::bug("caches", "the program has no finite list of instances"))?;
+    let bodies = program.graphs.iter().map(kept_by).collect::<Result<Vec<_>, _>>()?;
+    let mut caches = Caches::default();
+    for Instance { graph, at } in &list {
+        for (ordinal, kept) in bodies[*graph].iter().enumerate() {
+            caches.add(at, ordinal, kept, page_tokens);
+        }
+    }
+    Ok(caches)
+}
+
+impl Caches {
+    fn add(&mut self, at: &str, ordinal: usize, kept: &Kept, page_tokens: u64) {
+        let (keep, name) = match kept.reach {
+            Reach { future: true, .. } => (Keep::Step, "step".to_owned()),
+            Reach { window: Some(n), .. } => (Keep::Window(n), format!("window {n}")),
+            Reach { window: None, .. } => (Keep::All, "full".to_owned()),
+        };
+        let group = self.groups.iter().position(|g| g.axis == kept.axis && g.keep == keep).unwrap_or_else(|| {
+            self.groups.push(CacheGroup { name, axis: kept.axis, keep, page_tokens, slots: Vec::new() });
+            self.groups.len() - 1
+        });
+        let bytes = page_bytes(kept.heads, kept.dim, page_tokens, kept.dtype);
+        let path = join(at, &kept.path);
+        let slot = Slot { group, slot: self.groups[group].slots.len(), layout: kept.layout, page_bytes: bytes };
+        // Layers run one after another, so what a step keeps for itself may lie where the previous layer's lay.
+        let alias = (keep == Keep::Step).then_some(ordinal);
+        self.groups[group].slots.push(CacheSlot {
+            path: path.clone(),
+            page_bytes: bytes,
+            token_bytes: kept.heads * kept.dim * dtype_bytes(kept.dtype),
+            alias,
+        });
+        self.slots.insert(path, slot);
+    }
+}
+
+fn kept_by(graph: &Graph) -> Result<Vec<Kept>, CodegenError> {
+    let mut list = Vec::new();
+    for node in graph.topological() {
+        let Some(Core::Cache { path }) = graph.op(node).as_core() else { continue };
+        let value = ValueId { node, port: 0 };
+        let ty = graph.ty(value);
+        let unsupported = |what: String| CodegenError::unsupported(what, path.clone());
+        let (axis, heads, dim) = match ty.dims[..] {
+            [Dim::Visible(axis), Dim::Fixed(heads), Dim::Fixed(dim)] => (axis.0, heads, dim),
+            _ => return Err(unsupported(format!("a cache of type {ty}"))),
+        };
+        let mut layout = None;
+        let mut reach: Option<Reach> = None;
+        for (user, operand) in graph.uses(value) {
+            let attention = graph.op(user).as_fused::<Attention>().filter(|_| operand == 1 || operand == 2);
+            let attention = attention.ok_or_else(|| unsupported(format!("a cache read by `{}`", graph.op(user).name())))?;
+            let wanted = if operand == 1 { PageLayout::TokensLast } else { PageLayout::TokensMiddle };
+            if layout.is_some_and(|l| l != wanted) {
+                return Err(unsupported("one cache read as keys and as values".into()));
+            }
+            layout = Some(wanted);
+            reach = Some(reach.map_or(attention.reach, |r| widest(r, attention.reach)));
+        }
+        if graph.is_output(value) {
+            return Err(unsupported("a cache read outside of its own body".into()));
+        }
+        let (Some(layout), Some(reach)) = (layout, reach) else { continue };
+        list.push(Kept { path: path.clone(), axis, heads, dim, dtype: ty.dtype, layout, reach });
+    }
+    Ok(list)
+}
+
+fn widest(a: Reach, b: Reach) -> Reach {
+    Reach { window: a.window.zip(b.window).map(|(a, b)| a.max(b)), future: a.future || b.future }
+}

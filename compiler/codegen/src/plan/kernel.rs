@@ -1,0 +1,189 @@
+//! What a kernel computes, apart from how (its schedule) and from which buffers (its launches).
+//!
+//! Specifications are compared by their rendered text, so that equal bodies of different layers become one kernel.
+
+use xfc_lang::graph::{DType, Graph};
+use xfc_lang::ops::fused::Reach;
+
+use crate::mlir::frame::RowSpace;
+
+/// Any kernel.
+#[derive(Clone, Debug)]
+pub enum KernelSpec {
+    /// Products with weights.
+    Linear(LinearSpec),
+    /// Attention over pages.
+    Attention(AttentionSpec),
+    /// Token-wise operations.
+    Rows(RowsSpec),
+}
+
+impl KernelSpec {
+    /// The specification as text: equal texts are equal kernels.
+    pub fn text(&self) -> String {
+        // Graphs print densely numbered, so that equal bodies of different origin are equal text.
+        match self {
+            KernelSpec::Linear(s) => format!(
+                "linear {:?} {}x{} parts {} of {} -> {} extras {:?}\n{}",
+                s.space, s.outputs, s.inputs, s.parts, s.operand, s.result, s.extras, body_text(&s.epilogue)
+            ),
+            KernelSpec::Attention(s) => format!(
+                "attention axis {} heads {}/{} dims {}/{} scale {} {:?} {} {} -> {} group {} pages of {}\n{}{}",
+                s.axis, s.heads, s.kv_heads, s.key_dim, s.value_dim, s.scale, s.reach, s.query, s.kept, s.result, s.group, s.page_tokens,
+                body_text(&s.mask), body_text(&s.score)
+            ),
+            KernelSpec::Rows(s) => format!("rows {:?} {:?} {:?}\n{}", s.space, s.params, s.sinks, body_text(&s.body)),
+        }
+    }
+
+    /// A short name for people: what it is and its sizes.
+    pub fn name(&self) -> String {
+        match self {
+            KernelSpec::Linear(s) => {
+                let parts = if s.parts > 1 { format!("{}x", s.parts) } else { String::new() };
+                format!("linear_{}_{parts}{}x{}", s.operand, s.outputs, s.inputs)
+            }
+            KernelSpec::Attention(s) => format!("attention_{}_{}x{}x{}", s.kept, s.heads, s.kv_heads, s.key_dim),
+            KernelSpec::Rows(s) => format!("rows_{}", s.body.len()),
+        }
+    }
+}
+
+/// Text of a graph without its name, which says where it came from and not what it does.
+fn body_text(graph: &Graph) -> String {
+    let mut graph = graph.clone();
+    graph.name = "body".to_owned();
+    let axes: Vec<String> = (0..8).map(|a| format!("axis{a}")).collect();
+    graph.text(&axes)
+}
+
+/// `epilogue(x · w_0ᵀ, .., extras..)` over rows.
+#[derive(Clone, Debug)]
+pub struct LinearSpec {
+    /// Which rows.
+    pub space: RowSpace,
+    /// Inputs of each product.
+    pub inputs: u64,
+    /// Outputs of each product.
+    pub outputs: u64,
+    /// Weight matrices.
+    pub parts: usize,
+    /// Of `x` and the weights: f32 or bf16.
+    pub operand: DType,
+    /// Graph of scalars: accumulators, then extras.
+    pub epilogue: Graph,
+    /// How the extras are read.
+    pub extras: Vec<Extra>,
+    /// Element type stored.
+    pub result: DType,
+}
+
+/// An operand of an epilogue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extra {
+    /// Element type.
+    pub dtype: DType,
+    /// Differs from row to row.
+    pub per_row: bool,
+    /// One element for each output; otherwise one for all.
+    pub per_column: bool,
+}
+
+/// Attention of every row over the pages of its sequence.
+#[derive(Clone, Debug)]
+pub struct AttentionSpec {
+    /// Ragged axis of queries and keys.
+    pub axis: usize,
+    /// Query heads.
+    pub heads: u64,
+    /// Key and value heads.
+    pub kv_heads: u64,
+    /// Width of a query or key head.
+    pub key_dim: u64,
+    /// Width of a value head.
+    pub value_dim: u64,
+    /// Multiplies products.
+    pub scale: f64,
+    /// Scalars `(q_pos, k_pos, head) -> bool`.
+    pub mask: Graph,
+    /// Scalars `(score, q_pos, k_pos, head) -> f32`.
+    pub score: Graph,
+    /// What the mask implies.
+    pub reach: Reach,
+    /// Of the queries.
+    pub query: DType,
+    /// Of the cached keys and values.
+    pub kept: DType,
+    /// Element type stored.
+    pub result: DType,
+    /// Cache group whose block table is read.
+    pub group: usize,
+    /// Tokens a page.
+    pub page_tokens: u64,
+}
+
+/// Token-wise operations: one run of `body` a row.
+#[derive(Clone, Debug)]
+pub struct RowsSpec {
+    /// Which rows.
+    pub space: RowSpace,
+    /// Core operations only.
+    pub body: Graph,
+    /// How each parameter is read.
+    pub params: Vec<RowParam>,
+    /// Where outputs go: `(output of the body, sink)`.
+    pub sinks: Vec<(usize, Sink)>,
+}
+
+/// How a parameter of a row body is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowParam {
+    /// A row of a buffer for each row of the kernel.
+    PerRow,
+    /// A row of a buffer over all elements of the axis, for each *selected* element.
+    Selected,
+    /// The same for all rows.
+    Shared,
+}
+
+/// Where an output of a row body goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sink {
+    /// A row of a buffer.
+    Buffer,
+    /// The page of the row's position.
+    Cache {
+        /// Whose block table.
+        group: usize,
+        /// How a page is laid out.
+        layout: PageLayout,
+        /// Tokens a page.
+        page_tokens: u64,
+        /// Bytes from one page of the slot to the next.
+        page_bytes: u64,
+    },
+}
+
+/// Order of the elements `[head, dim, token]` in a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PageLayout {
+    /// `[head][dim][token]`: products with one query are sums over consecutive tokens (keys).
+    TokensLast,
+    /// `[head][token][dim]`: a weighted sum of tokens is over consecutive elements (values).
+    TokensMiddle,
+}
+
+/// Bytes of a page of `heads x dim x tokens` elements, rounded to a multiple of 64.
+pub fn page_bytes(heads: u64, dim: u64, page_tokens: u64, dtype: DType) -> u64 {
+    (heads * dim * page_tokens * dtype_bytes(dtype)).next_multiple_of(64)
+}
+
+/// Bytes of an element in memory.
+pub fn dtype_bytes(dtype: DType) -> u64 {
+    match dtype {
+        DType::I64 => 8,
+        DType::F32 | DType::I32 => 4,
+        DType::F16 | DType::BF16 => 2,
+        DType::Bool => 1,
+    }
+}

@@ -1,0 +1,14 @@
+//! Kernels, launches, buffers: what to run, in which order, on which memory. Knows the graph and the artifact, no instruction set.
+//!
+//! [`build`] walks the fused program once per instance and appends launches; [`weights`] turns constant expressions over the checkpoint
+//! into packed weights; [`caches`] groups what is kept by how long; [`memory`] places the intermediate values by liveness.
+
+pub mod build;
+pub mod caches;
+pub mod flatten;
+pub mod kernel;
+pub mod memory;
+pub mod weights;
+
+pub use self::build::{Plan, PlannedLaunch, build};
+pub use self::weights::Stored;

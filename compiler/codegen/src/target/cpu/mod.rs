@@ -1,0 +1,101 @@
+//! CPU targets: instruction sets, schedules, object code, and the image that the runtime maps.
+
+pub mod isa;
+pub mod link;
+pub mod mlir_to_object;
+pub mod schedule;
+
+use xfc_lang::graph::DType;
+use xfc_runtime::artifact::manifest::{self, Pack, Phase};
+
+use self::isa::Isa;
+use self::mlir_to_object::ObjectWriter;
+use self::schedule::Regime;
+use super::{Compiled, Compiler, Emitted, Keep, SYMBOL, Target, Tiling};
+use crate::error::CodegenError;
+use crate::mlir::pipeline::Lowering;
+use crate::mlir::{attention, linear, rows};
+use crate::plan::kernel::KernelSpec;
+
+/// Code for one instruction set.
+#[derive(Clone, Debug)]
+pub struct Cpu {
+    isa: Isa,
+}
+
+impl Cpu {
+    /// A target for `isa`.
+    pub fn new(isa: Isa) -> Self {
+        Cpu { isa }
+    }
+}
+
+impl Target for Cpu {
+    fn name(&self) -> &str {
+        &self.isa.name
+    }
+
+    fn describe(&self) -> manifest::Target {
+        manifest::Target { name: self.isa.name.clone(), arch: self.isa.arch.to_owned(), features: self.isa.needs.clone() }
+    }
+
+    fn pack(&self, bf16: bool) -> Pack {
+        Pack::Panels { columns: schedule::panel_columns(&self.isa), depth: schedule::panel_depth(bf16) }
+    }
+
+    fn page_tokens(&self) -> u64 {
+        schedule::PAGE_TOKENS
+    }
+
+    fn phases(&self) -> Vec<Phase> {
+        Regime::ALL.iter().map(|r| Phase { name: r.name().to_owned(), max_rows: r.max_rows() }).collect()
+    }
+
+    fn schedule(&self, spec: &KernelSpec, phase: usize) -> String {
+        match spec {
+            KernelSpec::Linear(s) => format!("{:?}", schedule::linear(&self.isa, Regime::ALL[phase], s.parts)),
+            KernelSpec::Attention(_) => format!("{:?}", schedule::attention(&self.isa)),
+            KernelSpec::Rows(_) => format!("{:?}", schedule::rows(&self.isa)),
+        }
+    }
+
+    fn tiling(&self, spec: &KernelSpec, phase: usize) -> Tiling {
+        match spec {
+            KernelSpec::Linear(s) => {
+                let schedule = schedule::linear(&self.isa, Regime::ALL[phase], s.parts);
+                Tiling { rows_per_tile: schedule.rows_per_tile, tiles_per_block: s.outputs.div_ceil(schedule.panel_columns) }
+            }
+            KernelSpec::Attention(s) => Tiling { rows_per_tile: schedule::attention(&self.isa).rows_per_tile, tiles_per_block: s.kv_heads },
+            KernelSpec::Rows(_) => Tiling { rows_per_tile: schedule::rows(&self.isa).rows_per_tile, tiles_per_block: 1 },
+        }
+    }
+
+    fn emit(&self, spec: &KernelSpec, phase: usize) -> Result<Emitted, CodegenError> {
+        let (mlir, scratch_bytes) = match spec {
+            KernelSpec::Linear(s) => {
+                if s.operand == DType::F16 {
+                    return Err(CodegenError::unsupported("a product of f16 operands", ""));
+                }
+                (linear::emit(SYMBOL, s, &schedule::linear(&self.isa, Regime::ALL[phase], s.parts))?, 0)
+            }
+            KernelSpec::Attention(s) => (attention::emit(SYMBOL, s, &schedule::attention(&self.isa))?, attention::scratch_bytes(s)),
+            KernelSpec::Rows(s) => rows::emit(SYMBOL, s, &schedule::rows(&self.isa))?,
+        };
+        Ok(Emitted { mlir, scratch_bytes })
+    }
+
+    fn compiler(&self) -> Result<Box<dyn Compiler>, CodegenError> {
+        Ok(Box::new(CpuCompiler { lowering: Lowering::new(), writer: ObjectWriter::new(&self.isa)? }))
+    }
+}
+
+struct CpuCompiler {
+    lowering: Lowering,
+    writer: ObjectWriter,
+}
+
+impl Compiler for CpuCompiler {
+    fn compile(&self, name: &str, mlir: &str, keep: Keep) -> Result<Compiled, CodegenError> {
+        self.lowering.lower(name, mlir, |module| self.writer.compile(name, module, keep))
+    }
+}

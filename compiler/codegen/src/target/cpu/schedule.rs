@@ -1,0 +1,121 @@
+//! How kernels are tiled on a CPU: chosen from the instruction set and the sizes, printable, never part of what is computed.
+
+use super::isa::Isa;
+
+/// A regime of steps, by how many rows a launch has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Regime {
+    /// One row: decoding one sequence. Bound by memory.
+    One,
+    /// Up to 8 rows: several sequences, or a short check.
+    Few,
+    /// More: prefill. Bound by arithmetic.
+    Many,
+}
+
+impl Regime {
+    /// All regimes, in the order of the manifest's phases.
+    pub const ALL: [Regime; 3] = [Regime::One, Regime::Few, Regime::Many];
+
+    /// Name in the manifest.
+    pub fn name(self) -> &'static str {
+        match self {
+            Regime::One => "one",
+            Regime::Few => "few",
+            Regime::Many => "many",
+        }
+    }
+
+    /// Most rows it is meant for.
+    pub fn max_rows(self) -> Option<u64> {
+        match self {
+            Regime::One => Some(1),
+            Regime::Few => Some(8),
+            Regime::Many => None,
+        }
+    }
+}
+
+/// Tiling of a product with weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LinearSchedule {
+    /// f32 lanes of a vector.
+    pub lanes: u32,
+    /// Rows of the register tile.
+    pub micro_rows: u32,
+    /// Vectors of each weight matrix in the register tile.
+    pub vectors: u32,
+    /// Independent accumulators for successive inputs, added at the end.
+    pub chains: u32,
+    /// Steps of the inner loop written out.
+    pub unroll: u32,
+    /// Outputs in a panel of the packed weights.
+    pub panel_columns: u64,
+    /// Rows of a tile.
+    pub rows_per_tile: u64,
+    /// Whether bf16 products use VDPBF16PS.
+    pub bf16_dot: bool,
+}
+
+/// Outputs in a panel of packed weights: the same for all regimes, since they share one copy.
+pub fn panel_columns(isa: &Isa) -> u64 {
+    u64::from(isa.lanes) * 4
+}
+
+/// Inputs in a group of packed weights.
+pub fn panel_depth(bf16: bool) -> u64 {
+    if bf16 { 2 } else { 1 }
+}
+
+/// The schedule of a linear of `parts` matrices in a regime.
+pub fn linear(isa: &Isa, regime: Regime, parts: usize) -> LinearSchedule {
+    // The register tile holds rows x vectors x parts accumulators, one vector of weights for each column and one of inputs.
+    let parts = parts as u32;
+    let wide = isa.registers >= 32;
+    let (micro_rows, vectors, chains, rows_per_tile) = match regime {
+        Regime::One => (1, 4, if wide && parts == 1 { 2 } else { 1 }, 1),
+        Regime::Few => (4, if wide { 4 / parts } else { 2 / parts }, 1, 8),
+        Regime::Many => (6, if wide { 4 / parts } else { 2 / parts }, 1, 48),
+    };
+    LinearSchedule {
+        lanes: isa.lanes,
+        micro_rows,
+        vectors: vectors.max(1),
+        chains,
+        unroll: 4,
+        panel_columns: panel_columns(isa),
+        rows_per_tile,
+        bf16_dot: isa.bf16_dot,
+    }
+}
+
+/// Tiling of attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AttentionSchedule {
+    /// f32 lanes of a vector.
+    pub lanes: u32,
+    /// Query rows of a tile.
+    pub rows_per_tile: u64,
+}
+
+/// Tokens in a page of the caches: one vector of the widest instruction set, two of the next.
+pub const PAGE_TOKENS: u64 = 16;
+
+/// The schedule of attention.
+pub fn attention(isa: &Isa) -> AttentionSchedule {
+    AttentionSchedule { lanes: isa.lanes, rows_per_tile: 4 }
+}
+
+/// Tiling of token-wise kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RowsSchedule {
+    /// f32 lanes of a vector.
+    pub lanes: u32,
+    /// Rows of a tile.
+    pub rows_per_tile: u64,
+}
+
+/// The schedule of token-wise kernels.
+pub fn rows(isa: &Isa) -> RowsSchedule {
+    RowsSchedule { lanes: isa.lanes, rows_per_tile: 4 }
+}

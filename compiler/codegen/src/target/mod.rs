@@ -1,0 +1,104 @@
+//! L4: machine code, one folder a family of targets.
+//!
+//! To add a target: a folder here, and one line in [`parse`].
+
+pub mod cpu;
+
+use xfc_runtime::artifact::manifest::{self, Pack};
+
+use crate::error::CodegenError;
+use crate::plan::kernel::KernelSpec;
+
+/// Rows of a tile, and tiles for each block of rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tiling {
+    /// Rows of a tile.
+    pub rows_per_tile: u64,
+    /// Tiles for each block of rows.
+    pub tiles_per_block: u64,
+}
+
+/// One kernel as it is to be compiled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Emitted {
+    /// MLIR text, with the kernel under the name `kernel`.
+    pub mlir: String,
+    /// Scratch each worker must have.
+    pub scratch_bytes: u64,
+}
+
+/// Something that code is generated for: decides layouts, tilings and schedules, and writes kernels.
+pub trait Target: Sync {
+    /// As on the command line, resolved.
+    fn name(&self) -> &str;
+
+    /// What the artifact says of it.
+    fn describe(&self) -> manifest::Target;
+
+    /// Layout of weight matrices of linears.
+    fn pack(&self, bf16: bool) -> Pack;
+
+    /// Tokens of a cache page.
+    fn page_tokens(&self) -> u64;
+
+    /// Regimes of steps, ascending.
+    fn phases(&self) -> Vec<manifest::Phase>;
+
+    /// The schedule of a kernel in phase `phase`, rendered; equal texts are one kernel.
+    fn schedule(&self, spec: &KernelSpec, phase: usize) -> String;
+
+    /// The tiling of a kernel in a phase.
+    fn tiling(&self, spec: &KernelSpec, phase: usize) -> Tiling;
+
+    /// Writes a kernel for a phase.
+    ///
+    /// # Errors
+    /// A construct without a lowering.
+    fn emit(&self, spec: &KernelSpec, phase: usize) -> Result<Emitted, CodegenError>;
+
+    /// A compiler of emitted kernels, one a worker thread.
+    ///
+    /// # Errors
+    /// The back end lacks the target.
+    fn compiler(&self) -> Result<Box<dyn Compiler>, CodegenError>;
+}
+
+/// Turns MLIR into machine code.
+pub trait Compiler {
+    /// Compiles one kernel.
+    ///
+    /// # Errors
+    /// Text that MLIR or LLVM rejects: a defect of xfc.
+    fn compile(&self, name: &str, mlir: &str, keep: Keep) -> Result<Compiled, CodegenError>;
+}
+
+/// What to keep besides the object.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Keep {
+    /// Optimised LLVM IR.
+    pub llvm: bool,
+    /// Assembly.
+    pub assembly: bool,
+}
+
+/// What LLVM made of a kernel.
+#[derive(Clone, Debug, Default)]
+pub struct Compiled {
+    /// A relocatable object.
+    pub object: Vec<u8>,
+    /// Optimised LLVM IR, when asked for.
+    pub llvm: Option<String>,
+    /// Assembly, when asked for.
+    pub assembly: Option<String>,
+}
+
+/// Name of the function in every emitted module.
+pub const SYMBOL: &str = "kernel";
+
+/// The target that a name on the command line means.
+///
+/// # Errors
+/// Unknown names, with what exists.
+pub fn parse(name: &str) -> Result<Box<dyn Target>, CodegenError> {
+    Ok(Box::new(cpu::Cpu::new(cpu::isa::Isa::parse(name)?)))
+}
