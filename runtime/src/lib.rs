@@ -11,5 +11,6 @@
 pub mod error;
 pub mod files;
 pub mod artifact;
+pub mod weights;
 
 pub use error::RuntimeError;

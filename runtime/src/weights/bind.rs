@@ -1,0 +1,164 @@
+//! Binds a checkpoint to a manifest: finds every tensor, checks names and shapes, packs them all into one block of memory.
+
+use super::checkpoint::{Checkpoint, Stored};
+use super::convert::{Numbers, is_supported};
+use super::lens::Lens;
+use super::names;
+use super::pack::{Found, Job, Piece};
+use crate::artifact::manifest::{Manifest, Source};
+use crate::error::{Result, RuntimeError};
+use memmap2::MmapMut;
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Missing tensors for which similar names are looked up.
+const MOST_SUGGESTIONS: usize = 50;
+/// Weights begin at multiples of this.
+const ALIGN: u64 = 64;
+
+/// Told how many bytes of how many are packed; called from several threads.
+pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
+
+/// All weights of a model in one block, each at a multiple of 64 bytes.
+#[derive(Debug)]
+pub struct PackedWeights {
+    /// Page-aligned memory.
+    pub block: MmapMut,
+    /// First byte of each of [`Manifest::weights`].
+    pub offsets: Vec<u64>,
+}
+
+/// Reads what `manifest` asks for from `checkpoint` and packs it, with `threads` threads (at least one).
+///
+/// # Errors
+/// Tensors that are missing, misshapen, of an unknown type, or read by nothing: all of them in one [`RuntimeError::Binding`]. No memory.
+pub fn bind(
+    manifest: &Manifest,
+    checkpoint: &Checkpoint,
+    threads: usize,
+    progress: Option<Progress<'_>>,
+) -> Result<PackedWeights> {
+    let jobs = find(manifest, checkpoint)?;
+    let too_large = |problem: String| RuntimeError::Device {
+        device: "cpu",
+        problem: format!("the weights do not fit into memory: {problem}"),
+    };
+    let mut offsets = Vec::with_capacity(jobs.len());
+    let mut sizes = Vec::with_capacity(jobs.len());
+    let mut end = 0u64;
+    for job in &jobs {
+        let bytes = job.bytes().map_err(too_large)?;
+        offsets.push(end);
+        sizes.push(bytes);
+        end = end.checked_add(bytes.next_multiple_of(ALIGN)).ok_or_else(|| too_large("too many".to_owned()))?;
+    }
+    let length = usize::try_from(end.max(1)).map_err(|_| too_large(format!("{end} bytes")))?;
+    let mut block = MmapMut::map_anon(length).map_err(|error| too_large(format!("{end} bytes: {error}")))?;
+
+    let mut tasks: Vec<(usize, Piece, &mut [u8])> = Vec::new();
+    let mut rest: &mut [u8] = &mut block;
+    for (index, (job, &bytes)) in jobs.iter().zip(&sizes).enumerate() {
+        let (mut own, after) = rest.split_at_mut(bytes.next_multiple_of(ALIGN) as usize);
+        rest = after;
+        for piece in job.pieces(bytes) {
+            let (part, after) = own.split_at_mut(piece.bytes as usize);
+            own = after;
+            tasks.push((index, piece, part));
+        }
+    }
+    let total: u64 = sizes.iter().sum();
+    let done = AtomicU64::new(0);
+    let tasks = Mutex::new(tasks.into_iter());
+    let work = || {
+        loop {
+            // A poisoned lock means that another thread panicked; the scope passes that on.
+            let task = tasks.lock().ok().and_then(|mut tasks| tasks.next());
+            let Some((index, piece, out)) = task else { return };
+            jobs[index].pack(piece, out);
+            let now = done.fetch_add(piece.bytes, Ordering::Relaxed) + piece.bytes;
+            if let Some(progress) = progress {
+                progress(now, total);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads.max(1) {
+            scope.spawn(work);
+        }
+        work();
+    });
+    Ok(PackedWeights { block, offsets })
+}
+
+/// Finds every source, or reports every tensor that does not fit.
+fn find<'a>(manifest: &'a Manifest, checkpoint: &'a Checkpoint) -> Result<Vec<Job<'a>>> {
+    let mut problems = Vec::new();
+    let mut missing: Vec<&Source> = Vec::new();
+    let mut jobs = Vec::with_capacity(manifest.weights.len());
+    for weight in &manifest.weights {
+        let mut sources = Vec::with_capacity(weight.sources.len());
+        for source in &weight.sources {
+            // The manifest was validated, so the steps apply.
+            let Ok(lens) = Lens::new(&source.shape, &source.steps) else { continue };
+            match checkpoint {
+                Checkpoint::Random(random) => {
+                    let name = source.names.first().map_or(source.path.as_str(), String::as_str);
+                    sources.push(Found { numbers: Numbers::Random(random.tensor(name, &source.shape)), lens });
+                }
+                Checkpoint::Stored(stored) => match take(stored, source) {
+                    Some(Ok(numbers)) => sources.push(Found { numbers, lens }),
+                    Some(Err(problem)) => problems.push(problem),
+                    None => missing.push(source),
+                },
+            }
+        }
+        jobs.push(Job { weight, sources });
+    }
+    if let Checkpoint::Stored(stored) = checkpoint {
+        report_names(manifest, stored, &missing, &mut problems);
+    }
+    if problems.is_empty() {
+        return Ok(jobs);
+    }
+    let mut seen = BTreeSet::new();
+    problems.retain(|problem| seen.insert(problem.clone()));
+    Err(RuntimeError::Binding { path: checkpoint.path(), problems })
+}
+
+/// The tensor of `source`, if it is there, or what is wrong with it.
+fn take<'a>(stored: &'a Stored, source: &Source) -> Option<Result<Numbers<'a>, String>> {
+    let (name, tensor) = source.names.iter().find_map(|name| Some((name, stored.tensor(name)?)))?;
+    if tensor.shape != source.shape {
+        return Some(Err(format!("`{name}`: shape {:?}, expected {:?}", tensor.shape, source.shape)));
+    }
+    if !is_supported(tensor.dtype) {
+        return Some(Err(format!("`{name}`: stored as {:?}, expected F64, F32, F16, BF16, I64 or I32", tensor.dtype)));
+    }
+    Some(Ok(Numbers::Stored(tensor.dtype, stored.bytes(tensor))))
+}
+
+/// Adds a line for each tensor that is missing, and for each that nothing reads.
+fn report_names(manifest: &Manifest, stored: &Stored, missing: &[&Source], problems: &mut Vec<String>) {
+    let sources = || manifest.weights.iter().flat_map(|weight| &weight.sources);
+    let known: BTreeSet<&str> = sources().flat_map(|source| &source.names).map(String::as_str).collect();
+    let unread: Vec<&str> = stored.tensors().map(|(name, _)| name).filter(|name| !known.contains(name)).collect();
+    for (i, source) in missing.iter().enumerate() {
+        let names: Vec<String> = source.names.iter().map(|name| format!("`{name}`")).collect();
+        let mut problem = format!("{}: missing, expected shape {:?}", names.join(" or "), source.shape);
+        let similar = match source.names.first() {
+            Some(name) if i < MOST_SUGGESTIONS => names::closest(name, &unread),
+            _ => Vec::new(),
+        };
+        if !similar.is_empty() {
+            problem.push_str(&format!("; did you mean `{}`?", similar.join("`, `")));
+        }
+        problems.push(problem);
+    }
+    for name in unread {
+        if !manifest.ignore.iter().any(|pattern| names::matches(pattern, name)) {
+            let shape = stored.tensor(name).map(|tensor| tensor.shape.clone()).unwrap_or_default();
+            problems.push(format!("`{name}`: shape {shape:?}, nothing reads it"));
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! Opens a checkpoint: one safetensors file, several with an index, or none (random weights).
+//!
+//! Given a file or a folder, promises every tensor's name, type, shape and bytes, all checked to lie inside their files. Files are mapped, not
+//! read.
+
+#![allow(unsafe_code, reason = "maps files")]
+
+use super::random::Random;
+use crate::error::{Result, RuntimeError};
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Where weights come from.
+#[derive(Debug)]
+pub enum Checkpoint {
+    /// Mapped files.
+    Stored(Stored),
+    /// Made up from names: for tests and for timing without a checkpoint.
+    Random(Random),
+}
+
+impl Checkpoint {
+    /// Opens `path`: a `.safetensors` file, a `.safetensors.index.json`, or a folder with one of them.
+    ///
+    /// # Errors
+    /// Nothing to read there, or a file is truncated or damaged; names the file.
+    pub fn open(path: &Path) -> Result<Self> {
+        Stored::open(path).map(Self::Stored)
+    }
+
+    /// Opens what the command line says: `random`, or a path as [`Checkpoint::open`].
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn from_argument(argument: &str) -> Result<Self> {
+        if argument == "random" { Ok(Self::random(0)) } else { Self::open(Path::new(argument)) }
+    }
+
+    /// Weights that follow from the tensors' names and `seed`.
+    pub fn random(seed: u64) -> Self {
+        Self::Random(Random { seed })
+    }
+
+    /// For messages.
+    pub fn path(&self) -> String {
+        match self {
+            Self::Stored(stored) => stored.path.display().to_string(),
+            Self::Random(_) => "random weights".to_owned(),
+        }
+    }
+}
+
+/// Mapped safetensors files.
+#[derive(Debug)]
+pub struct Stored {
+    path: PathBuf,
+    files: Vec<Mmap>,
+    tensors: BTreeMap<String, Tensor>,
+}
+
+/// A tensor in a mapped file.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    /// As stored.
+    pub dtype: Dtype,
+    /// As stored.
+    pub shape: Vec<u64>,
+    file: usize,
+    bytes: Range<usize>,
+}
+
+impl Stored {
+    fn open(path: &Path) -> Result<Self> {
+        let metadata = fs::metadata(path).map_err(|source| RuntimeError::io(path, "open", source))?;
+        let mut stored = Self { path: path.to_owned(), files: Vec::new(), tensors: BTreeMap::new() };
+        let file = if metadata.is_dir() { find_in_folder(path)? } else { path.to_owned() };
+        if file.extension().is_some_and(|extension| extension == "json") {
+            stored.add_index(&file)?;
+        } else {
+            stored.add_file(&file)?;
+        }
+        Ok(stored)
+    }
+
+    /// Maps one file and takes in its tensors.
+    fn add_file(&mut self, path: &Path) -> Result<()> {
+        let file = File::open(path).map_err(|source| RuntimeError::io(path, "open", source))?;
+        // SAFETY: the mapping is private and only read. That nobody shortens or rewrites a checkpoint while it is loaded is the
+        // assumption of every program that maps one; what is read is plain numbers, of which any bits are valid.
+        let map = unsafe { Mmap::map(&file) }.map_err(|source| RuntimeError::io(path, "map", source))?;
+        let damaged = |problem: String| {
+            RuntimeError::input(
+                path.display().to_string(),
+                problem,
+                "the file is damaged or incomplete: download or write it again",
+            )
+        };
+        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|error| {
+            let kind = if map.is_empty() {
+                "is empty".to_owned()
+            } else {
+                format!("is not a whole safetensors file: {error}")
+            };
+            damaged(kind)
+        })?;
+        let start = header + size_of::<u64>();
+        let mut names = metadata.offset_keys();
+        names.sort();
+        for name in names {
+            let Some(info) = metadata.info(&name) else { continue };
+            let bytes = start + info.data_offsets.0..start + info.data_offsets.1;
+            let elements = info.shape.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim));
+            if map.get(bytes.clone()).is_none()
+                || elements.and_then(|n| n.checked_mul(info.dtype.bitsize())) != Some(bytes.len() * 8)
+            {
+                return Err(damaged(format!("tensor `{name}` does not lie inside the file")));
+            }
+            let shape = info.shape.iter().map(|&dim| dim as u64).collect();
+            let tensor = Tensor { dtype: info.dtype, shape, file: self.files.len(), bytes };
+            if self.tensors.insert(name.clone(), tensor).is_some() {
+                return Err(damaged(format!("tensor `{name}` is also in another file of the checkpoint")));
+            }
+        }
+        self.files.push(map);
+        Ok(())
+    }
+
+    /// Reads an index and all the files that it names.
+    fn add_index(&mut self, path: &Path) -> Result<()> {
+        let invalid = |problem: String| {
+            RuntimeError::input(
+                path.display().to_string(),
+                problem,
+                "expected {\"weight_map\": {tensor: file of the same folder}}: download the index again",
+            )
+        };
+        let text = fs::read(path).map_err(|source| RuntimeError::io(path, "read", source))?;
+        let index: Index =
+            serde_json::from_slice(&text).map_err(|error| invalid(format!("is not an index of tensors: {error}")))?;
+        let files: BTreeSet<&String> = index.weight_map.values().collect();
+        if files.is_empty() {
+            return Err(invalid("names no tensors".to_owned()));
+        }
+        for file in files {
+            let plain = Path::new(file).components().count() == 1
+                && Path::new(file).file_name().is_some_and(|name| name == file.as_str());
+            if !plain {
+                return Err(invalid(format!("names `{file}`, which is not a file of the same folder")));
+            }
+            self.add_file(&path.with_file_name(file))?;
+        }
+        let absent: Vec<&str> =
+            index.weight_map.keys().filter(|name| !self.tensors.contains_key(*name)).map(String::as_str).collect();
+        if !absent.is_empty() {
+            return Err(invalid(format!("names tensors that its files do not hold: {}", absent.join(", "))));
+        }
+        Ok(())
+    }
+
+    /// All tensors, by name.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
+    }
+
+    /// One tensor.
+    pub fn tensor(&self, name: &str) -> Option<&Tensor> {
+        self.tensors.get(name)
+    }
+
+    /// A tensor's bytes, little-endian, row-major.
+    pub fn bytes(&self, tensor: &Tensor) -> &[u8] {
+        &self.files[tensor.file][tensor.bytes.clone()]
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// The file of a folder to begin with.
+fn find_in_folder(folder: &Path) -> Result<PathBuf> {
+    for name in [SINGLE, INDEX] {
+        let path = folder.join(name);
+        if path.is_file() {
+            return Ok(path);
+        }
+    }
+    let entries = fs::read_dir(folder).map_err(|source| RuntimeError::io(folder, "read", source))?;
+    let mut found: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+    found.sort();
+    let with = |extension: &str| {
+        found.iter().filter(|path| path.extension().is_some_and(|e| e == extension)).collect::<Vec<_>>()
+    };
+    let refuse = |problem: &str, help: &str| Err(RuntimeError::input(folder.display().to_string(), problem, help));
+    match with("safetensors").as_slice() {
+        [one] => Ok((*one).clone()),
+        [] if !with("bin").is_empty() || !with("pt").is_empty() => refuse(
+            "holds pickled weights and no safetensors",
+            "convert them: `save_pretrained(..., safe_serialization=True)`",
+        ),
+        [] => refuse("holds no safetensors file", "give a checkpoint folder with model.safetensors, or `random`"),
+        _ => refuse(
+            "holds several safetensors files and no index",
+            "give one of the files, or add model.safetensors.index.json",
+        ),
+    }
+}

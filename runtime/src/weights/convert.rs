@@ -1,0 +1,170 @@
+//! Numbers on their way from a checkpoint to a packed weight: found through a [`Lens`], converted with one rounding to nearest even.
+
+use super::lens::Lens;
+use super::random::RandomTensor;
+use crate::artifact::manifest::DType;
+use half::{bf16, f16};
+use safetensors::Dtype;
+
+/// The elements of one stored (or made-up) tensor.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Numbers<'a> {
+    /// Little-endian bytes of a type for which [`is_supported`] holds.
+    Stored(Dtype, &'a [u8]),
+    /// Made up.
+    Random(RandomTensor),
+}
+
+/// Whether tensors stored as `dtype` can be read.
+pub(super) fn is_supported(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::I64 | Dtype::I32)
+}
+
+/// Writes the view's elements `first .. first + n` to `out` as `dtype`; `out` has exactly `n` elements.
+pub(super) fn fill(numbers: Numbers<'_>, lens: &Lens, first: u64, dtype: DType, out: &mut [u8]) {
+    let size = dtype.size_bytes();
+    let row = lens.shape().last().copied().unwrap_or(1);
+    let mut index = first;
+    let mut rest = out;
+    while !rest.is_empty() {
+        let (n, stride) = match lens.stride() {
+            Some(stride) => (((row - index % row) as usize).min(rest.len() / size), stride),
+            None => (1, 1),
+        };
+        let (run, after) = rest.split_at_mut(n * size);
+        convert_run(numbers, lens.position(index) as usize, stride as usize, dtype, run);
+        index += n as u64;
+        rest = after;
+    }
+}
+
+/// Converts elements `base`, `base + stride`, ... until `out` is full.
+fn convert_run(numbers: Numbers<'_>, base: usize, stride: usize, to: DType, out: &mut [u8]) {
+    let (from, bytes) = match numbers {
+        Numbers::Stored(from, bytes) => (from, bytes),
+        Numbers::Random(random) => {
+            let size = to.size_bytes();
+            for (k, element) in out.chunks_exact_mut(size).enumerate() {
+                store(f64::from(random.value((base + k * stride) as u64)), to, element);
+            }
+            return;
+        }
+    };
+    let at = Run { bytes, base, stride };
+    match (from, to) {
+        (Dtype::F32, DType::F32) | (Dtype::I32, DType::I32) => at.map(out, |x: [u8; 4]| x),
+        (Dtype::F16, DType::F16) | (Dtype::BF16, DType::BF16) => at.map(out, |x: [u8; 2]| x),
+        (Dtype::I64, DType::I64) => at.map(out, |x: [u8; 8]| x),
+        (Dtype::F32, DType::BF16) => at.map(out, |x| bf16::from_f32(f32::from_le_bytes(x)).to_le_bytes()),
+        (Dtype::F32, DType::F16) => at.map(out, |x| f16::from_f32(f32::from_le_bytes(x)).to_le_bytes()),
+        (Dtype::BF16, DType::F32) => at.map(out, |x| bf16::from_le_bytes(x).to_f32().to_le_bytes()),
+        (Dtype::F16, DType::F32) => at.map(out, |x| f16::from_le_bytes(x).to_f32().to_le_bytes()),
+        (Dtype::F64, _) => at.each(out, to, f64::from_le_bytes),
+        (Dtype::F32, _) => at.each(out, to, |x| f64::from(f32::from_le_bytes(x))),
+        (Dtype::F16, _) => at.each(out, to, |x| f16::from_le_bytes(x).to_f64()),
+        (Dtype::BF16, _) => at.each(out, to, |x| bf16::from_le_bytes(x).to_f64()),
+        (Dtype::I64, _) => at.each(out, to, |x| i64::from_le_bytes(x) as f64),
+        (Dtype::I32, _) => at.each(out, to, |x| f64::from(i32::from_le_bytes(x))),
+        // Refused by `is_supported` before any conversion.
+        _ => {}
+    }
+}
+
+/// A strided run of stored elements.
+struct Run<'a> {
+    bytes: &'a [u8],
+    base: usize,
+    stride: usize,
+}
+
+impl Run<'_> {
+    /// Applies `convert` to each element.
+    fn map<const S: usize, const D: usize>(&self, out: &mut [u8], convert: impl Fn([u8; S]) -> [u8; D]) {
+        let out = out.as_chunks_mut::<D>().0;
+        let stored = self.bytes.as_chunks::<S>().0;
+        let stored = stored.get(self.base..).unwrap_or_default();
+        if self.stride == 1 {
+            for (to, from) in out.iter_mut().zip(stored) {
+                *to = convert(*from);
+            }
+        } else {
+            for (to, from) in out.iter_mut().zip(stored.iter().step_by(self.stride.max(1))) {
+                *to = convert(*from);
+            }
+        }
+    }
+
+    /// The general case, through f64.
+    fn each<const S: usize>(&self, out: &mut [u8], to: DType, load: impl Fn([u8; S]) -> f64) {
+        let stored = self.bytes.as_chunks::<S>().0.get(self.base..).unwrap_or_default();
+        for (element, from) in out.chunks_exact_mut(to.size_bytes()).zip(stored.iter().step_by(self.stride.max(1))) {
+            store(load(*from), to, element);
+        }
+    }
+}
+
+/// Writes `value` as `to`; `out` has the size of one element.
+pub(crate) fn store(value: f64, to: DType, out: &mut [u8]) {
+    match to {
+        DType::F32 => out.copy_from_slice(&(value as f32).to_le_bytes()),
+        DType::F16 => out.copy_from_slice(&f16::from_f32(to_odd(value)).to_le_bytes()),
+        DType::BF16 => out.copy_from_slice(&bf16::from_f32(to_odd(value)).to_le_bytes()),
+        DType::I64 => out.copy_from_slice(&(value as i64).to_le_bytes()),
+        DType::I32 => out.copy_from_slice(&(value as i32).to_le_bytes()),
+        DType::Bool => out.copy_from_slice(&[u8::from(value != 0.0)]),
+    }
+}
+
+/// f64 to f32, rounding to odd: a following rounding to fewer bits then gives what rounding once would.
+fn to_odd(value: f64) -> f32 {
+    let nearest = value as f32;
+    if nearest.is_nan() || f64::from(nearest) == value {
+        return nearest;
+    }
+    let truncated = if f64::from(nearest).abs() > value.abs() { nearest.to_bits() - 1 } else { nearest.to_bits() };
+    f32::from_bits(truncated | 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_once() {
+        // One plus half a unit of bf16 plus a little: nearest f32 is the tie, which would go down to 1.0.
+        let value = 1.0 + 2f64.powi(-8) + 2f64.powi(-40);
+        let mut out = [0; 2];
+        store(value, DType::BF16, &mut out);
+        assert_eq!(bf16::from_le_bytes(out).to_f64(), 1.0 + 2f64.powi(-7));
+        store(-value, DType::BF16, &mut out);
+        assert_eq!(bf16::from_le_bytes(out).to_f64(), -1.0 - 2f64.powi(-7));
+        store(1e300, DType::F16, &mut out);
+        assert!(f16::from_le_bytes(out).is_infinite());
+        store(f64::NAN, DType::F16, &mut out);
+        assert!(f16::from_le_bytes(out).is_nan());
+    }
+
+    #[test]
+    fn all_pairs_agree_on_small_integers() {
+        let stored: [(Dtype, Vec<u8>); 6] = [
+            (Dtype::F64, (0..6).flat_map(|i| f64::from(i).to_le_bytes()).collect()),
+            (Dtype::F32, (0..6u8).flat_map(|i| f32::from(i).to_le_bytes()).collect()),
+            (Dtype::F16, (0..6u8).flat_map(|i| f16::from_f32(i.into()).to_le_bytes()).collect()),
+            (Dtype::BF16, (0..6u8).flat_map(|i| bf16::from_f32(i.into()).to_le_bytes()).collect()),
+            (Dtype::I64, (0..6i64).flat_map(i64::to_le_bytes).collect()),
+            (Dtype::I32, (0..6i32).flat_map(i32::to_le_bytes).collect()),
+        ];
+        let transpose = Lens::new(&[2, 3], &[crate::artifact::manifest::Step::Transpose { perm: vec![1, 0] }]).unwrap();
+        for (from, bytes) in &stored {
+            for to in [DType::F32, DType::F16, DType::BF16, DType::I64, DType::I32] {
+                let mut out = vec![0; 4 * to.size_bytes()];
+                fill(Numbers::Stored(*from, bytes), &transpose, 1, to, &mut out);
+                let mut expected = vec![0; 4 * to.size_bytes()];
+                for (value, element) in [3.0, 1.0, 4.0, 2.0].into_iter().zip(expected.chunks_mut(to.size_bytes())) {
+                    store(value, to, element);
+                }
+                assert_eq!(out, expected, "{from:?} to {to:?}");
+            }
+        }
+    }
+}

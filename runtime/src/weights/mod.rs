@@ -1,0 +1,21 @@
+//! Checkpoint to buffers: mapping, naming, converting, packing.
+//!
+//! ```text
+//! safetensors ──checkpoint──▶ tensors ──lens──▶ views ──convert──▶ numbers ──pack──▶ one block, as the kernels read it
+//! ```
+//!
+//! Weights are packed straight from the mapped files into their final place: no second copy in memory.
+
+mod names;
+mod random;
+mod lens;
+mod convert;
+mod pack;
+mod bind;
+mod checkpoint;
+#[cfg(test)]
+mod tests;
+
+pub use bind::{PackedWeights, Progress, bind};
+pub use checkpoint::{Checkpoint, Stored, Tensor};
+pub use random::Random;

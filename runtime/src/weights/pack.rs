@@ -1,0 +1,138 @@
+//! Lays out one piece of one weight as kernels read it: row-major, or in panels.
+//!
+//! Pieces are independent, so that any number of threads pack one checkpoint.
+
+use super::convert::{Numbers, fill};
+use super::lens::Lens;
+use crate::artifact::manifest::{Pack, Weight};
+use crate::artifact::validate::packed_elements;
+
+/// Bytes of a piece of work, about.
+const PIECE_BYTES: u64 = 1 << 20;
+/// Inputs of a panel that are converted at a time.
+const BLOCK: usize = 64;
+
+/// A source of a weight, found.
+#[derive(Debug)]
+pub(super) struct Found<'a> {
+    pub(super) numbers: Numbers<'a>,
+    pub(super) lens: Lens,
+}
+
+/// A weight with its sources.
+#[derive(Debug)]
+pub(super) struct Job<'a> {
+    pub(super) weight: &'a Weight,
+    pub(super) sources: Vec<Found<'a>>,
+}
+
+/// Units (elements, or whole panels) that are packed together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Piece {
+    pub(super) first: u64,
+    pub(super) bytes: u64,
+}
+
+impl Job<'_> {
+    /// Bytes of the packed weight.
+    pub(super) fn bytes(&self) -> Result<u64, String> {
+        let elements = packed_elements(&self.weight.shape, self.weight.pack)?;
+        elements.checked_mul(self.weight.dtype.size_bytes() as u64).ok_or_else(|| "is too large".to_owned())
+    }
+
+    /// Elements in one unit of work.
+    fn unit_elements(&self) -> u64 {
+        match (self.weight.pack, self.weight.shape.as_slice()) {
+            (Pack::Panels { columns, depth }, &[_, inputs]) => columns * inputs.next_multiple_of(depth),
+            _ => 1,
+        }
+    }
+
+    /// The pieces, in order of memory; their bytes add up to `bytes`.
+    pub(super) fn pieces(&self, bytes: u64) -> Vec<Piece> {
+        let unit_bytes = self.unit_elements() * self.weight.dtype.size_bytes() as u64;
+        let units = (PIECE_BYTES / unit_bytes).max(1);
+        (0..bytes.div_ceil(unit_bytes))
+            .step_by(units as usize)
+            .map(|first| Piece { first, bytes: (units * unit_bytes).min(bytes - first * unit_bytes) })
+            .collect()
+    }
+
+    /// Packs one piece into `out`, which is zeroed and has the piece's bytes.
+    pub(super) fn pack(&self, piece: Piece, out: &mut [u8]) {
+        match (self.weight.pack, self.weight.shape.as_slice()) {
+            (Pack::Panels { columns, depth }, &[outputs, inputs]) => {
+                let panel_bytes = self.unit_elements() as usize * self.weight.dtype.size_bytes();
+                for (panel, out) in out.chunks_exact_mut(panel_bytes).enumerate() {
+                    let first = (piece.first + panel as u64) * columns;
+                    self.pack_panel(
+                        first..outputs.min(first + columns),
+                        inputs as usize,
+                        columns as usize,
+                        depth as usize,
+                        out,
+                    );
+                }
+            }
+            _ => self.pack_plain(piece.first, out),
+        }
+    }
+
+    /// Elements of the joined tensor from `first` on.
+    fn pack_plain(&self, first: u64, mut out: &mut [u8]) {
+        let size = self.weight.dtype.size_bytes();
+        let mut begin = 0;
+        let mut at = first;
+        for source in &self.sources {
+            let end = begin + source.lens.shape().iter().product::<u64>();
+            if at < end && !out.is_empty() {
+                let n = ((end - at) as usize).min(out.len() / size);
+                let (part, rest) = out.split_at_mut(n * size);
+                fill(source.numbers, &source.lens, at - begin, self.weight.dtype, part);
+                at += n as u64;
+                out = rest;
+            }
+            begin = end;
+        }
+    }
+
+    /// One panel: rows `outputs` of the joined matrix.
+    fn pack_panel(&self, outputs: std::ops::Range<u64>, inputs: usize, columns: usize, depth: usize, out: &mut [u8]) {
+        let size = self.weight.dtype.size_bytes();
+        let mut block = [0u8; BLOCK * 8];
+        for from in (0..inputs).step_by(BLOCK) {
+            let n = BLOCK.min(inputs - from);
+            for (column, output) in outputs.clone().enumerate() {
+                let Some((source, row)) = self.source_of_row(output) else { continue };
+                let block = &mut block[..n * size];
+                fill(source.numbers, &source.lens, row * inputs as u64 + from as u64, self.weight.dtype, block);
+                let place = |k: usize| (((from + k) / depth) * columns + column) * depth + (from + k) % depth;
+                match size {
+                    2 => scatter::<2>(block, place, out),
+                    4 => scatter::<4>(block, place, out),
+                    _ => scatter::<8>(block, place, out),
+                }
+            }
+        }
+    }
+
+    /// The source of a row of the joined tensor, and the row's index in it.
+    fn source_of_row(&self, row: u64) -> Option<(&Found<'_>, u64)> {
+        let mut begin = 0;
+        for source in &self.sources {
+            let end = begin + source.lens.shape().first()?;
+            if row < end {
+                return Some((source, row - begin));
+            }
+            begin = end;
+        }
+        None
+    }
+}
+
+fn scatter<const S: usize>(block: &[u8], place: impl Fn(usize) -> usize, out: &mut [u8]) {
+    let out = out.as_chunks_mut::<S>().0;
+    for (k, element) in block.as_chunks::<S>().0.iter().enumerate() {
+        out[place(k)] = *element;
+    }
+}

@@ -1,0 +1,152 @@
+//! Checkpoints on disk, bound to manifests: every layout, every mistake.
+
+use super::*;
+use crate::artifact::manifest::*;
+use crate::artifact::sample;
+use proptest::prelude::*;
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use std::path::Path;
+
+/// Writes tensors of consecutive f32 numbers from `start`.
+pub(crate) fn write(path: &Path, tensors: &[(&str, &[usize], f32)]) {
+    let data: Vec<Vec<u8>> = tensors
+        .iter()
+        .map(|(_, shape, start)| {
+            (0..shape.iter().product::<usize>()).flat_map(|i| (start + i as f32).to_le_bytes()).collect()
+        })
+        .collect();
+    let views = tensors
+        .iter()
+        .zip(&data)
+        .map(|((name, shape, _), data)| (*name, TensorView::new(Dtype::F32, shape.to_vec(), data).unwrap()));
+    safetensors::serialize_to_file(views, None, path).unwrap();
+}
+
+fn f32s(weights: &PackedWeights, index: usize, n: usize) -> Vec<f32> {
+    let bytes = &weights.block[weights.offsets[index] as usize..][..4 * n];
+    bytes.as_chunks::<4>().0.iter().map(|x| f32::from_le_bytes(*x)).collect()
+}
+
+#[test]
+fn joins_and_packs() {
+    let folder = tempfile::tempdir().unwrap();
+    write(
+        &folder.path().join("model.safetensors"),
+        &[("a.weight", &[2, 3], 0.0), ("b.weight", &[2, 3], 10.0), ("rotary.inv", &[1], 0.0)],
+    );
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let weights = bind(&sample::manifest(), &checkpoint, 2, None).unwrap();
+    let packed = f32s(&weights, 0, 48);
+    for (o, row) in [[0., 1., 2.], [3., 4., 5.], [10., 11., 12.], [13., 14., 15.]].iter().enumerate() {
+        for (i, value) in row.iter().enumerate() {
+            assert_eq!(packed[i * 16 + o], *value);
+        }
+    }
+    assert!((0..3).all(|i| packed[i * 16 + 4..i * 16 + 16].iter().all(|&x| x == 0.0)));
+}
+
+#[test]
+fn every_wrong_tensor_is_named_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.safetensors");
+    write(
+        &path,
+        &[
+            ("model.a.weight", &[2, 3], 0.0),
+            ("b.weight", &[3, 2], 10.0),
+            ("rotary.x.y", &[1], 0.0),
+            ("stray", &[1], 0.0),
+        ],
+    );
+    let error = bind(&sample::manifest(), &Checkpoint::open(&path).unwrap(), 1, None).unwrap_err().to_string();
+    assert!(error.contains("x.safetensors: 4 of"), "{error}");
+    assert!(error.contains("`a.weight`: missing, expected shape [2, 3]; did you mean `model.a.weight`?"), "{error}");
+    assert!(error.contains("`b.weight`: shape [3, 2], expected [2, 3]"), "{error}");
+    assert!(error.contains("`stray`: shape [1], nothing reads it"), "{error}");
+    assert!(!error.contains("rotary"), "{error}");
+}
+
+#[test]
+fn shards_and_their_mistakes() {
+    let folder = tempfile::tempdir().unwrap();
+    write(&folder.path().join("one.safetensors"), &[("a.weight", &[2, 3], 0.0)]);
+    write(&folder.path().join("two.safetensors"), &[("b.weight", &[2, 3], 10.0)]);
+    let index = folder.path().join("model.safetensors.index.json");
+    let open = |map: &str| {
+        std::fs::write(&index, format!("{{\"metadata\": {{}}, \"weight_map\": {map}}}")).unwrap();
+        Checkpoint::open(folder.path())
+    };
+    let checkpoint = open(r#"{"a.weight": "one.safetensors", "b.weight": "two.safetensors"}"#).unwrap();
+    bind(&sample::manifest(), &checkpoint, 1, None).unwrap();
+    let refused = |map: &str, expected: &str| {
+        let error = open(map).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    };
+    refused(r#"{"a.weight": "../one.safetensors"}"#, "not a file of the same folder");
+    refused(r#"{"c.weight": "one.safetensors"}"#, "do not hold: c.weight");
+    refused(r#"{"a.weight": "three.safetensors"}"#, "three.safetensors: cannot open");
+    refused("3", "is not an index");
+}
+
+#[test]
+fn damaged_files_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    write(&path, &[("a.weight", &[2, 3], 0.0)]);
+    let whole = std::fs::read(&path).unwrap();
+    for end in 0..whole.len() {
+        std::fs::write(&path, &whole[..end]).unwrap();
+        let error = Checkpoint::open(&path).unwrap_err();
+        assert!(error.to_string().contains("model.safetensors"), "{error}");
+        assert_eq!(error.exit_code(), crate::error::EXIT_INPUT);
+    }
+    assert!(Checkpoint::open(&folder.path().join("none")).is_err());
+    let empty = tempfile::tempdir().unwrap();
+    assert!(Checkpoint::open(empty.path()).unwrap_err().to_string().contains("holds no safetensors"));
+}
+
+#[test]
+fn random_needs_no_file_and_ignores_threads() {
+    let pack = |threads| bind(&sample::manifest(), &Checkpoint::random(3), threads, None).unwrap().block.to_vec();
+    assert_eq!(pack(1), pack(4));
+    assert!(pack(1).iter().any(|&byte| byte != 0));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// The panel formula of the manifest, element by element, for sources stored transposed.
+    #[test]
+    fn panels_follow_the_formula(a in 1u64..40, b in 1u64..40, inputs in 1u64..200, columns in 1u64..20, depth in 1u64..5, bf16 in any::<bool>()) {
+        let mut manifest = sample::manifest();
+        let dtype = if bf16 { DType::BF16 } else { DType::F32 };
+        let source = |name: &str, outputs| Source {
+            path: name.into(), names: vec![name.into()], shape: vec![inputs, outputs], steps: vec![Step::Transpose { perm: vec![1, 0] }],
+        };
+        manifest.weights = vec![Weight {
+            name: "w".into(), dtype, shape: vec![a + b, inputs], sources: vec![source("a", a), source("b", b)],
+            pack: Pack::Panels { columns, depth },
+        }];
+        crate::artifact::validate::check(&manifest).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.safetensors");
+        write(&path, &[("a", &[inputs as usize, a as usize], 0.0), ("b", &[inputs as usize, b as usize], 50_000.0)]);
+        let weights = bind(&manifest, &Checkpoint::open(&path).unwrap(), 2, None).unwrap();
+        let size = dtype.size_bytes();
+        let (rows, cols) = ((a + b).next_multiple_of(columns), inputs.next_multiple_of(depth));
+        for o in 0..rows {
+            for i in 0..cols {
+                let at = ((o / columns * inputs.div_ceil(depth) + i / depth) * columns + o % columns) * depth + i % depth;
+                let value = match o {
+                    _ if i >= inputs || o >= a + b => 0.0,
+                    o if o < a => (i * a + o) as f32,
+                    o => 50_000.0 + (i * b + o - a) as f32,
+                };
+                let mut expected = vec![0; size];
+                store(value.into(), dtype, &mut expected);
+                prop_assert_eq!(&weights.block[at as usize * size..][..size], &expected[..], "o {} i {}", o, i);
+            }
+        }
+    }
+}
