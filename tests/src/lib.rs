@@ -11,7 +11,9 @@
 pub mod case;
 pub mod command;
 pub mod compare;
+pub mod embeddings;
 pub mod fill;
+pub mod fuzz;
 pub mod source;
 
 use std::path::{Path, PathBuf};

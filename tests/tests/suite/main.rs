@@ -3,4 +3,5 @@
 mod case;
 mod compare;
 mod fill;
+mod fuzz;
 mod tidy;
