@@ -16,3 +16,6 @@ pub mod graph;
 pub mod passes;
 pub mod reference;
 pub mod view;
+
+pub use arch::{ElaborateOptions, Model, elaborate};
+pub use spec::{Library, Spec, load_card, pick_card};

@@ -1,1 +1,338 @@
-//! placeholder
+//! Modules expanded, every layer explicit, every name bound: from a [`Spec`] and sizes to an [`Arch`] and a [`Program`].
+//!
+//! ```text
+//! Spec + config + --set ──sizes──▶ sizes ──expand──▶ Program (graphs of core operations, f32)
+//!                                             └────▶ Arch (instances, parameters, caches) ──names──▶ bindings
+//! ```
+//!
+//! The program says everything in f32, positions in i64 and masks in bool; casts for other dtypes are a pass.
+
+mod apply;
+mod arith;
+mod build;
+mod builtins;
+mod contract;
+mod expand;
+mod names;
+mod sizes;
+mod value;
+mod view;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+
+pub use self::names::{Binding, Step, matches_pattern};
+
+use self::expand::{Eval, Expander, Failed};
+use self::value::{Axis, AxisName, Def, Entry, Frame, Instance, Place, Scope, Value};
+use crate::diagnostic::{Code, Diagnostic, Report};
+use crate::graph::{AxisId, DType, Dim, Graph, InputDecl, Program, Type};
+use crate::ops::Core;
+use crate::spec::ast::{Expr, ExprKind, Item, Module, Param, TypeExpr};
+use crate::spec::{Datum, Spec};
+
+/// What is chosen when a card is expanded.
+#[derive(Clone, Debug, Default)]
+pub struct ElaborateOptions {
+    /// A config.json. Without it the sizes are the published model's.
+    pub config: Option<serde_json::Value>,
+    /// `--set name=value`; the value is YAML. The last of a name wins.
+    pub sets: Vec<(String, String)>,
+    /// The checkpoint format whose names are bound; `hf` when empty.
+    pub format: String,
+}
+
+/// A model, expanded.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// For people and for `--emit arch`.
+    pub arch: Arch,
+    /// What it computes.
+    pub program: Program,
+    /// Where each parameter lies in a checkpoint, in the order of [`Arch::parameters`].
+    pub bindings: Vec<Binding>,
+    /// Patterns of checkpoint names that are no parameter: `*` one component, `**` any number (see [`matches_pattern`]).
+    pub ignore: Vec<String>,
+}
+
+/// A model with every module expanded and every layer explicit.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Arch {
+    /// The card's name.
+    pub name: String,
+    /// The sizes in the card's order.
+    pub sizes: Vec<(String, Datum)>,
+    /// Inputs by name and type.
+    pub inputs: Vec<(String, String)>,
+    /// Outputs by name and type.
+    pub outputs: Vec<(String, String)>,
+    /// The instance tree; the root is the model.
+    pub root: Node,
+    /// Every parameter once, in the order of first use.
+    pub parameters: Vec<Parameter>,
+    /// Other paths under which a parameter appears: `(alias, path)`. Their tensors, if a checkpoint has them, are ignored.
+    pub aliases: Vec<(String, String)>,
+    /// Absolute paths of what is kept per token, each with the size of what is kept.
+    pub caches: Vec<(String, Vec<u64>)>,
+    /// What the card says of the released model.
+    pub published: Option<(String, u64)>,
+}
+
+/// An instance.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    /// Absolute path; empty for the model.
+    pub path: String,
+    /// The module it is an instance of.
+    pub module: String,
+    /// Its options as resolved.
+    pub options: Vec<(String, String)>,
+    /// What its body binds.
+    pub children: Vec<Node>,
+}
+
+/// A parameter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parameter {
+    /// Absolute instance path: `layers.0.self_attn.q_proj.weight`.
+    pub path: String,
+    /// Its shape as wired.
+    pub shape: Vec<u64>,
+}
+
+impl Arch {
+    /// The number of parameters, each tensor counted once.
+    pub fn parameter_count(&self) -> u64 {
+        self.parameters.iter().map(|p| p.shape.iter().product::<u64>()).sum()
+    }
+}
+
+/// Expands a card.
+///
+/// # Errors
+/// Everything that is wrong with the sizes, the wiring and the names.
+pub fn elaborate(spec: &Spec, options: &ElaborateOptions) -> Result<Model, Report> {
+    let mut diagnostics = Vec::new();
+    let sizes = sizes::resolve(spec, options.config.as_ref(), &options.sets, &mut diagnostics);
+    let fail = |diagnostics| Err(Report::new(spec.sources.clone(), diagnostics));
+    if !diagnostics.is_empty() {
+        return fail(diagnostics);
+    }
+    let mut expander = Expander::new();
+    let root = expander.model(spec, &sizes);
+    let root = match root {
+        Ok(root) if expander.diagnostics.is_empty() => root,
+        _ => return fail(expander.diagnostics),
+    };
+    let mut parameters: Vec<_> = std::mem::take(&mut expander.params).into_iter().collect();
+    parameters.sort_by_key(|(_, used)| used.order);
+    let parameters: Vec<Parameter> = parameters.into_iter().map(|(path, used)| Parameter { path, shape: used.dims }).collect();
+    let format = if options.format.is_empty() { "hf" } else { &options.format };
+    let names = spec.names.iter().find(|(f, _)| **f == *format).map(|(_, n)| n.clone()).unwrap_or_default();
+    let bound = names::bind(&names, &sizes, &parameters, &expander.aliases, &mut diagnostics);
+    if !diagnostics.is_empty() {
+        return fail(diagnostics);
+    }
+    let Expander { builders, axes, aliases, .. } = expander;
+    let graphs = builders.program();
+    let program = Program { name: spec.name.to_string(), axes, inputs: root.inputs, graphs };
+    let show = |ty: &Type| show_type(ty, &program.axes);
+    let main = &program.graphs[0];
+    let arch = Arch {
+        name: spec.name.to_string(),
+        sizes: sizes.iter().map(|(k, v)| (k.to_string(), v.clone())).collect(),
+        inputs: program.inputs.iter().map(|i| (i.name.clone(), show(&i.ty))).collect(),
+        outputs: main.outputs().iter().map(|o| (o.name.clone(), show(main.ty(o.value)))).collect(),
+        root: node(&root.instance),
+        parameters,
+        aliases,
+        caches: caches(&program.graphs, 0, ""),
+        published: spec.published.as_ref().and_then(|p| p.parameters.map(|n| (p.model.to_string(), n))),
+    };
+    Ok(Model { arch, program, bindings: bound.bindings, ignore: bound.ignore })
+}
+
+/// The model's root, expanded.
+struct Root {
+    instance: Rc<Instance>,
+    inputs: Vec<InputDecl>,
+}
+
+impl Expander {
+    /// Expands `model` of the card's wiring into the graph at the bottom of the stack.
+    fn model(&mut self, spec: &Spec, sizes: &[(Arc<str>, Datum)]) -> Eval<Root> {
+        let library = Scope::new(None);
+        self.define(&spec.library, &library, true);
+        let config = Scope::new(Some(library));
+        for (name, value) in sizes {
+            config.set(name.clone(), value.into());
+        }
+        let card = Scope::new(Some(config));
+        self.define(&spec.wiring, &card, true);
+        let model = spec.wiring.iter().find_map(|item| match item {
+            Item::Module(m) if &*m.name.name == "model" => Some(m.clone()),
+            _ => None,
+        });
+        let Some(model) = model else {
+            let d = Diagnostic::new(Code::NoModel, "the wiring has no model", spec.wiring_span).label("expected `model(input: i64[tokens]) { .. }`");
+            return Err(self.report(d));
+        };
+        self.builders.push("model", "");
+        let root = self.expand_model(&model, &card);
+        self.check_unused(&spec.wiring, &card);
+        root
+    }
+
+    fn expand_model(&mut self, model: &Arc<Module>, card: &Rc<Scope>) -> Eval<Root> {
+        if let Some(option) = model.options.first() {
+            return self.fail(Code::NoModel, option.name.span, "the model has no options, only inputs", "unexpected option");
+        }
+        let scope = Scope::new(Some(card.clone()));
+        let def = Rc::new(Def { module: model.clone(), scope: card.clone(), given: Vec::new() });
+        let instance = Rc::new(Instance { id: 0, path: String::new(), def, children: RefCell::default(), options: RefCell::default(), applied: Cell::new(true) });
+        let mut inputs = Vec::new();
+        let mut tokens = None;
+        for param in &model.inputs {
+            let (tensor, decl) = self.input_decl(param, card)?;
+            tokens = tokens.or_else(|| tensor.axes.iter().find(|a| matches!(a.name, AxisName::Ragged(_))).copied());
+            scope.set(param.name.name.clone(), Value::Tensor(tensor));
+            inputs.push(decl);
+        }
+        let frame = Some(Rc::new(Frame { instance: instance.clone(), tokens }));
+        let place = Place { scope, frame, binds: None };
+        let result = self.body(model, &instance, &place)?;
+        let span = model.result.span;
+        let Value::Map(entries) = result else {
+            return self.fail(Code::NoModel, span, format!("the model returns {}", result.kind()), "expected `{name: value}`");
+        };
+        let mut n_outputs = 0;
+        for (name, value) in entries.iter().filter(|(_, v)| !matches!(v, Value::None)) {
+            let tensor = self.tensor(value.clone(), span, place.frame.as_deref())?;
+            if let Some(value) = self.builders.here(&tensor) {
+                self.builders.top().graph.add_output(&**name, value);
+                n_outputs += 1;
+            }
+        }
+        if n_outputs == 0 {
+            return self.fail(Code::NoModel, span, "the model returns nothing", "expected at least one output that is not none");
+        }
+        Ok(Root { instance, inputs })
+    }
+
+    /// An input of the model: its tensor and its declaration.
+    fn input_decl(&mut self, param: &Param, card: &Rc<Scope>) -> Eval<(value::Tensor, InputDecl)> {
+        let Some(TypeExpr::Tensor { dtype, dims }) = &param.ty else {
+            return self.fail(Code::MissingOption, param.name.span, format!("the input `{}` has no type", param.name.name), "expected a type, as in `i64[tokens]`");
+        };
+        let mut axes = Vec::new();
+        for (i, dim) in dims.iter().enumerate() {
+            axes.push(self.input_axis(dim, i + 1 == dims.len(), card)?);
+        }
+        let default = match &param.default {
+            None => None,
+            Some(expr) => {
+                let place = Place { scope: card.clone(), frame: None, binds: None };
+                match self.eval(expr, &place)? {
+                    Value::Bool(b) => Some(f64::from(u8::from(b))),
+                    value => match arith::number(&value) {
+                        Some(v) => Some(v),
+                        None => return self.fail(Code::WrongType, expr.span, format!("the default of an input is a number, not {}", value.kind()), "expected a number"),
+                    },
+                }
+            }
+        };
+        let tensor = self.builders.parameter(&param.name.name, *dtype, axes);
+        let decl = InputDecl { name: param.name.name.to_string(), ty: tensor.ty(), default };
+        Ok((tensor, decl))
+    }
+
+    /// A name that is no size is a ragged axis.
+    fn input_axis(&mut self, dim: &Expr, last: bool, card: &Rc<Scope>) -> Eval<Axis> {
+        if let ExprKind::Name(name) = &*dim.kind {
+            let mut at = Some(card.clone());
+            let mut known = false;
+            while let Some(scope) = at {
+                known |= scope.names.borrow().contains_key(name);
+                at = scope.parent.clone();
+            }
+            if !known {
+                let id = self.axes.iter().position(|a| **a == **name).unwrap_or_else(|| {
+                    self.axes.push(name.to_string());
+                    self.axes.len() - 1
+                });
+                return Ok(Axis::new(AxisName::Ragged(id), Dim::Axis(AxisId(id))));
+            }
+        }
+        let place = Place { scope: card.clone(), frame: None, binds: None };
+        let value = self.eval(dim, &place)?;
+        let size = self.size(&value, dim.span)?;
+        let name = if last { AxisName::Width } else { self.other_axis() };
+        Ok(Axis::new(name, Dim::Fixed(size)))
+    }
+
+    /// Evaluates top-level bindings that the model did not need, so that a mistake in them is found too.
+    fn check_unused(&mut self, items: &[Item], card: &Rc<Scope>) {
+        for item in items {
+            let Item::Binding(binding) = item else { continue };
+            for ident in &binding.names {
+                let lazy = matches!(card.names.borrow().get(&ident.name), Some(Entry::Lazy(_)));
+                if lazy {
+                    let _: Result<Value, Failed> = self.lookup(&ident.name, ident.span, card);
+                }
+            }
+        }
+    }
+}
+
+/// The instance tree, without instances that were never applied.
+fn node(instance: &Instance) -> Node {
+    let children = instance.children.borrow();
+    Node {
+        path: instance.path.clone(),
+        module: instance.def.module.name.name.to_string(),
+        options: instance.options.borrow().iter().map(|(k, v)| (k.to_string(), v.clone())).collect(),
+        children: children
+            .iter()
+            .filter_map(|(_, child)| match child {
+                Value::Instance(i) if i.applied.get() => Some(node(i)),
+                _ => None,
+            })
+            .collect(),
+    }
+}
+
+/// Caches of a graph and of the bodies it calls, by absolute path.
+fn caches(graphs: &[Graph], graph: usize, at: &str) -> Vec<(String, Vec<u64>)> {
+    let absolute = |path: &str| path.strip_prefix('/').map_or_else(|| apply::join(at, path), str::to_string);
+    let mut found = Vec::new();
+    let g = &graphs[graph];
+    for node in g.nodes() {
+        match g.op(node).as_core() {
+            Some(Core::Cache { path }) => {
+                let sizes = g.types(node)[0].dims[1..].iter().map(|d| if let Dim::Fixed(n) = d { *n } else { 0 }).collect();
+                found.push((absolute(path), sizes));
+            }
+            Some(Core::Call { graph, at }) => found.extend(caches(graphs, *graph, &absolute(at))),
+            _ => {}
+        }
+    }
+    found
+}
+
+/// `f32[tokens, 320]`.
+fn show_type(ty: &Type, axes: &[String]) -> String {
+    let name = |a: AxisId| axes.get(a.0).map_or("?", String::as_str);
+    let dims: Vec<String> = ty
+        .dims
+        .iter()
+        .map(|d| match d {
+            Dim::Fixed(n) => n.to_string(),
+            Dim::Axis(a) => name(*a).to_string(),
+            Dim::Visible(a) => format!("visible({})", name(*a)),
+            Dim::Rows(a) => format!("rows({})", name(*a)),
+        })
+        .collect();
+    let dtype: DType = ty.dtype;
+    format!("{dtype}[{}]", dims.join(", "))
+}

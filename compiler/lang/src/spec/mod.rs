@@ -1,1 +1,102 @@
-//! placeholder
+//! What the user wrote, with positions: cards, their equations, and the module library.
+//!
+//! ```text
+//! card.yaml ──tree──▶ Node ──yaml_to_spec──▶ Spec        lib/*.xf ──xf_to_spec──▶ Vec<Item>
+//!                          └─ wiring ──xf_to_spec──▶ Vec<Item>
+//! ```
+//!
+//! Everything is read before anything is said: a card's mistakes in data and in grammar are reported together.
+
+pub mod ast;
+mod library;
+mod names;
+mod tree;
+mod xf_to_spec;
+mod yaml_to_spec;
+
+use std::sync::Arc;
+
+pub use self::library::{Library, load_card, pick_card};
+pub use self::names::{NameRule, Names, Target};
+pub use self::tree::{Datum, Key, Node, NodeKind, parse_yaml};
+pub use self::xf_to_spec::{Origin, parse_items};
+pub use self::yaml_to_spec::parse_card;
+
+use crate::diagnostic::{SourceMap, Span};
+
+/// A card.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// All texts: the library's and the card's.
+    pub sources: SourceMap,
+    /// The card's number among them.
+    pub source: u32,
+    /// For people.
+    pub name: Arc<str>,
+    /// Where the architecture is described: a paper.
+    pub reference: Option<Arc<str>>,
+    /// Which config.json files it serves.
+    pub matches: Matches,
+    /// The released model that the plain sizes describe.
+    pub published: Option<Published>,
+    /// The sizes in order.
+    pub sizes: Vec<Size>,
+    /// Config keys whose other values would change the result: key, value, place.
+    pub assumes: Vec<(Key, Datum)>,
+    /// The equations.
+    pub wiring: Vec<ast::Item>,
+    /// Where the equations stand.
+    pub wiring_span: Span,
+    /// Checkpoint names, one a format: `hf`, `gguf`.
+    pub names: Vec<(Arc<str>, Names)>,
+    /// The items of the library.
+    pub library: Arc<Vec<ast::Item>>,
+}
+
+/// Which config.json files a card serves.
+#[derive(Clone, Debug, Default)]
+pub struct Matches {
+    /// Values of `model_type`.
+    pub model_type: Vec<Arc<str>>,
+    /// Key of the config under which the sizes lie.
+    pub under: Option<Arc<str>>,
+    /// Whether they may lie at the top too.
+    pub optional: bool,
+}
+
+/// What is known of the released model.
+#[derive(Clone, Debug)]
+pub struct Published {
+    /// Its name.
+    pub model: Arc<str>,
+    /// Its number of parameters, each tensor counted once.
+    pub parameters: Option<u64>,
+    /// Where the number stands.
+    pub span: Span,
+}
+
+/// A size: what it is in the published model and where a config has it.
+#[derive(Clone, Debug)]
+pub struct Size {
+    /// Its name, config.json's own.
+    pub name: Arc<str>,
+    /// The place of the name.
+    pub span: Span,
+    /// The published model's value, used without a config.
+    pub example: Option<Datum>,
+    /// What it is where a config lacks it.
+    pub default: Option<Datum>,
+    /// Whether a config may lack it, which makes it `none`.
+    pub optional: bool,
+    /// Where a config may have it, first found wins. Empty: under its own name.
+    pub from: Vec<Place>,
+}
+
+/// Where a config may have a size.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// Under a key; dots lead into mappings.
+    Key(Arc<str>),
+    /// A mapping made of several keys; `...` merges one.
+    Mapping(Vec<(Arc<str>, Arc<str>)>),
+}

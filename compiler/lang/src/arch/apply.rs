@@ -1,0 +1,442 @@
+//! Calls: options make a more special module, tensors apply it; functions are expanded in place; a list of modules is their composition.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::expand::{Eval, Expander, Failed};
+use super::value::{AxisName, Def, Entry, Frame, Func, Instance, ParamRef, Place, Scope, Tensor, Value};
+use crate::diagnostic::{Code, Diagnostic, Span, did_you_mean};
+use crate::graph::{Origin, Type};
+use crate::ops::Core;
+use crate::spec::ast::{Binding, Ident, Item, Param, TypeExpr};
+
+/// Deepest nesting of bodies and functions.
+const MAX_DEPTH: usize = 48;
+/// Most instances of a model.
+const MAX_INSTANCES: usize = 1 << 20;
+
+/// An argument as evaluated.
+#[derive(Clone)]
+pub(super) struct Given {
+    pub(super) name: Option<Arc<str>>,
+    pub(super) value: Value,
+    pub(super) span: Span,
+    /// The name it was written as, when it was one.
+    pub(super) written: Option<Arc<str>>,
+}
+
+impl Given {
+    fn applies(&self) -> bool {
+        match &self.value {
+            Value::Tensor(_) | Value::Param(_) => true,
+            Value::Tuple(items) => items.iter().any(|v| matches!(v, Value::Tensor(_))),
+            _ => false,
+        }
+    }
+}
+
+impl Expander {
+    /// A call of anything.
+    pub(super) fn call(&mut self, function: Value, name: Option<Arc<str>>, given: Vec<Given>, span: Span, callee: Span, place: &Place) -> Eval {
+        self.depth += 1;
+        let result = if self.depth > MAX_DEPTH {
+            let d = Diagnostic::new(Code::TooDeep, format!("modules and functions nested deeper than {MAX_DEPTH}"), callee).label("expanded again here").help("does it apply itself?");
+            Err(self.report(d))
+        } else {
+            self.call_inner(function, name, given, span, callee, place)
+        };
+        self.depth -= 1;
+        result
+    }
+
+    fn call_inner(&mut self, function: Value, name: Option<Arc<str>>, given: Vec<Given>, span: Span, callee: Span, place: &Place) -> Eval {
+        match function {
+            Value::Def(def) => {
+                if !given.iter().any(Given::applies) {
+                    return self.specialise(&def, given, span).map(|d| Value::Def(Rc::new(d)));
+                }
+                if let Some(option) = given.iter().find(|g| !g.applies() && !matches!(g.value, Value::None | Value::Sym(_))) {
+                    let d = Diagnostic::new(Code::MixedCall, "a call takes options or tensors, never both", option.span).label(format!("{} among tensors", option.value.kind()));
+                    return Err(self.report(d.help("give the options first and apply what that makes: `m(option)(x)`")));
+                }
+                let name = name.unwrap_or_else(|| def.module.name.name.clone());
+                let instance = self.instance(&name, &def, span, place)?;
+                self.apply(&instance, given, span)
+            }
+            Value::Instance(instance) => self.apply(&instance, given, span),
+            Value::Func(func) => self.expand(&func, given, span, place),
+            Value::Builtin(builtin) => self.builtin(builtin, given, span, place),
+            Value::Identity => match <[Given; 1]>::try_from(given) {
+                Ok([one]) => Ok(one.value),
+                Err(_) => self.fail(Code::WrongType, span, "`identity` is applied to one value", "expected one value"),
+            },
+            Value::List(items) if items.iter().all(|v| v.is_module() || matches!(v, Value::Func(_))) => match <[Given; 1]>::try_from(given) {
+                Ok([one]) => self.compose(&items, name.as_ref(), one, span, place),
+                Err(_) => self.fail(Code::WrongType, span, "a list of modules is applied to one value", "expected one value"),
+            },
+            other => {
+                let d = Diagnostic::new(Code::NotCallable, format!("{} cannot be called", other.kind()), callee).label("expected a module or a function");
+                Err(self.report(d))
+            }
+        }
+    }
+
+    /// The module with more of its options given.
+    fn specialise(&mut self, def: &Rc<Def>, given: Vec<Given>, span: Span) -> Eval<Def> {
+        let mut made = Def { module: def.module.clone(), scope: def.scope.clone(), given: def.given.clone() };
+        let options = &def.module.options;
+        let mut failed = false;
+        for arg in given {
+            let name = match &arg.name {
+                Some(name) => name.clone(),
+                // Options without names fill the first ones that are not given yet.
+                None => match options.iter().find(|o| !made.given.iter().any(|(n, ..)| *n == o.name.name)) {
+                    Some(option) => option.name.name.clone(),
+                    None => {
+                        let d = Diagnostic::new(Code::UnknownOption, format!("`{}` has {} options", def.module.name.name, options.len()), arg.span).label("one too many");
+                        self.report(d.other(def.module.name.span, "defined here"));
+                        failed = true;
+                        continue;
+                    }
+                },
+            };
+            if !options.iter().any(|o| o.name.name == name) {
+                let inputs = def.module.inputs.iter().any(|i| i.name.name == name);
+                let help = did_you_mean(&name, options.iter().map(|o| &*o.name.name)).or_else(|| inputs.then(|| format!("`{name}` is an input: options and inputs are given in separate calls")));
+                let d = Diagnostic::new(Code::UnknownOption, format!("`{}` has no option `{name}`", def.module.name.name), arg.span).label("unknown option");
+                self.report(d.other(def.module.name.span, "defined here").maybe_help(help));
+                failed = true;
+                continue;
+            }
+            if let Some((_, _, first)) = made.given.iter().find(|(n, ..)| *n == name) {
+                let d = Diagnostic::new(Code::RepeatedOption, format!("the option `{name}` is given twice"), arg.span).label("given again").other(*first, "first here");
+                self.report(d);
+                failed = true;
+                continue;
+            }
+            made.given.push((name, arg.value, arg.span));
+        }
+        let _ = span;
+        if failed { Err(Failed) } else { Ok(made) }
+    }
+
+    /// A function, in place: its own names, the caller's body.
+    fn expand(&mut self, func: &Rc<Func>, given: Vec<Given>, span: Span, place: &Place) -> Eval {
+        let function = &func.function;
+        let scope = Scope::new(Some(func.scope.clone()));
+        let place = place.with(scope.clone());
+        self.bind_params(&function.name, &function.params, given, span, &place, "parameter")?;
+        let around = self.at;
+        let value = self.eval(&function.body, &place);
+        self.at = around;
+        value
+    }
+
+    /// Binds parameters to arguments, by position or by name; defaults see the parameters before them.
+    fn bind_params(&mut self, of: &Ident, params: &[Param], given: Vec<Given>, span: Span, place: &Place, what: &str) -> Eval<()> {
+        let mut values: Vec<Option<Given>> = vec![None; params.len()];
+        for arg in given {
+            let index = match &arg.name {
+                Some(name) => params.iter().position(|p| p.name.name == *name),
+                None => values.iter().position(Option::is_none),
+            };
+            match index {
+                Some(i) if values[i].is_none() => values[i] = Some(arg),
+                Some(_) => {
+                    let d = Diagnostic::new(Code::RepeatedOption, format!("a {what} of `{}` is given twice", of.name), arg.span).label("given again");
+                    return Err(self.report(d));
+                }
+                None => {
+                    let message = match &arg.name {
+                        Some(name) => format!("`{}` has no {what} `{name}`", of.name),
+                        None => format!("`{}` has {} {what}s", of.name, params.len()),
+                    };
+                    let help = arg.name.as_ref().and_then(|n| did_you_mean(n, params.iter().map(|p| &*p.name.name)));
+                    let d = Diagnostic::new(Code::UnknownOption, message, arg.span).label("unexpected").other(of.span, "defined here").maybe_help(help);
+                    return Err(self.report(d));
+                }
+            }
+        }
+        for (param, value) in params.iter().zip(values) {
+            let (value, at) = match (value, &param.default) {
+                (Some(given), _) => (given.value, given.span),
+                (None, Some(default)) => (self.eval(default, &place.part())?, span),
+                (None, None) => {
+                    let d = Diagnostic::new(Code::MissingOption, format!("`{}` needs its {what} `{}`", of.name, param.name.name), span).label(format!("`{}` is not given", param.name.name));
+                    return Err(self.report(d.other(param.name.span, "has no default")));
+                }
+            };
+            self.check_type(&param.name, param.ty.as_ref(), &value, at)?;
+            place.scope.set(param.name.name.clone(), value);
+        }
+        Ok(())
+    }
+
+    fn check_type(&mut self, name: &Ident, ty: Option<&TypeExpr>, value: &Value, at: Span) -> Eval<()> {
+        let (fits, expected) = match ty {
+            None | Some(TypeExpr::Tensor { .. }) => return Ok(()),
+            Some(TypeExpr::Choice { options, optional }) => {
+                let fits = match value {
+                    Value::Str(s) => options.contains(s),
+                    Value::None => *optional,
+                    _ => false,
+                };
+                (fits, options.iter().map(|o| format!("'{o}'")).collect::<Vec<_>>().join(" or "))
+            }
+            Some(TypeExpr::Named { name, optional }) => {
+                let fits = match (&*name.name, value) {
+                    (_, Value::None) => *optional,
+                    ("int", Value::Int(_)) | ("float", Value::Int(_) | Value::Float(_)) | ("bool", Value::Bool(_)) | ("string", Value::Str(_)) => true,
+                    ("list", Value::List(_)) | ("mapping", Value::Map(_)) => true,
+                    ("module", v) => v.is_module() || matches!(v, Value::Func(_) | Value::Builtin(_)),
+                    _ => false,
+                };
+                (fits, format!("{}{}", name.name, if *optional { " or none" } else { "" }))
+            }
+        };
+        if fits {
+            return Ok(());
+        }
+        let shown = if let Value::Str(s) = value { format!("'{s}'") } else { value.kind().to_string() };
+        let d = Diagnostic::new(Code::WrongType, format!("`{}` must be {expected}, not {shown}", name.name), at).label(format!("expected {expected}"));
+        Err(self.report(d.other(name.span, "declared here")))
+    }
+
+    /// The instance of the body that a definition applied unbound is, under its own name.
+    fn instance(&mut self, name: &Arc<str>, def: &Rc<Def>, span: Span, place: &Place) -> Eval<Rc<Instance>> {
+        let Some(frame) = &place.frame else {
+            return self.fail(Code::Misplaced, span, "a module applied outside every body", "no body here");
+        };
+        let parent = frame.instance.clone();
+        self.child(&parent, name, def, span)
+    }
+
+    /// The child of that name, made at the first time and the same at later applications of the parent.
+    fn child(&mut self, parent: &Rc<Instance>, name: &Arc<str>, def: &Rc<Def>, span: Span) -> Eval<Rc<Instance>> {
+        match parent.child(name) {
+            Some(Value::Instance(instance)) if Arc::ptr_eq(&instance.def.module, &def.module) => return Ok(instance),
+            Some(_) => {
+                let d = Diagnostic::new(Code::DuplicateName, format!("two instances of one body would be `{name}`"), span).label("the second");
+                return Err(self.report(d.help("bind one of them to another name")));
+            }
+            None => {}
+        }
+        self.n_instances += 1;
+        if self.n_instances > MAX_INSTANCES {
+            return self.fail(Code::TooDeep, span, format!("more than {MAX_INSTANCES} instances"), "one too many");
+        }
+        let instance = Rc::new(Instance {
+            id: self.n_instances,
+            path: join(&parent.path, name),
+            def: def.clone(),
+            children: RefCell::default(),
+            options: RefCell::default(),
+            applied: Cell::new(false),
+        });
+        parent.children.borrow_mut().push((name.clone(), Value::Instance(instance.clone())));
+        Ok(instance)
+    }
+
+    /// Binds the names of one binding in a body.
+    fn bind(&mut self, binding: &Binding, place: &Place, instance: &Rc<Instance>) {
+        let binds = Some(binding.names[0].name.clone());
+        let value = self.eval(&binding.value, &Place { binds, ..place.part() });
+        let span = binding.value.span;
+        let n = binding.names.len();
+        let values: Vec<Eval> = match value {
+            Ok(value) if n == 1 => vec![Ok(value)],
+            Ok(Value::Tuple(items)) if items.len() == n => items.iter().cloned().map(Ok).collect(),
+            Ok(value @ (Value::Def(_) | Value::Identity)) => vec![Ok(value); n],
+            Ok(value) => {
+                let found = match &value {
+                    Value::Tuple(items) => format!("a tuple of {}", items.len()),
+                    other => other.kind().to_string(),
+                };
+                let d = Diagnostic::new(Code::WrongType, format!("{n} names for {found}"), span).label(format!("expected a module or a tuple of {n}"));
+                vec![Err(self.report(d)); n]
+            }
+            Err(Failed) => vec![Err(Failed); n],
+        };
+        for (ident, value) in binding.names.iter().zip(values) {
+            let named = value.and_then(|v| self.name_value(ident, v, span, instance));
+            let entry = named.map_or(Entry::Failed, Entry::Ready);
+            place.scope.names.borrow_mut().insert(ident.name.clone(), entry);
+        }
+    }
+
+    /// A value bound to a name in a body: a module becomes an instance, a parameter gets its path.
+    fn name_value(&mut self, ident: &Ident, value: Value, span: Span, parent: &Rc<Instance>) -> Eval {
+        let name = &ident.name;
+        match value {
+            Value::Def(def) => self.child(parent, name, &def, span).map(Value::Instance),
+            Value::List(items) if items.iter().any(|v| matches!(v, Value::Def(_) | Value::Instance(_))) => {
+                let mut named = Vec::with_capacity(items.len());
+                for (i, item) in items.iter().enumerate() {
+                    let ident = Ident { name: format!("{name}.{i}").into(), span: ident.span };
+                    named.push(self.name_value(&ident, item.clone(), span, parent)?);
+                }
+                Ok(Value::List(Rc::new(named)))
+            }
+            Value::Instance(instance) => {
+                let d = Diagnostic::new(Code::SecondName, format!("`{}` would get a second name", instance.path), ident.span).label("the second name");
+                Err(self.report(d.help("use the instance by its first name; applying it again shares it")))
+            }
+            Value::NewParam(dims) => {
+                let path = join(&parent.path, name);
+                let param = Value::Param(Rc::new(ParamRef { path, dims: dims.to_vec(), owner: parent.id }));
+                self.set_child(parent, name, param.clone());
+                Ok(param)
+            }
+            Value::Param(param) => {
+                let alias = (join(&parent.path, name), param.path.clone());
+                if alias.0 != alias.1 && !self.aliases.contains(&alias) {
+                    self.aliases.push(alias);
+                }
+                self.set_child(parent, name, Value::Param(param.clone()));
+                Ok(Value::Param(param))
+            }
+            other => Ok(other),
+        }
+    }
+
+    fn set_child(&mut self, parent: &Rc<Instance>, name: &Arc<str>, value: Value) {
+        let mut children = parent.children.borrow_mut();
+        match children.iter_mut().find(|(n, _)| n == name) {
+            Some(child) => child.1 = value,
+            None => children.push((name.clone(), value)),
+        }
+    }
+
+    /// An instance applied: its body expanded here.
+    pub(super) fn apply(&mut self, instance: &Rc<Instance>, given: Vec<Given>, span: Span) -> Eval {
+        let def = instance.def.clone();
+        let module = def.module.clone();
+        let scope = Scope::new(Some(def.scope.clone()));
+        let mut place = Place { scope: scope.clone(), frame: None, binds: None };
+        let options = def.given.iter().map(|(n, v, s)| Given { name: Some(n.clone()), value: v.clone(), span: *s, written: None }).collect();
+        self.bind_params(&module.name, &module.options, options, span, &place, "option")?;
+        if !instance.applied.get() {
+            let shown = |p: &Param| match scope.names.borrow().get(&p.name.name) {
+                Some(Entry::Ready(v)) => (p.name.name.clone(), v.show()),
+                _ => (p.name.name.clone(), String::new()),
+            };
+            *instance.options.borrow_mut() = module.options.iter().map(shown).collect();
+        }
+        let inputs = given.into_iter().map(|g| self.input(g)).collect::<Eval<Vec<_>>>()?;
+        self.bind_params(&module.name, &module.inputs, inputs, span, &place, "input")?;
+        let first = module.inputs.first().and_then(|p| match scope.names.borrow().get(&p.name.name) {
+            Some(Entry::Ready(Value::Tensor(t))) => Some(t.clone()),
+            _ => None,
+        });
+        let tokens = first.and_then(|t| {
+            let ragged = t.axes.iter().find(|a| matches!(a.name, AxisName::Ragged(_) | AxisName::Visible(_))).copied();
+            ragged.or_else(|| (t.axes.len() > 1).then(|| t.axes[0]))
+        });
+        place.frame = Some(Rc::new(Frame { instance: instance.clone(), tokens }));
+        self.body(&module, instance, &place)
+    }
+
+    /// The bindings of a body in order, and its result.
+    pub(super) fn body(&mut self, module: &crate::spec::ast::Module, instance: &Rc<Instance>, place: &Place) -> Eval {
+        let path = std::mem::replace(&mut self.path, instance.path.clone());
+        instance.applied.set(true);
+        self.define(&module.items, &place.scope, false);
+        for item in &module.items {
+            if let Item::Binding(binding) = item {
+                self.at = Some(binding.value.span);
+                self.bind(binding, place, instance);
+            }
+        }
+        self.at = Some(module.result.span);
+        let result = self.eval(&module.result, place);
+        let result = match result {
+            Ok(Value::Sym(s)) => self.tensor(Value::Sym(s), module.result.span, place.frame.as_deref()).map(Value::Tensor),
+            Ok(Value::Param(p)) => self.param(&p, module.result.span).map(Value::Tensor),
+            other => other,
+        };
+        self.path = path;
+        result
+    }
+
+    fn input(&mut self, given: Given) -> Eval<Given> {
+        let value = match given.value {
+            none @ Value::None => none,
+            other => Value::Tensor(self.tensor(other, given.span, None)?),
+        };
+        Ok(Given { value, ..given })
+    }
+
+    /// A list of modules applied: each element is a call of a body.
+    fn compose(&mut self, items: &Rc<Vec<Value>>, name: Option<&Arc<str>>, given: Given, span: Span, place: &Place) -> Eval {
+        let mut value = given.value;
+        for (i, item) in items.iter().enumerate() {
+            let instance = match item {
+                Value::Identity => continue,
+                Value::Instance(instance) => instance.clone(),
+                Value::Def(def) => {
+                    let name = name.map_or_else(|| def.module.name.name.clone(), |n| format!("{n}.{i}").into());
+                    self.instance(&name, def, span, place)?
+                }
+                other => {
+                    let given = Given { name: None, value, span, written: None };
+                    value = self.call(other.clone(), None, vec![given], span, span, place)?;
+                    continue;
+                }
+            };
+            let input = self.tensor(value, span, place.frame.as_deref())?;
+            value = self.call_body(&instance, input, span)?;
+        }
+        Ok(value)
+    }
+
+    /// An instance applied as a call of a body of its own, which equal instances share.
+    fn call_body(&mut self, instance: &Rc<Instance>, input: Tensor, span: Span) -> Eval {
+        let name = &instance.def.module.name.name;
+        let at = self.builders.relative(&instance.path);
+        self.builders.push(name, &instance.path);
+        let param = instance.def.module.inputs.first().map_or("x", |p| &*p.name.name);
+        let inner = self.builders.parameter(param, input.dtype, input.axes.clone());
+        let around = (self.at, self.depth);
+        let given = Given { name: None, value: Value::Tensor(inner), span, written: None };
+        let result = self.apply(instance, vec![given], span).and_then(|value| {
+            let results = match value {
+                Value::Tuple(items) => items.iter().cloned().map(|v| self.tensor(v, span, None)).collect::<Eval<Vec<_>>>()?,
+                other => vec![self.tensor(other, span, None)?],
+            };
+            let values: Option<Vec<_>> = results.iter().map(|t| self.builders.here(t)).collect();
+            match values {
+                Some(values) => Ok((results, values)),
+                None => self.fail(Code::Misplaced, span, "a tensor of a body that is finished", "returned here"),
+            }
+        });
+        (self.at, self.depth) = around;
+        let (results, values) = match result {
+            Ok(result) => result,
+            Err(Failed) => {
+                self.builders.stack.pop();
+                return Err(Failed);
+            }
+        };
+        let (graph, captures) = self.builders.finish(&values);
+        let operands: Vec<_> = std::iter::once(&input).chain(&captures).filter_map(|t| self.builders.here(t)).collect();
+        let types: Vec<Type> = results.iter().map(Tensor::ty).collect();
+        let origin = Origin { path: at.clone(), span: Some(span) };
+        let top = self.builders.top();
+        let node = top.graph.add_node(Core::Call { graph, at }, &operands, types, origin);
+        let id = top.id;
+        let mut outputs = results.into_iter().enumerate().map(|(port, t)| {
+            Value::Tensor(Tensor { graph: id, value: crate::graph::ValueId { node, port }, dtype: t.dtype, axes: t.axes, uncached: None })
+        });
+        match (outputs.next(), outputs.len()) {
+            (Some(one), 0) => Ok(one),
+            (Some(first), _) => Ok(Value::Tuple(Rc::new(std::iter::once(first).chain(outputs).collect()))),
+            (None, _) => Err(Failed),
+        }
+    }
+}
+
+/// A path and a name below it.
+pub(super) fn join(path: &str, name: &str) -> String {
+    if path.is_empty() { name.to_string() } else { format!("{path}.{name}") }
+}

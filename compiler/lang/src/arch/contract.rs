@@ -1,0 +1,222 @@
+//! Attention and einsum: sums of products, in one form that passes recognise.
+
+use std::rc::Rc;
+
+use super::expand::{Eval, Expander};
+use super::value::{Axis, AxisName, Sym, Tensor, Value};
+use crate::diagnostic::{Code, Diagnostic, Span};
+use crate::graph::{DType, Dim};
+use crate::ops::{BinaryOp, Core};
+
+/// The sizes of one attention.
+struct Heads {
+    query: Axis,
+    keys: Axis,
+    kv: u64,
+    group: u64,
+}
+
+impl Expander {
+    /// `softmax(score(scale · q·kᵀ) where mask) · v`; `rest` is mask, scores, scale.
+    ///
+    /// `q [tokens, H, D]`, `k` and `v [visible, K, D]` -> `[tokens, H, Dv]`; query head `h` reads head `h / (H / K)`.
+    pub(super) fn attend(&mut self, q: Tensor, k: Tensor, v: Tensor, rest: Vec<Option<Value>>, span: Span) -> Eval<Tensor> {
+        let mut rest = rest.into_iter();
+        let mask = rest.next().flatten().unwrap_or(Value::Bool(true));
+        let scores = rest.next().flatten().unwrap_or_else(|| Value::Sym(Rc::new(Sym::Score)));
+        let scale = match rest.next().flatten() {
+            None => 1.0,
+            Some(value) => match super::arith::number(&value) {
+                Some(scale) => scale,
+                None => return self.fail(Code::WrongType, span, format!("the scale of attention must be a number, not {}", value.kind()), "expected a number"),
+            },
+        };
+        let everything = matches!(mask, Value::Bool(true));
+        let (k, v) = (self.kept(k, &q, everything), self.kept(v, &q, everything));
+        let heads = self.heads(&q, &k, &v, span)?;
+        let (kv, group) = (Axis::new(AxisName::KvHeads, Dim::Fixed(heads.kv)), Axis::new(AxisName::Group, Dim::Fixed(heads.group)));
+        let (n, t) = (Axis::new(AxisName::Query, heads.query.size), Axis::new(AxisName::Keys, heads.keys.size));
+
+        let grouped = self.emit(Core::Reshape, &[&q], DType::F32, vec![heads.query, kv, group, q.axes[2]], span)?;
+        let full = vec![kv, group, n, t];
+        let products = self.emit(Core::Contract { spec: "nkgd,vkd->kgnv".into() }, &[&grouped, &k], DType::F32, full.clone(), span)?;
+        let scale = self.constant(vec![scale], DType::F32, Vec::new(), span)?;
+        let scaled = self.emit(Core::Binary(BinaryOp::Mul), &[&products, &scale], DType::F32, full.clone(), span)?;
+
+        let scored = match scores {
+            Value::Sym(s) if matches!(*s, Sym::Score) => scaled.clone(),
+            other => {
+                let scored = self.in_attention(other, &heads, &scaled, span)?;
+                let scored = self.cast(scored, DType::F32, span)?;
+                if scored.axes != full {
+                    let shape = self.show_shape(&scored.axes);
+                    return self.fail(Code::AxisMismatch, span, format!("the scores have shape {shape}"), "expected an expression over `score`");
+                }
+                scored
+            }
+        };
+        let weights = if everything {
+            self.emit(Core::Softmax, &[&scored], DType::F32, full, span)?
+        } else {
+            let mask = self.in_attention(mask, &heads, &scaled, span)?;
+            if mask.dtype != DType::Bool {
+                return self.fail(Code::WrongType, span, "the mask is made of numbers", "expected a comparison");
+            }
+            let mask = self.place_axes(&mask, &full, span)?;
+            self.emit(Core::Softmax, &[&scored, &mask], DType::F32, full, span)?
+        };
+        let out = vec![heads.query, kv, group, v.axes[2]];
+        let mixed = self.emit(Core::Contract { spec: "kgnv,vkd->nkgd".into() }, &[&weights, &v], DType::F32, out, span)?;
+        self.emit(Core::Reshape, &[&mixed], DType::F32, vec![heads.query, q.axes[1], v.axes[2]], span)
+    }
+
+    /// The cached values; those of this step when every query sees every key, later ones too: then the whole sequence is one
+    /// step, and no later step reads the cache.
+    fn kept(&self, t: Tensor, q: &Tensor, everything: bool) -> Tensor {
+        match &t.uncached {
+            Some(fresh) if everything && fresh.axes.first() == q.axes.first() => (**fresh).clone(),
+            _ => t,
+        }
+    }
+
+    fn heads(&mut self, q: &Tensor, k: &Tensor, v: &Tensor, span: Span) -> Eval<Heads> {
+        let sizes = |t: &Tensor| match t.axes.as_slice() {
+            [tokens, Axis { name: AxisName::Heads, size: Dim::Fixed(heads) }, Axis { size: Dim::Fixed(width), .. }] => Some((*tokens, *heads, *width)),
+            _ => None,
+        };
+        match (sizes(q), sizes(k), sizes(v)) {
+            (Some((query, h, dq)), Some((keys, hk, dk)), Some((values, hv, _))) if dq == dk && hk == hv && keys == values && h % hk == 0 => {
+                Ok(Heads { query, keys, kv: hk, group: h / hk })
+            }
+            _ => {
+                let shapes = [q, k, v].map(|t| self.show_shape(&t.axes));
+                let d = Diagnostic::new(Code::AxisMismatch, "queries, keys and values do not fit together", span).label(format!("the shapes are {}", shapes.join(", ")));
+                Err(self.report(d.help("expected q [tokens, H, D], k [visible, K, D] and v [visible, K, Dv] with H a multiple of K; `split` makes heads")))
+            }
+        }
+    }
+
+    /// A mask or a score over the axes of attention: `[K, G, queries, keys]`, those that it depends on.
+    fn in_attention(&mut self, value: Value, heads: &Heads, score: &Tensor, span: Span) -> Eval<Tensor> {
+        let rename = |t: Tensor, name| Tensor { axes: vec![Axis::new(name, t.axes[0].size)], ..t };
+        let sym = match value {
+            Value::Sym(s) => s,
+            other => Rc::new(Sym::Tensor(self.tensor(other, span, None)?)),
+        };
+        self.place_sym(&sym, span, &mut |this, leaf| match leaf {
+            Sym::QPos => this.positions(heads.query, span).map(|t| rename(t, AxisName::Query)),
+            Sym::KPos => this.positions(heads.keys, span).map(|t| rename(t, AxisName::Keys)),
+            Sym::Score => Ok(score.clone()),
+            Sym::Head => {
+                let index = this.positions(Axis::new(AxisName::Heads, Dim::Fixed(heads.kv * heads.group)), span)?;
+                this.by_head(index, heads, span)
+            }
+            Sym::Tensor(t) => this.over_heads(t.clone(), heads, span),
+            _ => Err(this.report(Diagnostic::new(Code::Misplaced, "not a mask", span))),
+        })
+    }
+
+    /// `[H]` as `[K, G]`.
+    fn by_head(&mut self, t: Tensor, heads: &Heads, span: Span) -> Eval<Tensor> {
+        let mut axes = vec![Axis::new(AxisName::KvHeads, Dim::Fixed(heads.kv)), Axis::new(AxisName::Group, Dim::Fixed(heads.group))];
+        axes.extend(&t.axes[1..]);
+        let dtype = t.dtype;
+        self.emit(Core::Reshape, &[&t], dtype, axes, span)
+    }
+
+    /// A tensor read at the positions of attention: its tokens are the queries, what it keeps is the keys.
+    fn over_heads(&mut self, mut t: Tensor, heads: &Heads, span: Span) -> Eval<Tensor> {
+        let shape = self.show_shape(&t.axes);
+        for axis in &mut t.axes {
+            axis.name = match axis.name {
+                AxisName::Heads | AxisName::KvHeads | AxisName::Group => axis.name,
+                name if name == heads.query.name => AxisName::Query,
+                name if name == heads.keys.name => AxisName::Keys,
+                _ => return self.fail(Code::Misplaced, span, format!("a tensor of shape {shape} in a mask or a score"), "expected axes of tokens and heads"),
+            };
+        }
+        if let Some(at) = t.axes.iter().position(|a| a.name == AxisName::Heads) {
+            if t.axes[at].size != Dim::Fixed(heads.kv * heads.group) {
+                return self.fail(Code::AxisMismatch, span, format!("a tensor of shape {shape} in an attention of {} heads", heads.kv * heads.group), "another number of heads");
+            }
+            if at > 0 {
+                let perm: Vec<usize> = std::iter::once(at).chain((0..t.axes.len()).filter(|i| *i != at)).collect();
+                let axes = perm.iter().map(|i| t.axes[*i]).collect();
+                let dtype = t.dtype;
+                t = self.emit(Core::Transpose { perm }, &[&t], dtype, axes, span)?;
+            }
+            return self.by_head(t, heads, span);
+        }
+        Ok(t)
+    }
+
+    /// A sum of products in Einstein notation; `...` stands for the axes that are not named.
+    pub(super) fn einsum(&mut self, spec: &str, a: Tensor, b: Tensor, span: Span) -> Eval<Tensor> {
+        let a = self.cast(a, DType::F32, span)?;
+        let b = self.cast(b, DType::F32, span)?;
+        let text: String = spec.chars().filter(|c| !c.is_whitespace()).collect();
+        let Some([left, right, result]) = split_spec(&text) else {
+            let d = Diagnostic::new(Code::WrongType, format!("'{spec}' is no einsum of two tensors"), span).label("expected 'labels, labels -> labels'");
+            return Err(self.report(d.help("labels are lowercase letters, one an axis; `...` stands for the others")));
+        };
+        let mut free = "nmpqrstuvwxyzabcdefghijkl".chars().filter(|c| !text.contains(*c));
+        let mut ellipsis: Option<String> = None;
+        let mut labelled: Vec<(char, Axis)> = Vec::new();
+        let mut operands = Vec::new();
+        for (labels, tensor) in [(left, &a), (right, &b)] {
+            let named = labels.replace("...", "").len();
+            let rest = tensor.axes.len().checked_sub(named).filter(|r| labels.contains("...") || *r == 0);
+            let Some(rest) = rest else {
+                let shape = self.show_shape(&tensor.axes);
+                return self.fail(Code::AxisMismatch, span, format!("'{labels}' does not fit a tensor of shape {shape}"), "another number of axes");
+            };
+            if labels.contains("...") && ellipsis.is_none() {
+                ellipsis = Some(free.by_ref().take(rest).collect());
+            }
+            let labels = labels.replace("...", ellipsis.as_deref().unwrap_or(""));
+            if labels.len() != tensor.axes.len() {
+                return self.fail(Code::AxisMismatch, span, format!("`...` stands for different axes in '{spec}'"), "another number of axes");
+            }
+            for (label, axis) in labels.chars().zip(&tensor.axes) {
+                match labelled.iter().find(|(l, _)| *l == label) {
+                    Some((_, known)) if known.size != axis.size => {
+                        let (x, y) = (self.show_dim(known.size), self.show_dim(axis.size));
+                        return self.fail(Code::AxisMismatch, span, format!("`{label}` is an axis of {x} and of {y}"), "the sizes differ");
+                    }
+                    Some(_) => {}
+                    None => labelled.push((label, *axis)),
+                }
+            }
+            operands.push(labels);
+        }
+        let result = result.replace("...", ellipsis.as_deref().unwrap_or(""));
+        let mut axes = Vec::new();
+        for label in result.chars() {
+            match labelled.iter().find(|(l, _)| *l == label) {
+                Some((_, axis)) => axes.push(*axis),
+                None => return self.fail(Code::WrongType, span, format!("`{label}` of the result is in no operand"), "unknown label"),
+            }
+        }
+        let last = axes.len().saturating_sub(1);
+        for (i, axis) in axes.iter_mut().enumerate() {
+            if i == last && matches!(axis.name, AxisName::Rows | AxisName::Other(_)) {
+                axis.name = AxisName::Width;
+            } else if i != last && matches!(axis.name, AxisName::Width | AxisName::Rows) {
+                axis.name = self.other_axis();
+            }
+        }
+        let spec = format!("{},{}->{result}", operands[0], operands[1]);
+        self.emit(Core::Contract { spec }, &[&a, &b], DType::F32, axes, span)
+    }
+}
+
+fn split_spec(text: &str) -> Option<[&str; 3]> {
+    let (operands, result) = text.split_once("->")?;
+    let (left, right) = operands.split_once(',')?;
+    let valid = |s: &str| {
+        let letters = s.replacen("...", "", 1);
+        let unique = letters.chars().all(|c| letters.matches(c).count() == 1);
+        unique && letters.chars().all(|c| c.is_ascii_lowercase())
+    };
+    [left, right, result].into_iter().all(valid).then_some([left, right, result])
+}

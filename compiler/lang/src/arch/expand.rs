@@ -1,0 +1,385 @@
+//! Expands expressions: names to values, equations to operations.
+//!
+//! An expression that is wrong says so once and stops there; what does not depend on it goes on, so that all mistakes are found together.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::build::Builders;
+use super::builtins;
+use super::value::{Def, Entry, Func, Place, Scope, Sym, Tensor, Value};
+use crate::diagnostic::{Code, Diagnostic, Span, closest};
+use crate::graph::Origin;
+use crate::ops::Core;
+use crate::spec::ast::{Arg, BinOp, Binding, Expr, ExprKind, Ident, Item};
+
+/// Something wrong that is already among the diagnostics.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Failed;
+
+pub(super) type Eval<T = Value> = Result<T, Failed>;
+
+/// Names that are positions and scores; nothing may be bound to them.
+pub(super) const RESERVED: &[&str] = &["q_pos", "k_pos", "head", "score"];
+
+/// Most values of a list, and instances of a model.
+const MAX_LIST: i64 = 1 << 20;
+
+/// A parameter of the checkpoint that the model uses.
+pub(super) struct Used {
+    pub(super) dims: Vec<u64>,
+    pub(super) owner: usize,
+    /// Its place in the order of first uses.
+    pub(super) order: usize,
+}
+
+/// The state of an expansion.
+pub(super) struct Expander {
+    pub(super) diagnostics: Vec<Diagnostic>,
+    pub(super) builders: Builders,
+    /// Names of the ragged axes.
+    pub(super) axes: Vec<String>,
+    pub(super) params: BTreeMap<String, Used>,
+    /// Names under which tensors of other instances appear: `(alias, path)`.
+    pub(super) aliases: Vec<(String, String)>,
+    /// Paths of caches already taken.
+    pub(super) caches: std::collections::BTreeSet<String>,
+    pub(super) n_instances: usize,
+    pub(super) n_axes: usize,
+    pub(super) depth: usize,
+    /// The equation being expanded, and the instance it belongs to.
+    pub(super) at: Option<Span>,
+    pub(super) path: String,
+}
+
+impl Expander {
+    pub(super) fn new() -> Self {
+        Expander {
+            diagnostics: Vec::new(),
+            builders: Builders::default(),
+            axes: Vec::new(),
+            params: BTreeMap::new(),
+            aliases: Vec::new(),
+            caches: Default::default(),
+            n_instances: 0,
+            n_axes: 0,
+            depth: 0,
+            at: None,
+            path: String::new(),
+        }
+    }
+
+    /// Reports; the same thing at the same place only once, however many layers repeat it.
+    pub(super) fn report(&mut self, diagnostic: Diagnostic) -> Failed {
+        let same = |d: &Diagnostic| d.code == diagnostic.code && d.primary.as_ref().map(|p| p.span) == diagnostic.primary.as_ref().map(|p| p.span);
+        if !self.diagnostics.iter().any(same) {
+            self.diagnostics.push(diagnostic);
+        }
+        Failed
+    }
+
+    pub(super) fn fail<T>(&mut self, code: Code, span: Span, message: impl Into<String>, label: impl Into<String>) -> Eval<T> {
+        Err(self.report(Diagnostic::new(code, message, span).label(label)))
+    }
+
+    /// Adds an operation to the graph being built.
+    pub(super) fn emit(&mut self, op: Core, operands: &[&Tensor], dtype: crate::graph::DType, axes: Vec<super::value::Axis>, span: Span) -> Eval<Tensor> {
+        let mut values = Vec::with_capacity(operands.len());
+        for operand in operands {
+            match self.builders.here(operand) {
+                Some(value) => values.push(value),
+                None => return self.fail(Code::Misplaced, span, "a tensor of a body that is finished", "used here"),
+            }
+        }
+        let path = self.builders.relative(&self.path.clone());
+        let path = path.trim_start_matches('/').to_string();
+        let path = if path == self.builders.top().base { String::new() } else { path };
+        Ok(self.builders.emit(op, &values, dtype, axes, Origin { path, span: self.at.or(Some(span)) }))
+    }
+
+    /// Enters definitions and lazy bindings of one level into a scope.
+    pub(super) fn define(&mut self, items: &[Item], scope: &Rc<Scope>, lazy_bindings: bool) {
+        let mut places: BTreeMap<Arc<str>, Span> = BTreeMap::new();
+        for item in items {
+            let names: Vec<&Ident> = match item {
+                Item::Module(m) => vec![&m.name],
+                Item::Function(f) => vec![&f.name],
+                Item::Binding(b) => b.names.iter().collect(),
+            };
+            for ident in &names {
+                self.check_bindable(ident);
+                if let Some(first) = places.insert(ident.name.clone(), ident.span) {
+                    let d = Diagnostic::new(Code::DuplicateName, format!("`{}` is bound twice", ident.name), ident.span).label("bound again").other(first, "first here");
+                    self.report(d);
+                }
+            }
+            let entry = match item {
+                Item::Module(m) => Entry::Ready(Value::Def(Rc::new(Def { module: m.clone(), scope: scope.clone(), given: Vec::new() }))),
+                Item::Function(f) if f.constant => {
+                    let name = f.name.clone();
+                    Entry::Lazy(Arc::new(Binding { names: vec![name], value: f.body.clone() }))
+                }
+                Item::Function(f) => Entry::Ready(Value::Func(Rc::new(Func { function: f.clone(), scope: scope.clone() }))),
+                Item::Binding(b) if lazy_bindings => Entry::Lazy(b.clone()),
+                Item::Binding(_) => continue,
+            };
+            for ident in names {
+                scope.names.borrow_mut().insert(ident.name.clone(), entry.clone());
+            }
+        }
+    }
+
+    pub(super) fn check_bindable(&mut self, ident: &Ident) {
+        if RESERVED.contains(&&*ident.name) {
+            self.report(Diagnostic::new(Code::Reserved, format!("`{}` is reserved", ident.name), ident.span).label("cannot be bound").help("it is a position or a score inside attention; choose another name"));
+        }
+    }
+
+    /// What a name stands for.
+    pub(super) fn lookup(&mut self, name: &Arc<str>, span: Span, scope: &Rc<Scope>) -> Eval {
+        let mut at = Some(scope.clone());
+        while let Some(scope) = at {
+            let entry = scope.names.borrow().get(name).cloned();
+            match entry {
+                Some(Entry::Ready(value)) => return Ok(value),
+                Some(Entry::Failed) => return Err(Failed),
+                Some(Entry::Busy) => return self.fail(Code::Cycle, span, format!("`{name}` needs itself"), "used here while it is being defined"),
+                Some(Entry::Lazy(binding)) => return self.force(name, &binding, &scope),
+                None => at = scope.parent.clone(),
+            }
+        }
+        let sym = match &**name {
+            "q_pos" => Sym::QPos,
+            "k_pos" => Sym::KPos,
+            "head" => Sym::Head,
+            "score" => Sym::Score,
+            "identity" => return Ok(Value::Identity),
+            "pi" => return Ok(Value::Float(std::f64::consts::PI)),
+            other => match builtins::find(other) {
+                Some(builtin) => return Ok(Value::Builtin(builtin)),
+                None => return Err(self.unknown(name, span, scope)),
+            },
+        };
+        Ok(Value::Sym(Rc::new(sym)))
+    }
+
+    fn unknown(&mut self, name: &str, span: Span, scope: &Rc<Scope>) -> Failed {
+        let mut names: Vec<Arc<str>> = Vec::new();
+        let mut at = Some(scope.clone());
+        while let Some(scope) = at {
+            names.extend(scope.names.borrow().keys().cloned());
+            at = scope.parent.clone();
+        }
+        names.sort();
+        let all = names.iter().map(|n| &**n).chain(builtins::NAMES.iter().copied()).chain(RESERVED.iter().copied()).chain(["identity"]);
+        let help = closest(name, all).map(|c| format!("did you mean `{c}`?"));
+        self.report(Diagnostic::new(Code::UnknownName, format!("no name `{name}`"), span).label("not defined here, in the card or in the library").maybe_help(help))
+    }
+
+    /// Evaluates a top-level binding at its first use.
+    fn force(&mut self, name: &Arc<str>, binding: &Arc<Binding>, scope: &Rc<Scope>) -> Eval {
+        for ident in &binding.names {
+            scope.names.borrow_mut().insert(ident.name.clone(), Entry::Busy);
+        }
+        let place = Place { scope: scope.clone(), frame: None, binds: None };
+        let value = self.eval(&binding.value, &place);
+        let entries: Vec<Entry> = match (value, binding.names.len()) {
+            (Ok(Value::Tuple(items)), n) if items.len() == n && n > 1 => items.iter().cloned().map(Entry::Ready).collect(),
+            (Ok(value), n) => vec![Entry::Ready(value); n],
+            (Err(Failed), n) => vec![Entry::Failed; n],
+        };
+        for (ident, entry) in binding.names.iter().zip(&entries) {
+            scope.names.borrow_mut().insert(ident.name.clone(), entry.clone());
+        }
+        match binding.names.iter().zip(entries).find(|(ident, _)| ident.name == *name) {
+            Some((_, Entry::Ready(value))) => Ok(value),
+            _ => Err(Failed),
+        }
+    }
+
+    /// The value of an expression.
+    pub(super) fn eval(&mut self, expr: &Expr, place: &Place) -> Eval {
+        let span = expr.span;
+        match &*expr.kind {
+            ExprKind::None => Ok(Value::None),
+            ExprKind::Bool(b) => Ok(Value::Bool(*b)),
+            ExprKind::Int(v) => Ok(Value::Int(*v)),
+            ExprKind::Float(v) => Ok(Value::Float(*v)),
+            ExprKind::Str(s) => Ok(Value::Str(s.clone())),
+            ExprKind::Name(name) => self.lookup(name, span, &place.scope),
+            ExprKind::List(items) => Ok(Value::List(Rc::new(self.eval_all(items, &place.part())?))),
+            ExprKind::Tuple(items) => Ok(Value::Tuple(Rc::new(self.eval_all(items, &place.part())?))),
+            ExprKind::Mapping(entries) => {
+                let values: Vec<Eval> = entries.iter().map(|(_, e)| self.eval(e, &place.part())).collect();
+                let values = values.into_iter().collect::<Eval<Vec<_>>>()?;
+                Ok(Value::Map(Rc::new(entries.iter().map(|(k, _)| k.name.clone()).zip(values).collect())))
+            }
+            ExprKind::Comprehension { body, variable, list } => self.comprehension(body, variable, list, place),
+            ExprKind::If { condition, then, otherwise } => match self.eval(condition, &place.part())? {
+                Value::Bool(true) => self.eval(then, place),
+                Value::Bool(false) => self.eval(otherwise, place),
+                other => {
+                    let d = Diagnostic::new(Code::WrongType, format!("a condition must be true or false, not {}", other.kind()), condition.span).label("expected a boolean of sizes");
+                    let help = if other.is_tensor_like() { "to choose element by element, use `where(condition, a, b)`" } else { "compare it, or test it with `is none`" };
+                    Err(self.report(d.help(help)))
+                }
+            },
+            ExprKind::Not(value) => {
+                let value = self.eval(value, &place.part())?;
+                self.not(value, span, place)
+            }
+            ExprKind::Neg(value) => {
+                let value = self.eval(value, &place.part())?;
+                self.neg(value, span, place)
+            }
+            ExprKind::Binary { op, left, right } => self.eval_binary(*op, left, right, span, place),
+            ExprKind::Call { callee, args } => self.eval_call(callee, args, span, place),
+            ExprKind::Index { base, indices } => self.eval_index(base, indices, span, place),
+            ExprKind::Member { base, name } => self.eval_member(base, name, place),
+            ExprKind::IsNone { value, negated } => {
+                let value = self.eval(value, &place.part())?;
+                Ok(Value::Bool(matches!(value, Value::None) != *negated))
+            }
+        }
+    }
+
+    /// All of them, also behind one that is wrong.
+    pub(super) fn eval_all(&mut self, exprs: &[Expr], place: &Place) -> Eval<Vec<Value>> {
+        let values: Vec<Eval> = exprs.iter().map(|e| self.eval(e, place)).collect();
+        values.into_iter().collect()
+    }
+
+    fn comprehension(&mut self, body: &Expr, variable: &Ident, list: &Expr, place: &Place) -> Eval {
+        self.check_bindable(variable);
+        let items = match self.eval(list, &place.part())? {
+            Value::List(items) => items,
+            other => return self.fail(Code::WrongType, list.span, format!("`for` goes over a list or a range, not {}", other.kind()), "expected a list"),
+        };
+        let mut values = Vec::with_capacity(items.len());
+        let mut failed = false;
+        for item in items.iter() {
+            let scope = Scope::new(Some(place.scope.clone()));
+            scope.set(variable.name.clone(), item.clone());
+            match self.eval(body, &place.with(scope)) {
+                Ok(value) => values.push(value),
+                Err(Failed) => failed = true,
+            }
+        }
+        if failed { Err(Failed) } else { Ok(Value::List(Rc::new(values))) }
+    }
+
+    fn eval_binary(&mut self, op: BinOp, left: &Expr, right: &Expr, span: Span, place: &Place) -> Eval {
+        let place = &place.part();
+        let a = self.eval(left, place);
+        match (op, &a) {
+            (BinOp::Coalesce, Ok(Value::None)) => return self.eval(right, place),
+            (BinOp::Coalesce, _) => return a,
+            (BinOp::And, Ok(Value::Bool(false))) => return a,
+            (BinOp::Or, Ok(Value::Bool(true))) => return a,
+            _ => {}
+        }
+        let b = self.eval(right, place);
+        let (a, b) = (a?, b?);
+        match op {
+            BinOp::Range => self.range(&a, &b, span),
+            BinOp::In => match &b {
+                Value::List(items) => Ok(Value::Bool(items.iter().any(|item| super::arith::same(&a, item)))),
+                other => self.fail(Code::WrongType, right.span, format!("`in` needs a list, not {}", other.kind()), "expected a list"),
+            },
+            _ => self.binary(op, a, b, span, place),
+        }
+    }
+
+    fn range(&mut self, a: &Value, b: &Value, span: Span) -> Eval {
+        match (a, b) {
+            (Value::Int(a), Value::Int(b)) if b.saturating_sub(*a) <= MAX_LIST => Ok(Value::List(Rc::new((*a..*b).map(Value::Int).collect()))),
+            (Value::Int(_), Value::Int(_)) => self.fail(Code::TooLarge, span, format!("a range of more than {MAX_LIST} values"), "too long"),
+            _ => self.fail(Code::WrongType, span, format!("a range goes between integers, not {} and {}", a.kind(), b.kind()), "expected integers"),
+        }
+    }
+
+    fn eval_index(&mut self, base: &Expr, indices: &[Expr], span: Span, place: &Place) -> Eval {
+        let place = &place.part();
+        if matches!(&*base.kind, ExprKind::Name(n) if &**n == "param") {
+            let dims = self.eval_all(indices, place)?;
+            let mut sizes = Vec::new();
+            for (dim, expr) in dims.iter().zip(indices) {
+                sizes.push(self.size(dim, expr.span)?);
+            }
+            return Ok(Value::NewParam(Rc::new(sizes)));
+        }
+        let value = self.eval(base, place)?;
+        let index = self.eval(&indices[0], place)?;
+        if indices.len() > 1 {
+            return self.fail(Code::WrongType, span, "a list has one index", "more than one index");
+        }
+        match (&value, &index) {
+            (Value::List(items) | Value::Tuple(items), Value::Int(i)) => match usize::try_from(*i).ok().and_then(|i| items.get(i)) {
+                Some(item) => Ok(item.clone()),
+                None => self.fail(Code::Arithmetic, span, format!("index {i} of a list of {}", items.len()), "outside the list"),
+            },
+            _ => self.fail(Code::WrongType, span, format!("{} cannot be indexed with {}", value.kind(), index.kind()), "expected a list and an integer"),
+        }
+    }
+
+    fn eval_member(&mut self, base: &Expr, name: &Ident, place: &Place) -> Eval {
+        match self.eval(base, &place.part())? {
+            // A key that a mapping lacks is none: `rope.factor ?? 1`.
+            Value::Map(entries) => Ok(entries.iter().find(|(k, _)| *k == name.name).map_or(Value::None, |(_, v)| v.clone())),
+            Value::Instance(instance) => match instance.child(&name.name) {
+                Some(value) => Ok(value),
+                None => {
+                    let children: Vec<Arc<str>> = instance.children.borrow().iter().map(|(n, _)| n.clone()).collect();
+                    let help = if !instance.applied.get() {
+                        Some(format!("`{}` is not applied before this; its first application makes its parameters", instance.path))
+                    } else {
+                        crate::diagnostic::did_you_mean(&name.name, children.iter().map(|c| &**c))
+                    };
+                    let d = Diagnostic::new(Code::UnknownName, format!("`{}` has no `{}`", instance.path, name.name), name.span).label("not bound in its body");
+                    Err(self.report(d.maybe_help(help)))
+                }
+            },
+            other => self.fail(Code::WrongType, base.span, format!("{} has no members", other.kind()), "expected a mapping or an instance"),
+        }
+    }
+
+    /// A dimension: a positive integer.
+    pub(super) fn size(&mut self, value: &Value, span: Span) -> Eval<u64> {
+        match value {
+            Value::Int(v) if *v > 0 && *v < (1 << 40) => Ok(*v as u64),
+            Value::Int(v) => self.fail(Code::Arithmetic, span, format!("{v} is no size"), "expected a positive integer"),
+            other => self.fail(Code::WrongType, span, format!("a size must be an integer, not {}", other.kind()), "expected a positive integer"),
+        }
+    }
+
+    fn eval_call(&mut self, callee: &Expr, args: &[Arg], span: Span, place: &Place) -> Eval {
+        let name = match &*callee.kind {
+            ExprKind::Name(name) => Some(name.clone()),
+            _ => None,
+        };
+        let function = self.eval(callee, &place.part());
+        let mut given = Vec::with_capacity(args.len());
+        let mut failed = false;
+        for arg in args {
+            match self.eval(&arg.value, &place.part()) {
+                Ok(value) => {
+                    let written = match &*arg.value.kind {
+                        ExprKind::Name(n) => Some(n.clone()),
+                        _ => None,
+                    };
+                    given.push(super::apply::Given { name: arg.name.as_ref().map(|n| n.name.clone()), value, span: arg.value.span, written });
+                },
+                Err(Failed) => failed = true,
+            }
+        }
+        let function = function?;
+        if failed {
+            return Err(Failed);
+        }
+        let around = self.at.replace(span);
+        let result = self.call(function, name, given, span, callee.span, place);
+        self.at = around;
+        result
+    }
+}

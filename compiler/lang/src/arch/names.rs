@@ -1,0 +1,343 @@
+//! Paths as wired to checkpoint names: what `names:` says, applied to every parameter.
+//!
+//! A rule replaces the components that it matched; the longest match wins where two overlap, and a tie is an error. A stored tensor may be
+//! transposed or hold several parameters one after another; the steps of a [`Binding`] lead from it to the parameter.
+
+use std::sync::Arc;
+
+use super::Parameter;
+use crate::diagnostic::{Code, Diagnostic};
+use crate::spec::{Datum, NameRule, Names, Target};
+
+/// Where a parameter lies in a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Binding {
+    /// Names of the stored tensor, tried in order.
+    pub names: Vec<String>,
+    /// Its shape as stored.
+    pub shape: Vec<u64>,
+    /// What makes the parameter of it, first to last.
+    pub steps: Vec<Step>,
+}
+
+/// A step from a stored tensor to a parameter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Dimension `d` of the result is dimension `perm[d]`.
+    Transpose {
+        /// A permutation.
+        perm: Vec<usize>,
+    },
+    /// Elements `start .. start + len` of `dim`.
+    Slice {
+        /// The dimension cut.
+        dim: usize,
+        /// First element.
+        start: u64,
+        /// Number of elements.
+        len: u64,
+    },
+    /// Element `index` of `dim`, which is removed.
+    Index {
+        /// The dimension removed.
+        dim: usize,
+        /// The element.
+        index: u64,
+    },
+    /// The same elements in row-major order.
+    Reshape {
+        /// The new shape.
+        shape: Vec<u64>,
+    },
+}
+
+pub(super) struct Bound {
+    pub(super) bindings: Vec<Binding>,
+    pub(super) ignore: Vec<String>,
+}
+
+/// One place where a rule matches a path.
+struct Match<'a> {
+    rule: &'a NameRule,
+    /// Which summand of the rule's key.
+    part: usize,
+    /// The components replaced.
+    start: usize,
+    end: usize,
+    /// Components matched, enclosing patterns included.
+    length: usize,
+    /// What `*` stood for in the key.
+    wildcards: Vec<String>,
+}
+
+/// Binds every parameter.
+pub(super) fn bind(names: &Names, sizes: &[(Arc<str>, Datum)], parameters: &[Parameter], aliases: &[(String, String)], diagnostics: &mut Vec<Diagnostic>) -> Bound {
+    let rules: Vec<NameRule> = names.rules.iter().flat_map(|r| alternatives(r, sizes)).collect();
+    let mut binder = Binder { names, rules: &rules, parameters, diagnostics };
+    let bindings = parameters.iter().map(|p| binder.parameter(p)).collect();
+    let mut ignore: Vec<String> = names.ignore.iter().flat_map(|(pattern, _)| braces(pattern, sizes)).collect();
+    for (alias, _) in aliases {
+        let bound = binder.names_of(alias);
+        ignore.extend(bound.into_iter().filter(|n| !ignore.contains(n)).collect::<Vec<_>>());
+    }
+    Bound { bindings, ignore }
+}
+
+/// Whether a pattern of components (`*` one, `**` any number) matches a whole name.
+pub fn matches_pattern(pattern: &str, name: &str) -> bool {
+    let pattern: Vec<&str> = pattern.split('.').collect();
+    let name: Vec<&str> = name.split('.').collect();
+    prefix_lengths(&pattern, &name).iter().any(|(n, _)| *n == name.len())
+}
+
+/// The numbers of leading components that a pattern can match, each with what `*` stood for.
+fn prefix_lengths(pattern: &[&str], name: &[&str]) -> Vec<(usize, Vec<String>)> {
+    let Some((first, rest)) = pattern.split_first() else { return vec![(0, Vec::new())] };
+    if *first == "**" {
+        return (0..=name.len()).flat_map(|skip| prefix_lengths(rest, &name[skip..]).into_iter().map(move |(n, w)| (n + skip, w))).collect();
+    }
+    match name.split_first() {
+        Some((component, others)) if *first == "*" || first == component => prefix_lengths(rest, others)
+            .into_iter()
+            .map(|(n, mut wildcards)| {
+                if *first == "*" {
+                    wildcards.insert(0, (*component).to_string());
+                }
+                (n + 1, wildcards)
+            })
+            .collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// `{a,b}` as each of its words, `{size}` as its value.
+fn braces(pattern: &str, sizes: &[(Arc<str>, Datum)]) -> Vec<String> {
+    let (Some(open), Some(close)) = (pattern.find('{'), pattern.find('}')) else { return vec![pattern.to_string()] };
+    if close < open {
+        return vec![pattern.to_string()];
+    }
+    let inside = &pattern[open + 1..close];
+    let words: Vec<String> = match sizes.iter().find(|(name, _)| **name == *inside) {
+        Some((_, value)) => vec![value.to_string()],
+        None => inside.split(',').map(|w| w.trim().to_string()).collect(),
+    };
+    let rest = braces(&pattern[close + 1..], sizes);
+    words.iter().flat_map(|word| rest.iter().map(move |r| format!("{}{word}{r}", &pattern[..open]))).collect()
+}
+
+/// A rule once for each choice of its braces. The braces of a sum's summands choose together.
+fn alternatives(rule: &NameRule, sizes: &[(Arc<str>, Datum)]) -> Vec<NameRule> {
+    let mut made = vec![NameRule { within: Vec::new(), keys: Vec::new(), ..rule.clone() }];
+    for pattern in &rule.within {
+        made = made
+            .iter()
+            .flat_map(|m| braces(pattern, sizes).into_iter().map(|p| NameRule { within: m.within.iter().cloned().chain([p.into()]).collect(), ..m.clone() }))
+            .collect();
+    }
+    let keys: Vec<Vec<String>> = rule.keys.iter().map(|k| braces(k, sizes)).collect();
+    let choices = keys.iter().map(Vec::len).max().unwrap_or(0);
+    made.iter()
+        .flat_map(|m| {
+            (0..choices).map(|i| NameRule { keys: keys.iter().filter_map(|k| k.get(i).or(k.first())).map(|k| Arc::from(k.as_str())).collect(), ..m.clone() })
+        })
+        .collect()
+}
+
+struct Binder<'a> {
+    names: &'a Names,
+    rules: &'a [NameRule],
+    parameters: &'a [Parameter],
+    diagnostics: &'a mut Vec<Diagnostic>,
+}
+
+impl<'a> Binder<'a> {
+    /// The matches that apply to a path: the longest where several overlap, in the order of their places.
+    fn matches(&mut self, path: &[&str]) -> Vec<Match<'a>> {
+        let mut found: Vec<Match<'a>> = Vec::new();
+        for rule in self.rules {
+            for (part, key) in rule.keys.iter().enumerate() {
+                let key: Vec<&str> = key.split('.').collect();
+                for (from, within) in inside(&rule.within, path) {
+                    for start in from..path.len() {
+                        for (length, wildcards) in prefix_lengths(&key, &path[start..]) {
+                            if length > 0 {
+                                found.push(Match { rule, part, start, end: start + length, length: within + length, wildcards });
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        found.sort_by_key(|m| std::cmp::Reverse(m.length));
+        let mut kept: Vec<Match<'a>> = Vec::new();
+        for m in found {
+            match kept.iter().find(|k| k.start < m.end && m.start < k.end) {
+                None => kept.push(m),
+                Some(k) if k.length == m.length && !std::ptr::eq(k.rule, m.rule) && k.rule.targets != m.rule.targets => {
+                    let d = Diagnostic::new(Code::NameTie, format!("two name rules match `{}` with the same length", path.join(".")), m.rule.span)
+                        .label("this rule")
+                        .other(k.rule.span, "and this one")
+                        .help("make one of them longer: put it inside the name of an enclosing module");
+                    if !self.diagnostics.contains(&d) {
+                        self.diagnostics.push(d);
+                    }
+                }
+                Some(_) => {}
+            }
+        }
+        kept.sort_by_key(|m| m.start);
+        kept
+    }
+
+    /// Every name of a path, prefixes tried in order, then each rule's targets in order; the layout of the last match.
+    fn candidates(&self, path: &[&str], matches: &[Match<'a>]) -> Vec<(String, Option<&'a Target>)> {
+        let mut names: Vec<(Vec<String>, bool, Option<&'a Target>)> = vec![(Vec::new(), false, None)];
+        let mut at = 0;
+        for m in matches {
+            for (name, ..) in &mut names {
+                name.extend(path[at..m.start].iter().map(ToString::to_string));
+            }
+            at = m.end;
+            names = names
+                .iter()
+                .flat_map(|(name, absolute, layout)| {
+                    m.rule.targets.iter().map(move |target| {
+                        let mut name = if target.absolute { Vec::new() } else { name.clone() };
+                        let mut wildcards = m.wildcards.iter();
+                        name.extend(target.name.split('.').map(|c| if c == "*" { wildcards.next().cloned().unwrap_or_default() } else { c.to_string() }));
+                        (name, *absolute || target.absolute, if target.layout.is_some() { Some(target) } else { *layout })
+                    })
+                })
+                .collect();
+        }
+        for (name, ..) in &mut names {
+            name.extend(path[at..].iter().map(ToString::to_string));
+        }
+        let none = [Arc::from("")];
+        let prefixes = if self.names.prefixes.is_empty() { &none[..] } else { &self.names.prefixes };
+        let mut all: Vec<(String, Option<&'a Target>)> = Vec::new();
+        for prefix in prefixes {
+            for (name, absolute, layout) in &names {
+                let full = if *absolute { name.join(".") } else { format!("{prefix}{}", name.join(".")) };
+                if !all.iter().any(|(n, _)| *n == full) {
+                    all.push((full, *layout));
+                }
+            }
+        }
+        all
+    }
+
+    fn names_of(&mut self, path: &str) -> Vec<String> {
+        let components: Vec<&str> = path.split('.').collect();
+        let matches = self.matches(&components);
+        self.candidates(&components, &matches).into_iter().map(|(n, _)| n).collect()
+    }
+
+    fn parameter(&mut self, parameter: &Parameter) -> Binding {
+        let path: Vec<&str> = parameter.path.split('.').collect();
+        let matches = self.matches(&path);
+        let candidates = self.candidates(&path, &matches);
+        let names = candidates.iter().map(|(n, _)| n.clone()).collect();
+        let stored = matches.iter().find_map(|m| m.rule.targets.iter().find_map(|t| t.layout.as_ref()).map(|layout| (m, layout)));
+        let (shape, steps) = match stored {
+            None => (parameter.shape.clone(), Vec::new()),
+            Some((m, layout)) => match self.layout(parameter, &path, m, layout) {
+                Ok(stored) => stored,
+                Err(why) => {
+                    let d = Diagnostic::new(Code::NameParts, format!("`{}` cannot be stored so: {why}", parameter.path), m.rule.span).label("this rule");
+                    if !self.diagnostics.iter().any(|other| other.code == d.code && other.primary == d.primary) {
+                        self.diagnostics.push(d);
+                    }
+                    (parameter.shape.clone(), Vec::new())
+                }
+            },
+        };
+        Binding { names, shape, steps }
+    }
+
+    /// The stored shape and the steps of a parameter that is one part of a stored tensor.
+    fn layout(&self, parameter: &Parameter, path: &[&str], m: &Match<'a>, layout: &[Vec<Arc<str>>]) -> Result<(Vec<u64>, Vec<Step>), String> {
+        let shapes = (0..m.rule.keys.len()).map(|part| self.part_shape(path, m, part)).collect::<Result<Vec<_>, _>>()?;
+        let rank = parameter.shape.len();
+        let label = |name: &str| match (name, rank) {
+            ("in", 2) => Some(1),
+            ("out", 2) => Some(0),
+            _ => None,
+        };
+        let named: Vec<usize> = layout.iter().filter(|d| d.len() == 1).filter_map(|d| label(&d[0])).collect();
+        let mut free = (0..rank).filter(|d| !named.contains(d));
+        let (mut shape, mut slices, mut stacked, mut perm) = (Vec::new(), Vec::new(), Vec::new(), vec![None; rank]);
+        let mut wildcards = m.wildcards.iter();
+        for (stored, dim) in layout.iter().enumerate() {
+            let single = (dim.len() == 1).then(|| label(&dim[0])).flatten();
+            if dim.len() == 1 && single.is_none() && layout.len() > rank {
+                // A stack: the component that `*` matched is the element.
+                let index = wildcards.next().and_then(|w| w.parse::<u64>().ok()).ok_or_else(|| format!("`{}` needs a `*` in the key that is a number", dim[0]))?;
+                stacked.push(Step::Index { dim: stored - stacked.len(), index });
+                let count = self.stack_count(path, m);
+                shape.push(count);
+                continue;
+            }
+            let d = single.or_else(|| free.next()).ok_or("more dimensions than the parameter has")?;
+            let kept = stored - stacked.len();
+            perm[d] = Some(kept);
+            if dim.len() == 1 {
+                shape.push(parameter.shape[d]);
+                continue;
+            }
+            if dim.len() != m.rule.keys.len() {
+                return Err(format!("{} parts for a sum of {}", dim.len(), m.rule.keys.len()));
+            }
+            let lengths = shapes.iter().map(|s| s.get(d).copied().ok_or("the parts have different ranks")).collect::<Result<Vec<_>, _>>()?;
+            slices.push(Step::Slice { dim: kept, start: lengths[..m.part].iter().sum(), len: lengths[m.part] });
+            shape.push(lengths.iter().sum());
+        }
+        let perm = perm.into_iter().collect::<Option<Vec<usize>>>().ok_or("fewer dimensions than the parameter has")?;
+        let mut steps = stacked;
+        steps.extend(slices);
+        if perm.iter().enumerate().any(|(i, p)| i != *p) {
+            steps.push(Step::Transpose { perm });
+        }
+        Ok((shape, steps))
+    }
+
+    /// The shape of another summand at the same place.
+    fn part_shape(&self, path: &[&str], m: &Match<'a>, part: usize) -> Result<Vec<u64>, String> {
+        let mut wildcards = m.wildcards.iter();
+        let key: Vec<&str> = m.rule.keys[part].split('.').map(|c| if c == "*" { wildcards.next().map_or(c, String::as_str) } else { c }).collect();
+        let sibling = [&path[..m.start], &key, &path[m.end..]].concat().join(".");
+        self.parameters.iter().find(|p| p.path == sibling).map(|p| p.shape.clone()).ok_or_else(|| format!("there is no parameter `{sibling}`"))
+    }
+
+    /// How many parameters a stack holds: those that differ in the first wildcard only.
+    fn stack_count(&self, path: &[&str], m: &Match<'a>) -> u64 {
+        let key: Vec<&str> = m.rule.keys[m.part].split('.').collect();
+        let Some(at) = key.iter().position(|c| *c == "*") else { return 1 };
+        let same = |p: &&Parameter| {
+            let other: Vec<&str> = p.path.split('.').collect();
+            other.len() == path.len() && other.iter().zip(path).enumerate().all(|(i, (a, b))| a == b || i == m.start + at)
+        };
+        self.parameters.iter().filter(same).count() as u64
+    }
+}
+
+/// Where what lies inside the enclosing patterns begins, with the number of components they matched.
+fn inside(within: &[Arc<str>], path: &[&str]) -> Vec<(usize, usize)> {
+    let mut places = vec![(0, 0)];
+    for pattern in within {
+        let pattern: Vec<&str> = pattern.split('.').collect();
+        let mut next: Vec<(usize, usize)> = Vec::new();
+        for (from, matched) in places {
+            for start in from..path.len() {
+                for (length, _) in prefix_lengths(&pattern, &path[start..]) {
+                    let place = (start + length, matched + length);
+                    if length > 0 && !next.contains(&place) {
+                        next.push(place);
+                    }
+                }
+            }
+        }
+        places = next;
+    }
+    places
+}

@@ -1,0 +1,172 @@
+//! The sizes of a card: from `--set`, from a config, or the published model's.
+//!
+//! With a config, a size must be in it unless the card says otherwise: a silent 7B value in a 70B run would be wrong logits.
+
+use std::sync::Arc;
+
+use crate::diagnostic::{Code, Diagnostic, did_you_mean};
+use crate::spec::{Datum, Place, Size, Spec, parse_yaml};
+
+/// The value of each size in the card's order.
+pub(super) fn resolve(spec: &Spec, config: Option<&serde_json::Value>, sets: &[(String, String)], diagnostics: &mut Vec<Diagnostic>) -> Vec<(Arc<str>, Datum)> {
+    let config = config.map(|c| under(spec, &Datum::from(c)));
+    let sets = read_sets(spec, sets, diagnostics);
+    if let Some(config) = &config {
+        check_assumptions(spec, config, diagnostics);
+    }
+    spec.sizes
+        .iter()
+        .map(|size| {
+            let set = sets.iter().rfind(|(name, _)| *name == size.name).map(|(_, v)| v.clone());
+            let value = match (set, &config) {
+                (Some(value), _) => value,
+                (None, Some(config)) => from_config(size, config, diagnostics),
+                (None, None) => size.example.clone().or_else(|| size.default.clone()).unwrap_or(Datum::Null),
+            };
+            let value = normalise(value);
+            check_type(size, &value, diagnostics);
+            (size.name.clone(), value)
+        })
+        .collect()
+}
+
+/// The part of the config that the card reads.
+fn under(spec: &Spec, config: &Datum) -> Datum {
+    match &spec.matches.under {
+        Some(key) => match config.get(key) {
+            Some(inner) => inner.clone(),
+            None if spec.matches.optional => config.clone(),
+            None => Datum::Map(Vec::new()),
+        },
+        None => config.clone(),
+    }
+}
+
+fn read_sets(spec: &Spec, sets: &[(String, String)], diagnostics: &mut Vec<Diagnostic>) -> Vec<(Arc<str>, Datum)> {
+    let mut read = Vec::new();
+    for (name, text) in sets {
+        let Some(size) = spec.sizes.iter().find(|s| *s.name == **name) else {
+            let help = did_you_mean(name, spec.sizes.iter().map(|s| &*s.name));
+            diagnostics.push(Diagnostic::unplaced(Code::UnknownSize, format!("`--set {name}={text}`: the card has no size `{name}`")).maybe_help(help));
+            continue;
+        };
+        let mut wrong = Vec::new();
+        match parse_yaml(text, 0, &mut wrong) {
+            Some(node) if wrong.is_empty() => read.push((size.name.clone(), node.datum())),
+            _ => diagnostics.push(Diagnostic::unplaced(Code::WrongSize, format!("`--set {name}={text}`: the value is not YAML"))),
+        }
+    }
+    read
+}
+
+fn check_assumptions(spec: &Spec, config: &Datum, diagnostics: &mut Vec<Diagnostic>) {
+    for (key, expected) in &spec.assumes {
+        let Some(found) = lookup(config, &key.text) else { continue };
+        let same = match expected {
+            Datum::List(allowed) if !matches!(found, Datum::List(_)) => allowed.iter().any(|a| equal(a, found)),
+            one => equal(one, found),
+        };
+        if !same {
+            diagnostics.push(
+                Diagnostic::new(Code::Assumption, format!("the config has `{}: {found}`, for which this card would compute something else", key.text), key.span)
+                    .label(format!("the card is for {expected}")),
+            );
+        }
+    }
+}
+
+fn equal(a: &Datum, b: &Datum) -> bool {
+    match (a, b) {
+        (Datum::Int(i), Datum::Float(f)) | (Datum::Float(f), Datum::Int(i)) => *i as f64 == *f,
+        _ => a == b,
+    }
+}
+
+/// A value by its key, dots leading into mappings; null is absent.
+fn lookup<'a>(config: &'a Datum, key: &str) -> Option<&'a Datum> {
+    config.get(key).or_else(|| {
+        let (first, rest) = key.split_once('.')?;
+        lookup(config.get(first)?, rest)
+    })
+}
+
+fn from_config(size: &Size, config: &Datum, diagnostics: &mut Vec<Diagnostic>) -> Datum {
+    let own = [Place::Key(size.name.clone())];
+    let places = if size.from.is_empty() { &own[..] } else { &size.from };
+    if let Some(found) = places.iter().find_map(|place| at(place, config)) {
+        return found;
+    }
+    if let Some(default) = &size.default {
+        return default.clone();
+    }
+    if !size.optional {
+        let keys: Vec<String> = places
+            .iter()
+            .map(|place| match place {
+                Place::Key(key) => format!("`{key}`"),
+                Place::Mapping(entries) => entries.iter().map(|(_, key)| format!("`{key}`")).collect::<Vec<_>>().join(" with "),
+            })
+            .collect();
+        let mut d = Diagnostic::new(Code::MissingSize, format!("the config has no {}", keys.join(" and no ")), size.span).label("the card needs it");
+        if let (Datum::Map(entries), [Place::Key(key)]) = (config, places) {
+            d = d.maybe_help(did_you_mean(key, entries.iter().map(|(k, _)| &**k)).map(|h| h.replace("did you mean", "does the config mean")));
+        }
+        diagnostics.push(d);
+    }
+    Datum::Null
+}
+
+fn at(place: &Place, config: &Datum) -> Option<Datum> {
+    match place {
+        Place::Key(key) => lookup(config, key).cloned(),
+        Place::Mapping(entries) => {
+            let mut found: Vec<(Arc<str>, Datum)> = Vec::new();
+            let mut add = |key: &Arc<str>, value: &Datum| {
+                if *value != Datum::Null && !found.iter().any(|(k, _)| k == key) {
+                    found.push((key.clone(), value.clone()));
+                }
+            };
+            for (name, key) in entries.iter().filter(|(name, _)| &**name != "...") {
+                if let Some(value) = lookup(config, key) {
+                    add(name, value);
+                }
+            }
+            for (_, key) in entries.iter().filter(|(name, _)| &**name == "...") {
+                if let Some(Datum::Map(inner)) = lookup(config, key) {
+                    inner.iter().for_each(|(k, v)| add(k, v));
+                }
+            }
+            (!found.is_empty()).then_some(Datum::Map(found))
+        }
+    }
+}
+
+/// In a mapping, null keys are left out, `type` is read as `rope_type`, and an absent one means `default`.
+fn normalise(value: Datum) -> Datum {
+    let Datum::Map(entries) = value else { return value };
+    let mut entries: Vec<(Arc<str>, Datum)> = entries.into_iter().filter(|(_, v)| *v != Datum::Null).collect();
+    let has = |entries: &[(Arc<str>, Datum)]| entries.iter().any(|(k, _)| &**k == "rope_type");
+    if !has(&entries)
+        && let Some(entry) = entries.iter_mut().find(|(k, _)| &**k == "type")
+    {
+        entry.0 = "rope_type".into();
+    }
+    entries.retain(|(k, _)| &**k != "type");
+    if !has(&entries) {
+        entries.push(("rope_type".into(), Datum::Str("default".into())));
+    }
+    Datum::Map(entries)
+}
+
+fn check_type(size: &Size, value: &Datum, diagnostics: &mut Vec<Diagnostic>) {
+    let Some(expected) = size.example.as_ref().or(size.default.as_ref()).filter(|e| **e != Datum::Null) else { return };
+    let fits = match (expected, value) {
+        (_, Datum::Null) => return,
+        (Datum::Float(_), Datum::Int(_) | Datum::Float(_)) => true,
+        _ => std::mem::discriminant(expected) == std::mem::discriminant(value),
+    };
+    if !fits {
+        let message = format!("`{}` is {value}, which is {}", size.name, value.kind());
+        diagnostics.push(Diagnostic::new(Code::WrongSize, message, size.span).label(format!("the card has {} here", expected.kind())));
+    }
+}

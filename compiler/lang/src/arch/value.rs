@@ -1,0 +1,347 @@
+//! What an expression of the wiring can be while it is expanded.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::diagnostic::Span;
+use crate::graph::{DType, Dim, Type, ValueId};
+use crate::ops::{BinaryOp, UnaryOp};
+use crate::spec::Datum;
+use crate::spec::ast;
+
+/// A value.
+#[derive(Clone)]
+pub(super) enum Value {
+    None,
+    Bool(bool),
+    Int(i64),
+    Float(f64),
+    Str(Arc<str>),
+    List(Rc<Vec<Value>>),
+    Map(Rc<Vec<(Arc<str>, Value)>>),
+    Tensor(Tensor),
+    Tuple(Rc<Vec<Value>>),
+    /// A scalar expression over positions, not yet at any place.
+    Sym(Rc<Sym>),
+    /// A parameter, named.
+    Param(Rc<ParamRef>),
+    /// `param[..]`, not yet named.
+    NewParam(Rc<Vec<u64>>),
+    Def(Rc<Def>),
+    Func(Rc<Func>),
+    Instance(Rc<Instance>),
+    /// A function that the compiler knows.
+    Builtin(&'static str),
+    /// The module that does nothing.
+    Identity,
+}
+
+/// The name of an axis; its order is the order of axes in a result of several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum AxisName {
+    /// The elements of a ragged axis that this step adds.
+    Ragged(usize),
+    /// Everything kept of a ragged axis.
+    Visible(usize),
+    /// Any other, by number.
+    Other(usize),
+    /// Rows of a table or of a matrix.
+    Rows,
+    /// Heads.
+    Heads,
+    /// What `top_k` chose.
+    Chosen,
+    /// The last axis of everything.
+    Width,
+    // Inside attention.
+    KvHeads,
+    Group,
+    Query,
+    Keys,
+}
+
+/// An axis of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Axis {
+    pub(super) name: AxisName,
+    pub(super) size: Dim,
+}
+
+impl Axis {
+    pub(super) fn new(name: AxisName, size: Dim) -> Self {
+        Axis { name, size }
+    }
+
+    pub(super) fn is_one(self) -> bool {
+        self.size == Dim::Fixed(1)
+    }
+}
+
+/// A value of a graph, with named axes.
+#[derive(Clone, Debug)]
+pub(super) struct Tensor {
+    /// The number of the builder that holds it.
+    pub(super) graph: usize,
+    pub(super) value: ValueId,
+    pub(super) dtype: DType,
+    pub(super) axes: Vec<Axis>,
+    /// For the result of `cache`: what was cached.
+    pub(super) uncached: Option<Rc<Tensor>>,
+}
+
+impl Tensor {
+    pub(super) fn ty(&self) -> Type {
+        Type::new(self.dtype, dims(&self.axes))
+    }
+
+    pub(super) fn axis(&self, name: AxisName) -> Option<Axis> {
+        self.axes.iter().copied().find(|a| a.name == name)
+    }
+}
+
+pub(super) fn dims(axes: &[Axis]) -> Vec<Dim> {
+    axes.iter().map(|a| a.size).collect()
+}
+
+/// A scalar expression over positions.
+pub(super) enum Sym {
+    QPos,
+    KPos,
+    Head,
+    Score,
+    Int(i64),
+    Float(f64),
+    Bool(bool),
+    Tensor(Tensor),
+    Unary(UnaryOp, Rc<Sym>),
+    Binary(BinaryOp, Rc<Sym>, Rc<Sym>),
+    Select(Rc<Sym>, Rc<Sym>, Rc<Sym>),
+}
+
+impl Sym {
+    /// Whether it means something outside attention.
+    pub(super) fn only_q_pos(&self) -> bool {
+        match self {
+            Sym::KPos | Sym::Head | Sym::Score => false,
+            Sym::QPos | Sym::Int(_) | Sym::Float(_) | Sym::Bool(_) | Sym::Tensor(_) => true,
+            Sym::Unary(_, a) => a.only_q_pos(),
+            Sym::Binary(_, a, b) => a.only_q_pos() && b.only_q_pos(),
+            Sym::Select(a, b, c) => a.only_q_pos() && b.only_q_pos() && c.only_q_pos(),
+        }
+    }
+}
+
+/// A parameter of the checkpoint.
+pub(super) struct ParamRef {
+    /// Absolute.
+    pub(super) path: String,
+    pub(super) dims: Vec<u64>,
+    /// The instance it belongs to.
+    pub(super) owner: usize,
+}
+
+/// A module with some of its options given.
+pub(super) struct Def {
+    pub(super) module: Arc<ast::Module>,
+    pub(super) scope: Rc<Scope>,
+    /// Name of the option, value, place.
+    pub(super) given: Vec<(Arc<str>, Value, Span)>,
+}
+
+/// A function with the scope it was written in.
+pub(super) struct Func {
+    pub(super) function: Arc<ast::Function>,
+    pub(super) scope: Rc<Scope>,
+}
+
+/// A module at a path.
+pub(super) struct Instance {
+    pub(super) id: usize,
+    /// Absolute; empty for the model.
+    pub(super) path: String,
+    pub(super) def: Rc<Def>,
+    /// Instances and parameters bound in the body, in the order they were made.
+    pub(super) children: RefCell<Vec<(Arc<str>, Value)>>,
+    /// Options as resolved at the first application, for people.
+    pub(super) options: RefCell<Vec<(Arc<str>, String)>>,
+    pub(super) applied: Cell<bool>,
+}
+
+impl Instance {
+    pub(super) fn child(&self, name: &str) -> Option<Value> {
+        self.children.borrow().iter().find(|(n, _)| &**n == name).map(|(_, v)| v.clone())
+    }
+}
+
+/// The names of one place, and the place around it.
+pub(super) struct Scope {
+    pub(super) parent: Option<Rc<Scope>>,
+    pub(super) names: RefCell<HashMap<Arc<str>, Entry>>,
+}
+
+/// What a name stands for.
+#[derive(Clone)]
+pub(super) enum Entry {
+    Ready(Value),
+    /// Evaluated at its first use, so that the order of definitions does not matter.
+    Lazy(Arc<ast::Binding>),
+    /// Being evaluated.
+    Busy,
+    /// Said to be wrong already.
+    Failed,
+}
+
+impl Scope {
+    pub(super) fn new(parent: Option<Rc<Scope>>) -> Rc<Self> {
+        Rc::new(Scope { parent, names: RefCell::default() })
+    }
+
+    pub(super) fn set(&self, name: Arc<str>, value: Value) {
+        self.names.borrow_mut().insert(name, Entry::Ready(value));
+    }
+}
+
+/// Where an expression is expanded: its names, and the body it belongs to.
+#[derive(Clone)]
+pub(super) struct Place {
+    pub(super) scope: Rc<Scope>,
+    pub(super) frame: Option<Rc<Frame>>,
+    /// The name that the value will be bound to, for what needs one.
+    pub(super) binds: Option<Arc<str>>,
+}
+
+impl Place {
+    /// The same place with other names.
+    pub(super) fn with(&self, scope: Rc<Scope>) -> Place {
+        Place { scope, frame: self.frame.clone(), binds: None }
+    }
+
+    /// The same place, for a part of the expression that a name is bound to.
+    pub(super) fn part(&self) -> Place {
+        Place { scope: self.scope.clone(), frame: self.frame.clone(), binds: None }
+    }
+}
+
+/// A body being expanded.
+pub(super) struct Frame {
+    pub(super) instance: Rc<Instance>,
+    /// The token axis of the first input.
+    pub(super) tokens: Option<Axis>,
+}
+
+impl Value {
+    /// What it is, for messages.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Value::None => "none",
+            Value::Bool(_) => "a boolean",
+            Value::Int(_) => "an integer",
+            Value::Float(_) => "a number",
+            Value::Str(_) => "a string",
+            Value::List(_) => "a list",
+            Value::Map(_) => "a mapping",
+            Value::Tensor(_) => "a tensor",
+            Value::Tuple(_) => "a tuple",
+            Value::Sym(_) => "an expression over positions",
+            Value::Param(_) | Value::NewParam(_) => "a parameter",
+            Value::Def(_) | Value::Identity => "a module",
+            Value::Func(_) | Value::Builtin(_) => "a function",
+            Value::Instance(_) => "an instance of a module",
+        }
+    }
+
+    /// Whether it is, or stands for, numbers at run time.
+    pub(super) fn is_tensor_like(&self) -> bool {
+        matches!(self, Value::Tensor(_) | Value::Sym(_) | Value::Param(_))
+    }
+
+    pub(super) fn is_module(&self) -> bool {
+        match self {
+            Value::Def(_) | Value::Instance(_) | Value::Identity => true,
+            Value::List(items) => !items.is_empty() && items.iter().all(Value::is_module),
+            _ => false,
+        }
+    }
+
+    /// As shown in the arch.
+    pub(super) fn show(&self) -> String {
+        match self {
+            Value::None => "none".into(),
+            Value::Bool(b) => b.to_string(),
+            Value::Int(v) => v.to_string(),
+            Value::Float(v) => format!("{v:?}"),
+            Value::Str(s) => format!("'{s}'"),
+            Value::List(items) if items.len() > 8 => format!("[{} values]", items.len()),
+            Value::List(items) => format!("[{}]", items.iter().map(Value::show).collect::<Vec<_>>().join(", ")),
+            Value::Map(entries) => format!("{{{}}}", entries.iter().map(|(k, v)| format!("{k}: {}", v.show())).collect::<Vec<_>>().join(", ")),
+            Value::Tuple(items) => format!("({})", items.iter().map(Value::show).collect::<Vec<_>>().join(", ")),
+            Value::Tensor(_) => "tensor".into(),
+            Value::Param(p) => p.path.clone(),
+            Value::NewParam(_) => "param".into(),
+            Value::Sym(s) => s.show(),
+            Value::Def(d) => match d.given.as_slice() {
+                [] => d.module.name.name.to_string(),
+                given => format!("{}({})", d.module.name.name, given.iter().map(|(k, v, _)| format!("{k} = {}", v.show())).collect::<Vec<_>>().join(", ")),
+            },
+            Value::Func(f) => f.function.name.name.to_string(),
+            Value::Instance(i) => i.path.clone(),
+            Value::Builtin(name) => (*name).to_string(),
+            Value::Identity => "identity".into(),
+        }
+    }
+}
+
+impl Sym {
+    fn show(&self) -> String {
+        match self {
+            Sym::QPos => "q_pos".into(),
+            Sym::KPos => "k_pos".into(),
+            Sym::Head => "head".into(),
+            Sym::Score => "score".into(),
+            Sym::Int(v) => v.to_string(),
+            Sym::Float(v) => format!("{v:?}"),
+            Sym::Bool(b) => b.to_string(),
+            Sym::Tensor(_) => "tensor".into(),
+            Sym::Unary(op, a) => format!("{}({})", format!("{op:?}").to_lowercase(), a.show()),
+            Sym::Binary(op, a, b) => {
+                let symbol = match op {
+                    BinaryOp::Add => "+",
+                    BinaryOp::Sub => "-",
+                    BinaryOp::Mul => "*",
+                    BinaryOp::Div => "/",
+                    BinaryOp::FloorDiv => "//",
+                    BinaryOp::Mod => "%",
+                    BinaryOp::Pow => "^",
+                    BinaryOp::Eq => "==",
+                    BinaryOp::Ne => "!=",
+                    BinaryOp::Lt => "<",
+                    BinaryOp::Le => "<=",
+                    BinaryOp::Gt => ">",
+                    BinaryOp::Ge => ">=",
+                    BinaryOp::And => "and",
+                    BinaryOp::Or => "or",
+                    BinaryOp::Min => return format!("min({}, {})", a.show(), b.show()),
+                    BinaryOp::Max => return format!("max({}, {})", a.show(), b.show()),
+                };
+                format!("({} {symbol} {})", a.show(), b.show())
+            }
+            Sym::Select(a, b, c) => format!("where({}, {}, {})", a.show(), b.show(), c.show()),
+        }
+    }
+}
+
+impl From<&Datum> for Value {
+    fn from(datum: &Datum) -> Self {
+        match datum {
+            Datum::Null => Value::None,
+            Datum::Bool(b) => Value::Bool(*b),
+            Datum::Int(v) => Value::Int(*v),
+            Datum::Float(v) => Value::Float(*v),
+            Datum::Str(s) => Value::Str(s.clone()),
+            Datum::List(items) => Value::List(Rc::new(items.iter().map(Value::from).collect())),
+            Datum::Map(entries) => Value::Map(Rc::new(entries.iter().map(|(k, v)| (k.clone(), v.into())).collect())),
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! "Did you mean": the candidate at the smallest edit distance, if it is close enough to be what was meant.
+
+/// The candidate closest to `word`, or `None` when all are too far (more than a third of the letters, at least 2, differ).
+pub fn closest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let limit = (word.chars().count() / 3).max(2);
+    candidates
+        .into_iter()
+        .map(|candidate| (distance(word, candidate), candidate))
+        .filter(|(d, candidate)| *d <= limit && *d < candidate.chars().count())
+        .min()
+        .map(|(_, candidate)| candidate)
+}
+
+/// The advice that names the closest candidate.
+pub fn did_you_mean<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    closest(word, candidates).map(|candidate| format!("did you mean `{candidate}`?"))
+}
+
+/// Edit distance with insertions, deletions, substitutions and swaps of neighbours, each of cost 1; case costs nothing.
+fn distance(a: &str, b: &str) -> usize {
+    let a: Vec<char> = a.to_lowercase().chars().collect();
+    let b: Vec<char> = b.to_lowercase().chars().collect();
+    let mut rows = vec![vec![0; b.len() + 1]; a.len() + 1];
+    for i in 0..=a.len() {
+        for j in 0..=b.len() {
+            rows[i][j] = if i == 0 || j == 0 {
+                i + j
+            } else {
+                let substituted = rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
+                let mut best = substituted.min(rows[i - 1][j] + 1).min(rows[i][j - 1] + 1);
+                if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                    best = best.min(rows[i - 2][j - 2] + 1);
+                }
+                best
+            };
+        }
+    }
+    rows[a.len()][b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_what_was_meant() {
+        let sizes = ["hidden_size", "vocab_size", "head_dim"];
+        assert_eq!(closest("hiden_size", sizes), Some("hidden_size"));
+        assert_eq!(closest("haed_dim", sizes), Some("head_dim"));
+        assert_eq!(closest("rope", sizes), None);
+    }
+
+    #[test]
+    fn counts_swaps_once() {
+        assert_eq!(distance("form", "from"), 1);
+        assert_eq!(distance("", "abc"), 3);
+    }
+}

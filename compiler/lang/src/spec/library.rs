@@ -1,0 +1,159 @@
+//! The cards and the module library: embedded in the binary, or a folder that replaces them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use include_dir::{Dir, include_dir};
+
+use super::ast::Item;
+use super::tree::{MAX_BYTES, NodeKind, parse_yaml};
+use super::xf_to_spec::{Origin, parse_items};
+use super::{Spec, parse_card};
+use crate::diagnostic::{Code, Diagnostic, Report, SourceMap, did_you_mean};
+
+static EMBEDDED: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../../models");
+
+/// Cards by name, and the items of all library files.
+#[derive(Clone, Debug)]
+pub struct Library {
+    cards: BTreeMap<String, String>,
+    sources: SourceMap,
+    items: Arc<Vec<Item>>,
+    diagnostics: Vec<Diagnostic>,
+}
+
+impl Library {
+    /// What ships with the compiler.
+    pub fn embedded() -> Self {
+        let text = |path: &Path| EMBEDDED.get_file(path).and_then(|f| f.contents_utf8()).map(str::to_string);
+        let names = |dir: &Dir<'_>| dir.files().map(|f| f.path().to_path_buf()).collect::<Vec<_>>();
+        let lib = EMBEDDED.get_dir("lib").map(names).unwrap_or_default();
+        Library::build(names(&EMBEDDED).into_iter().chain(lib).filter_map(|p| text(&p).map(|t| (p, t))))
+    }
+
+    /// A folder of the same form: `*.yaml`, `lib/*.xf`.
+    ///
+    /// # Errors
+    /// A folder or file that cannot be read.
+    pub fn from_dir(dir: &Path) -> Result<Self, Report> {
+        let unreadable = |path: &Path, e: std::io::Error| Report::unplaced(Code::Unreadable, format!("cannot read {}: {e}", path.display()));
+        let mut files = Vec::new();
+        for (folder, prefix) in [(dir.to_path_buf(), ""), (dir.join("lib"), "lib")] {
+            if !prefix.is_empty() && !folder.is_dir() {
+                continue;
+            }
+            for entry in std::fs::read_dir(&folder).map_err(|e| unreadable(&folder, e))? {
+                let path = entry.map_err(|e| unreadable(&folder, e))?.path();
+                if path.is_file() && path.extension().is_some_and(|e| e == "yaml" || e == "xf") {
+                    let text = std::fs::read_to_string(&path).map_err(|e| unreadable(&path, e))?;
+                    files.push((Path::new(prefix).join(path.file_name().unwrap_or_default()), text));
+                }
+            }
+        }
+        Ok(Library::build(files.into_iter()))
+    }
+
+    /// A library of the given files, by path: `x.yaml`, `lib/x.xf`.
+    pub fn build(files: impl Iterator<Item = (PathBuf, String)>) -> Self {
+        let files: BTreeMap<PathBuf, String> = files.collect();
+        let (mut cards, mut sources, mut items, mut diagnostics) = (BTreeMap::new(), SourceMap::default(), Vec::new(), Vec::new());
+        for (path, text) in files {
+            let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+            match path.extension().and_then(|e| e.to_str()) {
+                Some("yaml") => {
+                    cards.insert(stem, text);
+                }
+                Some("xf") => {
+                    let source = sources.add(path.to_string_lossy().replace('\\', "/"), text.as_str());
+                    items.extend(parse_items(&text, &Origin { source, lines: Vec::new() }, &mut diagnostics));
+                }
+                _ => {}
+            }
+        }
+        Library { cards, sources, items: Arc::new(items), diagnostics }
+    }
+
+    /// The names of the cards, sorted.
+    pub fn cards(&self) -> impl Iterator<Item = &str> {
+        self.cards.keys().map(String::as_str)
+    }
+
+    /// The text of a card.
+    pub fn card_text(&self, name: &str) -> Option<&str> {
+        self.cards.get(name).map(String::as_str)
+    }
+
+    /// The library's texts.
+    pub fn sources(&self) -> &SourceMap {
+        &self.sources
+    }
+
+    pub(super) fn items(&self) -> Arc<Vec<Item>> {
+        self.items.clone()
+    }
+
+    pub(super) fn diagnostics(&self) -> &[Diagnostic] {
+        &self.diagnostics
+    }
+}
+
+/// Reads a card: the path of a file, or the name of a card of the library.
+///
+/// # Errors
+/// A file that cannot be read, a name that no card has, and everything that is wrong with the card.
+pub fn load_card(name_or_path: &str, library: &Library) -> Result<Spec, Report> {
+    if let Some(text) = library.card_text(name_or_path) {
+        return parse_card(&format!("models/{name_or_path}.yaml"), text, library);
+    }
+    let path = Path::new(name_or_path);
+    let looks_like_path = name_or_path.contains(['/', '\\']) || path.extension().is_some();
+    if !looks_like_path && !path.is_file() {
+        let message = format!("no card is named `{name_or_path}`");
+        let help = did_you_mean(name_or_path, library.cards()).unwrap_or_else(|| format!("the cards are {}", library.cards().collect::<Vec<_>>().join(", ")));
+        let mut report = Report::unplaced(Code::UnknownModel, message);
+        report.diagnostics[0].help = Some(help);
+        return Err(report);
+    }
+    let unreadable = |e: std::io::Error| Report::unplaced(Code::Unreadable, format!("cannot read {name_or_path}: {e}"));
+    let size = std::fs::metadata(path).map_err(unreadable)?.len();
+    if size > MAX_BYTES as u64 {
+        return Err(Report::unplaced(Code::TooLarge, format!("{name_or_path} has {size} bytes; a card has at most {MAX_BYTES}")));
+    }
+    let text = std::fs::read_to_string(path).map_err(unreadable)?;
+    parse_card(name_or_path, &text, library)
+}
+
+/// The card that serves a config.json, by its `model_type`.
+///
+/// # Errors
+/// A config without `model_type`, one that no card serves, and everything that is wrong with the card.
+pub fn pick_card(config: &serde_json::Value, library: &Library) -> Result<Spec, Report> {
+    let Some(model_type) = config.get("model_type").and_then(serde_json::Value::as_str) else {
+        return Err(Report::unplaced(Code::UnknownModel, "the config has no `model_type`, so that its family is unknown"));
+    };
+    let mut served = Vec::new();
+    for name in library.cards() {
+        let types = model_types(library.card_text(name).unwrap_or_default());
+        if types.iter().any(|t| t == model_type) {
+            return load_card(name, library);
+        }
+        served.extend(types);
+    }
+    let mut report = Report::unplaced(Code::UnknownModel, format!("no card serves model_type `{model_type}`"));
+    let help = did_you_mean(model_type, served.iter().map(String::as_str));
+    report.diagnostics[0].help = Some(help.unwrap_or_else(|| format!("the cards serve {}; write a card for it and name it instead", served.join(", "))));
+    Err(report)
+}
+
+/// The `matches: {model_type: ..}` of a card; empty when the card cannot be read, which loading it reports.
+fn model_types(text: &str) -> Vec<String> {
+    let Some(root) = parse_yaml(text, 0, &mut Vec::new()) else { return Vec::new() };
+    let NodeKind::Map(entries) = &root.kind else { return Vec::new() };
+    let matches = entries.iter().find(|(k, _)| &*k.text == "matches").map(|(_, n)| n.datum());
+    match matches.as_ref().and_then(|m| m.get("model_type")) {
+        Some(super::Datum::List(items)) => items.iter().map(ToString::to_string).collect(),
+        Some(one) => vec![one.to_string()],
+        None => Vec::new(),
+    }
+}

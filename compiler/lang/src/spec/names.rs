@@ -1,0 +1,169 @@
+//! The `names:` of a card as written: rules from paths to checkpoint names.
+//!
+//! A rule's key is a path pattern of whole components, or a sum of such; its value a name, names tried in order, or a mapping of rules
+//! that hold inside what the key matched.
+
+use std::sync::Arc;
+
+use super::tree::{Datum, Node, NodeKind};
+use crate::diagnostic::{Code, Diagnostic, Span};
+
+/// The rules of one checkpoint format.
+#[derive(Clone, Debug, Default)]
+pub struct Names {
+    /// Put before every name, in the order in which a checkpoint is tried. Empty: nothing.
+    pub prefixes: Vec<Arc<str>>,
+    /// The rules, flattened.
+    pub rules: Vec<NameRule>,
+    /// Patterns of whole checkpoint names that are no parameter.
+    pub ignore: Vec<(Arc<str>, Span)>,
+}
+
+/// One rule.
+#[derive(Clone, Debug)]
+pub struct NameRule {
+    /// Patterns of the enclosing mappings, outermost first.
+    pub within: Vec<Arc<str>>,
+    /// The patterns of the key: one, or the summands of a stored tensor.
+    pub keys: Vec<Arc<str>>,
+    /// What replaces the match, tried in order.
+    pub targets: Vec<Target>,
+    /// The place of the key.
+    pub span: Span,
+}
+
+/// What replaces a match.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The name.
+    pub name: Arc<str>,
+    /// A leading `/`: nothing stands before it, the prefix neither.
+    pub absolute: bool,
+    /// `[in, q | k | v]`: the stored tensor's dimensions; the parts of a concatenated one.
+    pub layout: Option<Vec<Vec<Arc<str>>>>,
+}
+
+/// Reads the rules of one format.
+pub(super) fn parse_names(node: &Node, diagnostics: &mut Vec<Diagnostic>) -> Names {
+    let mut names = Names::default();
+    let NodeKind::Map(entries) = &node.kind else {
+        diagnostics.push(Diagnostic::new(Code::WrongKind, "names must be a mapping", node.span).label("expected a mapping"));
+        return names;
+    };
+    for (key, value) in entries {
+        match &*key.text {
+            "prefix" => names.prefixes = strings(value, diagnostics).into_iter().map(|(s, _)| s).collect(),
+            "ignore" => names.ignore = strings(value, diagnostics),
+            _ => rule(&[], &key.text, key.span, value, &mut names.rules, diagnostics),
+        }
+    }
+    names
+}
+
+fn strings(node: &Node, diagnostics: &mut Vec<Diagnostic>) -> Vec<(Arc<str>, Span)> {
+    match &node.kind {
+        NodeKind::Scalar { text, .. } => vec![(text.clone(), node.span)],
+        NodeKind::List(items) => items.iter().flat_map(|n| strings(n, diagnostics)).collect(),
+        NodeKind::Map(_) => {
+            diagnostics.push(Diagnostic::new(Code::WrongKind, "a mapping where a name or a list of names is needed", node.span).label("expected a string"));
+            Vec::new()
+        }
+    }
+}
+
+fn rule(within: &[Arc<str>], key: &str, span: Span, value: &Node, rules: &mut Vec<NameRule>, diagnostics: &mut Vec<Diagnostic>) {
+    let keys: Vec<Arc<str>> = key.split('+').map(|k| Arc::from(k.trim())).collect();
+    for pattern in &keys {
+        if let Err(why) = check_pattern(pattern) {
+            diagnostics.push(Diagnostic::new(Code::NamePattern, format!("the pattern `{pattern}` {why}"), span).label("not a path pattern"));
+            return;
+        }
+    }
+    if let NodeKind::Map(entries) = &value.kind {
+        if keys.len() > 1 {
+            diagnostics.push(Diagnostic::new(Code::NamePattern, "a sum of paths cannot hold other rules", span).label("expected one path"));
+            return;
+        }
+        let within: Vec<Arc<str>> = within.iter().cloned().chain(keys).collect();
+        for (key, value) in entries {
+            rule(&within, &key.text, key.span, value, rules, diagnostics);
+        }
+        return;
+    }
+    if value.datum() == Datum::Null {
+        diagnostics.push(Diagnostic::new(Code::WrongKind, format!("no name for `{key}`"), value.span).label("expected a name"));
+        return;
+    }
+    let mut targets = Vec::new();
+    for (text, at) in strings(value, diagnostics) {
+        match target(&text) {
+            Ok(t) => targets.push(t),
+            Err(why) => diagnostics.push(Diagnostic::new(Code::NamePattern, format!("the name `{text}` {why}"), at).label("not a name")),
+        }
+    }
+    rules.push(NameRule { within: within.to_vec(), keys, targets, span });
+}
+
+fn check_pattern(pattern: &str) -> Result<(), &'static str> {
+    if pattern.is_empty() {
+        return Err("is empty");
+    }
+    if pattern.matches('{').count() != pattern.matches('}').count() {
+        return Err("has a brace without its partner");
+    }
+    if pattern.split('.').any(str::is_empty) {
+        return Err("has an empty component");
+    }
+    Ok(())
+}
+
+/// `/name[a, b | c]`.
+fn target(text: &str) -> Result<Target, &'static str> {
+    let (name, layout) = match text.split_once('[') {
+        Some((name, rest)) => {
+            let inside = rest.trim_end().strip_suffix(']').ok_or("has a `[` without its `]`")?;
+            let dims: Vec<Vec<Arc<str>>> = inside.split(',').map(|d| d.split('|').map(|p| Arc::from(p.trim())).collect()).collect();
+            if dims.iter().flatten().any(|p| p.is_empty()) {
+                return Err("has a dimension without a label");
+            }
+            (name.trim_end(), Some(dims))
+        }
+        None => (text, None),
+    };
+    let (name, absolute) = match name.strip_prefix('/') {
+        Some(name) => (name, true),
+        None => (name, false),
+    };
+    if name.split('.').any(str::is_empty) {
+        return Err("has an empty component");
+    }
+    Ok(Target { name: name.into(), absolute, layout })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tree::parse_yaml;
+    use super::*;
+
+    fn parse(text: &str) -> (Names, Vec<Diagnostic>) {
+        let mut diagnostics = Vec::new();
+        let node = parse_yaml(text, 0, &mut diagnostics).expect("it is YAML");
+        (parse_names(&node, &mut diagnostics), diagnostics)
+    }
+
+    #[test]
+    fn rules_are_flattened() {
+        let (names, diagnostics) = parse("prefix: [a., b.]\nlm: [/lm, /x.lm]\nl.*:\n  q: c[in, q | k]\nignore: ['z.**']\n");
+        assert_eq!(diagnostics, []);
+        assert_eq!(names.prefixes.len(), 2);
+        assert!(names.rules[0].targets[1].absolute);
+        assert_eq!(names.rules[1].within, [Arc::from("l.*")]);
+        assert_eq!(names.rules[1].targets[0].layout.as_ref().map(|l| l[1].len()), Some(2));
+    }
+
+    #[test]
+    fn malformed_rules_are_diagnostics() {
+        let (_, diagnostics) = parse("'a..b': c\nd: 'e[in'\nf + g: {h: i}\nj:\n");
+        assert_eq!(diagnostics.len(), 4);
+    }
+}

@@ -1,0 +1,257 @@
+//! A card's tree to a [`Spec`].
+//!
+//! Given the text of a card, gives the spec as far as it can be read, and a diagnostic for every key that is unknown, missing or of
+//! another kind.
+
+use std::sync::Arc;
+
+use super::names::parse_names;
+use super::tree::{Datum, Key, Node, NodeKind, parse_yaml};
+use super::xf_to_spec::{Origin, parse_items};
+use super::{Library, Matches, Place, Published, Size, Spec};
+use crate::diagnostic::{Code, Diagnostic, Report, Span, did_you_mean};
+
+const KEYS: &[&str] = &["xfc", "name", "source", "matches", "published", "sizes", "assumes", "wiring", "names"];
+const MATCHES_KEYS: &[&str] = &["model_type", "under", "optional"];
+const PUBLISHED_KEYS: &[&str] = &["model", "part", "parameters", "active", "active_counts", "cache_bytes_per_token"];
+const SIZE_KEYS: &[&str] = &["example", "default", "optional", "from"];
+
+/// Reads a card. `name` is how messages call it.
+///
+/// # Errors
+/// Everything that is wrong with its YAML, its keys and its grammar.
+pub fn parse_card(name: &str, text: &str, library: &Library) -> Result<Spec, Report> {
+    let mut sources = library.sources().clone();
+    let source = sources.add(name, text);
+    let mut reader = Reader { source, text, diagnostics: library.diagnostics().to_vec() };
+    let spec = parse_yaml(text, source, &mut reader.diagnostics).and_then(|root| reader.card(&root));
+    match spec {
+        Some(mut spec) if reader.diagnostics.is_empty() => {
+            spec.sources = sources;
+            spec.library = library.items();
+            Ok(spec)
+        }
+        _ => Err(Report::new(sources, reader.diagnostics)),
+    }
+}
+
+struct Reader<'a> {
+    source: u32,
+    text: &'a str,
+    diagnostics: Vec<Diagnostic>,
+}
+
+type Entries = [(Key, Node)];
+
+fn entry<'a>(entries: &'a Entries, key: &str) -> Option<&'a (Key, Node)> {
+    entries.iter().find(|(k, _)| &*k.text == key)
+}
+
+impl Reader<'_> {
+    fn wrong(&mut self, span: Span, key: &str, expected: &str, found: &str) {
+        let message = format!("`{key}` must be {expected}, not {found}");
+        self.diagnostics.push(Diagnostic::new(Code::WrongKind, message, span).label(format!("expected {expected}")));
+    }
+
+    fn known(&mut self, entries: &Entries, keys: &[&str], of: &str) {
+        for (key, _) in entries {
+            if !keys.contains(&&*key.text) {
+                let help = did_you_mean(&key.text, keys.iter().copied()).unwrap_or_else(|| format!("the keys of {of} are {}", keys.join(", ")));
+                self.diagnostics.push(Diagnostic::new(Code::UnknownKey, format!("{of} has no key `{}`", key.text), key.span).label("unknown key").help(help));
+            }
+        }
+    }
+
+    fn map<'n>(&mut self, node: &'n Node, key: &str) -> Option<&'n Entries> {
+        match &node.kind {
+            NodeKind::Map(entries) => Some(entries),
+            _ => {
+                self.wrong(node.span, key, "a mapping", node.datum().kind());
+                None
+            }
+        }
+    }
+
+    fn string(&mut self, node: &Node, key: &str) -> Option<Arc<str>> {
+        match &node.kind {
+            NodeKind::Scalar { text, .. } if node.datum() != Datum::Null => Some(text.clone()),
+            _ => {
+                self.wrong(node.span, key, "a string", node.datum().kind());
+                None
+            }
+        }
+    }
+
+    fn card(&mut self, root: &Node) -> Option<Spec> {
+        let entries = self.map(root, "a card")?;
+        self.known(entries, KEYS, "a card");
+        for key in ["xfc", "name", "sizes", "wiring"] {
+            if entry(entries, key).is_none() {
+                let span = Span { end: root.span.start, ..root.span };
+                self.diagnostics.push(Diagnostic::new(Code::MissingKey, format!("the card has no `{key}`"), span).label("expected in this mapping"));
+            }
+        }
+        if let Some((_, node)) = entry(entries, "xfc")
+            && node.datum() != Datum::Int(1)
+        {
+            self.diagnostics.push(Diagnostic::new(Code::WrongKind, "this compiler reads cards of version 1", node.span).label("expected `xfc: 1`"));
+        }
+        let name = entry(entries, "name").and_then(|(_, n)| self.string(n, "name"));
+        let reference = entry(entries, "source").and_then(|(_, n)| self.string(n, "source"));
+        let matches = entry(entries, "matches").map(|(_, n)| self.matches(n)).unwrap_or_default();
+        let published = entry(entries, "published").and_then(|(_, n)| self.published(n));
+        let sizes = entry(entries, "sizes").map(|(_, n)| self.sizes(n)).unwrap_or_default();
+        let assumes = entry(entries, "assumes").map(|(_, n)| self.assumes(n)).unwrap_or_default();
+        let names = entry(entries, "names").map(|(_, n)| self.names(n)).unwrap_or_default();
+        let wiring = entry(entries, "wiring").map(|(_, n)| (self.wiring(n), n.span));
+        let (wiring, wiring_span) = wiring?;
+        Some(Spec {
+            sources: Default::default(),
+            source: self.source,
+            name: name?,
+            reference,
+            matches,
+            published,
+            sizes,
+            assumes,
+            wiring,
+            wiring_span,
+            names,
+            library: Default::default(),
+        })
+    }
+
+    fn matches(&mut self, node: &Node) -> Matches {
+        let Some(entries) = self.map(node, "matches") else { return Matches::default() };
+        self.known(entries, MATCHES_KEYS, "`matches`");
+        let mut matches = Matches::default();
+        match entry(entries, "model_type").map(|(_, n)| n) {
+            Some(Node { kind: NodeKind::List(items), .. }) => {
+                matches.model_type = items.iter().filter_map(|n| self.string(n, "model_type")).collect();
+            }
+            Some(node) => matches.model_type.extend(self.string(node, "model_type")),
+            None => {}
+        }
+        matches.under = entry(entries, "under").and_then(|(_, n)| self.string(n, "under"));
+        matches.optional = self.flag(entries, "optional");
+        matches
+    }
+
+    fn flag(&mut self, entries: &Entries, key: &str) -> bool {
+        match entry(entries, key).map(|(_, n)| (n.datum(), n.span)) {
+            None => false,
+            Some((Datum::Bool(b), _)) => b,
+            Some((other, span)) => {
+                self.wrong(span, key, "true or false", other.kind());
+                false
+            }
+        }
+    }
+
+    fn published(&mut self, node: &Node) -> Option<Published> {
+        let entries = self.map(node, "published")?;
+        self.known(entries, PUBLISHED_KEYS, "`published`");
+        let model = entry(entries, "model").and_then(|(_, n)| self.string(n, "model"))?;
+        let (parameters, span) = match entry(entries, "parameters").map(|(_, n)| (n.datum(), n.span)) {
+            None => (None, node.span),
+            Some((Datum::Int(v), span)) if v >= 0 => (Some(v as u64), span),
+            Some((other, span)) => {
+                self.wrong(span, "parameters", "a whole number", other.kind());
+                (None, span)
+            }
+        };
+        Some(Published { model, parameters, span })
+    }
+
+    fn sizes(&mut self, node: &Node) -> Vec<Size> {
+        let Some(entries) = self.map(node, "sizes") else { return Vec::new() };
+        entries.iter().map(|(key, node)| self.size(key, node)).collect()
+    }
+
+    fn size(&mut self, key: &Key, node: &Node) -> Size {
+        let mut size = Size { name: key.text.clone(), span: key.span, example: None, default: None, optional: false, from: Vec::new() };
+        let valid = key.text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') && key.text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        if !valid {
+            self.diagnostics.push(Diagnostic::new(Code::WrongKind, format!("`{}` cannot be a size's name", key.text), key.span).label("expected letters, digits and `_`"));
+        }
+        let NodeKind::Map(entries) = &node.kind else {
+            size.example = Some(node.datum());
+            if size.example == Some(Datum::Null) {
+                self.wrong(node.span, &key.text, "a value", "null");
+            }
+            return size;
+        };
+        self.known(entries, SIZE_KEYS, "a size");
+        size.example = entry(entries, "example").map(|(_, n)| n.datum());
+        size.default = entry(entries, "default").map(|(_, n)| n.datum());
+        size.optional = self.flag(entries, "optional");
+        if let Some((_, from)) = entry(entries, "from") {
+            match &from.kind {
+                NodeKind::List(items) => size.from = items.iter().filter_map(|n| self.place(n)).collect(),
+                _ => size.from.extend(self.place(from)),
+            }
+        }
+        if size.example.is_none() && size.default.is_none() && !size.optional {
+            let d = Diagnostic::new(Code::MissingKey, format!("the size `{}` has no value", key.text), key.span)
+                .label("expected `example`, `default` or `optional: true`");
+            self.diagnostics.push(d);
+        }
+        size
+    }
+
+    fn place(&mut self, node: &Node) -> Option<Place> {
+        match &node.kind {
+            NodeKind::Map(entries) => {
+                Some(Place::Mapping(entries.iter().filter_map(|(k, n)| Some((k.text.clone(), self.string(n, "from")?))).collect()))
+            }
+            _ => self.string(node, "from").map(Place::Key),
+        }
+    }
+
+    fn assumes(&mut self, node: &Node) -> Vec<(Key, Datum)> {
+        let entries = self.map(node, "assumes");
+        entries.unwrap_or_default().iter().map(|(k, n)| (k.clone(), n.datum())).collect()
+    }
+
+    fn names(&mut self, node: &Node) -> Vec<(Arc<str>, super::Names)> {
+        let Some(entries) = self.map(node, "names") else { return Vec::new() };
+        self.known(entries, &["hf", "gguf"], "`names`");
+        entries.iter().map(|(k, n)| (k.text.clone(), parse_names(n, &mut self.diagnostics))).collect()
+    }
+
+    fn wiring(&mut self, node: &Node) -> Vec<super::ast::Item> {
+        match &node.kind {
+            NodeKind::Scalar { text, literal: true, .. } => {
+                let origin = Origin { source: self.source, lines: self.block_lines(text, node.span) };
+                parse_items(text, &origin, &mut self.diagnostics)
+            }
+            _ => {
+                self.wrong(node.span, "wiring", "a literal block", node.datum().kind());
+                if let Some(d) = self.diagnostics.last_mut() {
+                    d.help = Some("write `wiring: |` and the equations on the lines below, indented".to_string());
+                }
+                Vec::new()
+            }
+        }
+    }
+
+    /// Where each line of a literal block lies in the file: a block's lines are the file's lines without their common indentation.
+    fn block_lines(&self, block: &str, span: Span) -> Vec<(usize, usize)> {
+        let mut lines = Vec::new();
+        // The block's span may begin at the `|` or at its first line: its content begins on the line below the indicator.
+        let from = (span.start as usize).min(self.text.len());
+        let line_start = self.text[..from].rfind('\n').map_or(0, |i| i + 1);
+        let header = self.text[line_start..].split('\n').next().unwrap_or("");
+        let mut file = if header.contains('|') && header.trim_start().starts_with("wiring") { line_start + header.len() + 1 } else { line_start };
+        let mut at = 0;
+        for line in block.split_inclusive('\n') {
+            let content = line.trim_end_matches(['\n', '\r']);
+            let raw = self.text.get(file..).unwrap_or("").split_inclusive('\n').next().unwrap_or("");
+            let indent = raw.trim_end_matches(['\n', '\r']).len().saturating_sub(content.len());
+            lines.push((at, file + indent));
+            at += line.len();
+            file += raw.len();
+        }
+        lines
+    }
+}
