@@ -38,10 +38,21 @@ impl Given {
 
 impl Expander {
     /// A call of anything.
-    pub(super) fn call(&mut self, function: Value, name: Option<Arc<str>>, given: Vec<Given>, span: Span, callee: Span, place: &Place) -> Eval {
+    pub(super) fn call(
+        &mut self,
+        function: Value,
+        name: Option<Arc<str>>,
+        given: Vec<Given>,
+        span: Span,
+        callee: Span,
+        place: &Place,
+    ) -> Eval {
         self.depth += 1;
         let result = if self.depth > MAX_DEPTH {
-            let d = Diagnostic::new(Code::TooDeep, format!("modules and functions nested deeper than {MAX_DEPTH}"), callee).label("expanded again here").help("does it apply itself?");
+            let d =
+                Diagnostic::new(Code::TooDeep, format!("modules and functions nested deeper than {MAX_DEPTH}"), callee)
+                    .label("expanded again here")
+                    .help("does it apply itself?");
             Err(self.report(d))
         } else {
             self.call_inner(function, name, given, span, callee, place)
@@ -50,14 +61,26 @@ impl Expander {
         result
     }
 
-    fn call_inner(&mut self, function: Value, name: Option<Arc<str>>, given: Vec<Given>, span: Span, callee: Span, place: &Place) -> Eval {
+    fn call_inner(
+        &mut self,
+        function: Value,
+        name: Option<Arc<str>>,
+        given: Vec<Given>,
+        span: Span,
+        callee: Span,
+        place: &Place,
+    ) -> Eval {
         match function {
             Value::Def(def) => {
                 if !given.iter().any(Given::applies) {
                     return self.specialise(&def, given, span).map(|d| Value::Def(Rc::new(d)));
                 }
-                if let Some(option) = given.iter().find(|g| !g.applies() && !matches!(g.value, Value::None | Value::Sym(_))) {
-                    let d = Diagnostic::new(Code::MixedCall, "a call takes options or tensors, never both", option.span).label(format!("{} among tensors", option.value.kind()));
+                if let Some(option) =
+                    given.iter().find(|g| !g.applies() && !matches!(g.value, Value::None | Value::Sym(_)))
+                {
+                    let d =
+                        Diagnostic::new(Code::MixedCall, "a call takes options or tensors, never both", option.span)
+                            .label(format!("{} among tensors", option.value.kind()));
                     return Err(self.report(d.help("give the options first and apply what that makes: `m(option)(x)`")));
                 }
                 let name = name.unwrap_or_else(|| def.module.name.name.clone());
@@ -71,12 +94,20 @@ impl Expander {
                 Ok([one]) => Ok(one.value),
                 Err(_) => self.fail(Code::WrongType, span, "`identity` is applied to one value", "expected one value"),
             },
-            Value::List(items) if items.iter().all(|v| v.is_module() || matches!(v, Value::Func(_))) => match <[Given; 1]>::try_from(given) {
-                Ok([one]) => self.compose(&items, name.as_ref(), one, span, place),
-                Err(_) => self.fail(Code::WrongType, span, "a list of modules is applied to one value", "expected one value"),
-            },
+            Value::List(items) if items.iter().all(|v| v.is_module() || matches!(v, Value::Func(_))) => {
+                match <[Given; 1]>::try_from(given) {
+                    Ok([one]) => self.compose(&items, name.as_ref(), one, span, place),
+                    Err(_) => self.fail(
+                        Code::WrongType,
+                        span,
+                        "a list of modules is applied to one value",
+                        "expected one value",
+                    ),
+                }
+            }
             other => {
-                let d = Diagnostic::new(Code::NotCallable, format!("{} cannot be called", other.kind()), callee).label("expected a module or a function");
+                let d = Diagnostic::new(Code::NotCallable, format!("{} cannot be called", other.kind()), callee)
+                    .label("expected a module or a function");
                 Err(self.report(d))
             }
         }
@@ -94,7 +125,12 @@ impl Expander {
                 None => match options.iter().find(|o| !made.given.iter().any(|(n, ..)| *n == o.name.name)) {
                     Some(option) => option.name.name.clone(),
                     None => {
-                        let d = Diagnostic::new(Code::UnknownOption, format!("`{}` has {} options", def.module.name.name, options.len()), arg.span).label("one too many");
+                        let d = Diagnostic::new(
+                            Code::UnknownOption,
+                            format!("`{}` has {} options", def.module.name.name, options.len()),
+                            arg.span,
+                        )
+                        .label("one too many");
                         self.report(d.other(def.module.name.span, "defined here"));
                         failed = true;
                         continue;
@@ -103,14 +139,23 @@ impl Expander {
             };
             if !options.iter().any(|o| o.name.name == name) {
                 let inputs = def.module.inputs.iter().any(|i| i.name.name == name);
-                let help = did_you_mean(&name, options.iter().map(|o| &*o.name.name)).or_else(|| inputs.then(|| format!("`{name}` is an input: options and inputs are given in separate calls")));
-                let d = Diagnostic::new(Code::UnknownOption, format!("`{}` has no option `{name}`", def.module.name.name), arg.span).label("unknown option");
+                let help = did_you_mean(&name, options.iter().map(|o| &*o.name.name)).or_else(|| {
+                    inputs.then(|| format!("`{name}` is an input: options and inputs are given in separate calls"))
+                });
+                let d = Diagnostic::new(
+                    Code::UnknownOption,
+                    format!("`{}` has no option `{name}`", def.module.name.name),
+                    arg.span,
+                )
+                .label("unknown option");
                 self.report(d.other(def.module.name.span, "defined here").maybe_help(help));
                 failed = true;
                 continue;
             }
             if let Some((_, _, first)) = made.given.iter().find(|(n, ..)| *n == name) {
-                let d = Diagnostic::new(Code::RepeatedOption, format!("the option `{name}` is given twice"), arg.span).label("given again").other(*first, "first here");
+                let d = Diagnostic::new(Code::RepeatedOption, format!("the option `{name}` is given twice"), arg.span)
+                    .label("given again")
+                    .other(*first, "first here");
                 self.report(d);
                 failed = true;
                 continue;
@@ -134,7 +179,15 @@ impl Expander {
     }
 
     /// Binds parameters to arguments, by position or by name; defaults see the parameters before them.
-    fn bind_params(&mut self, of: &Ident, params: &[Param], given: Vec<Given>, span: Span, place: &Place, what: &str) -> Eval<()> {
+    fn bind_params(
+        &mut self,
+        of: &Ident,
+        params: &[Param],
+        given: Vec<Given>,
+        span: Span,
+        place: &Place,
+        what: &str,
+    ) -> Eval<()> {
         let mut values: Vec<Option<Given>> = vec![None; params.len()];
         for arg in given {
             let index = match &arg.name {
@@ -144,7 +197,12 @@ impl Expander {
             match index {
                 Some(i) if values[i].is_none() => values[i] = Some(arg),
                 Some(_) => {
-                    let d = Diagnostic::new(Code::RepeatedOption, format!("a {what} of `{}` is given twice", of.name), arg.span).label("given again");
+                    let d = Diagnostic::new(
+                        Code::RepeatedOption,
+                        format!("a {what} of `{}` is given twice", of.name),
+                        arg.span,
+                    )
+                    .label("given again");
                     return Err(self.report(d));
                 }
                 None => {
@@ -153,7 +211,10 @@ impl Expander {
                         None => format!("`{}` has {} {what}s", of.name, params.len()),
                     };
                     let help = arg.name.as_ref().and_then(|n| did_you_mean(n, params.iter().map(|p| &*p.name.name)));
-                    let d = Diagnostic::new(Code::UnknownOption, message, arg.span).label("unexpected").other(of.span, "defined here").maybe_help(help);
+                    let d = Diagnostic::new(Code::UnknownOption, message, arg.span)
+                        .label("unexpected")
+                        .other(of.span, "defined here")
+                        .maybe_help(help);
                     return Err(self.report(d));
                 }
             }
@@ -163,7 +224,12 @@ impl Expander {
                 (Some(given), _) => (given.value, given.span),
                 (None, Some(default)) => (self.eval(default, &place.part())?, span),
                 (None, None) => {
-                    let d = Diagnostic::new(Code::MissingOption, format!("`{}` needs its {what} `{}`", of.name, param.name.name), span).label(format!("`{}` is not given", param.name.name));
+                    let d = Diagnostic::new(
+                        Code::MissingOption,
+                        format!("`{}` needs its {what} `{}`", of.name, param.name.name),
+                        span,
+                    )
+                    .label(format!("`{}` is not given", param.name.name));
                     return Err(self.report(d.other(param.name.span, "has no default")));
                 }
             };
@@ -187,7 +253,10 @@ impl Expander {
             Some(TypeExpr::Named { name, optional }) => {
                 let fits = match (&*name.name, value) {
                     (_, Value::None) => *optional,
-                    ("int", Value::Int(_)) | ("float", Value::Int(_) | Value::Float(_)) | ("bool", Value::Bool(_)) | ("string", Value::Str(_)) => true,
+                    ("int", Value::Int(_))
+                    | ("float", Value::Int(_) | Value::Float(_))
+                    | ("bool", Value::Bool(_))
+                    | ("string", Value::Str(_)) => true,
                     ("list", Value::List(_)) | ("mapping", Value::Map(_)) => true,
                     ("module", v) => v.is_module() || matches!(v, Value::Func(_) | Value::Builtin(_)),
                     _ => false,
@@ -199,7 +268,8 @@ impl Expander {
             return Ok(());
         }
         let shown = if let Value::Str(s) = value { format!("'{s}'") } else { value.kind().to_string() };
-        let d = Diagnostic::new(Code::WrongType, format!("`{}` must be {expected}, not {shown}", name.name), at).label(format!("expected {expected}"));
+        let d = Diagnostic::new(Code::WrongType, format!("`{}` must be {expected}, not {shown}", name.name), at)
+            .label(format!("expected {expected}"));
         Err(self.report(d.other(name.span, "declared here")))
     }
 
@@ -217,7 +287,9 @@ impl Expander {
         match parent.child(name) {
             Some(Value::Instance(instance)) if Arc::ptr_eq(&instance.def.module, &def.module) => return Ok(instance),
             Some(_) => {
-                let d = Diagnostic::new(Code::DuplicateName, format!("two instances of one body would be `{name}`"), span).label("the second");
+                let d =
+                    Diagnostic::new(Code::DuplicateName, format!("two instances of one body would be `{name}`"), span)
+                        .label("the second");
                 return Err(self.report(d.help("bind one of them to another name")));
             }
             None => {}
@@ -253,7 +325,8 @@ impl Expander {
                     Value::Tuple(items) => format!("a tuple of {}", items.len()),
                     other => other.kind().to_string(),
                 };
-                let d = Diagnostic::new(Code::WrongType, format!("{n} names for {found}"), span).label(format!("expected a module or a tuple of {n}"));
+                let d = Diagnostic::new(Code::WrongType, format!("{n} names for {found}"), span)
+                    .label(format!("expected a module or a tuple of {n}"));
                 vec![Err(self.report(d)); n]
             }
             Err(Failed) => vec![Err(Failed); n],
@@ -279,7 +352,12 @@ impl Expander {
                 Ok(Value::List(Rc::new(named)))
             }
             Value::Instance(instance) => {
-                let d = Diagnostic::new(Code::SecondName, format!("`{}` would get a second name", instance.path), ident.span).label("the second name");
+                let d = Diagnostic::new(
+                    Code::SecondName,
+                    format!("`{}` would get a second name", instance.path),
+                    ident.span,
+                )
+                .label("the second name");
                 Err(self.report(d.help("use the instance by its first name; applying it again shares it")))
             }
             Value::NewParam(dims) => {
@@ -314,7 +392,11 @@ impl Expander {
         let module = def.module.clone();
         let scope = Scope::new(Some(def.scope.clone()));
         let mut place = Place { scope: scope.clone(), frame: None, binds: None };
-        let options = def.given.iter().map(|(n, v, s)| Given { name: Some(n.clone()), value: v.clone(), span: *s, written: None }).collect();
+        let options = def
+            .given
+            .iter()
+            .map(|(n, v, s)| Given { name: Some(n.clone()), value: v.clone(), span: *s, written: None })
+            .collect();
         self.bind_params(&module.name, &module.options, options, span, &place, "option")?;
         if !instance.applied.get() {
             let shown = |p: &Param| match scope.names.borrow().get(&p.name.name) {
@@ -351,7 +433,9 @@ impl Expander {
         self.at = Some(module.result.span);
         let result = self.eval(&module.result, place);
         let result = match result {
-            Ok(Value::Sym(s)) => self.tensor(Value::Sym(s), module.result.span, place.frame.as_deref()).map(Value::Tensor),
+            Ok(Value::Sym(s)) => {
+                self.tensor(Value::Sym(s), module.result.span, place.frame.as_deref()).map(Value::Tensor)
+            }
             Ok(Value::Param(p)) => self.param(&p, module.result.span).map(Value::Tensor),
             other => other,
         };
@@ -368,7 +452,14 @@ impl Expander {
     }
 
     /// A list of modules applied: each element is a call of a body.
-    fn compose(&mut self, items: &Rc<Vec<Value>>, name: Option<&Arc<str>>, given: Given, span: Span, place: &Place) -> Eval {
+    fn compose(
+        &mut self,
+        items: &Rc<Vec<Value>>,
+        name: Option<&Arc<str>>,
+        given: Given,
+        span: Span,
+        place: &Place,
+    ) -> Eval {
         let mut value = given.value;
         for (i, item) in items.iter().enumerate() {
             let instance = match item {
@@ -401,7 +492,9 @@ impl Expander {
         let given = Given { name: None, value: Value::Tensor(inner), span, written: None };
         let result = self.apply(instance, vec![given], span).and_then(|value| {
             let results = match value {
-                Value::Tuple(items) => items.iter().cloned().map(|v| self.tensor(v, span, None)).collect::<Eval<Vec<_>>>()?,
+                Value::Tuple(items) => {
+                    items.iter().cloned().map(|v| self.tensor(v, span, None)).collect::<Eval<Vec<_>>>()?
+                }
                 other => vec![self.tensor(other, span, None)?],
             };
             let values: Option<Vec<_>> = results.iter().map(|t| self.builders.here(t)).collect();
@@ -426,7 +519,13 @@ impl Expander {
         let node = top.graph.add_node(Core::Call { graph, at }, &operands, types, origin);
         let id = top.id;
         let mut outputs = results.into_iter().enumerate().map(|(port, t)| {
-            Value::Tensor(Tensor { graph: id, value: crate::graph::ValueId { node, port }, dtype: t.dtype, axes: t.axes, uncached: None })
+            Value::Tensor(Tensor {
+                graph: id,
+                value: crate::graph::ValueId { node, port },
+                dtype: t.dtype,
+                axes: t.axes,
+                uncached: None,
+            })
         });
         match (outputs.next(), outputs.len()) {
             (Some(one), 0) => Ok(one),

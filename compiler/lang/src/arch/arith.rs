@@ -83,7 +83,9 @@ impl Expander {
 
     pub(super) fn unary_tensor(&mut self, op: UnaryOp, tensor: Tensor, span: Span) -> Eval<Tensor> {
         let tensor = match op {
-            UnaryOp::Not if tensor.dtype != DType::Bool => return self.fail(Code::WrongType, span, "`not` of numbers", "expected a tensor of booleans"),
+            UnaryOp::Not if tensor.dtype != DType::Bool => {
+                return self.fail(Code::WrongType, span, "`not` of numbers", "expected a tensor of booleans");
+            }
             UnaryOp::Not | UnaryOp::Neg | UnaryOp::Abs | UnaryOp::Floor => tensor,
             _ => self.cast(tensor, DType::F32, span)?,
         };
@@ -106,12 +108,24 @@ impl Expander {
     pub(super) fn binary_values(&mut self, op: BinaryOp, a: Value, b: Value, span: Span, place: &Place) -> Eval {
         // What changes nothing is not computed: `1 * x`, `x + 0`, `true and m`.
         match (op, &a, &b) {
-            (BinaryOp::Mul, one, x) | (BinaryOp::Mul | BinaryOp::Div | BinaryOp::Pow, x, one) if number(one) == Some(1.0) && x.is_tensor_like() => return Ok(x.clone()),
-            (BinaryOp::Add, zero, x) | (BinaryOp::Add | BinaryOp::Sub, x, zero) if number(zero) == Some(0.0) && x.is_tensor_like() => return Ok(x.clone()),
+            (BinaryOp::Mul, one, x) | (BinaryOp::Mul | BinaryOp::Div | BinaryOp::Pow, x, one)
+                if number(one) == Some(1.0) && x.is_tensor_like() =>
+            {
+                return Ok(x.clone());
+            }
+            (BinaryOp::Add, zero, x) | (BinaryOp::Add | BinaryOp::Sub, x, zero)
+                if number(zero) == Some(0.0) && x.is_tensor_like() =>
+            {
+                return Ok(x.clone());
+            }
             (BinaryOp::And, Value::Bool(true), x) | (BinaryOp::And, x, Value::Bool(true)) => return Ok(x.clone()),
             (BinaryOp::Or, Value::Bool(false), x) | (BinaryOp::Or, x, Value::Bool(false)) => return Ok(x.clone()),
-            (BinaryOp::And, Value::Bool(false), _) | (BinaryOp::And, _, Value::Bool(false)) => return Ok(Value::Bool(false)),
-            (BinaryOp::Or, Value::Bool(true), _) | (BinaryOp::Or, _, Value::Bool(true)) => return Ok(Value::Bool(true)),
+            (BinaryOp::And, Value::Bool(false), _) | (BinaryOp::And, _, Value::Bool(false)) => {
+                return Ok(Value::Bool(false));
+            }
+            (BinaryOp::Or, Value::Bool(true), _) | (BinaryOp::Or, _, Value::Bool(true)) => {
+                return Ok(Value::Bool(true));
+            }
             _ => {}
         }
         let over_positions = [&a, &b].into_iter().any(|v| matches!(v, Value::Sym(_)));
@@ -144,13 +158,24 @@ impl Expander {
         let both = |t: DType| a.dtype == t && b.dtype == t;
         let (operands, result) = match op {
             B::And | B::Or if both(DType::Bool) => (DType::Bool, DType::Bool),
-            B::And | B::Or => return self.fail(Code::WrongType, span, format!("`{}` of numbers", if op == B::And { "and" } else { "or" }), "expected booleans"),
+            B::And | B::Or => {
+                return self.fail(
+                    Code::WrongType,
+                    span,
+                    format!("`{}` of numbers", if op == B::And { "and" } else { "or" }),
+                    "expected booleans",
+                );
+            }
             B::Eq | B::Ne if both(DType::Bool) => (DType::Bool, DType::Bool),
             _ if a.dtype == DType::Bool || b.dtype == DType::Bool => {
-                let d = Diagnostic::new(Code::WrongType, "arithmetic on booleans", span).label("expected numbers").help("choose numbers with `where(condition, a, b)`");
+                let d = Diagnostic::new(Code::WrongType, "arithmetic on booleans", span)
+                    .label("expected numbers")
+                    .help("choose numbers with `where(condition, a, b)`");
                 return Err(self.report(d));
             }
-            B::Eq | B::Ne | B::Lt | B::Le | B::Gt | B::Ge => (if both(DType::I64) { DType::I64 } else { DType::F32 }, DType::Bool),
+            B::Eq | B::Ne | B::Lt | B::Le | B::Gt | B::Ge => {
+                (if both(DType::I64) { DType::I64 } else { DType::F32 }, DType::Bool)
+            }
             B::Div | B::Pow => (DType::F32, DType::F32),
             _ if both(DType::I64) => (DType::I64, DType::I64),
             _ => (DType::F32, DType::F32),
@@ -171,7 +196,8 @@ impl Expander {
             return Ok(Value::Sym(Rc::new(Sym::Select(c, a, b))));
         }
         let frame = place.frame.as_deref();
-        let (c, a, b) = (self.tensor(condition, span, frame)?, self.tensor(a, span, frame)?, self.tensor(b, span, frame)?);
+        let (c, a, b) =
+            (self.tensor(condition, span, frame)?, self.tensor(a, span, frame)?, self.tensor(b, span, frame)?);
         self.select_tensors(c, a, b, span).map(Value::Tensor)
     }
 
@@ -194,9 +220,15 @@ impl Expander {
                 Some(known) if known.size == axis.size || axis.is_one() => {}
                 Some(known) if known.is_one() => known.size = axis.size,
                 Some(known) => {
-                    let message = format!("an axis of {} meets one of {}", self.show_dim(known.size), self.show_dim(axis.size));
+                    let message =
+                        format!("an axis of {} meets one of {}", self.show_dim(known.size), self.show_dim(axis.size));
                     let shapes: Vec<String> = tensors.iter().map(|t| self.show_shape(&t.axes)).collect();
-                    return self.fail(Code::AxisMismatch, span, message, format!("the shapes are {}", shapes.join(" and ")));
+                    return self.fail(
+                        Code::AxisMismatch,
+                        span,
+                        message,
+                        format!("the shapes are {}", shapes.join(" and ")),
+                    );
                 }
                 None => {
                     let at = axes.iter().position(|a| a.name > axis.name).unwrap_or(axes.len());
@@ -218,7 +250,8 @@ impl Expander {
             tensor = self.emit(Core::Transpose { perm: order }, &[&tensor], dtype, permuted, span)?;
         }
         let first = axes.iter().position(|a| tensor.axis(a.name).is_some()).unwrap_or(axes.len());
-        let wanted: Vec<Axis> = axes[first..].iter().map(|a| tensor.axis(a.name).unwrap_or(Axis::new(a.name, Dim::Fixed(1)))).collect();
+        let wanted: Vec<Axis> =
+            axes[first..].iter().map(|a| tensor.axis(a.name).unwrap_or(Axis::new(a.name, Dim::Fixed(1)))).collect();
         if wanted.len() == tensor.axes.len() {
             return Ok(tensor);
         }
@@ -253,10 +286,17 @@ impl Expander {
             }
             Value::Sym(sym) => self.place_in_body(&sym, span, frame),
             Value::NewParam(_) => {
-                let d = Diagnostic::new(Code::WrongType, "a parameter without a name", span).label("used here").help("bind it first: `weight = param[..]`; its name is its path");
+                let d = Diagnostic::new(Code::WrongType, "a parameter without a name", span)
+                    .label("used here")
+                    .help("bind it first: `weight = param[..]`; its name is its path");
                 Err(self.report(d))
             }
-            other => self.fail(Code::WrongType, span, format!("a tensor is needed, not {}", other.kind()), "expected a tensor"),
+            other => self.fail(
+                Code::WrongType,
+                span,
+                format!("a tensor is needed, not {}", other.kind()),
+                "expected a tensor",
+            ),
         }
     }
 
@@ -268,11 +308,18 @@ impl Expander {
                 self.params.insert(p.path.clone(), super::expand::Used { dims: p.dims.clone(), owner: p.owner, order });
             }
             Some(used) if used.owner != p.owner => {
-                return self.fail(Code::DuplicateParameter, span, format!("two instances have a parameter `{}`", p.path), "used here");
+                return self.fail(
+                    Code::DuplicateParameter,
+                    span,
+                    format!("two instances have a parameter `{}`", p.path),
+                    "used here",
+                );
             }
             Some(used) if used.dims != p.dims => {
                 let message = format!("`{}` was {:?} at first and would be {:?} here", p.path, used.dims, p.dims);
-                let d = Diagnostic::new(Code::WidthChanged, message, span).label("applied to another width").help("an instance applied again shares its parameters; make a second instance for another width");
+                let d = Diagnostic::new(Code::WidthChanged, message, span)
+                    .label("applied to another width")
+                    .help("an instance applied again shares its parameters; make a second instance for another width");
                 return Err(self.report(d));
             }
             Some(_) => {}
@@ -283,7 +330,13 @@ impl Expander {
             .iter()
             .enumerate()
             .map(|(i, d)| {
-                let name = if i + 1 == n { AxisName::Width } else if i + 2 == n { AxisName::Rows } else { AxisName::Other(i) };
+                let name = if i + 1 == n {
+                    AxisName::Width
+                } else if i + 2 == n {
+                    AxisName::Rows
+                } else {
+                    AxisName::Other(i)
+                };
                 Axis::new(name, Dim::Fixed(*d))
             })
             .collect();
@@ -311,7 +364,12 @@ impl Expander {
             Sym::QPos => this.positions(axis, span),
             Sym::Tensor(t) => Ok(t.clone()),
             _ => {
-                let d = Diagnostic::new(Code::Misplaced, "`k_pos`, `head` and `score` mean something in attention only", span).label("used outside a mask or a score");
+                let d = Diagnostic::new(
+                    Code::Misplaced,
+                    "`k_pos`, `head` and `score` mean something in attention only",
+                    span,
+                )
+                .label("used outside a mask or a score");
                 Err(this.report(d.help("give the expression to `attend`, as its mask or its scores")))
             }
         })
@@ -324,7 +382,12 @@ impl Expander {
     }
 
     /// An expression over positions as operations; `leaf` gives the positions.
-    pub(super) fn place_sym(&mut self, sym: &Sym, span: Span, leaf: &mut dyn FnMut(&mut Self, &Sym) -> Eval<Tensor>) -> Eval<Tensor> {
+    pub(super) fn place_sym(
+        &mut self,
+        sym: &Sym,
+        span: Span,
+        leaf: &mut dyn FnMut(&mut Self, &Sym) -> Eval<Tensor>,
+    ) -> Eval<Tensor> {
         match sym {
             Sym::Int(v) => self.constant(vec![*v as f64], DType::I64, Vec::new(), span),
             Sym::Float(v) => self.constant(vec![*v], DType::F32, Vec::new(), span),
@@ -351,9 +414,16 @@ impl Expander {
     /// An operator on sizes.
     fn sizes(&mut self, op: BinOp, a: &Value, b: &Value, span: Span) -> Eval {
         if matches!(op, BinOp::Eq | BinOp::Ne) {
-            let comparable = [a, b].into_iter().all(|v| matches!(v, Value::Bool(_) | Value::Int(_) | Value::Float(_) | Value::Str(_) | Value::List(_)));
+            let comparable = [a, b].into_iter().all(|v| {
+                matches!(v, Value::Bool(_) | Value::Int(_) | Value::Float(_) | Value::Str(_) | Value::List(_))
+            });
             if !comparable {
-                let d = Diagnostic::new(Code::WrongType, format!("`{}` of {} and {}", op.symbol(), a.kind(), b.kind()), span).label("expected sizes");
+                let d = Diagnostic::new(
+                    Code::WrongType,
+                    format!("`{}` of {} and {}", op.symbol(), a.kind(), b.kind()),
+                    span,
+                )
+                .label("expected sizes");
                 return Err(self.report(d.help("an optional size is tested with `is none`, or replaced with `??`")));
             }
             return Ok(Value::Bool(same(a, b) == (op == BinOp::Eq)));
@@ -373,14 +443,27 @@ impl Expander {
             _ => match (number(a), number(b)) {
                 (Some(x), Some(y)) => floats(op, x, y),
                 _ => {
-                    let d = Diagnostic::new(Code::WrongType, format!("`{}` of {} and {}", op.symbol(), a.kind(), b.kind()), span).label("expected numbers");
+                    let d = Diagnostic::new(
+                        Code::WrongType,
+                        format!("`{}` of {} and {}", op.symbol(), a.kind(), b.kind()),
+                        span,
+                    )
+                    .label("expected numbers");
                     let optional = matches!(a, Value::None) || matches!(b, Value::None);
-                    return Err(self.report(d.maybe_help(optional.then(|| "an optional size is replaced with `??`".to_string()))));
+                    return Err(self
+                        .report(d.maybe_help(optional.then(|| "an optional size is replaced with `??`".to_string()))));
                 }
             },
         };
         result.map_err(|why| {
-            self.fail::<()>(Code::Arithmetic, span, format!("{} {} {} {why}", a.show(), op.symbol(), b.show()), "no result").err().unwrap_or(Failed)
+            self.fail::<()>(
+                Code::Arithmetic,
+                span,
+                format!("{} {} {} {why}", a.show(), op.symbol(), b.show()),
+                "no result",
+            )
+            .err()
+            .unwrap_or(Failed)
         })
     }
 
@@ -407,9 +490,13 @@ fn integers(op: BinOp, x: i64, y: i64) -> Result<Value, &'static str> {
         BinOp::Sub => checked(x.checked_sub(y)),
         BinOp::Mul => checked(x.checked_mul(y)),
         BinOp::Div | BinOp::FloorDiv | BinOp::Rem if y == 0 => Err("divides by zero"),
-        BinOp::Div if x.checked_rem(y) != Some(0) => Err("has a remainder: use `//` to round down, or a float to divide as real numbers"),
+        BinOp::Div if x.checked_rem(y) != Some(0) => {
+            Err("has a remainder: use `//` to round down, or a float to divide as real numbers")
+        }
         BinOp::Div => checked(x.checked_div(y)),
-        BinOp::FloorDiv => checked(x.checked_div_euclid(y).map(|q| if y < 0 && x.rem_euclid(y) != 0 { q - 1 } else { q })),
+        BinOp::FloorDiv => {
+            checked(x.checked_div_euclid(y).map(|q| if y < 0 && x.rem_euclid(y) != 0 { q - 1 } else { q }))
+        }
         BinOp::Rem => checked(x.checked_rem(y).map(|r| if r != 0 && (r < 0) != (y < 0) { r + y } else { r })),
         BinOp::Pow => match u32::try_from(y) {
             Ok(y) => checked(x.checked_pow(y)),

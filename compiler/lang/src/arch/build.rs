@@ -35,7 +35,13 @@ impl Builders {
     pub(super) fn push(&mut self, name: &str, base: &str) {
         let id = self.next;
         self.next += 1;
-        self.stack.push(Builder { id, graph: Graph::new(name), base: base.to_string(), captures: Vec::new(), memo: HashMap::new() });
+        self.stack.push(Builder {
+            id,
+            graph: Graph::new(name),
+            base: base.to_string(),
+            captures: Vec::new(),
+            memo: HashMap::new(),
+        });
     }
 
     /// The graph being built.
@@ -67,7 +73,11 @@ impl Builders {
         let level = self.stack.iter().rposition(|b| b.id == tensor.graph)?;
         let mut current = tensor.clone();
         for builder in &mut self.stack[level + 1..] {
-            let known = builder.captures.iter().find(|(t, _)| t.graph == current.graph && t.value == current.value).map(|(_, v)| *v);
+            let known = builder
+                .captures
+                .iter()
+                .find(|(t, _)| t.graph == current.graph && t.value == current.value)
+                .map(|(_, v)| *v);
             let value = known.unwrap_or_else(|| {
                 let name = format!("captured{}", builder.captures.len());
                 let value = builder.graph.add_param(name, current.ty());
@@ -80,7 +90,14 @@ impl Builders {
     }
 
     /// Adds an operation to the top graph, or finds it there.
-    pub(super) fn emit(&mut self, op: Core, operands: &[ValueId], dtype: DType, axes: Vec<Axis>, origin: Origin) -> Tensor {
+    pub(super) fn emit(
+        &mut self,
+        op: Core,
+        operands: &[ValueId],
+        dtype: DType,
+        axes: Vec<Axis>,
+        origin: Origin,
+    ) -> Tensor {
         let ty = Type::new(dtype, dims(&axes));
         let top = self.top();
         // A reshape of a reshape is one, and one to the same shape is none.
@@ -166,7 +183,8 @@ fn sweep(graph: &mut Graph) {
     for node in graph.nodes().collect::<Vec<_>>().into_iter().rev() {
         let is_param = matches!(graph.op(node).as_core(), Some(Core::Arg { .. }));
         let value = |port| ValueId { node, port };
-        let used = (0..graph.types(node).len()).any(|port| !graph.uses(value(port)).is_empty() || graph.is_output(value(port)));
+        let used = (0..graph.types(node).len())
+            .any(|port| !graph.uses(value(port)).is_empty() || graph.is_output(value(port)));
         if !is_param && !used {
             graph.remove(node);
         }
@@ -180,5 +198,7 @@ fn equal(a: &Graph, b: &Graph) -> bool {
         && a.name == b.name
         && a.params() == b.params()
         && a.outputs() == b.outputs()
-        && a.nodes().zip(b.nodes()).all(|(x, y)| x == y && a.op(x).as_core() == b.op(y).as_core() && node(a, x) == node(b, y))
+        && a.nodes()
+            .zip(b.nodes())
+            .all(|(x, y)| x == y && a.op(x).as_core() == b.op(y).as_core() && node(a, x) == node(b, y))
 }

@@ -13,9 +13,46 @@ use crate::ops::{BinaryOp, Core, ReduceOp, UnaryOp};
 
 /// Their names; a page of the language reference each.
 pub(super) const NAMES: &[&str] = &[
-    "abs", "argmax", "attend", "cache", "ceil", "cos", "einsum", "erf", "error", "exp", "first", "float", "floor", "gather", "index", "int", "join",
-    "len", "log", "max", "mean", "merge", "min", "parts", "repeat", "reduce", "rsqrt", "sigmoid", "sin", "softmax", "softplus", "split", "sqrt", "sum",
-    "take", "tanh", "top_k", "transpose", "where", "width",
+    "abs",
+    "argmax",
+    "attend",
+    "cache",
+    "ceil",
+    "cos",
+    "einsum",
+    "erf",
+    "error",
+    "exp",
+    "first",
+    "float",
+    "floor",
+    "gather",
+    "index",
+    "int",
+    "join",
+    "len",
+    "log",
+    "max",
+    "mean",
+    "merge",
+    "min",
+    "parts",
+    "repeat",
+    "reduce",
+    "rsqrt",
+    "sigmoid",
+    "sin",
+    "softmax",
+    "softplus",
+    "split",
+    "sqrt",
+    "sum",
+    "take",
+    "tanh",
+    "top_k",
+    "transpose",
+    "where",
+    "width",
 ];
 
 /// The known function of that name.
@@ -50,7 +87,13 @@ struct Args {
 }
 
 impl Expander {
-    fn args(&mut self, name: &'static str, names: &'static [&'static str], given: Vec<Given>, span: Span) -> Eval<Args> {
+    fn args(
+        &mut self,
+        name: &'static str,
+        names: &'static [&'static str],
+        given: Vec<Given>,
+        span: Span,
+    ) -> Eval<Args> {
         let mut values: Vec<Option<Given>> = vec![None; names.len()];
         for arg in given {
             let index = match &arg.name {
@@ -60,7 +103,12 @@ impl Expander {
             match index {
                 Some(i) if values[i].is_none() => values[i] = Some(arg),
                 _ => {
-                    let d = Diagnostic::new(Code::UnknownOption, format!("`{name}` takes ({})", names.join(", ")), arg.span).label("unexpected");
+                    let d = Diagnostic::new(
+                        Code::UnknownOption,
+                        format!("`{name}` takes ({})", names.join(", ")),
+                        arg.span,
+                    )
+                    .label("unexpected");
                     return Err(self.report(d));
                 }
             }
@@ -93,15 +141,23 @@ impl Expander {
             Some(Axis { size: Dim::Fixed(n), .. }) => Ok((tensor.axes.len() - 1, *n)),
             _ => {
                 let shape = self.show_shape(&tensor.axes);
-                self.fail(Code::AxisMismatch, span, format!("the last axis of {shape} has no fixed size"), "expected a fixed last axis")
+                self.fail(
+                    Code::AxisMismatch,
+                    span,
+                    format!("the last axis of {shape} has no fixed size"),
+                    "expected a fixed last axis",
+                )
             }
         }
     }
 
     /// A call of a known function.
     pub(super) fn builtin(&mut self, name: &'static str, given: Vec<Given>, span: Span, place: &Place) -> Eval {
-        if let ("sum" | "mean" | "min" | "max" | "abs" | "exp" | "log" | "sqrt" | "floor" | "ceil" | "sin" | "cos" | "tanh" | "int" | "float", false) =
-            (name, given.iter().any(|g| g.value.is_tensor_like()))
+        if let (
+            "sum" | "mean" | "min" | "max" | "abs" | "exp" | "log" | "sqrt" | "floor" | "ceil" | "sin" | "cos" | "tanh"
+            | "int" | "float",
+            false,
+        ) = (name, given.iter().any(|g| g.value.is_tensor_like()))
         {
             return self.of_sizes(name, given, span);
         }
@@ -114,7 +170,13 @@ impl Expander {
             "min" | "max" => {
                 let mut args = self.args(name, &["a", "b"], given, span)?;
                 let (a, b) = (self.need(&mut args, 0)?, self.need(&mut args, 1)?);
-                self.binary_values(if name == "min" { BinaryOp::Min } else { BinaryOp::Max }, a.value, b.value, span, place)
+                self.binary_values(
+                    if name == "min" { BinaryOp::Min } else { BinaryOp::Max },
+                    a.value,
+                    b.value,
+                    span,
+                    place,
+                )
             }
             "where" => {
                 let mut args = self.args(name, &["condition", "a", "b"], given, span)?;
@@ -141,7 +203,11 @@ impl Expander {
             }
             "attend" => {
                 let mut args = self.args(name, &["q", "k", "v", "mask", "scores", "scale"], given, span)?;
-                let (q, k, v) = (self.need_tensor(&mut args, 0, place)?, self.need_tensor(&mut args, 1, place)?, self.need_tensor(&mut args, 2, place)?);
+                let (q, k, v) = (
+                    self.need_tensor(&mut args, 0, place)?,
+                    self.need_tensor(&mut args, 1, place)?,
+                    self.need_tensor(&mut args, 2, place)?,
+                );
                 let rest: Vec<Option<Value>> = args.values.into_iter().skip(3).map(|g| g.map(|g| g.value)).collect();
                 self.attend(q, k, v, rest, span).map(Value::Tensor)
             }
@@ -164,7 +230,12 @@ impl Expander {
                 let (a, b) = (self.need_tensor(&mut args, 1, place)?, self.need_tensor(&mut args, 2, place)?);
                 match spec.value {
                     Value::Str(s) => self.einsum(&s, a, b, spec.span).map(Value::Tensor),
-                    other => self.fail(Code::WrongType, spec.span, format!("an einsum is written as a string, not {}", other.kind()), "expected a string"),
+                    other => self.fail(
+                        Code::WrongType,
+                        spec.span,
+                        format!("an einsum is written as a string, not {}", other.kind()),
+                        "expected a string",
+                    ),
                 }
             }
             "cache" => {
@@ -179,7 +250,12 @@ impl Expander {
                 let (x, n) = (self.need_tensor(&mut args, 0, place)?, self.need_size(&mut args, 1)?);
                 let (last, width) = self.last(&x, span)?;
                 if width % n != 0 {
-                    return self.fail(Code::AxisMismatch, span, format!("a width of {width} cannot be split into {n}"), "not divisible");
+                    return self.fail(
+                        Code::AxisMismatch,
+                        span,
+                        format!("a width of {width} cannot be split into {n}"),
+                        "not divisible",
+                    );
                 }
                 let mut axes = x.axes.clone();
                 let heads = if x.axis(AxisName::Heads).is_some() { self.other_axis() } else { AxisName::Heads };
@@ -199,7 +275,12 @@ impl Expander {
                     }
                     axes => {
                         let shape = self.show_shape(axes);
-                        self.fail(Code::AxisMismatch, span, format!("the last two axes of {shape} cannot be merged"), "expected two fixed axes")
+                        self.fail(
+                            Code::AxisMismatch,
+                            span,
+                            format!("the last two axes of {shape} cannot be merged"),
+                            "expected two fixed axes",
+                        )
                     }
                 }
             }
@@ -213,7 +294,12 @@ impl Expander {
                 let mut args = self.args(name, &["x", "times"], given, span)?;
                 let (x, times) = (self.need_tensor(&mut args, 0, place)?, self.need_size(&mut args, 1)?);
                 let Some(dim) = x.axes.iter().position(|a| a.name == AxisName::Heads) else {
-                    return self.fail(Code::AxisMismatch, span, "`repeat` acts on heads, and there are none", "expected the result of `split`");
+                    return self.fail(
+                        Code::AxisMismatch,
+                        span,
+                        "`repeat` acts on heads, and there are none",
+                        "expected the result of `split`",
+                    );
                 };
                 let mut axes = x.axes.clone();
                 if let Dim::Fixed(n) = &mut axes[dim].size {
@@ -243,7 +329,12 @@ impl Expander {
                     }
                     _ => {
                         let (a, b) = (self.show_shape(&x.axes), self.show_shape(&indices.axes));
-                        self.fail(Code::AxisMismatch, span, format!("`take` from {a} at {b}"), "expected integer indices with the same leading axes")
+                        self.fail(
+                            Code::AxisMismatch,
+                            span,
+                            format!("`take` from {a} at {b}"),
+                            "expected integer indices with the same leading axes",
+                        )
                     }
                 }
             }
@@ -252,7 +343,12 @@ impl Expander {
                 let (x, k) = (self.need_tensor(&mut args, 0, place)?, self.need_size(&mut args, 1)?);
                 let (last, width) = self.last(&x, span)?;
                 if k > width {
-                    return self.fail(Code::AxisMismatch, span, format!("the {k} largest of {width}"), "more than there are");
+                    return self.fail(
+                        Code::AxisMismatch,
+                        span,
+                        format!("the {k} largest of {width}"),
+                        "more than there are",
+                    );
                 }
                 let mut axes = x.axes.clone();
                 axes[last] = Axis::new(AxisName::Chosen, Dim::Fixed(k));
@@ -276,7 +372,12 @@ impl Expander {
                 let n = x.axes.len();
                 if n < 2 || x.axes[n - 2..].iter().any(|a| !matches!(a.size, Dim::Fixed(_))) {
                     let shape = self.show_shape(&x.axes);
-                    return self.fail(Code::AxisMismatch, span, format!("the last two axes of {shape} cannot be exchanged"), "expected two fixed axes");
+                    return self.fail(
+                        Code::AxisMismatch,
+                        span,
+                        format!("the last two axes of {shape} cannot be exchanged"),
+                        "expected two fixed axes",
+                    );
                 }
                 let mut axes = x.axes.clone();
                 (axes[n - 2].size, axes[n - 1].size) = (axes[n - 1].size, axes[n - 2].size);
@@ -294,7 +395,14 @@ impl Expander {
                 let how = match (name, args.values[1].take()) {
                     ("reduce", Some(Given { value: Value::Str(s), .. })) => s.to_string(),
                     (_, None) if name != "reduce" => name.to_string(),
-                    _ => return self.fail(Code::WrongType, span, "`reduce` needs to know how", "expected 'sum', 'mean', 'max', 'min' or 'argmax'"),
+                    _ => {
+                        return self.fail(
+                            Code::WrongType,
+                            span,
+                            "`reduce` needs to know how",
+                            "expected 'sum', 'mean', 'max', 'min' or 'argmax'",
+                        );
+                    }
                 };
                 self.reduce(&how, x, span).map(Value::Tensor)
             }
@@ -309,7 +417,14 @@ impl Expander {
             "max" => ReduceOp::Max,
             "min" => ReduceOp::Min,
             "argmax" => ReduceOp::ArgMax,
-            other => return self.fail(Code::WrongType, span, format!("no reduction '{other}'"), "expected 'sum', 'mean', 'max', 'min' or 'argmax'"),
+            other => {
+                return self.fail(
+                    Code::WrongType,
+                    span,
+                    format!("no reduction '{other}'"),
+                    "expected 'sum', 'mean', 'max', 'min' or 'argmax'",
+                );
+            }
         };
         let (last, _) = self.last(&x, span)?;
         let x = if op == ReduceOp::Mean { self.cast(x, DType::F32, span)? } else { x };
@@ -330,19 +445,33 @@ impl Expander {
     fn parts(&mut self, x: &Tensor, widths: &Given, span: Span) -> Eval {
         let (dim, width) = self.last(x, span)?;
         let Value::List(items) = &widths.value else {
-            return self.fail(Code::WrongType, widths.span, format!("widths are a list, not {}", widths.value.kind()), "expected a list");
+            return self.fail(
+                Code::WrongType,
+                widths.span,
+                format!("widths are a list, not {}", widths.value.kind()),
+                "expected a list",
+            );
         };
         let sizes = items.iter().map(|i| self.size(i, widths.span)).collect::<Eval<Vec<_>>>()?;
         let total: u64 = sizes.iter().sum();
         if total != width {
-            return self.fail(Code::AxisMismatch, span, format!("parts of {sizes:?} make {total}, and the width is {width}"), "not the whole");
+            return self.fail(
+                Code::AxisMismatch,
+                span,
+                format!("parts of {sizes:?} make {total}, and the width is {width}"),
+                "not the whole",
+            );
         }
         let mut start = 0;
         let mut parts = Vec::new();
         for size in sizes {
             let mut axes = x.axes.clone();
             axes[dim].size = Dim::Fixed(size);
-            let part = if size == width { x.clone() } else { self.emit(Core::Slice { dim, start }, &[x], x.dtype, axes, span)? };
+            let part = if size == width {
+                x.clone()
+            } else {
+                self.emit(Core::Slice { dim, start }, &[x], x.dtype, axes, span)?
+            };
             parts.push(Value::Tensor(part));
             start += size;
         }
@@ -356,9 +485,17 @@ impl Expander {
         let (dim, _) = self.last(first, span)?;
         let mut width = 0;
         for tensor in &tensors {
-            if tensor.axes.len() != first.axes.len() || tensor.axes[..dim] != first.axes[..dim] || tensor.dtype != first.dtype {
+            if tensor.axes.len() != first.axes.len()
+                || tensor.axes[..dim] != first.axes[..dim]
+                || tensor.dtype != first.dtype
+            {
                 let shapes: Vec<String> = tensors.iter().map(|t| self.show_shape(&t.axes)).collect();
-                return self.fail(Code::AxisMismatch, span, "`join` needs the same axes but for the last", format!("the shapes are {}", shapes.join(" and ")));
+                return self.fail(
+                    Code::AxisMismatch,
+                    span,
+                    "`join` needs the same axes but for the last",
+                    format!("the shapes are {}", shapes.join(" and ")),
+                );
             }
             width += self.last(tensor, span)?.1;
         }
@@ -372,10 +509,18 @@ impl Expander {
     fn cache(&mut self, x: Tensor, label: Option<&str>, span: Span) -> Eval<Tensor> {
         let Some(Axis { name: AxisName::Ragged(axis), .. }) = x.axes.first().copied() else {
             let shape = self.show_shape(&x.axes);
-            return self.fail(Code::AxisMismatch, span, format!("`cache` keeps values per token, not {shape}"), "expected a first axis of tokens");
+            return self.fail(
+                Code::AxisMismatch,
+                span,
+                format!("`cache` keeps values per token, not {shape}"),
+                "expected a first axis of tokens",
+            );
         };
         let base = super::apply::join(&self.path, label.unwrap_or("cache"));
-        let path = (0..).map(|i| if i == 0 { base.clone() } else { format!("{base}~{i}") }).find(|p| !self.caches.contains(p)).unwrap_or(base);
+        let path = (0..)
+            .map(|i| if i == 0 { base.clone() } else { format!("{base}~{i}") })
+            .find(|p| !self.caches.contains(p))
+            .unwrap_or(base);
         self.caches.insert(path.clone());
         let path = self.builders.relative(&path);
         let mut axes = x.axes.clone();
@@ -392,12 +537,19 @@ impl Expander {
     /// A function of sizes.
     fn of_sizes(&mut self, name: &'static str, given: Vec<Given>, span: Span) -> Eval {
         let values: Vec<Value> = match given.as_slice() {
-            [Given { value: Value::List(items), .. }] if matches!(name, "sum" | "min" | "max" | "mean") => items.to_vec(),
+            [Given { value: Value::List(items), .. }] if matches!(name, "sum" | "min" | "max" | "mean") => {
+                items.to_vec()
+            }
             _ => given.into_iter().map(|g| g.value).collect(),
         };
         let Some(numbers) = values.iter().map(super::arith::number).collect::<Option<Vec<f64>>>() else {
             let kinds: Vec<&str> = values.iter().map(Value::kind).collect();
-            return self.fail(Code::WrongType, span, format!("`{name}` of {}", kinds.join(" and ")), "expected numbers or tensors");
+            return self.fail(
+                Code::WrongType,
+                span,
+                format!("`{name}` of {}", kinds.join(" and ")),
+                "expected numbers or tensors",
+            );
         };
         let integers = values.iter().all(|v| matches!(v, Value::Int(_)));
         let result = match (name, numbers.as_slice()) {
@@ -416,12 +568,23 @@ impl Expander {
             ("sin", [x]) => return self.finite(x.sin(), span),
             ("cos", [x]) => return self.finite(x.cos(), span),
             ("tanh", [x]) => return self.finite(x.tanh(), span),
-            _ => return self.fail(Code::WrongType, span, format!("`{name}` of {} values", numbers.len()), "expected another number of values"),
+            _ => {
+                return self.fail(
+                    Code::WrongType,
+                    span,
+                    format!("`{name}` of {} values", numbers.len()),
+                    "expected another number of values",
+                );
+            }
         };
         if integers { Ok(Value::Int(result as i64)) } else { self.finite(result, span) }
     }
 
     fn finite(&mut self, value: f64, span: Span) -> Eval {
-        if value.is_finite() { Ok(Value::Float(value)) } else { self.fail(Code::Arithmetic, span, format!("the result is {value}"), "no result") }
+        if value.is_finite() {
+            Ok(Value::Float(value))
+        } else {
+            self.fail(Code::Arithmetic, span, format!("the result is {value}"), "no result")
+        }
     }
 }

@@ -20,7 +20,14 @@ impl Expander {
     /// `softmax(score(scale · q·kᵀ) where mask) · v`; `rest` is mask, scores, scale.
     ///
     /// `q [tokens, H, D]`, `k` and `v [visible, K, D]` -> `[tokens, H, Dv]`; query head `h` reads head `h / (H / K)`.
-    pub(super) fn attend(&mut self, q: Tensor, k: Tensor, v: Tensor, rest: Vec<Option<Value>>, span: Span) -> Eval<Tensor> {
+    pub(super) fn attend(
+        &mut self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        rest: Vec<Option<Value>>,
+        span: Span,
+    ) -> Eval<Tensor> {
         let mut rest = rest.into_iter();
         let mask = rest.next().flatten().unwrap_or(Value::Bool(true));
         let scores = rest.next().flatten().unwrap_or_else(|| Value::Sym(Rc::new(Sym::Score)));
@@ -28,18 +35,32 @@ impl Expander {
             None => 1.0,
             Some(value) => match super::arith::number(&value) {
                 Some(scale) => scale,
-                None => return self.fail(Code::WrongType, span, format!("the scale of attention must be a number, not {}", value.kind()), "expected a number"),
+                None => {
+                    return self.fail(
+                        Code::WrongType,
+                        span,
+                        format!("the scale of attention must be a number, not {}", value.kind()),
+                        "expected a number",
+                    );
+                }
             },
         };
         let everything = matches!(mask, Value::Bool(true));
         let (k, v) = (self.kept(k, &q, everything), self.kept(v, &q, everything));
         let heads = self.heads(&q, &k, &v, span)?;
-        let (kv, group) = (Axis::new(AxisName::KvHeads, Dim::Fixed(heads.kv)), Axis::new(AxisName::Group, Dim::Fixed(heads.group)));
+        let (kv, group) =
+            (Axis::new(AxisName::KvHeads, Dim::Fixed(heads.kv)), Axis::new(AxisName::Group, Dim::Fixed(heads.group)));
         let (n, t) = (Axis::new(AxisName::Query, heads.query.size), Axis::new(AxisName::Keys, heads.keys.size));
 
         let grouped = self.emit(Core::Reshape, &[&q], DType::F32, vec![heads.query, kv, group, q.axes[2]], span)?;
         let full = vec![kv, group, n, t];
-        let products = self.emit(Core::Contract { spec: "nkgd,vkd->kgnv".into() }, &[&grouped, &k], DType::F32, full.clone(), span)?;
+        let products = self.emit(
+            Core::Contract { spec: "nkgd,vkd->kgnv".into() },
+            &[&grouped, &k],
+            DType::F32,
+            full.clone(),
+            span,
+        )?;
         let scale = self.constant(vec![scale], DType::F32, Vec::new(), span)?;
         let scaled = self.emit(Core::Binary(BinaryOp::Mul), &[&products, &scale], DType::F32, full.clone(), span)?;
 
@@ -50,7 +71,12 @@ impl Expander {
                 let scored = self.cast(scored, DType::F32, span)?;
                 if scored.axes != full {
                     let shape = self.show_shape(&scored.axes);
-                    return self.fail(Code::AxisMismatch, span, format!("the scores have shape {shape}"), "expected an expression over `score`");
+                    return self.fail(
+                        Code::AxisMismatch,
+                        span,
+                        format!("the scores have shape {shape}"),
+                        "expected an expression over `score`",
+                    );
                 }
                 scored
             }
@@ -66,7 +92,8 @@ impl Expander {
             self.emit(Core::Softmax, &[&scored, &mask], DType::F32, full, span)?
         };
         let out = vec![heads.query, kv, group, v.axes[2]];
-        let mixed = self.emit(Core::Contract { spec: "kgnv,vkd->nkgd".into() }, &[&weights, &v], DType::F32, out, span)?;
+        let mixed =
+            self.emit(Core::Contract { spec: "kgnv,vkd->nkgd".into() }, &[&weights, &v], DType::F32, out, span)?;
         self.emit(Core::Reshape, &[&mixed], DType::F32, vec![heads.query, q.axes[1], v.axes[2]], span)
     }
 
@@ -81,16 +108,21 @@ impl Expander {
 
     fn heads(&mut self, q: &Tensor, k: &Tensor, v: &Tensor, span: Span) -> Eval<Heads> {
         let sizes = |t: &Tensor| match t.axes.as_slice() {
-            [tokens, Axis { name: AxisName::Heads, size: Dim::Fixed(heads) }, Axis { size: Dim::Fixed(width), .. }] => Some((*tokens, *heads, *width)),
+            [tokens, Axis { name: AxisName::Heads, size: Dim::Fixed(heads) }, Axis { size: Dim::Fixed(width), .. }] => {
+                Some((*tokens, *heads, *width))
+            }
             _ => None,
         };
         match (sizes(q), sizes(k), sizes(v)) {
-            (Some((query, h, dq)), Some((keys, hk, dk)), Some((values, hv, _))) if dq == dk && hk == hv && keys == values && h % hk == 0 => {
+            (Some((query, h, dq)), Some((keys, hk, dk)), Some((values, hv, _)))
+                if dq == dk && hk == hv && keys == values && h % hk == 0 =>
+            {
                 Ok(Heads { query, keys, kv: hk, group: h / hk })
             }
             _ => {
                 let shapes = [q, k, v].map(|t| self.show_shape(&t.axes));
-                let d = Diagnostic::new(Code::AxisMismatch, "queries, keys and values do not fit together", span).label(format!("the shapes are {}", shapes.join(", ")));
+                let d = Diagnostic::new(Code::AxisMismatch, "queries, keys and values do not fit together", span)
+                    .label(format!("the shapes are {}", shapes.join(", ")));
                 Err(self.report(d.help("expected q [tokens, H, D], k [visible, K, D] and v [visible, K, Dv] with H a multiple of K; `split` makes heads")))
             }
         }
@@ -118,7 +150,10 @@ impl Expander {
 
     /// `[H]` as `[K, G]`.
     fn by_head(&mut self, t: Tensor, heads: &Heads, span: Span) -> Eval<Tensor> {
-        let mut axes = vec![Axis::new(AxisName::KvHeads, Dim::Fixed(heads.kv)), Axis::new(AxisName::Group, Dim::Fixed(heads.group))];
+        let mut axes = vec![
+            Axis::new(AxisName::KvHeads, Dim::Fixed(heads.kv)),
+            Axis::new(AxisName::Group, Dim::Fixed(heads.group)),
+        ];
         axes.extend(&t.axes[1..]);
         let dtype = t.dtype;
         self.emit(Core::Reshape, &[&t], dtype, axes, span)
@@ -132,12 +167,24 @@ impl Expander {
                 AxisName::Heads | AxisName::KvHeads | AxisName::Group => axis.name,
                 name if name == heads.query.name => AxisName::Query,
                 name if name == heads.keys.name => AxisName::Keys,
-                _ => return self.fail(Code::Misplaced, span, format!("a tensor of shape {shape} in a mask or a score"), "expected axes of tokens and heads"),
+                _ => {
+                    return self.fail(
+                        Code::Misplaced,
+                        span,
+                        format!("a tensor of shape {shape} in a mask or a score"),
+                        "expected axes of tokens and heads",
+                    );
+                }
             };
         }
         if let Some(at) = t.axes.iter().position(|a| a.name == AxisName::Heads) {
             if t.axes[at].size != Dim::Fixed(heads.kv * heads.group) {
-                return self.fail(Code::AxisMismatch, span, format!("a tensor of shape {shape} in an attention of {} heads", heads.kv * heads.group), "another number of heads");
+                return self.fail(
+                    Code::AxisMismatch,
+                    span,
+                    format!("a tensor of shape {shape} in an attention of {} heads", heads.kv * heads.group),
+                    "another number of heads",
+                );
             }
             if at > 0 {
                 let perm: Vec<usize> = std::iter::once(at).chain((0..t.axes.len()).filter(|i| *i != at)).collect();
@@ -156,7 +203,8 @@ impl Expander {
         let b = self.cast(b, DType::F32, span)?;
         let text: String = spec.chars().filter(|c| !c.is_whitespace()).collect();
         let Some([left, right, result]) = split_spec(&text) else {
-            let d = Diagnostic::new(Code::WrongType, format!("'{spec}' is no einsum of two tensors"), span).label("expected 'labels, labels -> labels'");
+            let d = Diagnostic::new(Code::WrongType, format!("'{spec}' is no einsum of two tensors"), span)
+                .label("expected 'labels, labels -> labels'");
             return Err(self.report(d.help("labels are lowercase letters, one an axis; `...` stands for the others")));
         };
         let mut free = "nmpqrstuvwxyzabcdefghijkl".chars().filter(|c| !text.contains(*c));
@@ -168,20 +216,35 @@ impl Expander {
             let rest = tensor.axes.len().checked_sub(named).filter(|r| labels.contains("...") || *r == 0);
             let Some(rest) = rest else {
                 let shape = self.show_shape(&tensor.axes);
-                return self.fail(Code::AxisMismatch, span, format!("'{labels}' does not fit a tensor of shape {shape}"), "another number of axes");
+                return self.fail(
+                    Code::AxisMismatch,
+                    span,
+                    format!("'{labels}' does not fit a tensor of shape {shape}"),
+                    "another number of axes",
+                );
             };
             if labels.contains("...") && ellipsis.is_none() {
                 ellipsis = Some(free.by_ref().take(rest).collect());
             }
             let labels = labels.replace("...", ellipsis.as_deref().unwrap_or(""));
             if labels.len() != tensor.axes.len() {
-                return self.fail(Code::AxisMismatch, span, format!("`...` stands for different axes in '{spec}'"), "another number of axes");
+                return self.fail(
+                    Code::AxisMismatch,
+                    span,
+                    format!("`...` stands for different axes in '{spec}'"),
+                    "another number of axes",
+                );
             }
             for (label, axis) in labels.chars().zip(&tensor.axes) {
                 match labelled.iter().find(|(l, _)| *l == label) {
                     Some((_, known)) if known.size != axis.size => {
                         let (x, y) = (self.show_dim(known.size), self.show_dim(axis.size));
-                        return self.fail(Code::AxisMismatch, span, format!("`{label}` is an axis of {x} and of {y}"), "the sizes differ");
+                        return self.fail(
+                            Code::AxisMismatch,
+                            span,
+                            format!("`{label}` is an axis of {x} and of {y}"),
+                            "the sizes differ",
+                        );
                     }
                     Some(_) => {}
                     None => labelled.push((label, *axis)),
@@ -194,7 +257,14 @@ impl Expander {
         for label in result.chars() {
             match labelled.iter().find(|(l, _)| *l == label) {
                 Some((_, axis)) => axes.push(*axis),
-                None => return self.fail(Code::WrongType, span, format!("`{label}` of the result is in no operand"), "unknown label"),
+                None => {
+                    return self.fail(
+                        Code::WrongType,
+                        span,
+                        format!("`{label}` of the result is in no operand"),
+                        "unknown label",
+                    );
+                }
             }
         }
         let last = axes.len().saturating_sub(1);

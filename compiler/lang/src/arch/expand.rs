@@ -72,19 +72,35 @@ impl Expander {
 
     /// Reports; the same thing at the same place only once, however many layers repeat it.
     pub(super) fn report(&mut self, diagnostic: Diagnostic) -> Failed {
-        let same = |d: &Diagnostic| d.code == diagnostic.code && d.primary.as_ref().map(|p| p.span) == diagnostic.primary.as_ref().map(|p| p.span);
+        let same = |d: &Diagnostic| {
+            d.code == diagnostic.code
+                && d.primary.as_ref().map(|p| p.span) == diagnostic.primary.as_ref().map(|p| p.span)
+        };
         if !self.diagnostics.iter().any(same) {
             self.diagnostics.push(diagnostic);
         }
         Failed
     }
 
-    pub(super) fn fail<T>(&mut self, code: Code, span: Span, message: impl Into<String>, label: impl Into<String>) -> Eval<T> {
+    pub(super) fn fail<T>(
+        &mut self,
+        code: Code,
+        span: Span,
+        message: impl Into<String>,
+        label: impl Into<String>,
+    ) -> Eval<T> {
         Err(self.report(Diagnostic::new(code, message, span).label(label)))
     }
 
     /// Adds an operation to the graph being built.
-    pub(super) fn emit(&mut self, op: Core, operands: &[&Tensor], dtype: crate::graph::DType, axes: Vec<super::value::Axis>, span: Span) -> Eval<Tensor> {
+    pub(super) fn emit(
+        &mut self,
+        op: Core,
+        operands: &[&Tensor],
+        dtype: crate::graph::DType,
+        axes: Vec<super::value::Axis>,
+        span: Span,
+    ) -> Eval<Tensor> {
         let mut values = Vec::with_capacity(operands.len());
         for operand in operands {
             match self.builders.here(operand) {
@@ -110,17 +126,26 @@ impl Expander {
             for ident in &names {
                 self.check_bindable(ident);
                 if let Some(first) = places.insert(ident.name.clone(), ident.span) {
-                    let d = Diagnostic::new(Code::DuplicateName, format!("`{}` is bound twice", ident.name), ident.span).label("bound again").other(first, "first here");
+                    let d =
+                        Diagnostic::new(Code::DuplicateName, format!("`{}` is bound twice", ident.name), ident.span)
+                            .label("bound again")
+                            .other(first, "first here");
                     self.report(d);
                 }
             }
             let entry = match item {
-                Item::Module(m) => Entry::Ready(Value::Def(Rc::new(Def { module: m.clone(), scope: scope.clone(), given: Vec::new() }))),
+                Item::Module(m) => Entry::Ready(Value::Def(Rc::new(Def {
+                    module: m.clone(),
+                    scope: scope.clone(),
+                    given: Vec::new(),
+                }))),
                 Item::Function(f) if f.constant => {
                     let name = f.name.clone();
                     Entry::Lazy(Arc::new(Binding { names: vec![name], value: f.body.clone() }))
                 }
-                Item::Function(f) => Entry::Ready(Value::Func(Rc::new(Func { function: f.clone(), scope: scope.clone() }))),
+                Item::Function(f) => {
+                    Entry::Ready(Value::Func(Rc::new(Func { function: f.clone(), scope: scope.clone() })))
+                }
                 Item::Binding(b) if lazy_bindings => Entry::Lazy(b.clone()),
                 Item::Binding(_) => continue,
             };
@@ -132,7 +157,11 @@ impl Expander {
 
     pub(super) fn check_bindable(&mut self, ident: &Ident) {
         if RESERVED.contains(&&*ident.name) {
-            self.report(Diagnostic::new(Code::Reserved, format!("`{}` is reserved", ident.name), ident.span).label("cannot be bound").help("it is a position or a score inside attention; choose another name"));
+            self.report(
+                Diagnostic::new(Code::Reserved, format!("`{}` is reserved", ident.name), ident.span)
+                    .label("cannot be bound")
+                    .help("it is a position or a score inside attention; choose another name"),
+            );
         }
     }
 
@@ -144,7 +173,14 @@ impl Expander {
             match entry {
                 Some(Entry::Ready(value)) => return Ok(value),
                 Some(Entry::Failed) => return Err(Failed),
-                Some(Entry::Busy) => return self.fail(Code::Cycle, span, format!("`{name}` needs itself"), "used here while it is being defined"),
+                Some(Entry::Busy) => {
+                    return self.fail(
+                        Code::Cycle,
+                        span,
+                        format!("`{name}` needs itself"),
+                        "used here while it is being defined",
+                    );
+                }
                 Some(Entry::Lazy(binding)) => return self.force(name, &binding, &scope),
                 None => at = scope.parent.clone(),
             }
@@ -172,9 +208,18 @@ impl Expander {
             at = scope.parent.clone();
         }
         names.sort();
-        let all = names.iter().map(|n| &**n).chain(builtins::NAMES.iter().copied()).chain(RESERVED.iter().copied()).chain(["identity"]);
+        let all = names
+            .iter()
+            .map(|n| &**n)
+            .chain(builtins::NAMES.iter().copied())
+            .chain(RESERVED.iter().copied())
+            .chain(["identity"]);
         let help = closest(name, all).map(|c| format!("did you mean `{c}`?"));
-        self.report(Diagnostic::new(Code::UnknownName, format!("no name `{name}`"), span).label("not defined here, in the card or in the library").maybe_help(help))
+        self.report(
+            Diagnostic::new(Code::UnknownName, format!("no name `{name}`"), span)
+                .label("not defined here, in the card or in the library")
+                .maybe_help(help),
+        )
     }
 
     /// Evaluates a top-level binding at its first use.
@@ -185,7 +230,9 @@ impl Expander {
         let place = Place { scope: scope.clone(), frame: None, binds: None };
         let value = self.eval(&binding.value, &place);
         let entries: Vec<Entry> = match (value, binding.names.len()) {
-            (Ok(Value::Tuple(items)), n) if items.len() == n && n > 1 => items.iter().cloned().map(Entry::Ready).collect(),
+            (Ok(Value::Tuple(items)), n) if items.len() == n && n > 1 => {
+                items.iter().cloned().map(Entry::Ready).collect()
+            }
             (Ok(value), n) => vec![Entry::Ready(value); n],
             (Err(Failed), n) => vec![Entry::Failed; n],
         };
@@ -220,8 +267,17 @@ impl Expander {
                 Value::Bool(true) => self.eval(then, place),
                 Value::Bool(false) => self.eval(otherwise, place),
                 other => {
-                    let d = Diagnostic::new(Code::WrongType, format!("a condition must be true or false, not {}", other.kind()), condition.span).label("expected a boolean of sizes");
-                    let help = if other.is_tensor_like() { "to choose element by element, use `where(condition, a, b)`" } else { "compare it, or test it with `is none`" };
+                    let d = Diagnostic::new(
+                        Code::WrongType,
+                        format!("a condition must be true or false, not {}", other.kind()),
+                        condition.span,
+                    )
+                    .label("expected a boolean of sizes");
+                    let help = if other.is_tensor_like() {
+                        "to choose element by element, use `where(condition, a, b)`"
+                    } else {
+                        "compare it, or test it with `is none`"
+                    };
                     Err(self.report(d.help(help)))
                 }
             },
@@ -254,7 +310,14 @@ impl Expander {
         self.check_bindable(variable);
         let items = match self.eval(list, &place.part())? {
             Value::List(items) => items,
-            other => return self.fail(Code::WrongType, list.span, format!("`for` goes over a list or a range, not {}", other.kind()), "expected a list"),
+            other => {
+                return self.fail(
+                    Code::WrongType,
+                    list.span,
+                    format!("`for` goes over a list or a range, not {}", other.kind()),
+                    "expected a list",
+                );
+            }
         };
         let mut values = Vec::with_capacity(items.len());
         let mut failed = false;
@@ -285,7 +348,12 @@ impl Expander {
             BinOp::Range => self.range(&a, &b, span),
             BinOp::In => match &b {
                 Value::List(items) => Ok(Value::Bool(items.iter().any(|item| super::arith::same(&a, item)))),
-                other => self.fail(Code::WrongType, right.span, format!("`in` needs a list, not {}", other.kind()), "expected a list"),
+                other => self.fail(
+                    Code::WrongType,
+                    right.span,
+                    format!("`in` needs a list, not {}", other.kind()),
+                    "expected a list",
+                ),
             },
             _ => self.binary(op, a, b, span, place),
         }
@@ -293,9 +361,18 @@ impl Expander {
 
     fn range(&mut self, a: &Value, b: &Value, span: Span) -> Eval {
         match (a, b) {
-            (Value::Int(a), Value::Int(b)) if b.saturating_sub(*a) <= MAX_LIST => Ok(Value::List(Rc::new((*a..*b).map(Value::Int).collect()))),
-            (Value::Int(_), Value::Int(_)) => self.fail(Code::TooLarge, span, format!("a range of more than {MAX_LIST} values"), "too long"),
-            _ => self.fail(Code::WrongType, span, format!("a range goes between integers, not {} and {}", a.kind(), b.kind()), "expected integers"),
+            (Value::Int(a), Value::Int(b)) if b.saturating_sub(*a) <= MAX_LIST => {
+                Ok(Value::List(Rc::new((*a..*b).map(Value::Int).collect())))
+            }
+            (Value::Int(_), Value::Int(_)) => {
+                self.fail(Code::TooLarge, span, format!("a range of more than {MAX_LIST} values"), "too long")
+            }
+            _ => self.fail(
+                Code::WrongType,
+                span,
+                format!("a range goes between integers, not {} and {}", a.kind(), b.kind()),
+                "expected integers",
+            ),
         }
     }
 
@@ -315,32 +392,59 @@ impl Expander {
             return self.fail(Code::WrongType, span, "a list has one index", "more than one index");
         }
         match (&value, &index) {
-            (Value::List(items) | Value::Tuple(items), Value::Int(i)) => match usize::try_from(*i).ok().and_then(|i| items.get(i)) {
-                Some(item) => Ok(item.clone()),
-                None => self.fail(Code::Arithmetic, span, format!("index {i} of a list of {}", items.len()), "outside the list"),
-            },
-            _ => self.fail(Code::WrongType, span, format!("{} cannot be indexed with {}", value.kind(), index.kind()), "expected a list and an integer"),
+            (Value::List(items) | Value::Tuple(items), Value::Int(i)) => {
+                match usize::try_from(*i).ok().and_then(|i| items.get(i)) {
+                    Some(item) => Ok(item.clone()),
+                    None => self.fail(
+                        Code::Arithmetic,
+                        span,
+                        format!("index {i} of a list of {}", items.len()),
+                        "outside the list",
+                    ),
+                }
+            }
+            _ => self.fail(
+                Code::WrongType,
+                span,
+                format!("{} cannot be indexed with {}", value.kind(), index.kind()),
+                "expected a list and an integer",
+            ),
         }
     }
 
     fn eval_member(&mut self, base: &Expr, name: &Ident, place: &Place) -> Eval {
         match self.eval(base, &place.part())? {
             // A key that a mapping lacks is none: `rope.factor ?? 1`.
-            Value::Map(entries) => Ok(entries.iter().find(|(k, _)| *k == name.name).map_or(Value::None, |(_, v)| v.clone())),
+            Value::Map(entries) => {
+                Ok(entries.iter().find(|(k, _)| *k == name.name).map_or(Value::None, |(_, v)| v.clone()))
+            }
             Value::Instance(instance) => match instance.child(&name.name) {
                 Some(value) => Ok(value),
                 None => {
                     let children: Vec<Arc<str>> = instance.children.borrow().iter().map(|(n, _)| n.clone()).collect();
                     let help = if !instance.applied.get() {
-                        Some(format!("`{}` is not applied before this; its first application makes its parameters", instance.path))
+                        Some(format!(
+                            "`{}` is not applied before this; its first application makes its parameters",
+                            instance.path
+                        ))
                     } else {
                         crate::diagnostic::did_you_mean(&name.name, children.iter().map(|c| &**c))
                     };
-                    let d = Diagnostic::new(Code::UnknownName, format!("`{}` has no `{}`", instance.path, name.name), name.span).label("not bound in its body");
+                    let d = Diagnostic::new(
+                        Code::UnknownName,
+                        format!("`{}` has no `{}`", instance.path, name.name),
+                        name.span,
+                    )
+                    .label("not bound in its body");
                     Err(self.report(d.maybe_help(help)))
                 }
             },
-            other => self.fail(Code::WrongType, base.span, format!("{} has no members", other.kind()), "expected a mapping or an instance"),
+            other => self.fail(
+                Code::WrongType,
+                base.span,
+                format!("{} has no members", other.kind()),
+                "expected a mapping or an instance",
+            ),
         }
     }
 
@@ -348,8 +452,15 @@ impl Expander {
     pub(super) fn size(&mut self, value: &Value, span: Span) -> Eval<u64> {
         match value {
             Value::Int(v) if *v > 0 && *v < (1 << 40) => Ok(*v as u64),
-            Value::Int(v) => self.fail(Code::Arithmetic, span, format!("{v} is no size"), "expected a positive integer"),
-            other => self.fail(Code::WrongType, span, format!("a size must be an integer, not {}", other.kind()), "expected a positive integer"),
+            Value::Int(v) => {
+                self.fail(Code::Arithmetic, span, format!("{v} is no size"), "expected a positive integer")
+            }
+            other => self.fail(
+                Code::WrongType,
+                span,
+                format!("a size must be an integer, not {}", other.kind()),
+                "expected a positive integer",
+            ),
         }
     }
 
@@ -368,8 +479,13 @@ impl Expander {
                         ExprKind::Name(n) => Some(n.clone()),
                         _ => None,
                     };
-                    given.push(super::apply::Given { name: arg.name.as_ref().map(|n| n.name.clone()), value, span: arg.value.span, written });
-                },
+                    given.push(super::apply::Given {
+                        name: arg.name.as_ref().map(|n| n.name.clone()),
+                        value,
+                        span: arg.value.span,
+                        written,
+                    });
+                }
                 Err(Failed) => failed = true,
             }
         }

@@ -127,7 +127,8 @@ pub fn elaborate(spec: &Spec, options: &ElaborateOptions) -> Result<Model, Repor
     };
     let mut parameters: Vec<_> = std::mem::take(&mut expander.params).into_iter().collect();
     parameters.sort_by_key(|(_, used)| used.order);
-    let parameters: Vec<Parameter> = parameters.into_iter().map(|(path, used)| Parameter { path, shape: used.dims }).collect();
+    let parameters: Vec<Parameter> =
+        parameters.into_iter().map(|(path, used)| Parameter { path, shape: used.dims }).collect();
     let format = if options.format.is_empty() { "hf" } else { &options.format };
     let names = spec.names.iter().find(|(f, _)| **f == *format).map(|(_, n)| n.clone()).unwrap_or_default();
     let bound = names::bind(&names, &sizes, &parameters, &expander.aliases, &mut diagnostics);
@@ -175,7 +176,8 @@ impl Expander {
             _ => None,
         });
         let Some(model) = model else {
-            let d = Diagnostic::new(Code::NoModel, "the wiring has no model", spec.wiring_span).label("expected `model(input: i64[tokens]) { .. }`");
+            let d = Diagnostic::new(Code::NoModel, "the wiring has no model", spec.wiring_span)
+                .label("expected `model(input: i64[tokens]) { .. }`");
             return Err(self.report(d));
         };
         self.builders.push("model", "");
@@ -186,11 +188,23 @@ impl Expander {
 
     fn expand_model(&mut self, model: &Arc<Module>, card: &Rc<Scope>) -> Eval<Root> {
         if let Some(option) = model.options.first() {
-            return self.fail(Code::NoModel, option.name.span, "the model has no options, only inputs", "unexpected option");
+            return self.fail(
+                Code::NoModel,
+                option.name.span,
+                "the model has no options, only inputs",
+                "unexpected option",
+            );
         }
         let scope = Scope::new(Some(card.clone()));
         let def = Rc::new(Def { module: model.clone(), scope: card.clone(), given: Vec::new() });
-        let instance = Rc::new(Instance { id: 0, path: String::new(), def, children: RefCell::default(), options: RefCell::default(), applied: Cell::new(true) });
+        let instance = Rc::new(Instance {
+            id: 0,
+            path: String::new(),
+            def,
+            children: RefCell::default(),
+            options: RefCell::default(),
+            applied: Cell::new(true),
+        });
         let mut inputs = Vec::new();
         let mut tokens = None;
         for param in &model.inputs {
@@ -204,7 +218,12 @@ impl Expander {
         let result = self.body(model, &instance, &place)?;
         let span = model.result.span;
         let Value::Map(entries) = result else {
-            return self.fail(Code::NoModel, span, format!("the model returns {}", result.kind()), "expected `{name: value}`");
+            return self.fail(
+                Code::NoModel,
+                span,
+                format!("the model returns {}", result.kind()),
+                "expected `{name: value}`",
+            );
         };
         let mut n_outputs = 0;
         for (name, value) in entries.iter().filter(|(_, v)| !matches!(v, Value::None)) {
@@ -215,7 +234,12 @@ impl Expander {
             }
         }
         if n_outputs == 0 {
-            return self.fail(Code::NoModel, span, "the model returns nothing", "expected at least one output that is not none");
+            return self.fail(
+                Code::NoModel,
+                span,
+                "the model returns nothing",
+                "expected at least one output that is not none",
+            );
         }
         Ok(Root { instance, inputs })
     }
@@ -223,7 +247,12 @@ impl Expander {
     /// An input of the model: its tensor and its declaration.
     fn input_decl(&mut self, param: &Param, card: &Rc<Scope>) -> Eval<(value::Tensor, InputDecl)> {
         let Some(TypeExpr::Tensor { dtype, dims }) = &param.ty else {
-            return self.fail(Code::MissingOption, param.name.span, format!("the input `{}` has no type", param.name.name), "expected a type, as in `i64[tokens]`");
+            return self.fail(
+                Code::MissingOption,
+                param.name.span,
+                format!("the input `{}` has no type", param.name.name),
+                "expected a type, as in `i64[tokens]`",
+            );
         };
         let mut axes = Vec::new();
         for (i, dim) in dims.iter().enumerate() {
@@ -237,7 +266,14 @@ impl Expander {
                     Value::Bool(b) => Some(f64::from(u8::from(b))),
                     value => match arith::number(&value) {
                         Some(v) => Some(v),
-                        None => return self.fail(Code::WrongType, expr.span, format!("the default of an input is a number, not {}", value.kind()), "expected a number"),
+                        None => {
+                            return self.fail(
+                                Code::WrongType,
+                                expr.span,
+                                format!("the default of an input is a number, not {}", value.kind()),
+                                "expected a number",
+                            );
+                        }
                     },
                 }
             }
@@ -310,7 +346,8 @@ fn caches(graphs: &[Graph], graph: usize, at: &str) -> Vec<(String, Vec<u64>)> {
     for node in g.nodes() {
         match g.op(node).as_core() {
             Some(Core::Cache { path }) => {
-                let sizes = g.types(node)[0].dims[1..].iter().map(|d| if let Dim::Fixed(n) = d { *n } else { 0 }).collect();
+                let sizes =
+                    g.types(node)[0].dims[1..].iter().map(|d| if let Dim::Fixed(n) = d { *n } else { 0 }).collect();
                 found.push((absolute(path), sizes));
             }
             Some(Core::Call { graph, at }) => found.extend(caches(graphs, *graph, &absolute(at))),

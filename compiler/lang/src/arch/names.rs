@@ -71,7 +71,13 @@ struct Match<'a> {
 }
 
 /// Binds every parameter.
-pub(super) fn bind(names: &Names, sizes: &[(Arc<str>, Datum)], parameters: &[Parameter], aliases: &[(String, String)], diagnostics: &mut Vec<Diagnostic>) -> Bound {
+pub(super) fn bind(
+    names: &Names,
+    sizes: &[(Arc<str>, Datum)],
+    parameters: &[Parameter],
+    aliases: &[(String, String)],
+    diagnostics: &mut Vec<Diagnostic>,
+) -> Bound {
     let rules: Vec<NameRule> = names.rules.iter().flat_map(|r| alternatives(r, sizes)).collect();
     let mut binder = Binder { names, rules: &rules, parameters, diagnostics };
     let bindings = parameters.iter().map(|p| binder.parameter(p)).collect();
@@ -94,7 +100,9 @@ pub fn matches_pattern(pattern: &str, name: &str) -> bool {
 fn prefix_lengths(pattern: &[&str], name: &[&str]) -> Vec<(usize, Vec<String>)> {
     let Some((first, rest)) = pattern.split_first() else { return vec![(0, Vec::new())] };
     if *first == "**" {
-        return (0..=name.len()).flat_map(|skip| prefix_lengths(rest, &name[skip..]).into_iter().map(move |(n, w)| (n + skip, w))).collect();
+        return (0..=name.len())
+            .flat_map(|skip| prefix_lengths(rest, &name[skip..]).into_iter().map(move |(n, w)| (n + skip, w)))
+            .collect();
     }
     match name.split_first() {
         Some((component, others)) if *first == "*" || first == component => prefix_lengths(rest, others)
@@ -131,14 +139,21 @@ fn alternatives(rule: &NameRule, sizes: &[(Arc<str>, Datum)]) -> Vec<NameRule> {
     for pattern in &rule.within {
         made = made
             .iter()
-            .flat_map(|m| braces(pattern, sizes).into_iter().map(|p| NameRule { within: m.within.iter().cloned().chain([p.into()]).collect(), ..m.clone() }))
+            .flat_map(|m| {
+                braces(pattern, sizes)
+                    .into_iter()
+                    .map(|p| NameRule { within: m.within.iter().cloned().chain([p.into()]).collect(), ..m.clone() })
+            })
             .collect();
     }
     let keys: Vec<Vec<String>> = rule.keys.iter().map(|k| braces(k, sizes)).collect();
     let choices = keys.iter().map(Vec::len).max().unwrap_or(0);
     made.iter()
         .flat_map(|m| {
-            (0..choices).map(|i| NameRule { keys: keys.iter().filter_map(|k| k.get(i).or(k.first())).map(|k| Arc::from(k.as_str())).collect(), ..m.clone() })
+            (0..choices).map(|i| NameRule {
+                keys: keys.iter().filter_map(|k| k.get(i).or(k.first())).map(|k| Arc::from(k.as_str())).collect(),
+                ..m.clone()
+            })
         })
         .collect()
 }
@@ -161,7 +176,14 @@ impl<'a> Binder<'a> {
                     for start in from..path.len() {
                         for (length, wildcards) in prefix_lengths(&key, &path[start..]) {
                             if length > 0 {
-                                found.push(Match { rule, part, start, end: start + length, length: within + length, wildcards });
+                                found.push(Match {
+                                    rule,
+                                    part,
+                                    start,
+                                    end: start + length,
+                                    length: within + length,
+                                    wildcards,
+                                });
                             }
                         }
                     }
@@ -173,11 +195,17 @@ impl<'a> Binder<'a> {
         for m in found {
             match kept.iter().find(|k| k.start < m.end && m.start < k.end) {
                 None => kept.push(m),
-                Some(k) if k.length == m.length && !std::ptr::eq(k.rule, m.rule) && k.rule.targets != m.rule.targets => {
-                    let d = Diagnostic::new(Code::NameTie, format!("two name rules match `{}` with the same length", path.join(".")), m.rule.span)
-                        .label("this rule")
-                        .other(k.rule.span, "and this one")
-                        .help("make one of them longer: put it inside the name of an enclosing module");
+                Some(k)
+                    if k.length == m.length && !std::ptr::eq(k.rule, m.rule) && k.rule.targets != m.rule.targets =>
+                {
+                    let d = Diagnostic::new(
+                        Code::NameTie,
+                        format!("two name rules match `{}` with the same length", path.join(".")),
+                        m.rule.span,
+                    )
+                    .label("this rule")
+                    .other(k.rule.span, "and this one")
+                    .help("make one of them longer: put it inside the name of an enclosing module");
                     if !self.diagnostics.contains(&d) {
                         self.diagnostics.push(d);
                     }
@@ -204,8 +232,14 @@ impl<'a> Binder<'a> {
                     m.rule.targets.iter().map(move |target| {
                         let mut name = if target.absolute { Vec::new() } else { name.clone() };
                         let mut wildcards = m.wildcards.iter();
-                        name.extend(target.name.split('.').map(|c| if c == "*" { wildcards.next().cloned().unwrap_or_default() } else { c.to_string() }));
-                        (name, *absolute || target.absolute, if target.layout.is_some() { Some(target) } else { *layout })
+                        name.extend(target.name.split('.').map(|c| {
+                            if c == "*" { wildcards.next().cloned().unwrap_or_default() } else { c.to_string() }
+                        }));
+                        (
+                            name,
+                            *absolute || target.absolute,
+                            if target.layout.is_some() { Some(target) } else { *layout },
+                        )
                     })
                 })
                 .collect();
@@ -238,13 +272,20 @@ impl<'a> Binder<'a> {
         let matches = self.matches(&path);
         let candidates = self.candidates(&path, &matches);
         let names = candidates.iter().map(|(n, _)| n.clone()).collect();
-        let stored = matches.iter().find_map(|m| m.rule.targets.iter().find_map(|t| t.layout.as_ref()).map(|layout| (m, layout)));
+        let stored = matches
+            .iter()
+            .find_map(|m| m.rule.targets.iter().find_map(|t| t.layout.as_ref()).map(|layout| (m, layout)));
         let (shape, steps) = match stored {
             None => (parameter.shape.clone(), Vec::new()),
             Some((m, layout)) => match self.layout(parameter, &path, m, layout) {
                 Ok(stored) => stored,
                 Err(why) => {
-                    let d = Diagnostic::new(Code::NameParts, format!("`{}` cannot be stored so: {why}", parameter.path), m.rule.span).label("this rule");
+                    let d = Diagnostic::new(
+                        Code::NameParts,
+                        format!("`{}` cannot be stored so: {why}", parameter.path),
+                        m.rule.span,
+                    )
+                    .label("this rule");
                     if !self.diagnostics.iter().any(|other| other.code == d.code && other.primary == d.primary) {
                         self.diagnostics.push(d);
                     }
@@ -256,8 +297,15 @@ impl<'a> Binder<'a> {
     }
 
     /// The stored shape and the steps of a parameter that is one part of a stored tensor.
-    fn layout(&self, parameter: &Parameter, path: &[&str], m: &Match<'a>, layout: &[Vec<Arc<str>>]) -> Result<(Vec<u64>, Vec<Step>), String> {
-        let shapes = (0..m.rule.keys.len()).map(|part| self.part_shape(path, m, part)).collect::<Result<Vec<_>, _>>()?;
+    fn layout(
+        &self,
+        parameter: &Parameter,
+        path: &[&str],
+        m: &Match<'a>,
+        layout: &[Vec<Arc<str>>],
+    ) -> Result<(Vec<u64>, Vec<Step>), String> {
+        let shapes =
+            (0..m.rule.keys.len()).map(|part| self.part_shape(path, m, part)).collect::<Result<Vec<_>, _>>()?;
         let rank = parameter.shape.len();
         let label = |name: &str| match (name, rank) {
             ("in", 2) => Some(1),
@@ -272,7 +320,10 @@ impl<'a> Binder<'a> {
             let single = (dim.len() == 1).then(|| label(&dim[0])).flatten();
             if dim.len() == 1 && single.is_none() && layout.len() > rank {
                 // A stack: the component that `*` matched is the element.
-                let index = wildcards.next().and_then(|w| w.parse::<u64>().ok()).ok_or_else(|| format!("`{}` needs a `*` in the key that is a number", dim[0]))?;
+                let index = wildcards
+                    .next()
+                    .and_then(|w| w.parse::<u64>().ok())
+                    .ok_or_else(|| format!("`{}` needs a `*` in the key that is a number", dim[0]))?;
                 stacked.push(Step::Index { dim: stored - stacked.len(), index });
                 let count = self.stack_count(path, m);
                 shape.push(count);
@@ -288,7 +339,10 @@ impl<'a> Binder<'a> {
             if dim.len() != m.rule.keys.len() {
                 return Err(format!("{} parts for a sum of {}", dim.len(), m.rule.keys.len()));
             }
-            let lengths = shapes.iter().map(|s| s.get(d).copied().ok_or("the parts have different ranks")).collect::<Result<Vec<_>, _>>()?;
+            let lengths = shapes
+                .iter()
+                .map(|s| s.get(d).copied().ok_or("the parts have different ranks"))
+                .collect::<Result<Vec<_>, _>>()?;
             slices.push(Step::Slice { dim: kept, start: lengths[..m.part].iter().sum(), len: lengths[m.part] });
             shape.push(lengths.iter().sum());
         }
@@ -304,9 +358,16 @@ impl<'a> Binder<'a> {
     /// The shape of another summand at the same place.
     fn part_shape(&self, path: &[&str], m: &Match<'a>, part: usize) -> Result<Vec<u64>, String> {
         let mut wildcards = m.wildcards.iter();
-        let key: Vec<&str> = m.rule.keys[part].split('.').map(|c| if c == "*" { wildcards.next().map_or(c, String::as_str) } else { c }).collect();
+        let key: Vec<&str> = m.rule.keys[part]
+            .split('.')
+            .map(|c| if c == "*" { wildcards.next().map_or(c, String::as_str) } else { c })
+            .collect();
         let sibling = [&path[..m.start], &key, &path[m.end..]].concat().join(".");
-        self.parameters.iter().find(|p| p.path == sibling).map(|p| p.shape.clone()).ok_or_else(|| format!("there is no parameter `{sibling}`"))
+        self.parameters
+            .iter()
+            .find(|p| p.path == sibling)
+            .map(|p| p.shape.clone())
+            .ok_or_else(|| format!("there is no parameter `{sibling}`"))
     }
 
     /// How many parameters a stack holds: those that differ in the first wildcard only.
@@ -315,7 +376,8 @@ impl<'a> Binder<'a> {
         let Some(at) = key.iter().position(|c| *c == "*") else { return 1 };
         let same = |p: &&Parameter| {
             let other: Vec<&str> = p.path.split('.').collect();
-            other.len() == path.len() && other.iter().zip(path).enumerate().all(|(i, (a, b))| a == b || i == m.start + at)
+            other.len() == path.len()
+                && other.iter().zip(path).enumerate().all(|(i, (a, b))| a == b || i == m.start + at)
         };
         self.parameters.iter().filter(same).count() as u64
     }

@@ -8,7 +8,12 @@ use crate::diagnostic::{Code, Diagnostic, did_you_mean};
 use crate::spec::{Datum, Place, Size, Spec, parse_yaml};
 
 /// The value of each size in the card's order.
-pub(super) fn resolve(spec: &Spec, config: Option<&serde_json::Value>, sets: &[(String, String)], diagnostics: &mut Vec<Diagnostic>) -> Vec<(Arc<str>, Datum)> {
+pub(super) fn resolve(
+    spec: &Spec,
+    config: Option<&serde_json::Value>,
+    sets: &[(String, String)],
+    diagnostics: &mut Vec<Diagnostic>,
+) -> Vec<(Arc<str>, Datum)> {
     let config = config.map(|c| under(spec, &Datum::from(c)));
     let sets = read_sets(spec, sets, diagnostics);
     if let Some(config) = &config {
@@ -47,13 +52,20 @@ fn read_sets(spec: &Spec, sets: &[(String, String)], diagnostics: &mut Vec<Diagn
     for (name, text) in sets {
         let Some(size) = spec.sizes.iter().find(|s| *s.name == **name) else {
             let help = did_you_mean(name, spec.sizes.iter().map(|s| &*s.name));
-            diagnostics.push(Diagnostic::unplaced(Code::UnknownSize, format!("`--set {name}={text}`: the card has no size `{name}`")).maybe_help(help));
+            diagnostics.push(
+                Diagnostic::unplaced(
+                    Code::UnknownSize,
+                    format!("`--set {name}={text}`: the card has no size `{name}`"),
+                )
+                .maybe_help(help),
+            );
             continue;
         };
         let mut wrong = Vec::new();
         match parse_yaml(text, 0, &mut wrong) {
             Some(node) if wrong.is_empty() => read.push((size.name.clone(), node.datum())),
-            _ => diagnostics.push(Diagnostic::unplaced(Code::WrongSize, format!("`--set {name}={text}`: the value is not YAML"))),
+            _ => diagnostics
+                .push(Diagnostic::unplaced(Code::WrongSize, format!("`--set {name}={text}`: the value is not YAML"))),
         }
     }
     read
@@ -68,8 +80,12 @@ fn check_assumptions(spec: &Spec, config: &Datum, diagnostics: &mut Vec<Diagnost
         };
         if !same {
             diagnostics.push(
-                Diagnostic::new(Code::Assumption, format!("the config has `{}: {found}`, for which this card would compute something else", key.text), key.span)
-                    .label(format!("the card is for {expected}")),
+                Diagnostic::new(
+                    Code::Assumption,
+                    format!("the config has `{}: {found}`, for which this card would compute something else", key.text),
+                    key.span,
+                )
+                .label(format!("the card is for {expected}")),
             );
         }
     }
@@ -104,12 +120,19 @@ fn from_config(size: &Size, config: &Datum, diagnostics: &mut Vec<Diagnostic>) -
             .iter()
             .map(|place| match place {
                 Place::Key(key) => format!("`{key}`"),
-                Place::Mapping(entries) => entries.iter().map(|(_, key)| format!("`{key}`")).collect::<Vec<_>>().join(" with "),
+                Place::Mapping(entries) => {
+                    entries.iter().map(|(_, key)| format!("`{key}`")).collect::<Vec<_>>().join(" with ")
+                }
             })
             .collect();
-        let mut d = Diagnostic::new(Code::MissingSize, format!("the config has no {}", keys.join(" and no ")), size.span).label("the card needs it");
+        let mut d =
+            Diagnostic::new(Code::MissingSize, format!("the config has no {}", keys.join(" and no ")), size.span)
+                .label("the card needs it");
         if let (Datum::Map(entries), [Place::Key(key)]) = (config, places) {
-            d = d.maybe_help(did_you_mean(key, entries.iter().map(|(k, _)| &**k)).map(|h| h.replace("did you mean", "does the config mean")));
+            d = d.maybe_help(
+                did_you_mean(key, entries.iter().map(|(k, _)| &**k))
+                    .map(|h| h.replace("did you mean", "does the config mean")),
+            );
         }
         diagnostics.push(d);
     }
@@ -167,6 +190,9 @@ fn check_type(size: &Size, value: &Datum, diagnostics: &mut Vec<Diagnostic>) {
     };
     if !fits {
         let message = format!("`{}` is {value}, which is {}", size.name, value.kind());
-        diagnostics.push(Diagnostic::new(Code::WrongSize, message, size.span).label(format!("the card has {} here", expected.kind())));
+        diagnostics.push(
+            Diagnostic::new(Code::WrongSize, message, size.span)
+                .label(format!("the card has {} here", expected.kind())),
+        );
     }
 }

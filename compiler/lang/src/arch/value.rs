@@ -275,7 +275,10 @@ impl Value {
             Value::Str(s) => format!("'{s}'"),
             Value::List(items) if items.len() > 8 => format!("[{} values]", items.len()),
             Value::List(items) => format!("[{}]", items.iter().map(Value::show).collect::<Vec<_>>().join(", ")),
-            Value::Map(entries) => format!("{{{}}}", entries.iter().map(|(k, v)| format!("{k}: {}", v.show())).collect::<Vec<_>>().join(", ")),
+            Value::Map(entries) => format!(
+                "{{{}}}",
+                entries.iter().map(|(k, v)| format!("{k}: {}", v.show())).collect::<Vec<_>>().join(", ")
+            ),
             Value::Tuple(items) => format!("({})", items.iter().map(Value::show).collect::<Vec<_>>().join(", ")),
             Value::Tensor(_) => "tensor".into(),
             Value::Param(p) => p.path.clone(),
@@ -283,7 +286,11 @@ impl Value {
             Value::Sym(s) => s.show(),
             Value::Def(d) => match d.given.as_slice() {
                 [] => d.module.name.name.to_string(),
-                given => format!("{}({})", d.module.name.name, given.iter().map(|(k, v, _)| format!("{k} = {}", v.show())).collect::<Vec<_>>().join(", ")),
+                given => format!(
+                    "{}({})",
+                    d.module.name.name,
+                    given.iter().map(|(k, v, _)| format!("{k} = {}", v.show())).collect::<Vec<_>>().join(", ")
+                ),
             },
             Value::Func(f) => f.function.name.name.to_string(),
             Value::Instance(i) => i.path.clone(),

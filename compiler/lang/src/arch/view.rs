@@ -65,14 +65,20 @@ fn module(node: &Node, parent: &str, depth: usize, f: &mut fmt::Formatter<'_>) -
 /// Quoted where YAML would read something else.
 fn quoted(text: &str) -> String {
     let plain = text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-' | ' '));
-    if plain && !text.is_empty() && text.trim() == text { text.to_string() } else { format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")) }
+    if plain && !text.is_empty() && text.trim() == text {
+        text.to_string()
+    } else {
+        format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+    }
 }
 
 fn datum(value: &Datum) -> String {
     match value {
         Datum::Str(s) => quoted(s),
         Datum::List(items) => format!("[{}]", items.iter().map(datum).collect::<Vec<_>>().join(", ")),
-        Datum::Map(entries) => format!("{{{}}}", entries.iter().map(|(k, v)| format!("{k}: {}", datum(v))).collect::<Vec<_>>().join(", ")),
+        Datum::Map(entries) => {
+            format!("{{{}}}", entries.iter().map(|(k, v)| format!("{k}: {}", datum(v))).collect::<Vec<_>>().join(", "))
+        }
         other => other.to_string(),
     }
 }

@@ -106,7 +106,13 @@ pub struct Diagnostic {
 impl Diagnostic {
     /// A diagnostic at a place.
     pub fn new(code: Code, message: impl Into<String>, span: Span) -> Self {
-        Diagnostic { code, message: message.into(), primary: Some(Label { span, text: String::new() }), others: Vec::new(), help: None }
+        Diagnostic {
+            code,
+            message: message.into(),
+            primary: Some(Label { span, text: String::new() }),
+            others: Vec::new(),
+            help: None,
+        }
     }
 
     /// A diagnostic about something that is not in a text.

@@ -43,7 +43,15 @@ fn one(sources: &SourceMap, diagnostic: &Diagnostic, f: &mut fmt::Formatter<'_>)
         let room = text.chars().count().saturating_sub(column - 1);
         let marks: String = std::iter::repeat_n(mark, length.min(room).max(1)).collect();
         writeln!(f, "{line:>widest$}│ {text}")?;
-        writeln!(f, "{:widest$}│ {:pad$}{marks}{}{}", "", "", if label.text.is_empty() { "" } else { " " }, label.text, pad = column - 1)?;
+        writeln!(
+            f,
+            "{:widest$}│ {:pad$}{marks}{}{}",
+            "",
+            "",
+            if label.text.is_empty() { "" } else { " " },
+            label.text,
+            pad = column - 1
+        )?;
     }
     if let Some(help) = &diagnostic.help {
         writeln!(f, "{:widest$}= help: {help}", "")?;

@@ -122,15 +122,39 @@ pub enum ExprKind {
     Tuple(Vec<Expr>),
     Mapping(Vec<(Ident, Expr)>),
     /// `[body for variable in list]`.
-    Comprehension { body: Expr, variable: Ident, list: Expr },
-    If { condition: Expr, then: Expr, otherwise: Expr },
+    Comprehension {
+        body: Expr,
+        variable: Ident,
+        list: Expr,
+    },
+    If {
+        condition: Expr,
+        then: Expr,
+        otherwise: Expr,
+    },
     Not(Expr),
     Neg(Expr),
-    Binary { op: BinOp, left: Expr, right: Expr },
-    Call { callee: Expr, args: Vec<Arg> },
-    Index { base: Expr, indices: Vec<Expr> },
-    Member { base: Expr, name: Ident },
-    IsNone { value: Expr, negated: bool },
+    Binary {
+        op: BinOp,
+        left: Expr,
+        right: Expr,
+    },
+    Call {
+        callee: Expr,
+        args: Vec<Arg>,
+    },
+    Index {
+        base: Expr,
+        indices: Vec<Expr>,
+    },
+    Member {
+        base: Expr,
+        name: Ident,
+    },
+    IsNone {
+        value: Expr,
+        negated: bool,
+    },
 }
 
 /// An argument of a call.

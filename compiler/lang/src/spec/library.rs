@@ -37,7 +37,9 @@ impl Library {
     /// # Errors
     /// A folder or file that cannot be read.
     pub fn from_dir(dir: &Path) -> Result<Self, Report> {
-        let unreadable = |path: &Path, e: std::io::Error| Report::unplaced(Code::Unreadable, format!("cannot read {}: {e}", path.display()));
+        let unreadable = |path: &Path, e: std::io::Error| {
+            Report::unplaced(Code::Unreadable, format!("cannot read {}: {e}", path.display()))
+        };
         let mut files = Vec::new();
         for (folder, prefix) in [(dir.to_path_buf(), ""), (dir.join("lib"), "lib")] {
             if !prefix.is_empty() && !folder.is_dir() {
@@ -57,7 +59,8 @@ impl Library {
     /// A library of the given files, by path: `x.yaml`, `lib/x.xf`.
     pub fn build(files: impl Iterator<Item = (PathBuf, String)>) -> Self {
         let files: BTreeMap<PathBuf, String> = files.collect();
-        let (mut cards, mut sources, mut items, mut diagnostics) = (BTreeMap::new(), SourceMap::default(), Vec::new(), Vec::new());
+        let (mut cards, mut sources, mut items, mut diagnostics) =
+            (BTreeMap::new(), SourceMap::default(), Vec::new(), Vec::new());
         for (path, text) in files {
             let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
             match path.extension().and_then(|e| e.to_str()) {
@@ -110,7 +113,8 @@ pub fn load_card(name_or_path: &str, library: &Library) -> Result<Spec, Report> 
     let looks_like_path = name_or_path.contains(['/', '\\']) || path.extension().is_some();
     if !looks_like_path && !path.is_file() {
         let message = format!("no card is named `{name_or_path}`");
-        let help = did_you_mean(name_or_path, library.cards()).unwrap_or_else(|| format!("the cards are {}", library.cards().collect::<Vec<_>>().join(", ")));
+        let help = did_you_mean(name_or_path, library.cards())
+            .unwrap_or_else(|| format!("the cards are {}", library.cards().collect::<Vec<_>>().join(", ")));
         let mut report = Report::unplaced(Code::UnknownModel, message);
         report.diagnostics[0].help = Some(help);
         return Err(report);
@@ -118,7 +122,10 @@ pub fn load_card(name_or_path: &str, library: &Library) -> Result<Spec, Report> 
     let unreadable = |e: std::io::Error| Report::unplaced(Code::Unreadable, format!("cannot read {name_or_path}: {e}"));
     let size = std::fs::metadata(path).map_err(unreadable)?.len();
     if size > MAX_BYTES as u64 {
-        return Err(Report::unplaced(Code::TooLarge, format!("{name_or_path} has {size} bytes; a card has at most {MAX_BYTES}")));
+        return Err(Report::unplaced(
+            Code::TooLarge,
+            format!("{name_or_path} has {size} bytes; a card has at most {MAX_BYTES}"),
+        ));
     }
     let text = std::fs::read_to_string(path).map_err(unreadable)?;
     parse_card(name_or_path, &text, library)
@@ -130,7 +137,10 @@ pub fn load_card(name_or_path: &str, library: &Library) -> Result<Spec, Report> 
 /// A config without `model_type`, one that no card serves, and everything that is wrong with the card.
 pub fn pick_card(config: &serde_json::Value, library: &Library) -> Result<Spec, Report> {
     let Some(model_type) = config.get("model_type").and_then(serde_json::Value::as_str) else {
-        return Err(Report::unplaced(Code::UnknownModel, "the config has no `model_type`, so that its family is unknown"));
+        return Err(Report::unplaced(
+            Code::UnknownModel,
+            "the config has no `model_type`, so that its family is unknown",
+        ));
     };
     let mut served = Vec::new();
     for name in library.cards() {
@@ -142,7 +152,10 @@ pub fn pick_card(config: &serde_json::Value, library: &Library) -> Result<Spec, 
     }
     let mut report = Report::unplaced(Code::UnknownModel, format!("no card serves model_type `{model_type}`"));
     let help = did_you_mean(model_type, served.iter().map(String::as_str));
-    report.diagnostics[0].help = Some(help.unwrap_or_else(|| format!("the cards serve {}; write a card for it and name it instead", served.join(", "))));
+    report.diagnostics[0].help =
+        Some(help.unwrap_or_else(|| {
+            format!("the cards serve {}; write a card for it and name it instead", served.join(", "))
+        }));
     Err(report)
 }
 

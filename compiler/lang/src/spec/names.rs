@@ -47,7 +47,8 @@ pub struct Target {
 pub(super) fn parse_names(node: &Node, diagnostics: &mut Vec<Diagnostic>) -> Names {
     let mut names = Names::default();
     let NodeKind::Map(entries) = &node.kind else {
-        diagnostics.push(Diagnostic::new(Code::WrongKind, "names must be a mapping", node.span).label("expected a mapping"));
+        diagnostics
+            .push(Diagnostic::new(Code::WrongKind, "names must be a mapping", node.span).label("expected a mapping"));
         return names;
     };
     for (key, value) in entries {
@@ -65,23 +66,39 @@ fn strings(node: &Node, diagnostics: &mut Vec<Diagnostic>) -> Vec<(Arc<str>, Spa
         NodeKind::Scalar { text, .. } => vec![(text.clone(), node.span)],
         NodeKind::List(items) => items.iter().flat_map(|n| strings(n, diagnostics)).collect(),
         NodeKind::Map(_) => {
-            diagnostics.push(Diagnostic::new(Code::WrongKind, "a mapping where a name or a list of names is needed", node.span).label("expected a string"));
+            diagnostics.push(
+                Diagnostic::new(Code::WrongKind, "a mapping where a name or a list of names is needed", node.span)
+                    .label("expected a string"),
+            );
             Vec::new()
         }
     }
 }
 
-fn rule(within: &[Arc<str>], key: &str, span: Span, value: &Node, rules: &mut Vec<NameRule>, diagnostics: &mut Vec<Diagnostic>) {
+fn rule(
+    within: &[Arc<str>],
+    key: &str,
+    span: Span,
+    value: &Node,
+    rules: &mut Vec<NameRule>,
+    diagnostics: &mut Vec<Diagnostic>,
+) {
     let keys: Vec<Arc<str>> = key.split('+').map(|k| Arc::from(k.trim())).collect();
     for pattern in &keys {
         if let Err(why) = check_pattern(pattern) {
-            diagnostics.push(Diagnostic::new(Code::NamePattern, format!("the pattern `{pattern}` {why}"), span).label("not a path pattern"));
+            diagnostics.push(
+                Diagnostic::new(Code::NamePattern, format!("the pattern `{pattern}` {why}"), span)
+                    .label("not a path pattern"),
+            );
             return;
         }
     }
     if let NodeKind::Map(entries) = &value.kind {
         if keys.len() > 1 {
-            diagnostics.push(Diagnostic::new(Code::NamePattern, "a sum of paths cannot hold other rules", span).label("expected one path"));
+            diagnostics.push(
+                Diagnostic::new(Code::NamePattern, "a sum of paths cannot hold other rules", span)
+                    .label("expected one path"),
+            );
             return;
         }
         let within: Vec<Arc<str>> = within.iter().cloned().chain(keys).collect();
@@ -91,14 +108,17 @@ fn rule(within: &[Arc<str>], key: &str, span: Span, value: &Node, rules: &mut Ve
         return;
     }
     if value.datum() == Datum::Null {
-        diagnostics.push(Diagnostic::new(Code::WrongKind, format!("no name for `{key}`"), value.span).label("expected a name"));
+        diagnostics.push(
+            Diagnostic::new(Code::WrongKind, format!("no name for `{key}`"), value.span).label("expected a name"),
+        );
         return;
     }
     let mut targets = Vec::new();
     for (text, at) in strings(value, diagnostics) {
         match target(&text) {
             Ok(t) => targets.push(t),
-            Err(why) => diagnostics.push(Diagnostic::new(Code::NamePattern, format!("the name `{text}` {why}"), at).label("not a name")),
+            Err(why) => diagnostics
+                .push(Diagnostic::new(Code::NamePattern, format!("the name `{text}` {why}"), at).label("not a name")),
         }
     }
     rules.push(NameRule { within: within.to_vec(), keys, targets, span });
@@ -122,7 +142,8 @@ fn target(text: &str) -> Result<Target, &'static str> {
     let (name, layout) = match text.split_once('[') {
         Some((name, rest)) => {
             let inside = rest.trim_end().strip_suffix(']').ok_or("has a `[` without its `]`")?;
-            let dims: Vec<Vec<Arc<str>>> = inside.split(',').map(|d| d.split('|').map(|p| Arc::from(p.trim())).collect()).collect();
+            let dims: Vec<Vec<Arc<str>>> =
+                inside.split(',').map(|d| d.split('|').map(|p| Arc::from(p.trim())).collect()).collect();
             if dims.iter().flatten().any(|p| p.is_empty()) {
                 return Err("has a dimension without a label");
             }
@@ -153,7 +174,8 @@ mod tests {
 
     #[test]
     fn rules_are_flattened() {
-        let (names, diagnostics) = parse("prefix: [a., b.]\nlm: [/lm, /x.lm]\nl.*:\n  q: c[in, q | k]\nignore: ['z.**']\n");
+        let (names, diagnostics) =
+            parse("prefix: [a., b.]\nlm: [/lm, /x.lm]\nl.*:\n  q: c[in, q | k]\nignore: ['z.**']\n");
         assert_eq!(diagnostics, []);
         assert_eq!(names.prefixes.len(), 2);
         assert!(names.rules[0].targets[1].absolute);

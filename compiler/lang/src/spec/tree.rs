@@ -37,7 +37,9 @@ impl Datum {
     /// The value under a key of a mapping, unless it is absent or null.
     pub fn get(&self, key: &str) -> Option<&Datum> {
         match self {
-            Datum::Map(entries) => entries.iter().find(|(k, _)| &**k == key).map(|(_, v)| v).filter(|v| **v != Datum::Null),
+            Datum::Map(entries) => {
+                entries.iter().find(|(k, _)| &**k == key).map(|(_, v)| v).filter(|v| **v != Datum::Null)
+            }
             _ => None,
         }
     }
@@ -166,7 +168,11 @@ fn plain_scalar(text: &str) -> Datum {
 pub fn parse_yaml(text: &str, source: u32, diagnostics: &mut Vec<Diagnostic>) -> Option<Node> {
     if text.len() > MAX_BYTES {
         let span = Span { source, start: 0, end: 0 };
-        diagnostics.push(Diagnostic::new(Code::TooLarge, format!("{} bytes of text; at most {MAX_BYTES} are read", text.len()), span));
+        diagnostics.push(Diagnostic::new(
+            Code::TooLarge,
+            format!("{} bytes of text; at most {MAX_BYTES} are read", text.len()),
+            span,
+        ));
         return None;
     }
     let mut reader = Reader {
@@ -237,12 +243,20 @@ impl<'a> Reader<'a> {
     fn node(&mut self, event: Event<'a>, span: Span, depth: usize) -> Result<Node, Stop> {
         self.count(1, span)?;
         if depth > MAX_DEPTH {
-            return Err(Stop(Box::new(Diagnostic::new(Code::TooLarge, format!("nested deeper than {MAX_DEPTH} levels"), span))));
+            return Err(Stop(Box::new(Diagnostic::new(
+                Code::TooLarge,
+                format!("nested deeper than {MAX_DEPTH} levels"),
+                span,
+            ))));
         }
         let before = self.nodes;
         let (node, anchor) = match event {
             Event::Scalar(text, style, anchor, _) => {
-                let kind = NodeKind::Scalar { text: text.as_ref().into(), plain: style == ScalarStyle::Plain, literal: style == ScalarStyle::Literal };
+                let kind = NodeKind::Scalar {
+                    text: text.as_ref().into(),
+                    plain: style == ScalarStyle::Plain,
+                    literal: style == ScalarStyle::Literal,
+                };
                 (Node { kind, span }, anchor)
             }
             Event::SequenceStart(anchor, _) => {
@@ -261,7 +275,11 @@ impl<'a> Reader<'a> {
             }
             Event::Alias(anchor) => {
                 let Some((node, size)) = self.anchors.get(&anchor).cloned() else {
-                    return Err(Stop(Box::new(Diagnostic::new(Code::YamlSyntax, "an alias of something that is not complete", span))));
+                    return Err(Stop(Box::new(Diagnostic::new(
+                        Code::YamlSyntax,
+                        "an alias of something that is not complete",
+                        span,
+                    ))));
                 };
                 self.count(size, span)?;
                 (node, 0)
@@ -286,7 +304,8 @@ impl<'a> Reader<'a> {
             let (event, value_at) = self.next()?;
             let value = self.node(event, value_at, depth + 1)?;
             if let Some((first, _)) = entries.iter().find(|(k, _)| k.text == text) {
-                let d = Diagnostic::new(Code::DuplicateKey, format!("the key `{text}` is given twice"), at).other(first.span, "first here");
+                let d = Diagnostic::new(Code::DuplicateKey, format!("the key `{text}` is given twice"), at)
+                    .other(first.span, "first here");
                 self.diagnostics.push(d);
                 continue;
             }
@@ -297,7 +316,11 @@ impl<'a> Reader<'a> {
     fn count(&mut self, nodes: usize, span: Span) -> Result<(), Stop> {
         self.nodes += nodes;
         if self.nodes > MAX_NODES {
-            return Err(Stop(Box::new(Diagnostic::new(Code::TooLarge, format!("more than {MAX_NODES} values, aliases expanded"), span))));
+            return Err(Stop(Box::new(Diagnostic::new(
+                Code::TooLarge,
+                format!("more than {MAX_NODES} values, aliases expanded"),
+                span,
+            ))));
         }
         Ok(())
     }

@@ -58,7 +58,9 @@ pub fn parse_items(text: &str, origin: &Origin, diagnostics: &mut Vec<Diagnostic
             Err(error) => {
                 let found = syntax_error(chunk, &error);
                 let span = reader.origin.span(start + found.0, start + found.1);
-                reader.diagnostics.push(Diagnostic::new(Code::Syntax, found.2, span).label(found.3).maybe_help(found.4));
+                reader
+                    .diagnostics
+                    .push(Diagnostic::new(Code::Syntax, found.2, span).label(found.3).maybe_help(found.4));
             }
         }
     }
@@ -89,7 +91,11 @@ fn too_deep(text: &str) -> Option<usize> {
             (_, Some(q)) if c == q => quote = None,
             (_, Some(_)) => {}
             ('#', None) => comment = true,
-            ('\'' | '"', None) if !text[..offset].ends_with(|p: char| p.is_ascii_alphanumeric() || p == '_' || p == '\'') => quote = Some(c),
+            ('\'' | '"', None)
+                if !text[..offset].ends_with(|p: char| p.is_ascii_alphanumeric() || p == '_' || p == '\'') =>
+            {
+                quote = Some(c)
+            }
             ('(' | '[' | '{', None) => depth += 1,
             (')' | ']' | '}', None) => depth = depth.saturating_sub(1),
             _ => {}
@@ -107,11 +113,17 @@ fn syntax_error(text: &str, error: &pest::error::Error<Rule>) -> (usize, usize, 
         InputLocation::Pos(p) | InputLocation::Span((p, _)) => p.min(text.len()),
     };
     let rest = &text[at..];
-    let length = rest.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(rest.len()).max(rest.chars().next().map_or(0, char::len_utf8));
+    let length = rest
+        .find(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
+        .unwrap_or(rest.len())
+        .max(rest.chars().next().map_or(0, char::len_utf8));
     let found = rest.get(..length).map_or("", str::trim);
-    let message = if found.is_empty() { "the definition ends too early".to_string() } else { format!("unexpected `{found}`") };
+    let message =
+        if found.is_empty() { "the definition ends too early".to_string() } else { format!("unexpected `{found}`") };
     let mut expected: Vec<&str> = match &error.variant {
-        ErrorVariant::ParsingError { positives, .. } => positives.iter().map(|r| describe(*r)).filter(|d| !d.is_empty()).collect(),
+        ErrorVariant::ParsingError { positives, .. } => {
+            positives.iter().map(|r| describe(*r)).filter(|d| !d.is_empty()).collect()
+        }
         ErrorVariant::CustomError { .. } => Vec::new(),
     };
     expected.sort_unstable();
@@ -132,7 +144,11 @@ fn syntax_error(text: &str, error: &pest::error::Error<Rule>) -> (usize, usize, 
         None
     };
     // An end of text is shown at the end of what was written.
-    if found.is_empty() { (before.len().saturating_sub(1), before.len(), message, label, help) } else { (at, at + length, message, label, help) }
+    if found.is_empty() {
+        (before.len().saturating_sub(1), before.len(), message, label, help)
+    } else {
+        (at, at + length, message, label, help)
+    }
 }
 
 fn positives_have(error: &pest::error::Error<Rule>, rule: Rule) -> bool {
@@ -141,10 +157,31 @@ fn positives_have(error: &pest::error::Error<Rule>, rule: Rule) -> bool {
 
 fn describe(rule: Rule) -> &'static str {
     match rule {
-        Rule::EOI | Rule::items | Rule::item | Rule::binding | Rule::module | Rule::function | Rule::mask | Rule::kw_mask => "a definition",
+        Rule::EOI
+        | Rule::items
+        | Rule::item
+        | Rule::binding
+        | Rule::module
+        | Rule::function
+        | Rule::mask
+        | Rule::kw_mask => "a definition",
         Rule::result | Rule::kw_return => "`return`",
-        Rule::expr | Rule::if_expr | Rule::infix | Rule::term | Rule::primary | Rule::number | Rule::string | Rule::boolean | Rule::none | Rule::list
-        | Rule::mapping | Rule::comprehension | Rule::not | Rule::neg | Rule::prefix | Rule::kw_if => "an expression",
+        Rule::expr
+        | Rule::if_expr
+        | Rule::infix
+        | Rule::term
+        | Rule::primary
+        | Rule::number
+        | Rule::string
+        | Rule::boolean
+        | Rule::none
+        | Rule::list
+        | Rule::mapping
+        | Rule::comprehension
+        | Rule::not
+        | Rule::neg
+        | Rule::prefix
+        | Rule::kw_if => "an expression",
         Rule::ident => "a name",
         Rule::params | Rule::param => "parameters",
         Rule::ty | Rule::ty_choice | Rule::ty_tensor | Rule::ty_name => "a type",
@@ -156,21 +193,51 @@ fn describe(rule: Rule) -> &'static str {
         Rule::kw_in | Rule::in_op => "`in`",
         Rule::kw_none => "`none`",
         Rule::kw_not => "`not`",
-        Rule::call | Rule::index | Rule::member | Rule::postfix | Rule::operator | Rule::coalesce | Rule::or | Rule::and | Rule::eq | Rule::ne | Rule::le
-        | Rule::ge | Rule::lt | Rule::gt | Rule::range | Rule::add | Rule::sub | Rule::floor_div | Rule::div | Rule::mul | Rule::rem | Rule::pow
-        | Rule::is_none | Rule::kw_is => "an operator",
-        Rule::optional | Rule::assign | Rule::WHITESPACE | Rule::COMMENT | Rule::digits | Rule::ident_char | Rule::keyword => "",
+        Rule::call
+        | Rule::index
+        | Rule::member
+        | Rule::postfix
+        | Rule::operator
+        | Rule::coalesce
+        | Rule::or
+        | Rule::and
+        | Rule::eq
+        | Rule::ne
+        | Rule::le
+        | Rule::ge
+        | Rule::lt
+        | Rule::gt
+        | Rule::range
+        | Rule::add
+        | Rule::sub
+        | Rule::floor_div
+        | Rule::div
+        | Rule::mul
+        | Rule::rem
+        | Rule::pow
+        | Rule::is_none
+        | Rule::kw_is => "an operator",
+        Rule::optional
+        | Rule::assign
+        | Rule::WHITESPACE
+        | Rule::COMMENT
+        | Rule::digits
+        | Rule::ident_char
+        | Rule::keyword => "",
     }
 }
 
 static OPERATORS: LazyLock<PrattParser<Rule>> = LazyLock::new(|| {
-    let left = |rules: &[Rule]| rules[1..].iter().fold(Op::infix(rules[0], Assoc::Left), |op, r| op | Op::infix(*r, Assoc::Left));
+    let left = |rules: &[Rule]| {
+        rules[1..].iter().fold(Op::infix(rules[0], Assoc::Left), |op, r| op | Op::infix(*r, Assoc::Left))
+    };
     PrattParser::new()
         .op(Op::infix(Rule::coalesce, Assoc::Right))
         .op(left(&[Rule::or]))
         .op(left(&[Rule::and]))
         .op(Op::prefix(Rule::not))
-        .op(left(&[Rule::in_op, Rule::eq, Rule::ne, Rule::le, Rule::ge, Rule::lt, Rule::gt]) | Op::postfix(Rule::is_none))
+        .op(left(&[Rule::in_op, Rule::eq, Rule::ne, Rule::le, Rule::ge, Rule::lt, Rule::gt])
+            | Op::postfix(Rule::is_none))
         .op(left(&[Rule::range]))
         .op(left(&[Rule::add, Rule::sub]))
         .op(left(&[Rule::mul, Rule::div, Rule::floor_div, Rule::rem]))
@@ -269,7 +336,8 @@ impl Reader<'_> {
 
     fn result(&mut self, pair: Pair<'_, Rule>) -> Expr {
         let span = self.span(&pair);
-        let mut values: Vec<Expr> = pair.into_inner().filter(|p| p.as_rule() == Rule::expr).map(|p| self.expr(p)).collect();
+        let mut values: Vec<Expr> =
+            pair.into_inner().filter(|p| p.as_rule() == Rule::expr).map(|p| self.expr(p)).collect();
         if values.len() == 1 { values.remove(0) } else { Expr { kind: Arc::new(ExprKind::Tuple(values)), span } }
     }
 
@@ -316,7 +384,8 @@ impl Reader<'_> {
                     "i64" => DType::I64,
                     "bool" => DType::Bool,
                     other => {
-                        let d = Diagnostic::new(Code::Syntax, format!("no element type `{other}`"), self.span(&name)).label("expected f32, i64 or bool");
+                        let d = Diagnostic::new(Code::Syntax, format!("no element type `{other}`"), self.span(&name))
+                            .label("expected f32, i64 or bool");
                         self.diagnostics.push(d);
                         return None;
                     }
@@ -335,11 +404,8 @@ impl Reader<'_> {
             return Expr { kind: Arc::new(ExprKind::None), span };
         }
         if inner.peek().is_some_and(|p| p.as_rule() == Rule::if_expr) {
-            let parts: Vec<Expr> = inner
-                .flat_map(Pair::into_inner)
-                .filter(|p| p.as_rule() == Rule::expr)
-                .map(|p| self.expr(p))
-                .collect();
+            let parts: Vec<Expr> =
+                inner.flat_map(Pair::into_inner).filter(|p| p.as_rule() == Rule::expr).map(|p| self.expr(p)).collect();
             if let Ok([condition, then, otherwise]) = <[Expr; 3]>::try_from(parts) {
                 return Expr { kind: Arc::new(ExprKind::If { condition, then, otherwise }), span };
             }
@@ -369,7 +435,9 @@ impl Reader<'_> {
     fn postfix(&mut self, base: Expr, pair: Pair<'_, Rule>) -> Expr {
         let span = base.span.to(self.span(&pair));
         let kind = match pair.as_rule() {
-            Rule::call => ExprKind::Call { callee: base, args: pair.into_inner().filter_map(|p| self.arg(p)).collect() },
+            Rule::call => {
+                ExprKind::Call { callee: base, args: pair.into_inner().filter_map(|p| self.arg(p)).collect() }
+            }
             Rule::index => ExprKind::Index { base, indices: pair.into_inner().map(|p| self.expr(p)).collect() },
             Rule::is_none => {
                 let negated = pair.into_inner().any(|p| p.as_rule() == Rule::kw_not);
@@ -470,7 +538,9 @@ mod tests {
             ExprKind::Neg(e) => format!("(neg {})", shape(e)),
             ExprKind::Not(e) => format!("(not {})", shape(e)),
             ExprKind::Binary { op, left, right } => format!("({} {} {})", op.symbol(), shape(left), shape(right)),
-            ExprKind::Call { callee, args } => format!("{}({})", shape(callee), args.iter().map(|a| shape(&a.value)).collect::<Vec<_>>().join(" ")),
+            ExprKind::Call { callee, args } => {
+                format!("{}({})", shape(callee), args.iter().map(|a| shape(&a.value)).collect::<Vec<_>>().join(" "))
+            }
             ExprKind::IsNone { value, .. } => format!("(none? {})", shape(value)),
             other => format!("{other:?}"),
         }
@@ -487,7 +557,10 @@ mod tests {
             ("k_pos // n == q_pos // n", "(== (// k_pos n) (// q_pos n))"),
             ("0..n / 2", "(.. 0 (/ n 2))"),
             ("f(x)(y) * w'", "(* f(x)(y) w')"),
-            ("'a' in [b]", "(in Str(\"a\") List([Expr { kind: Name(\"b\"), span: Span { source: 0, start: 12, end: 13 } }]))"),
+            (
+                "'a' in [b]",
+                "(in Str(\"a\") List([Expr { kind: Name(\"b\"), span: Span { source: 0, start: 12, end: 13 } }]))",
+            ),
         ] {
             assert_eq!(shape(&value(text)), expected, "{text}");
         }
@@ -495,7 +568,9 @@ mod tests {
 
     #[test]
     fn modules_have_options_and_inputs() {
-        let (items, diagnostics) = parse("f(n: int?, how: {'a', 'b'} = 'a')(x, m = x) {\n  a, b = g(n)\n  h(y) { return y }\n  return a(x), b(m)\n}\nmask near(n) = k_pos < n\n");
+        let (items, diagnostics) = parse(
+            "f(n: int?, how: {'a', 'b'} = 'a')(x, m = x) {\n  a, b = g(n)\n  h(y) { return y }\n  return a(x), b(m)\n}\nmask near(n) = k_pos < n\n",
+        );
         assert_eq!(diagnostics, []);
         let Item::Module(m) = &items[0] else { panic!() };
         assert_eq!((m.options.len(), m.inputs.len(), m.items.len()), (2, 2, 2));

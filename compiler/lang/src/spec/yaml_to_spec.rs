@@ -56,8 +56,13 @@ impl Reader<'_> {
     fn known(&mut self, entries: &Entries, keys: &[&str], of: &str) {
         for (key, _) in entries {
             if !keys.contains(&&*key.text) {
-                let help = did_you_mean(&key.text, keys.iter().copied()).unwrap_or_else(|| format!("the keys of {of} are {}", keys.join(", ")));
-                self.diagnostics.push(Diagnostic::new(Code::UnknownKey, format!("{of} has no key `{}`", key.text), key.span).label("unknown key").help(help));
+                let help = did_you_mean(&key.text, keys.iter().copied())
+                    .unwrap_or_else(|| format!("the keys of {of} are {}", keys.join(", ")));
+                self.diagnostics.push(
+                    Diagnostic::new(Code::UnknownKey, format!("{of} has no key `{}`", key.text), key.span)
+                        .label("unknown key")
+                        .help(help),
+                );
             }
         }
     }
@@ -88,13 +93,19 @@ impl Reader<'_> {
         for key in ["xfc", "name", "sizes", "wiring"] {
             if entry(entries, key).is_none() {
                 let span = Span { end: root.span.start, ..root.span };
-                self.diagnostics.push(Diagnostic::new(Code::MissingKey, format!("the card has no `{key}`"), span).label("expected in this mapping"));
+                self.diagnostics.push(
+                    Diagnostic::new(Code::MissingKey, format!("the card has no `{key}`"), span)
+                        .label("expected in this mapping"),
+                );
             }
         }
         if let Some((_, node)) = entry(entries, "xfc")
             && node.datum() != Datum::Int(1)
         {
-            self.diagnostics.push(Diagnostic::new(Code::WrongKind, "this compiler reads cards of version 1", node.span).label("expected `xfc: 1`"));
+            self.diagnostics.push(
+                Diagnostic::new(Code::WrongKind, "this compiler reads cards of version 1", node.span)
+                    .label("expected `xfc: 1`"),
+            );
         }
         let name = entry(entries, "name").and_then(|(_, n)| self.string(n, "name"));
         let reference = entry(entries, "source").and_then(|(_, n)| self.string(n, "source"));
@@ -169,10 +180,21 @@ impl Reader<'_> {
     }
 
     fn size(&mut self, key: &Key, node: &Node) -> Size {
-        let mut size = Size { name: key.text.clone(), span: key.span, example: None, default: None, optional: false, from: Vec::new() };
-        let valid = key.text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') && key.text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        let mut size = Size {
+            name: key.text.clone(),
+            span: key.span,
+            example: None,
+            default: None,
+            optional: false,
+            from: Vec::new(),
+        };
+        let valid = key.text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+            && key.text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
         if !valid {
-            self.diagnostics.push(Diagnostic::new(Code::WrongKind, format!("`{}` cannot be a size's name", key.text), key.span).label("expected letters, digits and `_`"));
+            self.diagnostics.push(
+                Diagnostic::new(Code::WrongKind, format!("`{}` cannot be a size's name", key.text), key.span)
+                    .label("expected letters, digits and `_`"),
+            );
         }
         let NodeKind::Map(entries) = &node.kind else {
             size.example = Some(node.datum());
@@ -201,9 +223,9 @@ impl Reader<'_> {
 
     fn place(&mut self, node: &Node) -> Option<Place> {
         match &node.kind {
-            NodeKind::Map(entries) => {
-                Some(Place::Mapping(entries.iter().filter_map(|(k, n)| Some((k.text.clone(), self.string(n, "from")?))).collect()))
-            }
+            NodeKind::Map(entries) => Some(Place::Mapping(
+                entries.iter().filter_map(|(k, n)| Some((k.text.clone(), self.string(n, "from")?))).collect(),
+            )),
             _ => self.string(node, "from").map(Place::Key),
         }
     }
@@ -242,7 +264,11 @@ impl Reader<'_> {
         let from = (span.start as usize).min(self.text.len());
         let line_start = self.text[..from].rfind('\n').map_or(0, |i| i + 1);
         let header = self.text[line_start..].split('\n').next().unwrap_or("");
-        let mut file = if header.contains('|') && header.trim_start().starts_with("wiring") { line_start + header.len() + 1 } else { line_start };
+        let mut file = if header.contains('|') && header.trim_start().starts_with("wiring") {
+            line_start + header.len() + 1
+        } else {
+            line_start
+        };
         let mut at = 0;
         for line in block.split_inclusive('\n') {
             let content = line.trim_end_matches(['\n', '\r']);
