@@ -7,11 +7,20 @@ pub mod analysis;
 mod check_fused;
 mod common_subexpressions;
 mod dead_code;
+mod fold_constants;
 mod fuse_attention;
+mod fuse_epilogue;
+mod fuse_gate;
+mod fuse_norm;
 mod group_rows;
+mod hoist;
 mod linear;
 mod matching;
+mod merge_linears;
+pub mod precision;
+mod region;
 mod run;
+mod select_rows;
 
 use crate::graph::Program;
 
@@ -35,14 +44,22 @@ pub trait Pass: Sync {
 /// Every pass, in the order they run. A pass may stand here more than once.
 pub fn pipeline() -> Vec<&'static dyn Pass> {
     vec![
+        &fold_constants::FoldConstants,
         &common_subexpressions::CommonSubexpressions,
         &dead_code::DeadCode,
         &fuse_attention::FuseAttention,
+        &fold_constants::FoldConstants,
         &dead_code::DeadCode,
+        &hoist::Hoist,
         &common_subexpressions::CommonSubexpressions,
         &dead_code::DeadCode,
+        &fuse_norm::FuseNorm,
         &linear::ContractToLinear,
+        &fuse_gate::FuseGate,
+        &merge_linears::MergeLinears,
+        &fuse_epilogue::FuseEpilogue,
         &dead_code::DeadCode,
+        &select_rows::SelectRows,
         &common_subexpressions::CommonSubexpressions,
         &dead_code::DeadCode,
         &group_rows::GroupRows,

@@ -1,0 +1,133 @@
+//! Makes the precision of a program explicit, as casts.
+//!
+//! For bf16 (or f16): matrices and tables are held in it, operands of products are cast to it, and so is what a cache keeps. Sums of
+//! products, norms, softmax, and what flows between layers stay f32. For f32 nothing changes.
+
+use std::collections::HashMap;
+
+use crate::graph::build::Builder;
+use crate::graph::{DType, Graph, NodeId, Program, Type, ValueId};
+use crate::ops::shape::ShapeError;
+use crate::ops::{Core, Op};
+
+use super::matching::is_weight_expression;
+
+/// Rewrites a program, fresh from the front end and all f32, for `dtype`.
+///
+/// # Errors
+/// Operations that do not take what they are given, which a verified program has not.
+pub fn apply(program: &mut Program, dtype: DType) -> Result<(), ShapeError> {
+    if !matches!(dtype, DType::BF16 | DType::F16) {
+        return Ok(());
+    }
+    for graph in &mut program.graphs {
+        for node in graph.topological() {
+            rewrite(graph, node, dtype)?;
+        }
+        let mut narrow = Narrow { dtype, memo: HashMap::new() };
+        for node in graph.topological() {
+            if matches!(graph.op(node).as_core(), Some(Core::Contract { .. })) {
+                narrow.contract(graph, node)?;
+            }
+        }
+        super::matching::remove_dead(graph);
+    }
+    Ok(())
+}
+
+/// Weights, tables and caches are held in `dtype` and widened where they are used.
+fn rewrite(graph: &mut Graph, node: NodeId, dtype: DType) -> Result<(), ShapeError> {
+    let value = ValueId { node, port: 0 };
+    let Some(ty) = graph.types(node).first().filter(|t| t.dtype == DType::F32).cloned() else { return Ok(()) };
+    match graph.op(node) {
+        Op::Core(Core::Weight { .. }) if ty.dims.len() >= 2 => {
+            graph.set_type(value, Type::new(dtype, ty.dims));
+            widen(graph, value)
+        }
+        Op::Core(Core::Cache { .. }) => {
+            let Some(kept) = graph.operands(node).first().copied() else { return Ok(()) };
+            let narrow = Builder::like(graph, node).cast(kept, dtype)?;
+            graph.set_operand(node, 0, narrow);
+            graph.set_type(value, Type::new(dtype, ty.dims));
+            widen(graph, value)
+        }
+        // Rows of a table are widened, not the table.
+        Op::Core(Core::Gather) => {
+            let [table, _] = graph.operands(node)[..] else { return Ok(()) };
+            let Some(held) = widened(graph, table, dtype) else { return Ok(()) };
+            graph.set_operand(node, 0, held);
+            graph.set_type(value, Type::new(dtype, ty.dims));
+            widen(graph, value)
+        }
+        Op::Core(_) | Op::Fused(_) => Ok(()),
+    }
+}
+
+/// Makes every use of `value` a use of its cast to f32.
+fn widen(graph: &mut Graph, value: ValueId) -> Result<(), ShapeError> {
+    let uses = graph.uses(value);
+    let outputs: Vec<usize> = (0..graph.outputs().len()).filter(|i| graph.outputs()[*i].value == value).collect();
+    let wide = Builder::like(graph, value.node).cast(value, DType::F32)?;
+    for (user, operand) in uses {
+        graph.set_operand(user, operand, wide);
+    }
+    for output in outputs {
+        graph.set_output(output, wide);
+    }
+    Ok(())
+}
+
+/// The value of type `dtype` that `value` is the widening of.
+fn widened(graph: &Graph, value: ValueId, dtype: DType) -> Option<ValueId> {
+    let inner = graph.operands(value.node).first().copied()?;
+    (graph.op(value.node).as_core() == Some(&Core::Cast) && graph.ty(inner).dtype == dtype).then_some(inner)
+}
+
+struct Narrow {
+    dtype: DType,
+    memo: HashMap<ValueId, ValueId>,
+}
+
+impl Narrow {
+    fn contract(&mut self, graph: &mut Graph, node: NodeId) -> Result<(), ShapeError> {
+        let [a, b] = graph.operands(node)[..] else { return Ok(()) };
+        let is_softmax = |v: ValueId| matches!(graph.op(v.node).as_core(), Some(Core::Softmax));
+        let probabilities = is_softmax(a) || is_softmax(b);
+        for (i, operand) in [a, b].into_iter().enumerate() {
+            if graph.ty(operand).dtype != DType::F32 || matches!(graph.op(operand.node).as_core(), Some(Core::Softmax))
+            {
+                continue;
+            }
+            let mut narrow = self.value(graph, operand)?;
+            if probabilities {
+                // Probabilities stay f32; both operands of a product are of one dtype.
+                narrow = Builder::like(graph, node).cast(narrow, DType::F32)?;
+            }
+            graph.set_operand(node, i, narrow);
+        }
+        Ok(())
+    }
+
+    /// `value` in the narrow dtype: moves of weights on the weights as held, a cast of anything else.
+    fn value(&mut self, graph: &mut Graph, value: ValueId) -> Result<ValueId, ShapeError> {
+        if let Some(known) = self.memo.get(&value) {
+            return Ok(*known);
+        }
+        let made = if let Some(held) = widened(graph, value, self.dtype) {
+            held
+        } else if is_weight_expression(graph, value) && !graph.operands(value.node).is_empty() {
+            let mut operands = Vec::new();
+            for operand in graph.operands(value.node) {
+                operands.push(self.value(graph, operand)?);
+            }
+            let ty = Type::new(self.dtype, graph.ty(value).dims.clone());
+            let op = graph.op(value.node).clone();
+            let origin = graph.origin(value.node).clone();
+            graph.add(op, &operands, ty, origin)
+        } else {
+            Builder::like(graph, value.node).cast(value, self.dtype)?
+        };
+        self.memo.insert(value, made);
+        Ok(made)
+    }
+}
