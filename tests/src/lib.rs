@@ -14,6 +14,7 @@ pub mod compare;
 pub mod embeddings;
 pub mod fill;
 pub mod fuzz;
+pub mod model;
 pub mod source;
 
 use std::path::{Path, PathBuf};

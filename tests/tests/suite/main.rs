@@ -4,4 +4,5 @@ mod case;
 mod compare;
 mod fill;
 mod fuzz;
+mod interpreter;
 mod tidy;

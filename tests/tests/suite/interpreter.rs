@@ -1,0 +1,185 @@
+//! The interpreter against other implementations: what a card says is what the model computes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use xfc_lang::arch::{ElaborateOptions, elaborate, matches_pattern};
+use xfc_lang::graph::Program;
+use xfc_lang::graph::verify::verify;
+use xfc_lang::passes;
+use xfc_lang::reference::{Float, Interpreter, State, Tensor};
+use xfc_lang::spec::{Library, load_card};
+use xfc_tests::Result;
+use xfc_tests::case::Case;
+use xfc_tests::compare::{Precision, Tier, compare};
+use xfc_tests::model::{self, Parameters};
+
+/// Runs `check` on every case and reports all failures.
+fn every_case(check: impl Fn(&Case) -> Result<()>) {
+    let names = Case::names().expect("the cases are there");
+    let failed: Vec<String> = names
+        .iter()
+        .filter_map(|name| Case::load(name).and_then(|case| check(&case)).err().map(|e| format!("{name}: {e}")))
+        .collect();
+    assert!(failed.is_empty(), "{} of {} cases:\n{}", failed.len(), names.len(), failed.join("\n"));
+}
+
+fn decoders(check: impl Fn(&Case) -> Result<()>) {
+    every_case(|case| if case.greedy_steps > 0 { check(case) } else { Ok(()) });
+}
+
+fn interpreter<'p, F: Float>(program: &'p Program, parameters: &Parameters) -> Result<Interpreter<'p, F>> {
+    let verified = verify(program).map_err(|violations| violations.to_string())?;
+    let weights = |path: &str| parameters.get(path).cloned().ok_or_else(|| format!("there is no {path}").into());
+    Ok(Interpreter::new(verified, &weights)?)
+}
+
+/// One step over `range` of the case's inputs: the logits.
+fn step<F: Float>(
+    interpreter: &Interpreter<'_, F>,
+    state: &mut State<F>,
+    inputs: &BTreeMap<String, Vec<i64>>,
+) -> Result<Tensor> {
+    let inputs = inputs.iter().map(|(name, ids)| (name.clone(), Tensor::i64([ids.len()], ids.clone()))).collect();
+    interpreter.step(state, &inputs)?.remove("logits").ok_or_else(|| "there is no output `logits`".into())
+}
+
+fn tokens(ids: &[i64]) -> BTreeMap<String, Vec<i64>> {
+    BTreeMap::from([("input_ids".to_owned(), ids.to_vec())])
+}
+
+fn largest(logits: &[f64]) -> i64 {
+    let best =
+        logits.iter().enumerate().fold((0, f64::NEG_INFINITY), |best, (i, &x)| if x > best.1 { (i, x) } else { best });
+    best.0 as i64
+}
+
+fn logits_match<F: Float>(case: &Case, program: &Program, parameters: &Parameters, precision: Precision) -> Result<()> {
+    let logits = step::<F>(&interpreter(program, parameters)?, &mut State::new(), &case.inputs)?;
+    let golden = case.golden("logits")?;
+    if logits.dims != golden.shape {
+        return Err(format!("logits are {:?}, not {:?}", logits.dims, golden.shape).into());
+    }
+    Ok(compare("logits", &golden.shape, &logits.to_f64(), &golden.values, Tier::Model, precision)?)
+}
+
+#[test]
+fn logits_match_in_f64() {
+    every_case(|case| {
+        let model = model::expand(case)?;
+        logits_match::<f64>(case, &model.program, &model::parameters(case, &model)?, Precision::F64)
+    });
+}
+
+#[test]
+fn logits_match_in_f32() {
+    every_case(|case| {
+        let model = model::expand(case)?;
+        logits_match::<f32>(case, &model.program, &model::parameters(case, &model)?, Precision::F32)
+    });
+}
+
+#[test]
+fn fused_programs_match_in_f64() {
+    every_case(|case| {
+        let mut model = model::expand(case)?;
+        passes::run(&mut model.program, &mut passes::Options::default())?;
+        logits_match::<f64>(case, &model.program, &model::parameters(case, &model)?, Precision::F64)
+    });
+}
+
+#[test]
+fn every_optional_pass_may_be_skipped() {
+    every_case(|case| {
+        let model = model::expand(case)?;
+        let parameters = model::parameters(case, &model)?;
+        let optional: BTreeSet<_> = passes::pipeline().iter().filter(|p| !p.required()).map(|p| p.name()).collect();
+        for pass in optional {
+            let mut program = model.program.clone();
+            let mut options = passes::Options { skip: vec![pass.to_owned()], ..passes::Options::default() };
+            passes::run(&mut program, &mut options).map_err(|e| format!("without {pass}: {e}"))?;
+            logits_match::<f64>(case, &program, &parameters, Precision::F64)
+                .map_err(|e| format!("without {pass}: {e}"))?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn greedy_tokens_are_identical_through_the_caches() {
+    decoders(|case| {
+        let model = model::expand(case)?;
+        let parameters = model::parameters(case, &model)?;
+        let interpreter = interpreter::<f32>(&model.program, &parameters)?;
+        let (mut state, golden) = (State::new(), case.golden("greedy.logits")?);
+        let vocabulary = golden.shape[1];
+        let mut logits = step(&interpreter, &mut state, &case.inputs)?.to_f64();
+        let (mut ids, mut rows) = (Vec::new(), Vec::new());
+        while ids.len() < case.greedy_steps {
+            let last = logits.split_off(logits.len() - vocabulary);
+            ids.push(largest(&last));
+            rows.extend(last);
+            logits = step(&interpreter, &mut state, &tokens(&ids[ids.len() - 1..]))?.to_f64();
+        }
+        assert_eq!(ids, case.greedy_ids()?, "{}", case.name);
+        Ok(compare("greedy.logits", &golden.shape, &rows, &golden.values, Tier::Model, Precision::F32)?)
+    });
+}
+
+#[test]
+fn a_prompt_in_pieces_is_the_whole_prompt() {
+    decoders(|case| {
+        let model = model::expand(case)?;
+        let parameters = model::parameters(case, &model)?;
+        let interpreter = interpreter::<f64>(&model.program, &parameters)?;
+        let prompt = case.prompt()?;
+        let whole = step(&interpreter, &mut State::new(), &tokens(prompt))?;
+        for cuts in [vec![1], vec![prompt.len() - 1], vec![3, 4, 9, 17], (1..prompt.len()).collect()] {
+            let (mut state, mut pieces, mut from) = (State::new(), Vec::new(), 0);
+            for to in cuts.iter().copied().chain([prompt.len()]) {
+                pieces.extend(step(&interpreter, &mut state, &tokens(&prompt[from..to]))?.to_f64());
+                from = to;
+            }
+            let tier = Tier::Accumulate(4096);
+            compare(&format!("logits cut at {cuts:?}"), &whole.dims, &pieces, &whole.to_f64(), tier, Precision::F64)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn bindings_name_every_tensor_of_the_checkpoint() {
+    every_case(|case| {
+        let model = model::expand(case)?;
+        model::parameters(case, &model)?;
+        let bound: BTreeSet<_> = model.bindings.iter().flat_map(|b| &b.names).collect();
+        let ignored = |name: &str| model.ignore.iter().any(|pattern| matches_pattern(pattern, name));
+        let left: Vec<_> = case.tensors.iter().map(|t| &t.name).filter(|n| !bound.contains(n) && !ignored(n)).collect();
+        if left.is_empty() { Ok(()) } else { Err(format!("nothing reads {left:?}").into()) }
+    });
+}
+
+#[test]
+fn both_forms_of_a_config_mean_the_same() {
+    every_case(|case| {
+        let (ours, given) = (model::expand(case)?, model::expand_with(&case.config, &case.config_as_given)?);
+        assert_eq!(ours.program.to_string(), given.program.to_string(), "{}", case.name);
+        assert_eq!(ours.bindings, given.bindings, "{}", case.name);
+        Ok(())
+    });
+}
+
+#[test]
+fn cards_have_the_published_number_of_parameters() {
+    let library = Library::embedded();
+    let mut stated = 0;
+    for name in library.cards() {
+        let spec = load_card(name, &library).unwrap_or_else(|report| panic!("{name}: {}", report.to_json()));
+        let model = elaborate(&spec, &ElaborateOptions::default());
+        let model = model.unwrap_or_else(|report| panic!("{name}: {}", report.to_json()));
+        if let Some((published, parameters)) = &model.arch.published {
+            stated += 1;
+            assert_eq!(model.arch.parameter_count(), *parameters, "{name}: {published}");
+        }
+    }
+    assert!(stated > 0);
+}
