@@ -15,6 +15,11 @@ impl Pass for DeadCode {
         "dead_code"
     }
 
+    /// What nothing uses is in no kernel.
+    fn required(&self) -> bool {
+        true
+    }
+
     fn run(&self, program: &mut Program) -> bool {
         let mut changed = false;
         for graph in &mut program.graphs {
