@@ -19,13 +19,13 @@ pub type Parameters = BTreeMap<String, Tensor>;
 
 /// The card that serves a config of this `model_type`.
 pub fn card(config: &Value) -> Result<Spec> {
-    pick_card(config, &Library::embedded()).map_err(|report| report.to_json().to_string().into())
+    Ok(pick_card(config, &Library::embedded())?)
 }
 
 /// Expands the card of `config`'s family with `sizes`, another or the same config.
 pub fn expand_with(config: &Value, sizes: &Value) -> Result<Model> {
     let options = ElaborateOptions { config: Some(sizes.clone()), ..ElaborateOptions::default() };
-    elaborate(&card(config)?, &options).map_err(|report| report.to_json().to_string().into())
+    Ok(elaborate(&card(config)?, &options)?)
 }
 
 /// Expands the model of a case.

@@ -2,10 +2,77 @@
 //!
 //! A target also holds its reader to what it promises about what it accepts: what was read prints, and reads again as the same.
 
+use std::sync::OnceLock;
+
+use xfc_lang::arch::{ElaborateOptions, elaborate};
 use xfc_lang::graph::parse::parse;
 use xfc_lang::graph::verify::verify;
+use xfc_lang::spec::{Library, Origin, Spec, parse_card, parse_items, pick_card};
 use xfc_runtime::artifact::manifest::Manifest;
 use xfc_runtime::artifact::{Artifact, validate};
+use xfc_runtime::weights::Checkpoint;
+
+fn library() -> &'static Library {
+    static LIBRARY: OnceLock<Library> = OnceLock::new();
+    LIBRARY.get_or_init(Library::embedded)
+}
+
+/// Expands a card; what is refused must be said in words, what is accepted must verify.
+fn expand(spec: &Spec, options: &ElaborateOptions) {
+    match elaborate(spec, options) {
+        Ok(model) => {
+            verify(&model.program).expect("the program of an accepted card is valid");
+        }
+        Err(report) => said(&report),
+    }
+}
+
+/// A refusal shows as text and as JSON.
+fn said(report: &xfc_lang::diagnostic::Report) {
+    assert!(!report.diagnostics.is_empty(), "a refusal without a reason");
+    assert!(!report.to_string().is_empty() && report.to_json().is_array());
+}
+
+/// A card with the library as it ships: read, and expanded at its published sizes.
+pub fn card(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    match parse_card("card.yaml", text, library()) {
+        Ok(spec) => expand(&spec, &ElaborateOptions::default()),
+        Err(report) => said(&report),
+    }
+}
+
+/// A file of the module library.
+pub fn xf(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let mut diagnostics = Vec::new();
+    parse_items(text, &Origin { source: 0, lines: Vec::new() }, &mut diagnostics);
+}
+
+/// A config.json, with the card of its family as it ships.
+pub fn config(data: &[u8]) {
+    let Ok(config) = serde_json::from_slice(data) else { return };
+    match pick_card(&config, library()) {
+        Ok(spec) => expand(&spec, &ElaborateOptions { config: Some(config), ..ElaborateOptions::default() }),
+        Err(report) => said(&report),
+    }
+}
+
+/// A safetensors file: opened, and every byte of every tensor looked at.
+pub fn safetensors(data: &[u8]) {
+    let Ok(file) = tempfile::Builder::new().suffix(".safetensors").tempfile() else { return };
+    if std::fs::write(file.path(), data).is_err() {
+        return;
+    }
+    match Checkpoint::open(file.path()) {
+        Ok(Checkpoint::Stored(stored)) => {
+            let bytes = stored.tensors().flat_map(|(_, tensor)| stored.bytes(tensor));
+            std::hint::black_box(bytes.fold(0u8, |sum, byte| sum.wrapping_add(*byte)));
+        }
+        Ok(Checkpoint::Random(_)) => panic!("a file was taken for random weights"),
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
 
 /// The text form of graphs; and the verifier, for what is read.
 ///

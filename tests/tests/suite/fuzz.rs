@@ -1,6 +1,7 @@
 //! Every reader on mutants of real inputs, for a few seconds each (`XFC_FUZZ_SECONDS`).
 
 use xfc_tests::Result;
+use xfc_tests::case::{Case, write_tensors};
 use xfc_tests::fuzz::{self, Mutator};
 use xfc_tests::source::files;
 
@@ -39,6 +40,115 @@ const GRAPH_WORDS: &[&str] = &[
     "-",
     "18446744073709551615",
 ];
+
+const CARD_WORDS: &[&str] = &[
+    "sizes:\n",
+    "wiring: |\n",
+    "names:\n",
+    "  x: {example: 1, default: 2}\n",
+    "hidden_size",
+    "num_hidden_layers",
+    "1e308",
+    "-1",
+    "0",
+    "99999999999",
+    "if c then a else b",
+    " ?? ",
+    "none",
+    "(",
+    "[",
+    "{",
+    "not ",
+    "-",
+    " + ",
+    "f(x) = f(x)\n",
+    "m(x) { return m(x) }\n",
+    "  a = m(a)\n",
+    "[layer for i in 0..n]",
+    "cache(",
+    "attend(",
+    "split(",
+    "merge(",
+    "q_pos",
+    "k_pos",
+    "&a ",
+    "*a",
+    "!!str ",
+    "\t",
+    "'",
+    "\"",
+    "# ",
+    "tokens",
+    "**",
+    "..",
+    "é",
+];
+
+#[test]
+fn card() -> Result<()> {
+    let inputs = fuzz::drive("card", &corpus("models", ".yaml")?, CARD_WORDS, fuzz::card);
+    assert!(inputs > 20, "only {inputs} inputs in {:?}", fuzz::budget());
+    Ok(())
+}
+
+#[test]
+fn xf() -> Result<()> {
+    let inputs = fuzz::drive("xf", &corpus("models/lib", ".xf")?, CARD_WORDS, fuzz::xf);
+    assert!(inputs > 20, "only {inputs} inputs in {:?}", fuzz::budget());
+    Ok(())
+}
+
+#[test]
+fn config() -> Result<()> {
+    let words = [
+        "null",
+        "true",
+        "{}",
+        "[]",
+        "-1",
+        "0",
+        "1e400",
+        "99999999999999999999",
+        "\"rope_scaling\": {",
+        "\"x\": ",
+        "[",
+        "{\"a\":",
+    ];
+    let mut corpus = Vec::new();
+    for name in Case::names()? {
+        let case = Case::load(&name)?;
+        corpus.push(serde_json::to_vec(&case.config)?);
+    }
+    let inputs = fuzz::drive("config", &corpus, &words, fuzz::config);
+    assert!(inputs > 20, "only {inputs} inputs in {:?}", fuzz::budget());
+    Ok(())
+}
+
+#[test]
+fn safetensors() -> Result<()> {
+    let case = Case::load("mistral")?;
+    let folder = tempfile::tempdir()?;
+    let mut corpus = Vec::new();
+    for (n, tensors) in [&case.tensors[5..6], &case.tensors[1..4], &[]].into_iter().enumerate() {
+        let path = folder.path().join(n.to_string());
+        write_tensors(&path, case.seed, tensors)?;
+        corpus.push(std::fs::read(path)?);
+    }
+    let words = [
+        "\"F32\"",
+        "\"BF16\"",
+        "\"I64\"",
+        "\"shape\":[",
+        "\"data_offsets\":[0,",
+        "99999999999",
+        "{",
+        "[",
+        "\"__metadata__\":{}",
+    ];
+    let inputs = fuzz::drive("safetensors", &corpus, &words, fuzz::safetensors);
+    assert!(inputs > 100, "only {inputs} inputs in {:?}", fuzz::budget());
+    Ok(())
+}
 
 #[test]
 fn graph_text() -> Result<()> {
