@@ -1,157 +1,200 @@
-//! The whole order, from a program to an artifact: the only file that knows it.
+//! The whole order, from an expanded model to an artifact: the only file that knows it.
 //!
 //! ```text
-//! Program ──precision──▶ ──passes──▶ fused ──plan──▶ kernels ──emit──▶ MLIR ──compile──▶ objects ──link──▶ artifact
+//! Model ──precision──▶ graph ──passes──▶ fused ──plan──▶ kernels ──emit──▶ MLIR ──compile──▶ objects ──link──▶ artifact
 //! ```
-//!
-//! Distinct kernels are compiled once, on as many threads as are given; results are merged in kernel order, so that the artifact's
-//! bytes do not depend on the number of threads.
 
-use std::collections::HashMap;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use xfc_lang::graph::Program;
+use xfc_lang::arch::{Binding, Model, Step};
+use xfc_lang::graph::{DType, Program};
+use xfc_lang::passes::{self, Event, Moment, Report};
 use xfc_runtime::artifact::container::{self, CodeImage, VariantParts};
-use xfc_runtime::artifact::manifest::{Kernel, Launch, Manifest, Variant};
+use xfc_runtime::artifact::manifest;
 
 use crate::error::CodegenError;
-use crate::plan::{Plan, Stored, build};
+use crate::kernels::{Built, Input, build_for};
+use crate::plan::Stored;
 use crate::target::cpu::link::link;
-use crate::target::{Compiled, Keep, SYMBOL, Target};
+use crate::target::{Keep, SYMBOL, Target};
 
-/// What a compilation is given besides the fused program.
-pub struct Input<'a> {
-    /// The fused program.
-    pub program: &'a Program,
-    /// The binding of each parameter, by absolute path.
-    pub stored: &'a dyn Fn(&str) -> Option<Stored>,
-    /// Checkpoint tensors that nothing needs to read.
-    pub ignore: &'a [String],
-    /// Total parameters.
-    pub parameters: u64,
-    /// The description, kept in the artifact.
-    pub card: &'a str,
+/// A form that a model takes on the way, as `--emit` names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// What the user wrote.
+    Spec,
+    /// Modules expanded, every layer explicit.
+    Arch,
+    /// Core operations, casts explicit.
+    Graph,
+    /// One node a kernel.
+    Fused,
+    /// Launches, buffers, caches, weights.
+    Plan,
+    /// Kernels as MLIR.
+    Mlir,
+    /// Kernels as optimised LLVM IR.
+    Llvm,
+    /// Kernels as assembly.
+    Asm,
 }
 
-/// A kernel, compiled for one regime or several.
+impl Stage {
+    /// All stages in order.
+    pub const ALL: [Stage; 8] = [Stage::Spec, Stage::Arch, Stage::Graph, Stage::Fused, Stage::Plan, Stage::Mlir, Stage::Llvm, Stage::Asm];
+
+    /// As on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stage::Spec => "spec",
+            Stage::Arch => "arch",
+            Stage::Graph => "graph",
+            Stage::Fused => "fused",
+            Stage::Plan => "plan",
+            Stage::Mlir => "mlir",
+            Stage::Llvm => "llvm",
+            Stage::Asm => "asm",
+        }
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Stage {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let names: Vec<&str> = Stage::ALL.iter().map(|s| s.name()).collect();
+        Stage::ALL.into_iter().find(|stage| stage.name() == s).ok_or_else(|| format!("stages are {}", names.join(", ")))
+    }
+}
+
+/// How a model is compiled.
 #[derive(Clone, Debug)]
-pub struct CompiledKernel {
-    /// For people.
-    pub name: String,
-    /// MLIR as emitted.
-    pub mlir: String,
-    /// What LLVM made of it.
-    pub code: Compiled,
-    /// Scratch each worker must have.
-    pub scratch_bytes: u64,
+pub struct Options {
+    /// Of weights and of the inputs of contractions: f32 or bf16.
+    pub dtype: DType,
+    /// Compiling threads.
+    pub threads: usize,
+    /// Passes to leave out.
+    pub skip_passes: Vec<String>,
+    /// Run only the first so many passes.
+    pub pass_limit: Option<usize>,
+    /// Write every stage into this folder.
+    pub dump: Option<PathBuf>,
+    /// Keep LLVM IR and assembly of kernels.
+    pub keep: Keep,
 }
 
-/// A plan and its code for one target.
-#[derive(Debug)]
-pub struct Built {
-    /// The plan.
-    pub plan: Plan,
-    /// The manifest.
-    pub manifest: Manifest,
-    /// Kernels in the order of the entry table.
-    pub kernels: Vec<CompiledKernel>,
-    /// Time spent planning, and compiling kernels.
-    pub elapsed: [(&'static str, Duration); 2],
+impl Default for Options {
+    fn default() -> Self {
+        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Options { dtype: DType::F32, threads, skip_passes: Vec::new(), pass_limit: None, dump: None, keep: Keep::default() }
+    }
 }
 
-/// Plans and compiles a fused program for one target.
+/// A model before and after the passes.
+#[derive(Clone, Debug)]
+pub struct Fused {
+    /// Core operations, casts explicit.
+    pub graph: Program,
+    /// One node a kernel.
+    pub program: Program,
+    /// What each pass did.
+    pub passes: Vec<Report>,
+    /// Time spent on casts and passes.
+    pub elapsed: Duration,
+}
+
+/// Makes casts explicit and runs the passes.
 ///
 /// # Errors
-/// A construct without a lowering, or a defect of xfc.
-pub fn build_for(input: &Input<'_>, target: &dyn Target, threads: usize, keep: Keep) -> Result<Built, CodegenError> {
+/// An unknown or required pass is to be skipped; a dump cannot be written; a defect of a pass.
+pub fn fuse(model: &Model, options: &Options) -> Result<Fused, CodegenError> {
     let start = Instant::now();
-    let plan = build(input.program, input.stored, target)?;
-    let phases = target.phases();
-    let mut units: Vec<(usize, usize)> = Vec::new();
-    let mut index: HashMap<String, usize> = HashMap::new();
-    let mut unit_of: Vec<Vec<usize>> = Vec::new();
-    for (k, spec) in plan.kernels.iter().enumerate() {
-        let text = spec.text();
-        let mut of_phase = Vec::new();
-        for phase in 0..phases.len() {
-            let key = format!("{}\n{text}", target.schedule(spec, phase));
-            let unit = *index.entry(key).or_insert_with(|| {
-                units.push((k, phase));
-                units.len() - 1
-            });
-            of_phase.push(unit);
+    let graph = model.program.clone();
+    //PRECISION passes::precision::apply(&mut graph, options.dtype)?;
+    let mut program = graph.clone();
+    let mut dump_error = None;
+    let mut dump = |event: Event<'_>| {
+        if let (Some(dir), Moment::After, None) = (&options.dump, event.moment, &dump_error) {
+            let name = format!("30-after-{:02}-{}.xg", event.index, event.pass);
+            dump_error = dump_text(dir, &name, &event.program.to_string()).err();
         }
-        unit_of.push(of_phase);
-    }
-    let planned = start.elapsed();
-    let start = Instant::now();
-    let kernels = compile_units(&plan, &units, target, threads, keep)?;
-    let launches = plan
-        .launches
-        .iter()
-        .map(|launch| Launch {
-            name: launch.name.clone(),
-            axis: launch.space.axis,
-            rows: launch.space.selected,
-            variants: (0..phases.len())
-                .map(|phase| {
-                    let tiling = target.tiling(&plan.kernels[launch.kernel], phase);
-                    Variant { kernel: unit_of[launch.kernel][phase], rows_per_tile: tiling.rows_per_tile, tiles_per_block: tiling.tiles_per_block }
-                })
-                .collect(),
-            operands: launch.operands.clone(),
-        })
-        .collect();
-    let manifest = Manifest {
-        version: xfc_runtime::artifact::VERSION,
-        compiler: concat!("xfc ", env!("CARGO_PKG_VERSION")).to_owned(),
-        model: input.program.name.clone(),
-        target: target.describe(),
-        axes: input.program.axes.clone(),
-        inputs: plan.inputs.clone(),
-        outputs: plan.outputs.clone(),
-        whole_sequences: plan.whole_sequences,
-        max_positions: plan.max_positions,
-        weights: plan.weights.clone(),
-        ignore: input.ignore.to_vec(),
-        caches: plan.caches.clone(),
-        arenas: plan.arenas.clone(),
-        kernels: kernels.iter().map(|k| Kernel { name: k.name.clone(), scratch_bytes: k.scratch_bytes }).collect(),
-        phases,
-        launches,
-        parameters: input.parameters,
     };
-    Ok(Built { plan, manifest, kernels, elapsed: [("plan", planned), ("kernels", start.elapsed())] })
+    if let Some(dir) = &options.dump {
+        dump_text(dir, "20-graph.xg", &graph.to_string())?;
+    }
+    let mut run = passes::Options { skip: options.skip_passes.clone(), limit: options.pass_limit, dump: Some(&mut dump) };
+    let reports = passes::run(&mut program, &mut run)?;
+    if let Some(error) = dump_error {
+        return Err(error);
+    }
+    Ok(Fused { graph, program, passes: reports, elapsed: start.elapsed() })
 }
 
-fn compile_units(plan: &Plan, units: &[(usize, usize)], target: &dyn Target, threads: usize, keep: Keep) -> Result<Vec<CompiledKernel>, CodegenError> {
-    let next = AtomicUsize::new(0);
-    let done: Mutex<Vec<Option<Result<CompiledKernel, CodegenError>>>> = Mutex::new((0..units.len()).map(|_| None).collect());
-    let work = || -> Result<(), CodegenError> {
-        let compiler = target.compiler()?;
-        loop {
-            let i = next.fetch_add(1, Ordering::Relaxed);
-            let Some((kernel, phase)) = units.get(i) else { return Ok(()) };
-            let spec = &plan.kernels[*kernel];
-            let name = format!("{}_{}", spec.name(), target.phases()[*phase].name);
-            let result = target.emit(spec, *phase).and_then(|emitted| {
-                let code = compiler.compile(&name, &emitted.mlir, keep)?;
-                Ok(CompiledKernel { name, mlir: emitted.mlir, code, scratch_bytes: emitted.scratch_bytes })
-            });
-            done.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[i] = Some(result);
+/// A compiled model.
+#[derive(Debug)]
+pub struct Compilation {
+    /// The artifact.
+    pub bytes: Vec<u8>,
+    /// One for each target.
+    pub built: Vec<Built>,
+    /// Before and after the passes.
+    pub fused: Fused,
+    /// Time of each part, in order.
+    pub elapsed: Vec<(&'static str, Duration)>,
+}
+
+/// Compiles a model for each target into one artifact that carries `card`.
+///
+/// # Errors
+/// As [`fuse`]; a construct without a lowering.
+pub fn compile(model: &Model, card: &str, targets: &[Box<dyn Target>], options: &Options) -> Result<Compilation, CodegenError> {
+    let fused = fuse(model, options)?;
+    let mut elapsed = vec![("passes", fused.elapsed)];
+    let mut built = Vec::new();
+    for target in targets {
+        let b = build_kernels(model, &fused.program, &**target, options)?;
+        elapsed.extend(b.elapsed);
+        if let Some(dir) = &options.dump {
+            dump_kernels(dir, &b)?;
         }
-    };
-    let started: Vec<Result<(), CodegenError>> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (1..threads.clamp(1, units.len().max(1))).map(|_| scope.spawn(work)).collect();
-        let mut results = vec![work()];
-        results.extend(workers.into_iter().map(|w| w.join().unwrap_or_else(|_| Err(CodegenError::bug("kernels", "a compiling thread panicked")))));
-        results
+        built.push(b);
+    }
+    let start = Instant::now();
+    let bytes = write_artifact(card, &built)?;
+    elapsed.push(("link", start.elapsed()));
+    Ok(Compilation { bytes, built, fused, elapsed })
+}
+
+/// Plans and compiles a fused program of a model for one target.
+///
+/// # Errors
+/// A construct without a lowering.
+pub fn build_kernels(model: &Model, fused: &Program, target: &dyn Target, options: &Options) -> Result<Built, CodegenError> {
+    let bindings: std::collections::HashMap<&str, &Binding> =
+        model.arch.parameters.iter().zip(&model.bindings).map(|(p, b)| (p.path.as_str(), b)).collect();
+    let stored = |path: &str| bindings.get(path).map(|b| stored(b));
+    let input = Input { program: fused, stored: &stored, ignore: &model.ignore, parameters: model.arch.parameter_count() };
+    build_for(&input, target, options.threads, options.keep)
+}
+
+fn stored(binding: &Binding) -> Stored {
+    let steps = binding.steps.iter().map(|step| match step {
+        Step::Transpose { perm } => manifest::Step::Transpose { perm: perm.clone() },
+        Step::Slice { dim, start, len } => manifest::Step::Slice { dim: *dim, start: *start, len: *len },
+        Step::Index { dim, index } => manifest::Step::Index { dim: *dim, index: *index },
+        Step::Reshape { shape } => manifest::Step::Reshape { shape: shape.clone() },
     });
-    started.into_iter().collect::<Result<Vec<()>, _>>()?;
-    let done = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    done.into_iter().map(|r| r.unwrap_or_else(|| Err(CodegenError::bug("kernels", "a kernel was not compiled")))).collect()
+    Stored { names: binding.names.clone(), shape: binding.shape.clone(), steps: steps.collect() }
 }
 
 /// Links what was built for each target and writes the artifact's bytes.
@@ -166,4 +209,28 @@ pub fn write_artifact(card: &str, built: &[Built]) -> Result<Vec<u8>, CodegenErr
         variants.push(VariantParts { manifest: b.manifest.clone(), code: CodeImage { bytes: image.bytes, entries: image.entries } });
     }
     Ok(container::write(card, &variants)?)
+}
+
+/// Writes one file of a dump.
+///
+/// # Errors
+/// The folder or file cannot be written.
+pub fn dump_text(dir: &Path, name: &str, text: &str) -> Result<(), CodegenError> {
+    let failed = |source: std::io::Error| CodegenError::Dump { path: dir.join(name), source };
+    std::fs::create_dir_all(dir).map_err(failed)?;
+    std::fs::write(dir.join(name), text).map_err(failed)
+}
+
+fn dump_kernels(dir: &Path, built: &Built) -> Result<(), CodegenError> {
+    for (i, kernel) in built.kernels.iter().enumerate() {
+        dump_text(dir, &format!("40-{i:03}-{}.mlir", kernel.name), &kernel.mlir)?;
+        if let Some(text) = &kernel.code.llvm {
+            dump_text(dir, &format!("50-{i:03}-{}.ll", kernel.name), text)?;
+        }
+        if let Some(text) = &kernel.code.assembly {
+            dump_text(dir, &format!("50-{i:03}-{}.s", kernel.name), text)?;
+        }
+    }
+    let text = serde_json::to_string_pretty(&built.manifest).map_err(|e| CodegenError::bug("manifest", e.to_string()))?;
+    dump_text(dir, "60-manifest.json", &text)
 }

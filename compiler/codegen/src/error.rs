@@ -45,6 +45,20 @@ pub enum CodegenError {
         /// What LLVM said.
         message: String,
     },
+    /// A pass could not run, or left an invalid graph.
+    #[error(transparent)]
+    Pass(#[from] xfc_lang::passes::PassError),
+    /// A graph could not be rewritten for a dtype.
+    #[error(transparent)]
+    Shape(#[from] xfc_lang::ops::ShapeError),
+    /// A dump could not be written.
+    #[error("{}: cannot write: {source}", path.display())]
+    Dump {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The container could not be written.
     #[error(transparent)]
     Artifact(#[from] xfc_runtime::error::RuntimeError),

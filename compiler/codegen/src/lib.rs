@@ -8,6 +8,7 @@
 
 pub mod driver;
 pub mod error;
+pub mod kernels;
 pub mod mlir;
 pub mod plan;
 pub mod target;

@@ -23,7 +23,7 @@ pub struct Isa {
     pub bf16_dot: bool,
 }
 
-const V3: &[&str] = &["avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "lzcnt", "movbe", "popcnt", "sse3", "sse4.1", "sse4.2", "ssse3"];
+const V3: &[&str] = &["avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "popcnt", "sse3", "sse4.1", "sse4.2", "ssse3"];
 const V4: &[&str] = &["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"];
 /// Features that may be named after a level, and what they need.
 const EXTRAS: &[&str] = &["avx512bf16", "avx512vnni"];

@@ -1,0 +1,147 @@
+//! A fused program to the plan, the manifest and the code of one target.
+//!
+//! Distinct kernels are compiled once, on as many threads as are given; results are merged in kernel order, so that the artifact's
+//! bytes do not depend on the number of threads.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use xfc_lang::graph::Program;
+use xfc_runtime::artifact::manifest::{Kernel, Launch, Manifest, Variant};
+
+use crate::error::CodegenError;
+use crate::plan::{Plan, Stored, build};
+use crate::target::{Compiled, Keep, Target};
+
+/// What is compiled.
+pub struct Input<'a> {
+    /// The fused program.
+    pub program: &'a Program,
+    /// The binding of each parameter, by absolute path.
+    pub stored: &'a dyn Fn(&str) -> Option<Stored>,
+    /// Checkpoint tensors that nothing needs to read.
+    pub ignore: &'a [String],
+    /// Total parameters.
+    pub parameters: u64,
+}
+
+/// A kernel, compiled for one regime or several.
+#[derive(Clone, Debug)]
+pub struct CompiledKernel {
+    /// For people.
+    pub name: String,
+    /// MLIR as emitted.
+    pub mlir: String,
+    /// What LLVM made of it.
+    pub code: Compiled,
+    /// Scratch each worker must have.
+    pub scratch_bytes: u64,
+}
+
+/// A plan and its code for one target.
+#[derive(Debug)]
+pub struct Built {
+    /// The plan.
+    pub plan: Plan,
+    /// The manifest.
+    pub manifest: Manifest,
+    /// Kernels in the order of the entry table.
+    pub kernels: Vec<CompiledKernel>,
+    /// Time spent planning, and compiling kernels.
+    pub elapsed: [(&'static str, Duration); 2],
+}
+
+/// Plans and compiles a fused program for one target.
+///
+/// # Errors
+/// A construct without a lowering, or a defect of xfc.
+pub fn build_for(input: &Input<'_>, target: &dyn Target, threads: usize, keep: Keep) -> Result<Built, CodegenError> {
+    let start = Instant::now();
+    let plan = build(input.program, input.stored, target)?;
+    let phases = target.phases();
+    let mut units: Vec<(usize, usize)> = Vec::new();
+    let mut index: HashMap<String, usize> = HashMap::new();
+    let mut unit_of: Vec<Vec<usize>> = Vec::new();
+    for (k, spec) in plan.kernels.iter().enumerate() {
+        let text = spec.text();
+        let mut of_phase = Vec::new();
+        for phase in 0..phases.len() {
+            let key = format!("{}\n{text}", target.schedule(spec, phase));
+            let unit = *index.entry(key).or_insert_with(|| {
+                units.push((k, phase));
+                units.len() - 1
+            });
+            of_phase.push(unit);
+        }
+        unit_of.push(of_phase);
+    }
+    let planned = start.elapsed();
+    let start = Instant::now();
+    let kernels = compile_units(&plan, &units, target, threads, keep)?;
+    let launches = plan
+        .launches
+        .iter()
+        .map(|launch| Launch {
+            name: launch.name.clone(),
+            axis: launch.space.axis,
+            rows: launch.space.selected,
+            variants: (0..phases.len())
+                .map(|phase| {
+                    let tiling = target.tiling(&plan.kernels[launch.kernel], phase);
+                    Variant { kernel: unit_of[launch.kernel][phase], rows_per_tile: tiling.rows_per_tile, tiles_per_block: tiling.tiles_per_block }
+                })
+                .collect(),
+            operands: launch.operands.clone(),
+        })
+        .collect();
+    let manifest = Manifest {
+        version: xfc_runtime::artifact::VERSION,
+        compiler: concat!("xfc ", env!("CARGO_PKG_VERSION")).to_owned(),
+        model: input.program.name.clone(),
+        target: target.describe(),
+        axes: input.program.axes.clone(),
+        inputs: plan.inputs.clone(),
+        outputs: plan.outputs.clone(),
+        whole_sequences: plan.whole_sequences,
+        max_positions: plan.max_positions,
+        weights: plan.weights.clone(),
+        ignore: input.ignore.to_vec(),
+        caches: plan.caches.clone(),
+        arenas: plan.arenas.clone(),
+        kernels: kernels.iter().map(|k| Kernel { name: k.name.clone(), scratch_bytes: k.scratch_bytes }).collect(),
+        phases,
+        launches,
+        parameters: input.parameters,
+    };
+    Ok(Built { plan, manifest, kernels, elapsed: [("plan", planned), ("kernels", start.elapsed())] })
+}
+
+fn compile_units(plan: &Plan, units: &[(usize, usize)], target: &dyn Target, threads: usize, keep: Keep) -> Result<Vec<CompiledKernel>, CodegenError> {
+    let next = AtomicUsize::new(0);
+    let done: Mutex<Vec<Option<Result<CompiledKernel, CodegenError>>>> = Mutex::new((0..units.len()).map(|_| None).collect());
+    let work = || -> Result<(), CodegenError> {
+        let compiler = target.compiler()?;
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            let Some((kernel, phase)) = units.get(i) else { return Ok(()) };
+            let spec = &plan.kernels[*kernel];
+            let name = format!("{}_{}", spec.name(), target.phases()[*phase].name);
+            let result = target.emit(spec, *phase).and_then(|emitted| {
+                let code = compiler.compile(&name, &emitted.mlir, keep)?;
+                Ok(CompiledKernel { name, mlir: emitted.mlir, code, scratch_bytes: emitted.scratch_bytes })
+            });
+            done.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[i] = Some(result);
+        }
+    };
+    let started: Vec<Result<(), CodegenError>> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (1..threads.clamp(1, units.len().max(1))).map(|_| scope.spawn(work)).collect();
+        let mut results = vec![work()];
+        results.extend(workers.into_iter().map(|w| w.join().unwrap_or_else(|_| Err(CodegenError::bug("kernels", "a compiling thread panicked")))));
+        results
+    });
+    started.into_iter().collect::<Result<Vec<()>, _>>()?;
+    let done = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    done.into_iter().map(|r| r.unwrap_or_else(|| Err(CodegenError::bug("kernels", "a kernel was not compiled")))).collect()
+}
