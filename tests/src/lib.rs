@@ -17,10 +17,29 @@ pub mod fuzz;
 pub mod model;
 pub mod source;
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// What went wrong in the harness itself, in words.
-pub type Error = Box<dyn std::error::Error + Send + Sync>;
+/// What went wrong, in words; shown as they are when a test returns it.
+pub struct Error(Box<dyn std::error::Error + Send + Sync>);
+
+impl<E: Into<Box<dyn std::error::Error + Send + Sync>>> From<E> for Error {
+    fn from(error: E) -> Self {
+        Error(error.into())
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
 
 /// A result of the harness.
 pub type Result<T> = std::result::Result<T, Error>;

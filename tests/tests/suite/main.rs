@@ -5,4 +5,5 @@ mod compare;
 mod fill;
 mod fuzz;
 mod interpreter;
+mod readme;
 mod tidy;
