@@ -12,5 +12,7 @@ pub mod error;
 pub mod files;
 pub mod artifact;
 pub mod weights;
+pub mod cache;
+pub mod device;
 
 pub use error::RuntimeError;

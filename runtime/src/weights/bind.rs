@@ -56,6 +56,10 @@ pub fn bind(
     let length = usize::try_from(end.max(1)).map_err(|_| too_large(format!("{end} bytes")))?;
     let mut block = MmapMut::map_anon(length).map_err(|error| too_large(format!("{end} bytes: {error}")))?;
 
+    // Large pages make reading weights faster; where they are not to be had, nothing is lost.
+    #[cfg(target_os = "linux")]
+    let _ = block.advise(memmap2::Advice::HugePage);
+
     let mut tasks: Vec<(usize, Piece, &mut [u8])> = Vec::new();
     let mut rest: &mut [u8] = &mut block;
     for (index, (job, &bytes)) in jobs.iter().zip(&sizes).enumerate() {

@@ -1,0 +1,256 @@
+//! One group of cache slots: which page holds which positions of which sequence, under the group's rule of keeping.
+
+use super::pool::{NULL_PAGE, PageId, Pool};
+use crate::artifact::manifest::{CacheGroup, Keep};
+use std::collections::BTreeMap;
+
+/// How many tokens a cache is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheOptions {
+    /// Most sequences at a time.
+    pub max_sequences: u32,
+    /// Most positions of a sequence.
+    pub context_tokens: u64,
+    /// Most tokens of a step, over all its sequences.
+    pub step_tokens: u64,
+    /// Positions that all sequences together may hold, where that is less than `max_sequences * context_tokens`.
+    pub pool_tokens: Option<u64>,
+}
+
+/// The pages of one sequence in one group.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Table {
+    /// Entry `(p / page_tokens) % entries` holds position `p`; shorter than a growing group's entries until it has grown.
+    pages: Vec<PageId>,
+    /// Lowest position whose contents are whole: a ring overwrites what is below.
+    held_from: u64,
+}
+
+/// A copy of one page to another, over all slots of the group, to be done before the step's kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageCopy {
+    /// Index of the group.
+    pub group: usize,
+    /// Page that keeps its contents.
+    pub from: PageId,
+    /// Page that gets them.
+    pub to: PageId,
+}
+
+/// The pages of one group.
+#[derive(Clone, Debug)]
+pub(super) struct Group {
+    keep: Keep,
+    pub(super) axis: usize,
+    page_tokens: u64,
+    /// Bytes of a page over all slots that have their own memory.
+    page_bytes: u64,
+    /// Entries of a ring; 0 where tables grow.
+    ring: u64,
+    pub(super) pool: Pool,
+}
+
+impl Group {
+    /// # Errors
+    /// The number of pages does not fit into 32 bits.
+    pub(super) fn new(spec: &CacheGroup, options: &CacheOptions) -> Result<Self, String> {
+        let tokens = spec.page_tokens;
+        let sequences = u64::from(options.max_sequences);
+        let ring = match spec.keep {
+            Keep::Window(window) => (window + options.step_tokens).div_ceil(tokens) + 1,
+            Keep::All | Keep::Step => 0,
+        };
+        let each = options.context_tokens.div_ceil(tokens);
+        let pages = match spec.keep {
+            // Rounding up costs each sequence one page at most.
+            Keep::All => match options.pool_tokens {
+                Some(all) => sequences.saturating_mul(each).min((all / tokens).saturating_add(sequences)),
+                None => sequences.saturating_mul(each),
+            },
+            Keep::Window(_) => sequences.saturating_mul(ring),
+            // A sequence's part of a step may begin and end inside a page.
+            Keep::Step => (options.step_tokens / tokens).saturating_add(sequences.saturating_mul(2)),
+        };
+        let pages = u32::try_from(pages).ok().filter(|&pages| pages < u32::MAX);
+        let pages = pages.ok_or_else(|| format!("cache group `{}` would have more than 2^32 pages", spec.name))?;
+        Ok(Self {
+            keep: spec.keep,
+            axis: spec.axis,
+            page_tokens: tokens,
+            page_bytes: page_bytes(spec),
+            ring,
+            pool: Pool::new(pages),
+        })
+    }
+
+    /// Bytes of the pages that some sequence owns.
+    pub(super) fn live_bytes(&self) -> u64 {
+        self.pool.live() * self.page_bytes
+    }
+
+    /// Bytes of the pages that were ever written.
+    pub(super) fn allocated_bytes(&self) -> u64 {
+        self.pool.touched() * self.page_bytes
+    }
+
+    /// Entry of a page in a table, and how many entries a table must have for it.
+    fn entry(&self, page_index: u64) -> usize {
+        if self.ring > 0 { (page_index % self.ring) as usize } else { page_index as usize }
+    }
+
+    /// The pages (by index in the sequence) that positions `from .. to` touch; empty when there are none.
+    fn page_indices(&self, from: u64, to: u64) -> std::ops::Range<u64> {
+        if from == to { 0..0 } else { from / self.page_tokens..(to - 1) / self.page_tokens + 1 }
+    }
+
+    /// Pages that [`Group::append`] of positions `from .. to` takes from the pool. `released` counts the owners that appends before this one
+    /// took from each page: a page that two sequences share is copied for one of them only.
+    pub(super) fn pages_needed(
+        &self,
+        table: &Table,
+        from: u64,
+        to: u64,
+        released: &mut BTreeMap<PageId, u32>,
+    ) -> usize {
+        let mut needed = 0;
+        for index in self.page_indices(from, to) {
+            match table.pages.get(self.entry(index)) {
+                None | Some(&NULL_PAGE) => needed += 1,
+                Some(&page) => {
+                    let gone = released.entry(page).or_default();
+                    if self.pool.owners(page) > *gone + 1 {
+                        *gone += 1;
+                        needed += 1;
+                    }
+                }
+            }
+        }
+        needed
+    }
+
+    /// Gives pages of its own to positions `from .. to` of a sequence that has `from` positions. The caller has made sure that
+    /// [`Group::pages_needed`] are available; `false` says that they were not.
+    #[must_use]
+    pub(super) fn append(
+        &mut self,
+        table: &mut Table,
+        from: u64,
+        to: u64,
+        group: usize,
+        copies: &mut Vec<PageCopy>,
+    ) -> bool {
+        for index in self.page_indices(from, to) {
+            let entry = self.entry(index);
+            if table.pages.len() <= entry {
+                table.pages.resize(entry + 1, NULL_PAGE);
+            }
+            let page = table.pages[entry];
+            if page != NULL_PAGE && self.pool.owners(page) == 1 {
+                continue;
+            }
+            let Some(own) = self.pool.take() else { return false };
+            // Only the page in which `from` lies holds positions that stay; another old page of this entry went out of a ring.
+            let keeps_contents = index * self.page_tokens < from;
+            if page != NULL_PAGE && keeps_contents {
+                copies.push(PageCopy { group, from: page, to: own });
+            }
+            self.pool.release(page);
+            table.pages[entry] = own;
+        }
+        if self.ring > 0 && to > from {
+            let oldest = ((to - 1) / self.page_tokens + 1).saturating_sub(self.ring) * self.page_tokens;
+            table.held_from = table.held_from.max(oldest);
+        }
+        true
+    }
+
+    /// Whether a sequence may go back to `to` positions, or what stands in the way.
+    pub(super) fn can_truncate(&self, table: &Table, to: u64) -> Result<(), String> {
+        match self.keep {
+            Keep::Window(window) if to > 0 && table.held_from > to.saturating_sub(window - 1) => Err(format!(
+                "a window of {window} at position {to} needs positions from {}, the ring holds them from {}",
+                to.saturating_sub(window - 1),
+                table.held_from
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Goes back from `from` positions to `to`; [`Group::can_truncate`] holds.
+    pub(super) fn truncate(&mut self, table: &mut Table, from: u64, to: u64) {
+        let kept = to.div_ceil(self.page_tokens);
+        let mut dropped = kept..from.div_ceil(self.page_tokens);
+        if self.ring > 0 {
+            dropped.start = dropped.start.max(dropped.end.saturating_sub(self.ring));
+        }
+        for index in dropped {
+            let entry = self.entry(index);
+            if let Some(page) = table.pages.get_mut(entry) {
+                self.pool.release(std::mem::replace(page, NULL_PAGE));
+            }
+        }
+        if self.ring == 0 {
+            table.pages.truncate(kept as usize);
+        }
+        if to == 0 {
+            // What is left of a ring holds nothing that is read again.
+            self.release(table);
+        }
+    }
+
+    /// A second owner of all pages.
+    pub(super) fn fork(&mut self, table: &Table) -> Table {
+        for &page in &table.pages {
+            self.pool.share(page);
+        }
+        table.clone()
+    }
+
+    /// Gives all pages back.
+    pub(super) fn release(&mut self, table: &mut Table) {
+        for page in table.pages.drain(..) {
+            self.pool.release(page);
+        }
+        table.held_from = 0;
+    }
+
+    /// What is kept after a step: everything, but for groups of which nothing is.
+    pub(super) fn end_step(&mut self, table: &mut Table) {
+        if self.keep == Keep::Step {
+            self.release(table);
+        }
+    }
+
+    /// Entries per sequence that address the given tables without meeting.
+    pub(super) fn entries<'a>(&self, tables: impl Iterator<Item = &'a Table>) -> usize {
+        if self.ring > 0 { self.ring as usize } else { tables.map(|table| table.pages.len()).max().unwrap_or(0).max(1) }
+    }
+
+    /// A sequence's row of the block table.
+    pub(super) fn row(&self, table: &Table, entries: usize, out: &mut Vec<PageId>) {
+        let end = out.len() + entries;
+        out.extend(table.pages.iter().take(entries));
+        out.resize(end, NULL_PAGE);
+    }
+
+    /// Tokens of a page.
+    pub(super) fn page_tokens(&self) -> u64 {
+        self.page_tokens
+    }
+}
+
+/// Bytes of one page over all slots of a group; slots that share memory are counted once, with the largest.
+pub fn page_bytes(group: &CacheGroup) -> u64 {
+    let mut shared: BTreeMap<usize, u64> = BTreeMap::new();
+    let mut bytes = 0u64;
+    for slot in &group.slots {
+        match slot.alias {
+            Some(alias) => {
+                let largest = shared.entry(alias).or_default();
+                *largest = (*largest).max(slot.page_bytes);
+            }
+            None => bytes = bytes.saturating_add(slot.page_bytes),
+        }
+    }
+    shared.values().fold(bytes, |bytes, &shared| bytes.saturating_add(shared))
+}

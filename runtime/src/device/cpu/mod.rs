@@ -1,0 +1,126 @@
+//! The host's processor: calls generated machine code on a pool of threads.
+
+mod pool;
+
+pub use pool::{Body, ThreadPool, WorkerPanicked};
+
+use super::{Device, Memory, Step};
+use crate::artifact::abi::{KernelFn, XfmArgs, XfmAxis, XfmBuffer, XfmCache};
+use crate::artifact::manifest::Manifest;
+use crate::artifact::{Code, VERSION};
+use crate::error::{Result, RuntimeError};
+use std::ffi::c_void;
+use std::sync::{Arc, Mutex};
+
+/// Scratch of a worker begins at multiples of this, so that workers share no cache line and no page.
+const SCRATCH_ALIGN: u64 = 4096;
+
+/// The host with one model's code loaded.
+#[derive(Debug)]
+pub struct CpuDevice {
+    code: Code,
+    pool: Arc<ThreadPool>,
+    /// `scratch_bytes` for each worker; locked while a step runs.
+    scratch: Mutex<Memory>,
+    scratch_bytes: usize,
+}
+
+impl CpuDevice {
+    /// A device that runs `code`, the code of `manifest`, on `pool`.
+    ///
+    /// # Errors
+    /// No memory for the workers' scratch.
+    pub fn new(manifest: &Manifest, code: Code, pool: Arc<ThreadPool>) -> Result<Self> {
+        let most = manifest.kernels.iter().map(|kernel| kernel.scratch_bytes).max().unwrap_or(0).max(1);
+        let scratch_bytes = most.next_multiple_of(SCRATCH_ALIGN);
+        let scratch = Memory::host(scratch_bytes.saturating_mul(pool.workers() as u64))?;
+        Ok(Self { code, pool, scratch: Mutex::new(scratch), scratch_bytes: scratch_bytes as usize })
+    }
+}
+
+/// A step in the form that kernels read. Lives on the caller's stack while the workers use it.
+struct Prepared<'a> {
+    kernels: Vec<KernelFn>,
+    first_buffers: Vec<*const XfmBuffer>,
+    axes: Vec<XfmAxis>,
+    caches: Vec<XfmCache>,
+    step: &'a Step<'a>,
+    scratch: *mut u8,
+    scratch_bytes: usize,
+}
+
+// SAFETY: the pointers are read-only views of `step`, which is borrowed for as long, and `scratch`, of which each worker uses its own part.
+unsafe impl Sync for Prepared<'_> {}
+
+impl Prepared<'_> {
+    /// Calls the kernel of one launch for some tiles.
+    ///
+    /// # Safety
+    /// What [`Device::run`] asks for; and `worker` is the calling worker's own index, below the number for which scratch was made.
+    unsafe fn call(&self, worker: usize, launch: usize, begin: u32, end: u32) {
+        let args = XfmArgs {
+            buffers: self.first_buffers[launch],
+            sizes: self.step.sizes.as_ptr(),
+            axes: self.axes.as_ptr(),
+            caches: self.caches.as_ptr(),
+            version: VERSION,
+            worker: worker as u32,
+            device: 0,
+            n_sequences: self.step.n_sequences,
+        };
+        let scratch = self.scratch.wrapping_add(worker * self.scratch_bytes).cast::<c_void>();
+        // SAFETY: the code is verified and alive, `args` points at tables that outlive the call, the tiles are this worker's alone (the
+        // pool hands out each once), the scratch is as large as the largest kernel of the manifest wants.
+        unsafe { self.kernels[launch](&raw const args, begin, end, scratch) }
+    }
+}
+
+impl Device for CpuDevice {
+    fn name(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn n_workers(&self) -> usize {
+        self.pool.workers()
+    }
+
+    unsafe fn run(&self, step: &Step<'_>) -> Result<()> {
+        let fail = |problem: String| RuntimeError::Device { device: "cpu", problem };
+        let mut kernels = Vec::with_capacity(step.launches.len());
+        let mut first_buffers = Vec::with_capacity(step.launches.len());
+        for launch in step.launches {
+            let kernel = self.code.kernel(launch.kernel);
+            kernels.push(kernel.ok_or_else(|| fail(format!("the code has no kernel {}", launch.kernel)))?);
+            let buffers = step.buffers.get(launch.buffers.clone());
+            first_buffers
+                .push(buffers.ok_or_else(|| fail(format!("launch {} has no buffers", launch.index)))?.as_ptr());
+        }
+        let axis = |axis: &super::AxisStep| XfmAxis {
+            offsets: axis.offsets.as_ptr(),
+            positions: axis.positions.as_ptr(),
+            sequences: axis.sequences.as_ptr(),
+            rows: axis.rows.as_ptr(),
+        };
+        let cache = |cache: &crate::cache::BlockTable| XfmCache {
+            table: cache.table.as_ptr(),
+            lengths: cache.lengths.as_ptr(),
+            entries: cache.entries,
+            page_tokens: cache.page_tokens,
+        };
+        // Scratch holds nothing between launches, so that poison does not matter.
+        let mut scratch = self.scratch.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let prepared = Prepared {
+            kernels,
+            first_buffers,
+            axes: step.axes.iter().map(axis).collect(),
+            caches: step.caches.iter().map(cache).collect(),
+            step,
+            scratch: scratch.address(),
+            scratch_bytes: self.scratch_bytes,
+        };
+        let tiles: Vec<u32> = step.launches.iter().map(|launch| launch.tiles).collect();
+        // SAFETY: the caller of `run` promises what `call` asks for; the pool gives each thread its own index.
+        let body = |worker, launch, begin, end| unsafe { prepared.call(worker, launch, begin, end) };
+        self.pool.run(&tiles, &body).map_err(|error| fail(error.to_string()))
+    }
+}

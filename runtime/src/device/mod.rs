@@ -1,0 +1,180 @@
+//! Where generated code runs: memory, and a list of launches.
+//!
+//! | device | file |
+//! |---|---|
+//! | `cpu` | [`cpu`]: a pool of threads that claim tiles |
+//! | `null` | [`null`]: records launches, for tests without hardware |
+//!
+//! A new device is one file here and one line above; [`workspace`] lays out a model's memory on any of them.
+
+#![allow(unsafe_code, reason = "devices call generated code with addresses")]
+
+pub mod cpu;
+pub mod null;
+pub mod workspace;
+
+use crate::artifact::abi::XfmBuffer;
+use crate::cache::BlockTable;
+use crate::error::{Result, RuntimeError};
+use memmap2::{MmapMut, MmapOptions};
+use std::fmt::Debug;
+use std::ops::Range;
+
+/// Memory of a device.
+#[derive(Debug)]
+pub enum Memory {
+    /// The host's: page-aligned, zero until written, taken from the system when first touched.
+    Host(MmapMut),
+}
+
+impl Memory {
+    /// Zeroed host memory.
+    ///
+    /// # Errors
+    /// The system has none.
+    pub fn host(bytes: u64) -> Result<Self> {
+        let none = |problem: String| RuntimeError::Device {
+            device: "cpu",
+            problem: format!("no memory for {bytes} bytes: {problem}"),
+        };
+        let length = usize::try_from(bytes.max(1)).map_err(|error| none(error.to_string()))?;
+        // Not reserved: a cache for a long context costs what is used of it.
+        let map =
+            MmapOptions::new().len(length).no_reserve_swap().map_anon().map_err(|error| none(error.to_string()))?;
+        Ok(Self::Host(map))
+    }
+
+    /// First byte.
+    fn address(&mut self) -> *mut u8 {
+        match self {
+            Self::Host(map) => map.as_mut_ptr(),
+        }
+    }
+
+    /// First byte, of memory that is only read.
+    fn read_address(&self) -> *const u8 {
+        match self {
+            Self::Host(map) => map.as_ptr(),
+        }
+    }
+}
+
+/// One launch of a step: which kernel, how many tiles, which of [`Step::buffers`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// Index into [`Manifest::launches`](crate::artifact::manifest::Manifest::launches).
+    pub index: usize,
+    /// Index into the entry table.
+    pub kernel: usize,
+    /// Number of tiles; at least one.
+    pub tiles: u32,
+    /// The operands.
+    pub buffers: Range<usize>,
+}
+
+/// A ragged axis in a step: [`XfmAxis`](crate::artifact::abi::XfmAxis) without the pointers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AxisStep {
+    /// `offsets[s] .. offsets[s + 1]` are the elements of sequence `s`.
+    pub offsets: Vec<u32>,
+    /// Position of each element in its sequence.
+    pub positions: Vec<u32>,
+    /// Sequence of each element.
+    pub sequences: Vec<u32>,
+    /// Which elements the selected rows are, ascending.
+    pub rows: Vec<u32>,
+}
+
+/// Everything that a device needs to run one step.
+#[derive(Clone, Copy, Debug)]
+pub struct Step<'a> {
+    /// In order; each sees what those before it wrote.
+    pub launches: &'a [Launch],
+    /// Operands of all launches.
+    pub buffers: &'a [XfmBuffer],
+    /// Elements and selected rows of each axis.
+    pub sizes: &'a [u64],
+    /// The axes.
+    pub axes: &'a [AxisStep],
+    /// Block tables of the cache groups.
+    pub caches: &'a [BlockTable],
+    /// Number of sequences.
+    pub n_sequences: u32,
+}
+
+/// A device that has one model's code loaded.
+pub trait Device: Debug + Send + Sync {
+    /// `cpu`, `null`.
+    fn name(&self) -> &'static str;
+
+    /// Workers that share the tiles of a launch.
+    fn n_workers(&self) -> usize;
+
+    /// Takes packed weights over, into the device's memory.
+    ///
+    /// # Errors
+    /// The device has no memory left.
+    fn adopt(&self, block: MmapMut) -> Result<Memory> {
+        Ok(Memory::Host(block))
+    }
+
+    /// Zeroed memory, aligned to 64 bytes at least.
+    ///
+    /// # Errors
+    /// The device has no memory left.
+    fn allocate(&self, bytes: u64) -> Result<Memory> {
+        Memory::host(bytes)
+    }
+
+    /// Writes `bytes` to `memory` at byte `at`.
+    ///
+    /// # Errors
+    /// The range lies outside of the memory.
+    fn upload(&self, memory: &mut Memory, at: u64, bytes: &[u8]) -> Result<()> {
+        let Memory::Host(map) = memory;
+        let range = range(map.len(), at, bytes.len() as u64)?;
+        map[range].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Reads `out.len()` bytes of `memory` from byte `at` on.
+    ///
+    /// # Errors
+    /// The range lies outside of the memory.
+    fn download(&self, memory: &Memory, at: u64, out: &mut [u8]) -> Result<()> {
+        let Memory::Host(map) = memory;
+        out.copy_from_slice(&map[range(map.len(), at, out.len() as u64)?]);
+        Ok(())
+    }
+
+    /// Copies `bytes` bytes within `memory`.
+    ///
+    /// # Errors
+    /// A range lies outside of the memory.
+    fn copy(&self, memory: &mut Memory, from: u64, to: u64, bytes: u64) -> Result<()> {
+        let Memory::Host(map) = memory;
+        let from = range(map.len(), from, bytes)?;
+        let to = range(map.len(), to, bytes)?;
+        map.copy_within(from, to.start);
+        Ok(())
+    }
+
+    /// Runs the launches in order and returns when all are done.
+    ///
+    /// # Errors
+    /// A worker failed; what the step wrote is then undefined.
+    ///
+    /// # Safety
+    /// The addresses in `step.buffers` are those of live memory of this device, as large as the kernels take them to be, and nothing else
+    /// reads or writes what the kernels write meanwhile. Sizes, axes and block tables agree with one another and with that memory.
+    unsafe fn run(&self, step: &Step<'_>) -> Result<()>;
+}
+
+fn range(length: usize, at: u64, bytes: u64) -> Result<Range<usize>> {
+    let end = at.checked_add(bytes).filter(|&end| end <= length as u64);
+    let end = end.ok_or_else(|| RuntimeError::Device {
+        device: "cpu",
+        problem: format!("bytes {at} + {bytes} lie outside of {length} bytes"),
+    })?;
+    Ok(at as usize..end as usize)
+}

@@ -1,0 +1,294 @@
+//! A session's memory on a device: arenas and cache pages, laid out as the manifest says, and the launches of a step over them.
+
+use super::{AxisStep, Device, Launch, Memory, Step};
+use crate::artifact::abi::XfmBuffer;
+use crate::artifact::manifest::{BufferRef, CacheGroup, DType, Keep, Manifest, Pack, Weight};
+use crate::cache::{BlockTable, PageCopy};
+use crate::error::{Result, RuntimeError};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Rows of an arena are a multiple of this.
+const ROWS_ALIGN: u64 = 64;
+
+/// The weights of a model in a device's memory. Only ever read.
+#[derive(Debug)]
+pub struct LoadedWeights {
+    /// All of them.
+    pub memory: Memory,
+    /// First byte of each.
+    pub offsets: Vec<u64>,
+}
+
+/// Operand addresses of all launches.
+#[derive(Debug)]
+struct BufferTable(Vec<XfmBuffer>);
+
+// SAFETY: plain addresses into memory that the same workspace owns or shares; only `Device::run` follows them.
+unsafe impl Send for BufferTable {}
+// SAFETY: as above; a shared reference gives no way to follow them.
+unsafe impl Sync for BufferTable {}
+
+/// Memory for steps of up to some number of rows.
+#[derive(Debug)]
+pub struct Workspace {
+    device: Arc<dyn Device>,
+    manifest: Arc<Manifest>,
+    /// Kept alive for the addresses in `buffers`.
+    weights: Arc<LoadedWeights>,
+    capacity_rows: u64,
+    arenas: Vec<Memory>,
+    /// Memory of cache slots; several slots may share one.
+    pages: Vec<Memory>,
+    /// For each group, for each slot: index into `pages`.
+    slots: Vec<Vec<usize>>,
+    buffers: BufferTable,
+    /// Where each launch's operands begin in `buffers`.
+    first_buffers: Vec<usize>,
+}
+
+impl Workspace {
+    /// Memory for steps of `rows` rows an axis and for `capacity_pages` pages a cache group.
+    ///
+    /// # Errors
+    /// The device has no memory for it.
+    pub(crate) fn new(
+        device: Arc<dyn Device>,
+        manifest: Arc<Manifest>,
+        weights: Arc<LoadedWeights>,
+        rows: u64,
+        capacity_pages: &[u64],
+    ) -> Result<Self> {
+        let too_large = || {
+            RuntimeError::request(
+                "the session's memory would exceed 64-bit sizes",
+                "ask for smaller steps or a smaller context",
+            )
+        };
+        let capacity_rows = rows.checked_next_multiple_of(ROWS_ALIGN).ok_or_else(too_large)?;
+        let mut arenas = Vec::new();
+        for arena in &manifest.arenas {
+            arenas.push(device.allocate(arena.bytes_per_row.checked_mul(capacity_rows).ok_or_else(too_large)?)?);
+        }
+        let mut pages = Vec::new();
+        let mut slots = Vec::new();
+        for (group, &n_pages) in manifest.caches.iter().zip(capacity_pages) {
+            let (sizes, of_slot) = slot_memory(group);
+            slots.push(of_slot.into_iter().map(|index| index + pages.len()).collect::<Vec<usize>>());
+            for page_bytes in sizes {
+                pages.push(device.allocate(page_bytes.checked_mul(n_pages).ok_or_else(too_large)?)?);
+            }
+        }
+        let mut workspace = Self {
+            device,
+            manifest,
+            weights,
+            capacity_rows,
+            arenas,
+            pages,
+            slots,
+            buffers: BufferTable(Vec::new()),
+            first_buffers: Vec::new(),
+        };
+        workspace.resolve_buffers()?;
+        Ok(workspace)
+    }
+
+    /// Rows for which there is room on each axis.
+    pub(crate) fn capacity_rows(&self) -> u64 {
+        self.capacity_rows
+    }
+
+    /// Fills the table of operand addresses.
+    fn resolve_buffers(&mut self) -> Result<()> {
+        let manifest = Arc::clone(&self.manifest);
+        let mut table = Vec::new();
+        for launch in &manifest.launches {
+            self.first_buffers.push(table.len());
+            for &operand in &launch.operands {
+                let (data, row_stride) = self.resolve(operand)?;
+                table.push(XfmBuffer { data, scale: std::ptr::null_mut(), row_stride, reserved: 0 });
+            }
+        }
+        self.buffers = BufferTable(table);
+        Ok(())
+    }
+
+    /// Address and row stride of an operand.
+    fn resolve(&mut self, operand: BufferRef) -> Result<(*mut u8, u64)> {
+        let none = || RuntimeError::Device {
+            device: self.device.name(),
+            problem: format!("operand {operand:?} does not exist"),
+        };
+        match operand {
+            BufferRef::Arena { arena, offset, column, row_stride } => {
+                let at = self.arena_byte(offset, column)?;
+                let memory = self.arenas.get_mut(arena).ok_or_else(none)?;
+                Ok((memory.address().wrapping_add(at as usize), row_stride))
+            }
+            BufferRef::Weight(weight) => {
+                let offset = *self.weights.offsets.get(weight).ok_or_else(none)?;
+                let shape = self.manifest.weights.get(weight).ok_or_else(none)?;
+                // Kernels only read weights.
+                Ok((
+                    self.weights.memory.read_address().cast_mut().wrapping_add(offset as usize),
+                    weight_row_stride(shape),
+                ))
+            }
+            BufferRef::Cache { group, slot } => {
+                let index = *self.slots.get(group).and_then(|slots| slots.get(slot)).ok_or_else(none)?;
+                Ok((self.pages[index].address(), 0))
+            }
+        }
+    }
+
+    /// Byte of an arena at which a view begins.
+    fn arena_byte(&self, offset: u64, column: u64) -> Result<u64> {
+        let at = offset.checked_mul(self.capacity_rows).and_then(|at| at.checked_add(column));
+        at.ok_or_else(|| RuntimeError::Device {
+            device: self.device.name(),
+            problem: "a view exceeds its arena".to_owned(),
+        })
+    }
+
+    /// Copies pages of all slots of a group, before a step.
+    pub(crate) fn copy_pages(&mut self, copies: &[PageCopy]) -> Result<()> {
+        for copy in copies {
+            let (sizes, of_slot) = slot_memory(&self.manifest.caches[copy.group]);
+            for (slot, &index) in self.slots[copy.group].iter().enumerate() {
+                let bytes = sizes[of_slot[slot]];
+                self.device.copy(
+                    &mut self.pages[index],
+                    u64::from(copy.from) * bytes,
+                    u64::from(copy.to) * bytes,
+                    bytes,
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the rows of input `index`, `data` being row after row without gaps.
+    pub(crate) fn write_input(&mut self, index: usize, data: &[u8]) -> Result<()> {
+        let input = &self.manifest.inputs[index];
+        let (arena, at, row_bytes, stride_bytes) = self.rows_of(input.buffer, input.dtype, &input.dims)?;
+        let memory = &mut self.arenas[arena];
+        if row_bytes == stride_bytes {
+            return self.device.upload(memory, at, data);
+        }
+        for (row, data) in data.chunks_exact(row_bytes as usize).enumerate() {
+            self.device.upload(memory, at + row as u64 * stride_bytes, data)?;
+        }
+        Ok(())
+    }
+
+    /// The first `n_rows` rows of output `index`, row after row without gaps.
+    pub(crate) fn read_output(&self, index: usize, n_rows: u64) -> Result<Vec<u8>> {
+        let output = &self.manifest.outputs[index];
+        let (arena, at, row_bytes, stride_bytes) = self.rows_of(output.buffer, output.dtype, &output.dims)?;
+        let mut data = vec![0; (row_bytes * n_rows) as usize];
+        if row_bytes == stride_bytes {
+            self.device.download(&self.arenas[arena], at, &mut data)?;
+        } else {
+            for (row, data) in data.chunks_exact_mut(row_bytes as usize).enumerate() {
+                self.device.download(&self.arenas[arena], at + row as u64 * stride_bytes, data)?;
+            }
+        }
+        Ok(data)
+    }
+
+    /// Arena, first byte, bytes of a row, bytes from row to row.
+    fn rows_of(&self, buffer: BufferRef, dtype: DType, dims: &[u64]) -> Result<(usize, u64, u64, u64)> {
+        let BufferRef::Arena { arena, offset, column, row_stride } = buffer else {
+            return Err(RuntimeError::Device {
+                device: self.device.name(),
+                problem: "an input or output lies outside of the arenas".to_owned(),
+            });
+        };
+        let size = dtype.size_bytes() as u64;
+        Ok((arena, self.arena_byte(offset, column)?, dims.iter().product::<u64>() * size, row_stride * size))
+    }
+
+    /// Runs all launches over the rows of a step. `axes` and `caches` are those of the manifest, in its order.
+    ///
+    /// # Errors
+    /// The step is larger than the workspace, or the device failed.
+    pub(crate) fn run(&mut self, axes: &[AxisStep], caches: &[BlockTable], n_sequences: u32) -> Result<()> {
+        let sizes: Vec<u64> =
+            axes.iter().flat_map(|axis| [axis.positions.len() as u64, axis.rows.len() as u64]).collect();
+        if let Some(rows) = sizes.iter().find(|&&rows| rows > self.capacity_rows) {
+            let problem = format!("a step has {rows} rows, the session has room for {}", self.capacity_rows);
+            return Err(RuntimeError::request(problem, "give fewer tokens at a time"));
+        }
+        let launches = self.launches(&sizes)?;
+        let step = Step { launches: &launches, buffers: &self.buffers.0, sizes: &sizes, axes, caches, n_sequences };
+        // SAFETY: the addresses were resolved against arenas and pages that this workspace owns (and borrows mutably here) and against
+        // weights that it keeps alive and nobody writes; each view lies inside its memory, as the manifest's validation and the check of
+        // rows above promise; axes and block tables come from one session, whose cache numbers only pages that `new` made room for.
+        unsafe { self.device.run(&step) }
+    }
+
+    /// The launches that have something to do, with the kernels for this many rows.
+    fn launches(&self, sizes: &[u64]) -> Result<Vec<Launch>> {
+        let phases = &self.manifest.phases;
+        let mut launches = Vec::with_capacity(self.manifest.launches.len());
+        for (index, launch) in self.manifest.launches.iter().enumerate() {
+            let rows = sizes[2 * launch.axis + usize::from(launch.rows)];
+            if rows == 0 {
+                continue;
+            }
+            let phase = phases
+                .iter()
+                .position(|phase| phase.max_rows.is_none_or(|most| rows <= most))
+                .unwrap_or(phases.len() - 1);
+            let variant = launch.variants[phase];
+            let tiles = rows
+                .div_ceil(variant.rows_per_tile)
+                .checked_mul(variant.tiles_per_block)
+                .and_then(|tiles| u32::try_from(tiles).ok());
+            let tiles = tiles.ok_or_else(|| {
+                RuntimeError::request(
+                    format!("launch `{}` has more than 2^32 tiles for {rows} rows", launch.name),
+                    "give fewer tokens at a time",
+                )
+            })?;
+            let first = self.first_buffers[index];
+            launches.push(Launch {
+                index,
+                kernel: variant.kernel,
+                tiles,
+                buffers: first..first + launch.operands.len(),
+            });
+        }
+        Ok(launches)
+    }
+}
+
+/// The page sizes of the separate memories of a group, and which of them each slot uses.
+fn slot_memory(group: &CacheGroup) -> (Vec<u64>, Vec<usize>) {
+    let mut sizes: Vec<u64> = Vec::new();
+    let mut shared: BTreeMap<usize, usize> = BTreeMap::new();
+    let mut of_slot = Vec::with_capacity(group.slots.len());
+    for slot in &group.slots {
+        let alias = slot.alias.filter(|_| group.keep == Keep::Step);
+        let index = match alias.and_then(|alias| shared.get(&alias)) {
+            Some(&index) => index,
+            None => {
+                sizes.push(0);
+                alias.map(|alias| shared.insert(alias, sizes.len() - 1));
+                sizes.len() - 1
+            }
+        };
+        sizes[index] = sizes[index].max(slot.page_bytes);
+        of_slot.push(index);
+    }
+    (sizes, of_slot)
+}
+
+/// Elements from one row of a packed weight to the next: of the matrix, or of its panels.
+fn weight_row_stride(weight: &Weight) -> u64 {
+    match (weight.pack, weight.shape.as_slice()) {
+        (Pack::Panels { columns, depth }, &[_, inputs]) => columns * inputs.next_multiple_of(depth),
+        (_, shape) => shape.iter().skip(1).product(),
+    }
+}
