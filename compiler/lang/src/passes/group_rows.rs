@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use super::Pass;
 use super::analysis::token_wise::leading;
-use super::matching::{is_constant, is_weight_expression};
+use super::matching::{is_constant, is_weight_expression, remove_dead};
 use crate::graph::{Dim, Graph, NodeId, Origin, Program, ValueId};
 use crate::ops::fused::{Attention, Linear, Rows};
 use crate::ops::{Core, Op};
@@ -43,14 +43,15 @@ fn group(graph: &mut Graph) -> bool {
     let mut changed = false;
     for members in groups.members() {
         let only_views = members.iter().all(|n| is_view(graph, *n));
-        let writes_cache = members.iter().any(|n| feeds_cache(graph, *n));
-        if only_views && !writes_cache {
+        let needed = members.iter().any(|n| is_kept(graph, *n) || reads_positions(graph, *n));
+        if only_views && !needed {
             continue;
         }
         outline(graph, &members);
         changed = true;
     }
-    changed
+    // What groups repeat is left without a use.
+    remove_dead(graph) || changed
 }
 
 /// Whether a node can be inside a group.
@@ -71,8 +72,17 @@ fn is_view(graph: &Graph, node: NodeId) -> bool {
     matches!(graph.op(node).as_core(), Some(Core::Reshape))
 }
 
-fn feeds_cache(graph: &Graph, node: NodeId) -> bool {
-    users(graph, node).any(|user| matches!(graph.op(user).as_core(), Some(Core::Cache { .. })))
+/// Whether a node feeds a cache, or an attention as keys or values: they are written by a group.
+fn is_kept(graph: &Graph, node: NodeId) -> bool {
+    let keeps = |(user, operand): (NodeId, usize)| match graph.op(user) {
+        Op::Core(Core::Cache { .. }) => true,
+        op => op.as_fused::<Attention>().is_some() && (operand == 1 || operand == 2),
+    };
+    (0..graph.types(node).len()).any(|port| graph.uses(ValueId { node, port }).into_iter().any(keeps))
+}
+
+fn reads_positions(graph: &Graph, node: NodeId) -> bool {
+    graph.operands(node).iter().any(|v| matches!(graph.op(v.node).as_core(), Some(Core::Position)))
 }
 
 fn users(graph: &Graph, node: NodeId) -> impl Iterator<Item = NodeId> {
@@ -80,14 +90,22 @@ fn users(graph: &Graph, node: NodeId) -> impl Iterator<Item = NodeId> {
     values.flat_map(|v| graph.uses(v)).map(|(user, _)| user).collect::<BTreeSet<_>>().into_iter()
 }
 
-/// Puts a reshape to the same dimensions, which can be grouped, where a cache or an output needs a group to write it.
+/// Puts a reshape to the same dimensions, which can be grouped, where a cache, keys, values or an output need a group to write them.
 fn give_producers(graph: &mut Graph) {
     for node in graph.topological() {
-        let is_cache = matches!(graph.op(node).as_core(), Some(Core::Cache { .. }));
-        let Some(operand) = graph.operands(node).first().copied().filter(|_| is_cache) else { continue };
-        if !is_row(graph, operand.node) {
-            let view = identity(graph, operand);
-            graph.set_operand(node, 0, view);
+        let kept = match graph.op(node) {
+            Op::Core(Core::Cache { .. }) => 0..1,
+            op if op.as_fused::<Attention>().is_some() => 1..3,
+            _ => continue,
+        };
+        for index in kept {
+            let Some(operand) = graph.operands(node).get(index).copied() else { continue };
+            let op = graph.op(operand.node);
+            let passed = matches!(op.as_core(), Some(Core::Cache { .. } | Core::Arg { .. })) && index > 0;
+            if !passed && !is_row(graph, operand.node) && op.as_fused::<Rows>().is_none() {
+                let view = identity(graph, operand);
+                graph.set_operand(node, index, view);
+            }
         }
     }
     // Positions that leave the graph, or go where they are not repeated.

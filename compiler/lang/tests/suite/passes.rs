@@ -1,7 +1,11 @@
 //! Every pass keeps what a program means, and the pipeline ends in the fused form.
 
+use std::collections::BTreeSet;
+use std::path::Path;
+
 use xfc_lang::graph::Program;
-use xfc_lang::passes::{Moment, Options, check_fused, run as run_passes};
+use xfc_lang::graph::verify::verify;
+use xfc_lang::passes::{Moment, Options, check_fused, pipeline, run as run_passes};
 
 use crate::support::{DENSE, ENCODER, difference, program, run};
 
@@ -36,4 +40,59 @@ fn an_encoder_is_fused() {
     let mut program = program(ENCODER);
     fuse_checked(&mut program, &STEPS[..2]);
     insta::assert_snapshot!(program.to_string());
+}
+
+#[test]
+fn each_pass_has_its_fixture() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/passes");
+    let names: BTreeSet<_> = pipeline().iter().map(|p| p.name()).collect();
+    for name in names {
+        let text =
+            std::fs::read_to_string(folder.join(name).with_extension("xg")).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let before = program(&text);
+        let mut after = before.clone();
+        let pass = pipeline().into_iter().find(|p| p.name() == name).unwrap();
+        assert!(pass.run(&mut after), "{name} changes nothing");
+        verify(&after).unwrap_or_else(|e| panic!("{name}: {e}\n{after}"));
+        for steps in STEPS {
+            let d = difference(&run(&before, steps, 3), &run(&after, steps, 3));
+            assert!(d < 1e-12, "{name} changes results by {d}");
+        }
+        insta::assert_snapshot!(name, after.to_string());
+        let settled = after.to_string();
+        pass.run(&mut after);
+        assert_eq!(settled, after.to_string(), "{name} changes what it has made");
+    }
+}
+
+#[test]
+fn passes_that_are_not_required_may_be_skipped() {
+    let names: BTreeSet<_> = pipeline().iter().filter(|p| !p.required()).map(|p| p.name().to_string()).collect();
+    for text in [DENSE, ENCODER] {
+        let meaning = run(&program(text), &[6], 7);
+        for skip in names.iter().map(|n| vec![n.clone()]).chain([names.iter().cloned().collect()]) {
+            let mut fused = program(text);
+            run_passes(&mut fused, &mut Options { skip: skip.clone(), ..Options::default() })
+                .unwrap_or_else(|e| panic!("without {skip:?}: {e}\n{fused}"));
+            assert!(difference(&meaning, &run(&fused, &[6], 7)) < 1e-9, "without {skip:?}");
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_skipped_is_said() {
+    let skip = |name: &str| {
+        let mut options = Options { skip: vec![name.into()], ..Options::default() };
+        run_passes(&mut program(DENSE), &mut options).unwrap_err().to_string()
+    };
+    assert_eq!(skip("linear"), "pass 'linear' is required and cannot be skipped");
+    assert!(skip("nonsense").starts_with("there is no pass 'nonsense'; the passes are common_subexpressions, "));
+}
+
+#[test]
+fn a_limit_stops_the_pipeline() {
+    let mut limited = program(DENSE);
+    let mut options = Options { limit: Some(2), ..Options::default() };
+    assert_eq!(run_passes(&mut limited, &mut options).unwrap().len(), 2);
+    assert!(check_fused(&limited).is_err());
 }
