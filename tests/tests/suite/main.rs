@@ -1,5 +1,6 @@
 //! Every suite, in one binary: one module a stage of the pipeline, and one for each part of the harness.
 
+mod architectures;
 mod case;
 mod compare;
 mod fill;

@@ -85,9 +85,9 @@ impl Expander {
                 }
                 let name = name.unwrap_or_else(|| def.module.name.name.clone());
                 let instance = self.instance(&name, &def, span, place)?;
-                self.apply(&instance, given, span)
+                self.apply_here(&instance, given, span, place)
             }
-            Value::Instance(instance) => self.apply(&instance, given, span),
+            Value::Instance(instance) => self.apply_here(&instance, given, span, place),
             Value::Func(func) => self.expand(&func, given, span, place),
             Value::Builtin(builtin) => self.builtin(builtin, given, span, place),
             Value::Identity => match <[Given; 1]>::try_from(given) {
@@ -386,6 +386,19 @@ impl Expander {
         }
     }
 
+    /// An instance applied to arguments of the body around it.
+    fn apply_here(&mut self, instance: &Rc<Instance>, given: Vec<Given>, span: Span, place: &Place) -> Eval {
+        let mut inputs = Vec::with_capacity(given.len());
+        for g in given {
+            let value = match g.value {
+                Value::None => Value::None,
+                other => Value::Tensor(self.tensor(other, g.span, place.frame.as_deref())?),
+            };
+            inputs.push(Given { value, ..g });
+        }
+        self.apply(instance, inputs, span)
+    }
+
     /// An instance applied: its body expanded here.
     pub(super) fn apply(&mut self, instance: &Rc<Instance>, given: Vec<Given>, span: Span) -> Eval {
         let def = instance.def.clone();
@@ -405,8 +418,7 @@ impl Expander {
             };
             *instance.options.borrow_mut() = module.options.iter().map(shown).collect();
         }
-        let inputs = given.into_iter().map(|g| self.input(g)).collect::<Eval<Vec<_>>>()?;
-        self.bind_params(&module.name, &module.inputs, inputs, span, &place, "input")?;
+        self.bind_params(&module.name, &module.inputs, given, span, &place, "input")?;
         let first = module.inputs.first().and_then(|p| match scope.names.borrow().get(&p.name.name) {
             Some(Entry::Ready(Value::Tensor(t))) => Some(t.clone()),
             _ => None,
@@ -441,14 +453,6 @@ impl Expander {
         };
         self.path = path;
         result
-    }
-
-    fn input(&mut self, given: Given) -> Eval<Given> {
-        let value = match given.value {
-            none @ Value::None => none,
-            other => Value::Tensor(self.tensor(other, given.span, None)?),
-        };
-        Ok(Given { value, ..given })
     }
 
     /// A list of modules applied: each element is a call of a body.

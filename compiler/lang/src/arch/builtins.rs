@@ -23,7 +23,6 @@ pub(super) const NAMES: &[&str] = &[
     "erf",
     "error",
     "exp",
-    "first",
     "float",
     "floor",
     "gather",
@@ -311,12 +310,6 @@ impl Expander {
                 let mut args = self.args(name, &["table", "indices"], given, span)?;
                 let (table, indices) = (self.need_tensor(&mut args, 0, place)?, self.need_tensor(&mut args, 1, place)?);
                 self.gather(table, indices, span).map(Value::Tensor)
-            }
-            "first" => {
-                let mut args = self.args(name, &["x"], given, span)?;
-                let x = self.need_tensor(&mut args, 0, place)?;
-                let zero = self.constant(vec![0.0], DType::I64, Vec::new(), span)?;
-                self.gather(x, zero, span).map(Value::Tensor)
             }
             "take" => {
                 let mut args = self.args(name, &["x", "indices"], given, span)?;
