@@ -380,10 +380,10 @@ fn contract(spec: &str, a: &Type, b: &Type) -> Result<Type> {
     let size = |labels: &[char], dims: &[Dim], c: char| labels.iter().position(|l| *l == c).map(|i| dims[i]);
     let mut dims = Vec::with_capacity(spec.out.len());
     for &c in spec.a.iter().chain(&spec.b) {
-        if let (Some(x), Some(y)) = (size(&spec.a, &a.dims, c), size(&spec.b, &b.dims, c)) {
-            if x != y {
-                return fail(format!("label '{c}' is {x} and {y}"));
-            }
+        if let (Some(x), Some(y)) = (size(&spec.a, &a.dims, c), size(&spec.b, &b.dims, c))
+            && x != y
+        {
+            return fail(format!("label '{c}' is {x} and {y}"));
         }
     }
     for &c in &spec.out {

@@ -273,7 +273,7 @@ mod tests {
 
     #[test]
     fn rounding_to_bf16_is_to_nearest_even() {
-        assert_eq!(round(1.00390625_f32, DType::BF16), 1.0);
-        assert_eq!(round(1.01171875_f32, DType::BF16), 1.015625);
+        assert_eq!(round(1.003_906_3_f32, DType::BF16), 1.0);
+        assert_eq!(round(1.011_718_8_f32, DType::BF16), 1.015625);
     }
 }

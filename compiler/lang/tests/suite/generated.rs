@@ -90,7 +90,7 @@ fn node(
 
 fn norm(b: &mut Builder<'_>, x: ValueId, n: u8) -> Result<ValueId, xfc_lang::ops::ShapeError> {
     let mut x = x;
-    if n % 2 == 0 {
+    if n.is_multiple_of(2) {
         let mean = b.reduce(ReduceOp::Mean, x)?;
         x = b.sub(x, mean)?;
     }
@@ -121,7 +121,7 @@ fn attention(
         keys = Dim::Visible(AxisId(0));
     }
     let mut scores = b.contract("nkgd,vkd->kgnv", q, k)?;
-    if n % 2 == 0 {
+    if n.is_multiple_of(2) {
         let scale = b.scalar(0.5);
         scores = b.mul(scale, scores)?;
     }
@@ -131,7 +131,7 @@ fn attention(
     let age = b.sub(q_pos, k_pos)?;
     let zero = b.scalar_of(0.0, DType::I64);
     let mut mask = b.binary(BinaryOp::Ge, age, zero)?;
-    if n % 5 == 0 {
+    if n.is_multiple_of(5) {
         let window = b.scalar_of(3.0, DType::I64);
         let near = b.binary(BinaryOp::Lt, age, window)?;
         mask = b.binary(BinaryOp::And, mask, near)?;

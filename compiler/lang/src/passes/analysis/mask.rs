@@ -154,10 +154,10 @@ impl Analysis<'_> {
             return form.minus(bound).at_most_zero();
         }
         // |x| <= b is x <= b and -x <= b.
-        if self.mask.op(a.node).as_core() == Some(&Core::Unary(UnaryOp::Abs)) {
-            if let Some(x) = self.mask.operands(a.node).first().and_then(|x| self.form(*x)) {
-                return x.minus(bound).at_most_zero().and(x.times(-1).minus(bound).at_most_zero());
-            }
+        if self.mask.op(a.node).as_core() == Some(&Core::Unary(UnaryOp::Abs))
+            && let Some(x) = self.mask.operands(a.node).first().and_then(|x| self.form(*x))
+        {
+            return x.minus(bound).at_most_zero().and(x.times(-1).minus(bound).at_most_zero());
         }
         ANY
     }
