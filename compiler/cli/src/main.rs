@@ -1,3 +1,36 @@
-//! The `xfc` command.
+//! The `xfc` command: arguments in, one subcommand run, messages and an exit code out.
+//!
+//! Exit codes are those of the runtime: 0 success, 1 failure, 2 wrong arguments, 3 an input file that is missing, damaged or does not
+//! fit, 4 a machine that cannot run the code.
 
-fn main() {}
+mod args;
+mod cache;
+mod check;
+mod compile;
+mod error;
+mod inspect;
+mod layer;
+mod model;
+mod run;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::args::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match &cli.command {
+        Command::Compile(args) => compile::run(args),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Check(args) => check::run(args),
+        Command::Run(args) => run::run(args),
+        Command::Logits(args) => run::logits(args),
+        Command::Embed(args) => run::embed(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => e.report(),
+    }
+}

@@ -119,8 +119,8 @@ pub struct Fused {
 /// An unknown or required pass is to be skipped; a dump cannot be written; a defect of a pass.
 pub fn fuse(model: &Model, options: &Options) -> Result<Fused, CodegenError> {
     let start = Instant::now();
-    let graph = model.program.clone();
-    //PRECISION passes::precision::apply(&mut graph, options.dtype)?;
+    let mut graph = model.program.clone();
+    passes::precision::apply(&mut graph, options.dtype)?;
     let mut program = graph.clone();
     let mut dump_error = None;
     let mut dump = |event: Event<'_>| {

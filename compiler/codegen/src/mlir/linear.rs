@@ -98,7 +98,7 @@ impl<'a> Linear<'a> {
                 w.offset_const(at, offset)
             })
             .collect();
-        let ragged = !self.spec.outputs.is_multiple_of(columns);
+        let ragged = !self.spec.outputs.is_multiple_of(s.panel_columns);
         self.masks = (0..s.vectors)
             .map(|v| {
                 ragged.then(|| {

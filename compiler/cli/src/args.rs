@@ -1,0 +1,134 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Compiles a declarative description of a transformer to an optimised executable.
+#[derive(Debug, Parser)]
+#[command(name = "xfc", version, about, propagate_version = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Subcommands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Compile a model into an artifact (.xfm)
+    Compile(CompileArgs),
+    /// Print a stage of a model: its graph, its fused graph, its kernels, its plan
+    Inspect(InspectArgs),
+    /// Check cards, and report everything that is wrong with them
+    Check(CheckArgs),
+    /// Generate text or tokens
+    Run(RunArgs),
+    /// Compute a model's outputs at every position
+    Logits(LogitsArgs),
+    /// Compute sentence embeddings and their similarities
+    Embed(EmbedArgs),
+}
+
+/// A model, and how it is compiled.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ModelArgs {
+    /// A checkpoint folder, a card (file or name), or an artifact
+    #[arg(value_name = "MODEL")]
+    pub(crate) model: String,
+    /// Sizes from this config.json instead of the card's published ones
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Set a size, over the config; may repeat
+    #[arg(long = "set", value_name = "SIZE=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Generate code for: cpu, cpu:x86-64-v3, cpu:x86-64-v4[+avx512bf16][+avx512vnni]; may repeat
+    #[arg(long, value_name = "TARGET")]
+    pub(crate) target: Vec<String>,
+    /// Type of weights and of the inputs of products
+    #[arg(long, value_enum, default_value_t = DTypeArg::F32)]
+    pub(crate) dtype: DTypeArg,
+    /// Cards and library from this folder instead of those built in
+    #[arg(long, value_name = "DIR")]
+    pub(crate) models: Option<PathBuf>,
+    /// Leave out an optional pass; may repeat
+    #[arg(long = "skip-pass", value_name = "PASS")]
+    pub(crate) skip_pass: Vec<String>,
+}
+
+/// `--dtype`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DTypeArg {
+    /// 32-bit floats.
+    F32,
+    /// bfloat16 weights and inputs of products; sums, norms and residuals in f32.
+    Bf16,
+}
+
+/// `xfc compile`.
+#[derive(Args, Debug)]
+pub(crate) struct CompileArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Write the artifact here [default: the model's name with .xfm, in this folder]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Print time per stage and the number of distinct kernels
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
+    /// Compiling threads [default: all]
+    #[arg(short, long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+    /// Print what was compiled as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `--format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FormatArg {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+    /// For Graphviz.
+    Dot,
+}
+
+/// `xfc inspect`.
+#[derive(Args, Debug)]
+pub(crate) struct InspectArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// spec, arch, graph, fused, mlir, llvm, asm or plan
+    #[arg(long, value_name = "STAGE", default_value = "fused")]
+    pub(crate) emit: xfc_codegen::driver::Stage,
+    /// Only this layer
+    #[arg(long, value_name = "N")]
+    pub(crate) layer: Option<usize>,
+    /// Form of the output
+    #[arg(long, value_enum, default_value_t = FormatArg::Text)]
+    pub(crate) format: FormatArg,
+    /// Run only the first N passes
+    #[arg(long = "pass-limit", value_name = "N")]
+    pub(crate) pass_limit: Option<usize>,
+    /// Write here instead of to the terminal
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+}
+
+/// `xfc check`.
+#[derive(Args, Debug)]
+pub(crate) struct CheckArgs {
+    /// Cards: files or names; all built-in ones when none is given
+    #[arg(value_name = "CARD")]
+    pub(crate) cards: Vec<String>,
+    /// Sizes from this config.json
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Cards and library from this folder instead of those built in
+    #[arg(long, value_name = "DIR")]
+    pub(crate) models: Option<PathBuf>,
+    /// Print the messages as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}

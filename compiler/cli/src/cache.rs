@@ -1,0 +1,75 @@
+//! The cache folder: artifacts compiled on the way to running a model, keyed by everything that decides their bytes.
+//!
+//! An entry is written under a lock and renamed into place, so that two processes compile it once and nobody sees half of it.
+
+use std::fs::File;
+use std::path::PathBuf;
+
+use xfc_codegen::driver;
+use xfc_codegen::target::Target;
+
+use crate::args::ModelArgs;
+use crate::error::{CliError, Result};
+use crate::model::Loaded;
+
+/// An artifact in the cache.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    /// The file.
+    pub(crate) path: PathBuf,
+    /// Whether it was compiled just now.
+    pub(crate) fresh: bool,
+}
+
+/// `$XFC_CACHE_DIR`, else `xfc` under the user's cache folder.
+///
+/// # Errors
+/// None of the variables that name it is set.
+pub(crate) fn folder() -> Result<PathBuf> {
+    let var = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    var("XFC_CACHE_DIR")
+        .or_else(|| var("XDG_CACHE_HOME").map(|d| d.join("xfc")))
+        .or_else(|| var("HOME").map(|d| d.join(".cache").join("xfc")))
+        .ok_or_else(|| CliError::usage("there is no cache folder: HOME is not set", "set XFC_CACHE_DIR"))
+}
+
+/// The artifact of a model, compiled if it is not there.
+///
+/// # Errors
+/// The model does not compile, or the cache folder cannot be written.
+pub(crate) fn artifact(loaded: &Loaded, args: &ModelArgs) -> Result<Entry> {
+    let targets = args.targets()?;
+    let dir = folder()?.join("artifacts");
+    let path = dir.join(format!("{}.xfm", key(loaded, &targets)));
+    if path.is_file() {
+        return Ok(Entry { path, fresh: false });
+    }
+    std::fs::create_dir_all(&dir).map_err(|e| CliError::file(&dir, format!("cannot make the cache folder: {e}")))?;
+    let lock_path = path.with_extension("lock");
+    let lock = File::create(&lock_path).map_err(|e| CliError::file(&lock_path, format!("cannot write: {e}")))?;
+    lock.lock().map_err(|e| CliError::file(&lock_path, format!("cannot lock: {e}")))?;
+    // Another process may have compiled it while this one waited.
+    if path.is_file() {
+        return Ok(Entry { path, fresh: false });
+    }
+    let compiled = driver::compile(&loaded.model, &loaded.card, &targets, &args.options()?)?;
+    xfc_runtime::files::write_atomic(&path, &compiled.bytes)?;
+    Ok(Entry { path, fresh: true })
+}
+
+fn key(loaded: &Loaded, targets: &[Box<dyn Target>]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(loaded.key.as_bytes());
+    for target in targets {
+        hasher.update(b"\ntarget ").update(target.name().as_bytes());
+    }
+    hasher.update(compiler_build().as_bytes());
+    hasher.finalize().to_hex().as_str()[..32].to_owned()
+}
+
+/// Tells builds of the compiler apart: its version, and the size and time of its file.
+fn compiler_build() -> String {
+    let meta = std::env::current_exe().and_then(std::fs::metadata).ok();
+    let stamp = meta.map(|m| (m.len(), m.modified().ok()));
+    format!("\nxfc {} {stamp:?}", env!("CARGO_PKG_VERSION"))
+}

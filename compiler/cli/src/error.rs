@@ -1,0 +1,79 @@
+//! What a subcommand can fail with, how it is shown, and its exit code.
+
+use std::process::ExitCode;
+
+use xfc_codegen::error::CodegenError;
+use xfc_lang::diagnostic::Report;
+use xfc_runtime::error::{EXIT_FAILURE, EXIT_INPUT, EXIT_USAGE, RuntimeError};
+
+/// Result of a subcommand.
+pub(crate) type Result<T> = std::result::Result<T, CliError>;
+
+/// An error of a subcommand.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CliError {
+    /// The description is wrong: every message with its place.
+    #[error("{0}")]
+    Text(#[from] Report),
+    /// The description is right but cannot be compiled, or xfc has a defect.
+    #[error("{0}")]
+    Codegen(#[from] CodegenError),
+    /// Files, devices, requests.
+    #[error("{0}")]
+    Runtime(#[from] RuntimeError),
+    /// Arguments that do not fit together.
+    #[error("{problem}")]
+    Usage {
+        /// What does not fit.
+        problem: String,
+        /// What to do.
+        help: String,
+    },
+    /// A file named on the command line.
+    #[error("{path}: {problem}")]
+    File {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+impl CliError {
+    /// Arguments that do not fit together.
+    pub(crate) fn usage(problem: impl Into<String>, help: impl Into<String>) -> Self {
+        CliError::Usage { problem: problem.into(), help: help.into() }
+    }
+
+    /// A file that cannot be used.
+    pub(crate) fn file(path: &std::path::Path, problem: impl std::fmt::Display) -> Self {
+        CliError::File { path: path.display().to_string(), problem: problem.to_string() }
+    }
+
+    /// Prints the error and what to do; gives the exit code.
+    #[expect(clippy::print_stderr, reason = "the edge where errors become text")]
+    pub(crate) fn report(self) -> ExitCode {
+        match &self {
+            // A report renders itself, with severity, place and source line.
+            CliError::Text(report) => eprint!("{report}"),
+            other => eprintln!("error: {other}"),
+        }
+        let help = match &self {
+            CliError::Runtime(e) => e.help().map(str::to_owned),
+            CliError::Usage { help, .. } => Some(help.clone()),
+            CliError::Codegen(CodegenError::Bug { .. } | CodegenError::Mlir { .. } | CodegenError::Llvm { .. }) => {
+                Some("this is a defect of xfc: please report it with the card and the command".to_owned())
+            }
+            _ => None,
+        };
+        if let Some(help) = help.filter(|h| !h.is_empty()) {
+            eprintln!("  help: {help}");
+        }
+        ExitCode::from(match &self {
+            CliError::Text(_) | CliError::File { .. } => EXIT_INPUT,
+            CliError::Runtime(e) => e.exit_code(),
+            CliError::Usage { .. } | CliError::Codegen(CodegenError::Target { .. }) => EXIT_USAGE,
+            CliError::Codegen(_) => EXIT_FAILURE,
+        })
+    }
+}

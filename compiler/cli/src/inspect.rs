@@ -1,0 +1,186 @@
+//! `xfc inspect`: any stage of a model, as text, JSON or a drawing.
+
+use std::path::Path;
+
+use serde_json::json;
+use xfc_codegen::driver::{self, Stage};
+use xfc_codegen::kernels::Built;
+use xfc_codegen::target::Keep;
+use xfc_lang::graph::Program;
+use xfc_lang::view;
+use xfc_runtime::artifact::container::Artifact;
+
+use crate::args::{FormatArg, InspectArgs};
+use crate::error::{CliError, Result};
+use crate::layer;
+use crate::model::{self, Loaded, Named};
+
+/// Runs the subcommand.
+///
+/// # Errors
+/// The model cannot be read or compiled, the stage has no such form, or the output cannot be written.
+#[expect(clippy::print_stdout, reason = "a command's output")]
+pub(crate) fn run(args: &InspectArgs) -> Result<()> {
+    let named = model::name(&args.model.model)?;
+    let text = match &named {
+        Named::Artifact(path) => artifact(path, args)?,
+        named => stage(&model::load(named, &args.model)?, args)?,
+    };
+    match &args.output {
+        Some(path) => xfc_runtime::files::write_atomic(path, text.as_bytes())?,
+        None => println!("{}", text.trim_end()),
+    }
+    Ok(())
+}
+
+fn no_form(args: &InspectArgs) -> CliError {
+    CliError::usage(
+        format!("stage `{}` has no {:?} form", args.emit, args.format).to_lowercase(),
+        "spec and arch are text or json, graph and fused also dot, plan is text or json, kernels are text or json",
+    )
+}
+
+/// An artifact holds its description and its plan.
+fn artifact(path: &Path, args: &InspectArgs) -> Result<String> {
+    let artifact = Artifact::open(path)?;
+    match (args.emit, args.format) {
+        (Stage::Spec, FormatArg::Text) => Ok(artifact.card().to_owned()),
+        (Stage::Plan, FormatArg::Json) => pretty(&json!(artifact.manifests().map(|m| json!(m)).collect::<Vec<_>>())),
+        (Stage::Plan, FormatArg::Text) => Ok(artifact.manifests().map(|m| plan_text(m, args.layer)).collect::<Vec<_>>().join("\n")),
+        _ => Err(CliError::usage(format!("{} is an artifact: it holds its plan and its description, not stage `{}`", path.display(), args.emit), "use `--emit plan` or `--emit spec`, or give the card")),
+    }
+}
+
+fn stage(loaded: &Loaded, args: &InspectArgs) -> Result<String> {
+    let mut options = args.model.options()?;
+    options.pass_limit = args.pass_limit;
+    match args.emit {
+        Stage::Spec => match args.format {
+            FormatArg::Text => Ok(loaded.card.clone()),
+            FormatArg::Json => yaml_as_json(&loaded.card),
+            FormatArg::Dot => Err(no_form(args)),
+        },
+        Stage::Arch => match args.format {
+            FormatArg::Text => Ok(loaded.model.arch.to_string()),
+            FormatArg::Json => yaml_as_json(&loaded.model.arch.to_string()),
+            FormatArg::Dot => Err(no_form(args)),
+        },
+        Stage::Graph => program(&driver::fuse(&loaded.model, &options)?.graph, args),
+        Stage::Fused => program(&driver::fuse(&loaded.model, &options)?.program, args),
+        Stage::Plan | Stage::Mlir | Stage::Llvm | Stage::Asm => {
+            if args.format == FormatArg::Dot {
+                return Err(no_form(args));
+            }
+            options.keep = Keep { llvm: args.emit == Stage::Llvm, assembly: args.emit == Stage::Asm };
+            let fused = driver::fuse(&loaded.model, &options)?;
+            let mut parts = Vec::new();
+            for target in args.model.targets()? {
+                let built = driver::build_kernels(&loaded.model, &fused.program, &*target, &options)?;
+                parts.push(kernels(&built, args)?);
+            }
+            match args.format {
+                FormatArg::Json => pretty(&serde_json::Value::Array(parts.iter().filter_map(|p| serde_json::from_str(p).ok()).collect())),
+                _ => Ok(parts.join("\n")),
+            }
+        }
+    }
+}
+
+fn yaml_as_json(text: &str) -> Result<String> {
+    let value: serde_json::Value =
+        serde_yaml::from_str(text).map_err(|e| CliError::usage(format!("the YAML has no JSON form: {e}"), "use `--format text`"))?;
+    pretty(&value)
+}
+
+fn pretty(value: &serde_json::Value) -> Result<String> {
+    Ok(format!("{value:#}"))
+}
+
+fn program(program: &Program, args: &InspectArgs) -> Result<String> {
+    let graphs = match args.layer {
+        None => (0..program.graphs.len()).collect(),
+        Some(n) => {
+            let graphs = layer::graphs(program, n);
+            if graphs.is_empty() {
+                return Err(CliError::usage(format!("the model has no layer {n}"), "layers count from 0"));
+            }
+            graphs
+        }
+    };
+    match args.format {
+        FormatArg::Text if args.layer.is_none() => Ok(program.to_string()),
+        FormatArg::Text => Ok(graphs.iter().map(|g| program.graphs[*g].text(&program.axes)).collect::<Vec<_>>().join("\n\n")),
+        FormatArg::Json => pretty(&view::json(program, &graphs)),
+        FormatArg::Dot => Ok(view::dot(program, &graphs)),
+    }
+}
+
+fn kernels(built: &Built, args: &InspectArgs) -> Result<String> {
+    let chosen: Vec<usize> = match args.layer {
+        None => (0..built.kernels.len()).collect(),
+        Some(n) => {
+            let mut list: Vec<usize> =
+                built.manifest.launches.iter().filter(|l| layer::is_in(&l.name, n)).flat_map(|l| l.variants.iter().map(|v| v.kernel)).collect();
+            list.sort_unstable();
+            list.dedup();
+            list
+        }
+    };
+    let code = |k: usize| {
+        let kernel = &built.kernels[k];
+        match args.emit {
+            Stage::Llvm => kernel.code.llvm.clone().unwrap_or_default(),
+            Stage::Asm => kernel.code.assembly.clone().unwrap_or_default(),
+            _ => kernel.mlir.clone(),
+        }
+    };
+    Ok(match (args.emit, args.format) {
+        (Stage::Plan, FormatArg::Json) => json!(built.manifest).to_string(),
+        (Stage::Plan, _) => plan_text(&built.manifest, args.layer),
+        (_, FormatArg::Json) => json!(chosen.iter().map(|k| json!({"kernel": built.kernels[*k].name, "text": code(*k)})).collect::<Vec<_>>()).to_string(),
+        _ => {
+            let comment = if args.emit == Stage::Asm { "#" } else if args.emit == Stage::Llvm { ";" } else { "//" };
+            chosen.iter().map(|k| format!("{comment} {}\n{}", built.kernels[*k].name, code(*k))).collect::<Vec<_>>().join("\n")
+        }
+    })
+}
+
+/// A manifest as a table for people.
+fn plan_text(m: &xfc_runtime::artifact::manifest::Manifest, only: Option<usize>) -> String {
+    use std::fmt::Write as _;
+    use xfc_runtime::artifact::manifest::BufferRef;
+    let mut out = String::new();
+    let _ = writeln!(out, "{} for {}, {} parameters", m.model, m.target.name, m.parameters);
+    for group in &m.caches {
+        let bytes: u64 = group.slots.iter().map(|s| s.token_bytes).sum();
+        let _ = writeln!(out, "cache   {:<12} {} slots, {bytes} bytes a token, pages of {} tokens", group.name, group.slots.len(), group.page_tokens);
+    }
+    for arena in &m.arenas {
+        let rows = if arena.rows { "selected " } else { "" };
+        let _ = writeln!(out, "arena   {} bytes for each of the {rows}{}", arena.bytes_per_row, m.axes[arena.axis]);
+    }
+    let _ = writeln!(out, "weights {} packed tensors", m.weights.len());
+    let mut weight_bytes = 0;
+    for weight in &m.weights {
+        weight_bytes += weight.shape.iter().product::<u64>() * weight.dtype.size_bytes() as u64;
+    }
+    let _ = writeln!(out, "        {weight_bytes} bytes without padding");
+    for (i, launch) in m.launches.iter().enumerate().filter(|(_, l)| only.is_none_or(|n| layer::is_in(&l.name, n))) {
+        let kernels: Vec<&str> = launch.variants.iter().map(|v| m.kernels[v.kernel].name.as_str()).collect();
+        let mut kernels = kernels;
+        kernels.dedup();
+        let _ = writeln!(out, "{i:>5}  {}", launch.name);
+        let _ = writeln!(out, "       {}", kernels.join(" | "));
+        let operands: Vec<String> = launch
+            .operands
+            .iter()
+            .map(|o| match o {
+                BufferRef::Arena { arena, offset, column, .. } => format!("arena {arena} +{offset}{}", if *column > 0 { format!(" column {column}") } else { String::new() }),
+                BufferRef::Weight(w) => m.weights[*w].name.clone(),
+                BufferRef::Cache { group, slot } => m.caches[*group].slots[*slot].path.clone(),
+            })
+            .collect();
+        let _ = writeln!(out, "       {}", operands.join(", "));
+    }
+    out
+}

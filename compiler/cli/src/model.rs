@@ -1,0 +1,167 @@
+//! What MODEL means: a checkpoint folder, a card or an artifact; and how the first two are read and expanded.
+
+use std::path::{Path, PathBuf};
+
+use xfc_codegen::driver;
+use xfc_codegen::target::{self, Target};
+use xfc_lang::diagnostic::did_you_mean;
+use xfc_lang::graph::DType;
+use xfc_lang::{ElaborateOptions, Library, Model, Spec, elaborate, load_card, pick_card};
+use xfc_runtime::artifact::container::Artifact;
+
+use crate::args::{DTypeArg, ModelArgs};
+use crate::error::{CliError, Result};
+
+/// What MODEL names.
+#[derive(Debug)]
+pub(crate) enum Named {
+    /// A folder with a config.json.
+    Checkpoint(PathBuf),
+    /// A card: a file, or a name of the library.
+    Card(String),
+    /// A compiled artifact.
+    Artifact(PathBuf),
+}
+
+/// Decides what MODEL names.
+///
+/// # Errors
+/// A path that is none of them.
+pub(crate) fn name(model: &str) -> Result<Named> {
+    let path = Path::new(model);
+    if path.is_dir() {
+        return if path.join("config.json").is_file() {
+            Ok(Named::Checkpoint(path.to_owned()))
+        } else {
+            Err(CliError::file(path, "is a folder without config.json, so it is not a checkpoint"))
+        };
+    }
+    if path.is_file() {
+        let mut head = [0; 4];
+        let read = std::fs::File::open(path).and_then(|mut f| std::io::Read::read(&mut f, &mut head));
+        read.map_err(|e| CliError::file(path, format!("cannot read: {e}")))?;
+        if Artifact::is_artifact(&head) || path.extension().is_some_and(|e| e == "xfm") {
+            return Ok(Named::Artifact(path.to_owned()));
+        }
+        if path.extension().is_some_and(|e| e == "gguf" || e == "safetensors") {
+            return Err(CliError::usage(format!("{model} is a file of weights, not a model"), "give the checkpoint's folder, or a card with `--checkpoint`"));
+        }
+        return Ok(Named::Card(model.to_owned()));
+    }
+    if path.extension().is_some_and(|e| e == "xfm") {
+        return Err(CliError::file(path, "no such artifact"));
+    }
+    if model.contains('/') && path.extension().is_none() {
+        return Err(CliError::file(path, "no such folder"));
+    }
+    Ok(Named::Card(model.to_owned()))
+}
+
+/// A model that was read and expanded, ready to be compiled.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    /// What was written.
+    pub(crate) spec: Spec,
+    /// What it means.
+    pub(crate) model: Model,
+    /// The description's text, for the artifact.
+    pub(crate) card: String,
+    /// Everything that decides the model, as text: part of the cache's key.
+    pub(crate) key: String,
+}
+
+/// The library that `--models` names, else the one built in.
+///
+/// # Errors
+/// A folder that cannot be read.
+pub(crate) fn library(models: Option<&Path>) -> Result<Library> {
+    Ok(match models {
+        Some(dir) => Library::from_dir(dir)?,
+        None => Library::embedded(),
+    })
+}
+
+/// Reads a JSON file.
+///
+/// # Errors
+/// A file that cannot be read, or is not JSON.
+pub(crate) fn read_json(path: &Path) -> Result<serde_json::Value> {
+    let text = std::fs::read_to_string(path).map_err(|e| CliError::file(path, format!("cannot read: {e}")))?;
+    serde_json::from_str(&text).map_err(|e| CliError::file(path, format!("not JSON: {e}")))
+}
+
+/// Reads and expands a card or a checkpoint's family.
+///
+/// # Errors
+/// Everything that is wrong with the card, the config and the sizes.
+pub(crate) fn load(named: &Named, args: &ModelArgs) -> Result<Loaded> {
+    let library = library(args.models.as_deref())?;
+    let config_path = match (named, &args.config) {
+        (_, Some(path)) => Some(path.clone()),
+        (Named::Checkpoint(dir), None) => Some(dir.join("config.json")),
+        _ => None,
+    };
+    let config = config_path.as_deref().map(read_json).transpose()?;
+    let spec = match (named, &config) {
+        (Named::Checkpoint(_), Some(config)) => pick_card(config, &library)?,
+        (Named::Card(card), _) => load_card(card, &library)?,
+        _ => return Err(CliError::usage(format!("{} is already compiled", args.model), "give its card or checkpoint folder instead")),
+    };
+    let sets = args.set.iter().map(|s| split_set(s)).collect::<Result<Vec<_>>>()?;
+    let texts: Vec<&str> = (0..).map_while(|i| spec.sources.get(i)).map(|s| &*s.text).collect();
+    let key = format!("{}\n{config:?}\n{sets:?}\n{}", texts.join("\n"), args.choices());
+    let card = spec.sources.get(spec.source).map(|s| s.text.to_string()).unwrap_or_default();
+    let model = elaborate(&spec, &ElaborateOptions { config, sets, ..ElaborateOptions::default() })?;
+    Ok(Loaded { spec, model, card, key })
+}
+
+fn split_set(set: &str) -> Result<(String, String)> {
+    let (name, value) = set.split_once('=').ok_or_else(|| CliError::usage(format!("`--set {set}` has no value"), "write `--set SIZE=VALUE`"))?;
+    Ok((name.trim().to_owned(), value.trim().to_owned()))
+}
+
+impl ModelArgs {
+    /// What of the arguments decides the artifact, besides the texts.
+    fn choices(&self) -> String {
+        format!("{:?} {:?}", self.dtype, self.skip_pass)
+    }
+
+    /// The targets named, or this host.
+    ///
+    /// # Errors
+    /// A name that is no target.
+    pub(crate) fn targets(&self) -> Result<Vec<Box<dyn Target>>> {
+        let names: Vec<&str> = if self.target.is_empty() { vec!["cpu"] } else { self.target.iter().map(String::as_str).collect() };
+        let mut targets: Vec<Box<dyn Target>> = Vec::new();
+        for name in names {
+            let target = target::parse(name)?;
+            if !targets.iter().any(|t| t.name() == target.name()) {
+                targets.push(target);
+            }
+        }
+        Ok(targets)
+    }
+
+    /// Options of the compiler.
+    ///
+    /// # Errors
+    /// A pass that does not exist.
+    pub(crate) fn options(&self) -> Result<driver::Options> {
+        for pass in &self.skip_pass {
+            let names: Vec<&str> = xfc_lang::passes::pipeline().iter().map(|p| p.name()).collect();
+            if !names.contains(&pass.as_str()) {
+                let help = did_you_mean(pass, names.iter().copied()).unwrap_or_else(|| format!("the passes are {}", names.join(", ")));
+                return Err(CliError::usage(format!("no pass is named `{pass}`"), help));
+            }
+        }
+        Ok(driver::Options {
+            dtype: match self.dtype {
+                DTypeArg::F32 => DType::F32,
+                DTypeArg::Bf16 => DType::BF16,
+            },
+            skip_passes: self.skip_pass.clone(),
+            dump: std::env::var_os("XFC_DUMP").map(PathBuf::from),
+            ..driver::Options::default()
+        })
+    }
+}

@@ -1,0 +1,1 @@
+//! `xfc run`, `xfc logits`, `xfc embed`: compile on the way, then the runtime's own commands.
