@@ -14,5 +14,12 @@ pub mod artifact;
 pub mod weights;
 pub mod cache;
 pub mod device;
+pub mod model;
+pub mod step;
+pub mod session;
+pub mod generate;
+pub mod text;
+#[cfg(test)]
+mod tests;
 
 pub use error::RuntimeError;

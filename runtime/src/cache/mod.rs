@@ -98,6 +98,24 @@ impl CacheStore {
         &self.options
     }
 
+    /// Another size of steps, for a store in which nothing is kept between steps.
+    pub(crate) fn set_step_tokens(&mut self, manifest: &Manifest, options: CacheOptions) -> Result<()> {
+        let fresh = Self::new(manifest, options)?;
+        if self.live_bytes() > 0 {
+            return Err(RuntimeError::request(
+                "the size of steps cannot change while something is cached",
+                "free the sequences first",
+            ));
+        }
+        for slot in &mut self.sequences {
+            if let Some(sequence) = &mut slot.sequence {
+                sequence.tables = vec![Table::default(); fresh.groups.len()];
+            }
+        }
+        (self.options, self.groups) = (fresh.options, fresh.groups);
+        Ok(())
+    }
+
     /// Pages of each group that memory must have room for, the null page included.
     pub fn capacity_pages(&self) -> Vec<u64> {
         self.groups.iter().map(|group| group.pool.capacity_pages()).collect()

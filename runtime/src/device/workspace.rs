@@ -94,11 +94,6 @@ impl Workspace {
         Ok(workspace)
     }
 
-    /// Rows for which there is room on each axis.
-    pub(crate) fn capacity_rows(&self) -> u64 {
-        self.capacity_rows
-    }
-
     /// Fills the table of operand addresses.
     fn resolve_buffers(&mut self) -> Result<()> {
         let manifest = Arc::clone(&self.manifest);

@@ -18,4 +18,5 @@ mod tests;
 
 pub use bind::{PackedWeights, Progress, bind};
 pub use checkpoint::{Checkpoint, Stored, Tensor};
+pub(crate) use convert::store;
 pub use random::Random;

@@ -1,6 +1,5 @@
 //! Checkpoints on disk, bound to manifests: every layout, every mistake.
 
-use super::convert::store;
 use super::*;
 use crate::artifact::manifest::*;
 use crate::artifact::sample;

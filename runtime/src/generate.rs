@@ -1,0 +1,162 @@
+//! Tokens one after another: an iterator over a session's sequence.
+
+use crate::cache::SequenceId;
+use crate::error::{Result, RuntimeError};
+use crate::session::Session;
+use crate::step::{InputData, StepInput, StepOutputs, Wanted};
+use crate::text::sampler::{Sampler, SamplerOptions};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// How a continuation is made.
+#[derive(Clone, Debug, Default)]
+pub struct GenerateOptions {
+    /// Most tokens to make; `None`: until a stop token or the end of the context.
+    pub max_tokens: Option<u64>,
+    /// How each is picked.
+    pub sampler: SamplerOptions,
+    /// Tokens that end the text; they are not part of it.
+    pub stop_ids: Vec<u32>,
+    /// Set by another thread to end after the current token.
+    pub cancel: Option<Arc<AtomicBool>>,
+}
+
+/// Why there are no more tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// [`GenerateOptions::max_tokens`] were made.
+    Length,
+    /// The model chose a stop token.
+    Stop,
+    /// The context is full.
+    Context,
+    /// [`GenerateOptions::cancel`] was set.
+    Cancelled,
+    /// A step failed; the iterator returned the error.
+    Error,
+}
+
+/// A continuation being made. Each item is a token's id.
+#[derive(Debug)]
+pub struct Generate<'a> {
+    session: &'a mut Session,
+    sequence: SequenceId,
+    token_input: String,
+    logits: String,
+    /// What the next step is given.
+    pending: Vec<i64>,
+    sampler: Sampler,
+    options: GenerateOptions,
+    made: u64,
+    finished: Option<FinishReason>,
+}
+
+impl Session {
+    /// Continues `sequence` with `prompt` (at least one token) and then with what the model makes of it.
+    ///
+    /// # Errors
+    /// The model is not one that continues text, the prompt is empty or does not fit into the context, an option is out of range.
+    pub fn generate(&mut self, sequence: SequenceId, prompt: &[u32], options: GenerateOptions) -> Result<Generate<'_>> {
+        let manifest = Arc::clone(self.model().manifest());
+        let refuse = |problem: &str, help: &str| Err(RuntimeError::request(problem, help));
+        let Some(token_input) = self.model().token_input().map(|input| input.name.clone()) else {
+            return refuse("the model has no input for tokens", "give its inputs by name, with `logits`");
+        };
+        let logits = manifest
+            .outputs
+            .iter()
+            .find(|output| output.name == "logits" && output.axis == 0 && output.dims.len() == 1);
+        let Some(logits) = logits.map(|output| output.name.clone()) else {
+            return refuse(
+                "the model has no output `logits`, so that it cannot continue a text",
+                "use `logits` or `embed`",
+            );
+        };
+        if manifest.whole_sequences {
+            return refuse("the model reads text as a whole and does not continue it", "use `logits` or `embed`");
+        }
+        if prompt.is_empty() {
+            return refuse("the prompt has no tokens", "give a prompt of at least one token");
+        }
+        let room = self.context_tokens().saturating_sub(self.length(sequence)?);
+        if prompt.len() as u64 > room {
+            let problem = format!("the prompt has {} tokens, the context has room for {room}", prompt.len());
+            return Err(RuntimeError::request(problem, "shorten the prompt, or ask for a larger context (`-c`)"));
+        }
+        let pending = prompt.iter().map(|&id| i64::from(id)).collect();
+        let sampler = Sampler::new(&options.sampler)?;
+        Ok(Generate {
+            session: self,
+            sequence,
+            token_input,
+            logits,
+            pending,
+            sampler,
+            options,
+            made: 0,
+            finished: None,
+        })
+    }
+}
+
+impl Generate<'_> {
+    /// Why it ended, once it has.
+    pub fn finish_reason(&self) -> Option<FinishReason> {
+        self.finished
+    }
+
+    /// The session, for what it can tell between tokens.
+    pub fn session(&self) -> &Session {
+        self.session
+    }
+
+    /// The next token, or why there is none.
+    fn advance(&mut self) -> Result<u32, (FinishReason, Option<RuntimeError>)> {
+        if self.options.max_tokens.is_some_and(|most| self.made >= most) {
+            return Err((FinishReason::Length, None));
+        }
+        if self.options.cancel.as_ref().is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
+            return Err((FinishReason::Cancelled, None));
+        }
+        let failed = |error| (FinishReason::Error, Some(error));
+        let length = self.session.length(self.sequence).map_err(failed)?;
+        if length + self.pending.len() as u64 > self.session.context_tokens() {
+            return Err((FinishReason::Context, None));
+        }
+        let outputs = self.step().map_err(failed)?;
+        let logits = outputs.get(&self.logits).and_then(|output| output.row(0));
+        let logits = logits.ok_or_else(|| failed(RuntimeError::request("the step returned no logits", "")))?;
+        let token = self.sampler.sample(logits).map_err(failed)?;
+        if self.options.stop_ids.contains(&token) {
+            return Err((FinishReason::Stop, None));
+        }
+        self.pending.push(token.into());
+        self.made += 1;
+        Ok(token)
+    }
+
+    /// Runs what is pending: all of the prompt, or the last token.
+    fn step(&mut self) -> Result<StepOutputs> {
+        let data = InputData::Ints(std::mem::take(&mut self.pending));
+        let input =
+            StepInput { sequence: self.sequence, inputs: vec![(self.token_input.clone(), data)], wanted: Wanted::Last };
+        self.session.step_in_pieces(&input)
+    }
+}
+
+impl Iterator for Generate<'_> {
+    type Item = Result<u32>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.finished.is_some() {
+            return None;
+        }
+        match self.advance() {
+            Ok(token) => Some(Ok(token)),
+            Err((reason, error)) => {
+                self.finished = Some(reason);
+                error.map(Err)
+            }
+        }
+    }
+}

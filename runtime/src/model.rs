@@ -1,0 +1,109 @@
+//! A model that is ready to run: code of one variant, weights in place, workers waiting.
+
+use crate::artifact::manifest::{DType, Input, Manifest};
+use crate::artifact::{Artifact, HostFeatures};
+use crate::device::Device;
+use crate::device::cpu::{CpuDevice, ThreadPool};
+use crate::device::workspace::LoadedWeights;
+use crate::error::{Result, RuntimeError};
+use crate::session::{Session, SessionOptions};
+use crate::weights::{self, Checkpoint, PackedWeights, Progress};
+use std::fmt;
+use std::sync::Arc;
+
+/// How a model is loaded.
+#[derive(Clone, Default)]
+pub struct ModelOptions<'a> {
+    /// Workers; `None`: one for each processor that this process may use.
+    pub threads: Option<usize>,
+    /// A pool to share with other models instead of threads of its own; `threads` is then not used.
+    pub pool: Option<Arc<ThreadPool>>,
+    /// Name of the variant to use; `None`: the best one that runs here.
+    pub target: Option<String>,
+    /// Told how far packing the weights is.
+    pub progress: Option<Progress<'a>>,
+}
+
+impl fmt::Debug for ModelOptions<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ModelOptions")
+            .field("threads", &self.threads)
+            .field("target", &self.target)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A loaded model. Any number of sessions, on any threads, may use it at once.
+#[derive(Debug)]
+pub struct Model {
+    manifest: Arc<Manifest>,
+    device: Arc<dyn Device>,
+    weights: Arc<LoadedWeights>,
+}
+
+impl Model {
+    /// Loads the best variant of `artifact` for this machine and binds `checkpoint` to it.
+    ///
+    /// # Errors
+    /// No variant runs here, the checkpoint does not fit, or there is no memory.
+    pub fn load(artifact: &Artifact, checkpoint: &Checkpoint, options: &ModelOptions<'_>) -> Result<Arc<Self>> {
+        let variant = artifact.select(&HostFeatures::detect(), options.target.as_deref())?;
+        let manifest = Arc::clone(variant.manifest());
+        let pool = match &options.pool {
+            Some(pool) => Arc::clone(pool),
+            None => Arc::new(new_pool(options.threads)?),
+        };
+        let packed = weights::bind(&manifest, checkpoint, pool.workers(), options.progress)?;
+        let device = Arc::new(CpuDevice::new(&manifest, variant.load_code()?, pool)?);
+        Self::on_device(manifest, device, packed)
+    }
+
+    /// A model on any device that has the code of `manifest` loaded.
+    ///
+    /// # Errors
+    /// The device has no memory for the weights.
+    pub fn on_device(manifest: Arc<Manifest>, device: Arc<dyn Device>, packed: PackedWeights) -> Result<Arc<Self>> {
+        let memory = device.adopt(packed.block)?;
+        Ok(Arc::new(Self { manifest, device, weights: Arc::new(LoadedWeights { memory, offsets: packed.offsets }) }))
+    }
+
+    /// What the model is: inputs, outputs, target.
+    pub fn manifest(&self) -> &Arc<Manifest> {
+        &self.manifest
+    }
+
+    /// Where it runs.
+    pub fn device(&self) -> &Arc<dyn Device> {
+        &self.device
+    }
+
+    pub(crate) fn weights(&self) -> &Arc<LoadedWeights> {
+        &self.weights
+    }
+
+    /// The input that takes a text's tokens: the first required one of integers, one for each element of the first axis.
+    pub fn token_input(&self) -> Option<&Input> {
+        let integers = |input: &&Input| matches!(input.dtype, DType::I64 | DType::I32) && input.dims.is_empty();
+        self.manifest.inputs.iter().filter(integers).find(|input| input.axis == 0 && input.default.is_none())
+    }
+
+    /// A session with no sequences yet.
+    ///
+    /// # Errors
+    /// The options ask for more than the model or the machine has.
+    pub fn session(self: &Arc<Self>, options: &SessionOptions) -> Result<Session> {
+        Session::new(Arc::clone(self), options)
+    }
+}
+
+fn new_pool(threads: Option<usize>) -> Result<ThreadPool> {
+    let threads = match threads {
+        Some(0) => return Err(RuntimeError::request("0 threads cannot run anything", "ask for at least one thread")),
+        Some(threads) => threads,
+        None => std::thread::available_parallelism().map_or(1, usize::from),
+    };
+    ThreadPool::new(threads).map_err(|error| RuntimeError::Device {
+        device: "cpu",
+        problem: format!("cannot start {threads} threads: {error}"),
+    })
+}

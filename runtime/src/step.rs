@@ -1,0 +1,280 @@
+//! What a step is given and what it returns: named inputs of several sequences, checked and flattened; named outputs, row by row.
+
+use crate::artifact::manifest::{DType, Input, Manifest, Output};
+use crate::cache::SequenceId;
+use crate::error::{Result, RuntimeError};
+use crate::weights::store;
+use half::{bf16, f16};
+use std::ops::Range;
+
+/// Values of one input for one sequence, row-major.
+#[derive(Clone, Debug, PartialEq)]
+pub enum InputData {
+    /// For integer and boolean inputs.
+    Ints(Vec<i64>),
+    /// For floating-point inputs.
+    Floats(Vec<f32>),
+}
+
+impl InputData {
+    fn len(&self) -> usize {
+        match self {
+            Self::Ints(values) => values.len(),
+            Self::Floats(values) => values.len(),
+        }
+    }
+
+    /// The elements in `range`.
+    fn slice(&self, range: Range<usize>) -> Self {
+        match self {
+            Self::Ints(values) => Self::Ints(values[range].to_vec()),
+            Self::Floats(values) => Self::Floats(values[range].to_vec()),
+        }
+    }
+}
+
+/// Which of a sequence's new elements the outputs of selected rows (logits) are wanted for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Wanted {
+    /// None of them.
+    None,
+    /// The last.
+    #[default]
+    Last,
+    /// All.
+    All,
+    /// These, counted from the first new element, ascending.
+    List(Vec<u32>),
+}
+
+/// What a step adds to one sequence.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepInput {
+    /// Which.
+    pub sequence: SequenceId,
+    /// Inputs by name; those with a default may be left out.
+    pub inputs: Vec<(String, InputData)>,
+    /// Rows of the outputs.
+    pub wanted: Wanted,
+}
+
+/// One output of a step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepOutput {
+    /// As in the card.
+    pub name: String,
+    /// Dimensions of a row.
+    pub dims: Vec<u64>,
+    /// All rows, in f32.
+    pub data: Vec<f32>,
+    /// Which rows belong to each [`StepInput`], in their order.
+    pub rows: Vec<Range<usize>>,
+}
+
+impl StepOutput {
+    /// Elements of a row.
+    pub fn row_len(&self) -> usize {
+        self.dims.iter().product::<u64>() as usize
+    }
+
+    /// Row `row`, over all sequences.
+    pub fn row(&self, row: usize) -> Option<&[f32]> {
+        let n = self.row_len();
+        self.data.get(row.checked_mul(n)?..(row + 1).checked_mul(n)?)
+    }
+
+    /// All rows of the step's input `index`.
+    pub fn rows_of(&self, index: usize) -> Option<&[f32]> {
+        let rows = self.rows.get(index)?;
+        self.data.get(rows.start * self.row_len()..rows.end * self.row_len())
+    }
+}
+
+/// The outputs of a step, in the manifest's order.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StepOutputs {
+    /// All of them.
+    pub outputs: Vec<StepOutput>,
+}
+
+impl StepOutputs {
+    /// The output called `name`.
+    pub fn get(&self, name: &str) -> Option<&StepOutput> {
+        self.outputs.iter().find(|output| output.name == name)
+    }
+
+    /// Adds the rows of a later piece of the same (single) sequence.
+    pub(crate) fn extend(&mut self, later: Self) {
+        if self.outputs.is_empty() {
+            *self = later;
+            return;
+        }
+        for (output, later) in self.outputs.iter_mut().zip(later.outputs) {
+            output.data.extend(later.data);
+            let n = output.data.len() / output.row_len().max(1);
+            output.rows = vec![0..n];
+        }
+    }
+}
+
+fn bad(problem: String, help: &str) -> RuntimeError {
+    RuntimeError::request(problem, help)
+}
+
+impl StepInput {
+    /// New elements on each axis of `manifest`, after checking names, types, lengths and values.
+    pub(crate) fn check(&self, manifest: &Manifest) -> Result<Vec<u64>> {
+        let mut lengths: Vec<Option<(u64, &str)>> = vec![None; manifest.axes.len()];
+        for (position, (name, data)) in self.inputs.iter().enumerate() {
+            if self.inputs[..position].iter().any(|(other, _)| other == name) {
+                return Err(bad(format!("input `{name}` is given twice"), "give each input once"));
+            }
+            let Some(input) = manifest.inputs.iter().find(|input| input.name == *name) else {
+                let names: Vec<&str> = manifest.inputs.iter().map(|input| input.name.as_str()).collect();
+                return Err(bad(
+                    format!("the model has no input `{name}`"),
+                    &format!("its inputs are {}", names.join(", ")),
+                ));
+            };
+            let n = check_data(input, data)?;
+            match lengths[input.axis] {
+                Some((before, other)) if before != n => {
+                    return Err(bad(
+                        format!(
+                            "input `{name}` has {n} {axis}, input `{other}` has {before}",
+                            axis = manifest.axes[input.axis]
+                        ),
+                        "inputs of the same axis have the same length",
+                    ));
+                }
+                _ => lengths[input.axis] = Some((n, name)),
+            }
+        }
+        for input in &manifest.inputs {
+            let given = self.inputs.iter().any(|(name, _)| *name == input.name);
+            if !given && input.default.is_none() {
+                return Err(bad(format!("input `{}` is missing", input.name), "give it: it has no default"));
+            }
+        }
+        let lengths: Vec<u64> = lengths.iter().map(|length| length.map_or(0, |(n, _)| n)).collect();
+        match lengths.first() {
+            Some(0) | None => Err(bad("a step without tokens was asked for".to_owned(), "give at least one token")),
+            Some(_) => Ok(lengths),
+        }
+    }
+
+    /// The selected rows among this sequence's `n` new elements.
+    pub(crate) fn selected(&self, n: u64) -> Result<Vec<u32>> {
+        match &self.wanted {
+            Wanted::None => Ok(Vec::new()),
+            Wanted::Last => Ok(n.checked_sub(1).map(|last| last as u32).into_iter().collect()),
+            Wanted::All => Ok((0..n as u32).collect()),
+            Wanted::List(rows) => {
+                if rows.windows(2).any(|pair| pair[0] >= pair[1])
+                    || rows.last().is_some_and(|&last| u64::from(last) >= n)
+                {
+                    return Err(bad(
+                        format!("the wanted rows {rows:?} are not ascending and below {n}"),
+                        "ask for rows of the new tokens",
+                    ));
+                }
+                Ok(rows.clone())
+            }
+        }
+    }
+
+    /// The part with the elements `range` of axis 0. Inputs of other axes go with the first part.
+    pub(crate) fn piece(&self, manifest: &Manifest, range: Range<usize>, wanted: Wanted) -> Self {
+        let inputs = self.inputs.iter().filter_map(|(name, data)| {
+            let input = manifest.inputs.iter().find(|input| input.name == *name)?;
+            let width = input.dims.iter().product::<u64>() as usize;
+            match input.axis {
+                0 => Some((name.clone(), data.slice(range.start * width..range.end * width))),
+                _ if range.start == 0 => Some((name.clone(), data.clone())),
+                _ => None,
+            }
+        });
+        Self { sequence: self.sequence, inputs: inputs.collect(), wanted }
+    }
+}
+
+/// Elements of the axis that `data` holds for `input`.
+fn check_data(input: &Input, data: &InputData) -> Result<u64> {
+    let name = &input.name;
+    let width = input.dims.iter().product::<u64>();
+    if data.len() as u64 % width != 0 {
+        return Err(bad(
+            format!("input `{name}` has {} values, expected a multiple of {width}", data.len()),
+            &format!("each element has the dimensions {:?}", input.dims),
+        ));
+    }
+    let float = matches!(input.dtype, DType::F32 | DType::F16 | DType::BF16);
+    match data {
+        InputData::Ints(values) if !float => {
+            let limit = input.limit.map_or(i64::MAX, |limit| limit as i64);
+            let outside = |&value: &i64| input.limit.is_some() && !(0..limit).contains(&value);
+            if let Some(at) = values.iter().position(outside) {
+                return Err(bad(
+                    format!("{name}[{at}] is {}, expected 0 to {}", values[at], limit - 1),
+                    "the model has no such entry: check that tokenizer and model belong together",
+                ));
+            }
+            if input.dtype == DType::I32
+                && let Some(at) = values.iter().position(|&value| i32::try_from(value).is_err())
+            {
+                return Err(bad(
+                    format!("{name}[{at}] is {}, which does not fit into 32 bits", values[at]),
+                    "give smaller values",
+                ));
+            }
+        }
+        InputData::Floats(_) if float => {}
+        _ => {
+            return Err(bad(
+                format!("input `{name}` is {:?}, other values were given", input.dtype),
+                "give integers for integers",
+            ));
+        }
+    }
+    Ok(data.len() as u64 / width)
+}
+
+/// Bytes of input `input` for all sequences of a step, row after row; sequences that leave it out get the default.
+pub(crate) fn flatten(input: &Input, step: &[StepInput], lengths: &[Vec<u64>]) -> Vec<u8> {
+    let size = input.dtype.size_bytes();
+    let width = input.dims.iter().product::<u64>() as usize;
+    let mut bytes = Vec::new();
+    for (part, lengths) in step.iter().zip(lengths) {
+        let start = bytes.len();
+        bytes.resize(start + lengths[input.axis] as usize * width * size, 0);
+        let elements = bytes[start..].chunks_exact_mut(size);
+        match part.inputs.iter().find(|(name, _)| *name == input.name) {
+            Some((_, InputData::Ints(values))) => {
+                for (element, value) in elements.zip(values) {
+                    // Through integers: f64 would lose large ones.
+                    match input.dtype {
+                        DType::Bool => element.copy_from_slice(&[u8::from(*value != 0)]),
+                        _ => element.copy_from_slice(&value.to_le_bytes()[..size]),
+                    }
+                }
+            }
+            Some((_, InputData::Floats(values))) => {
+                elements.zip(values).for_each(|(element, value)| store(f64::from(*value), input.dtype, element));
+            }
+            None => elements.for_each(|element| store(input.default.unwrap_or(0.0), input.dtype, element)),
+        }
+    }
+    bytes
+}
+
+/// The values of an output's bytes.
+pub(crate) fn to_f32(output: &Output, bytes: &[u8]) -> Vec<f32> {
+    match output.dtype {
+        DType::F32 => bytes.as_chunks().0.iter().map(|x| f32::from_le_bytes(*x)).collect(),
+        DType::F16 => bytes.as_chunks().0.iter().map(|x| f16::from_le_bytes(*x).to_f32()).collect(),
+        DType::BF16 => bytes.as_chunks().0.iter().map(|x| bf16::from_le_bytes(*x).to_f32()).collect(),
+        DType::I64 => bytes.as_chunks().0.iter().map(|x| i64::from_le_bytes(*x) as f32).collect(),
+        DType::I32 => bytes.as_chunks().0.iter().map(|x| i32::from_le_bytes(*x) as f32).collect(),
+        DType::Bool => bytes.iter().map(|&x| f32::from(x != 0)).collect(),
+    }
+}

@@ -1,0 +1,3 @@
+//! Between people and tokens: tokenizer, chat template, sampler.
+
+pub mod sampler;
