@@ -12,6 +12,7 @@ use super::caches::{self, Caches};
 use super::flatten::flatten;
 use super::kernel::{AttentionSpec, Extra, KernelSpec, LinearSpec, RowParam, RowsSpec, Sink, dtype_bytes};
 use super::memory::{self, Buffer};
+use super::step_caches;
 use super::weights::{Stored, WeightExpr, Weights, manifest_dtype};
 use crate::error::CodegenError;
 use crate::mlir::frame::RowSpace;
@@ -107,6 +108,7 @@ struct Planner<'a> {
 /// # Errors
 /// A construct without a lowering, or a program that breaks a promise of the passes.
 pub fn build(program: &Program, stored: &dyn Fn(&str) -> Option<Stored>, target: &dyn Target) -> Result<Plan, CodegenError> {
+    let program = &step_caches::add(program);
     let caches = caches::derive(program, target.page_tokens())?;
     let mut planner = Planner {
         program,

@@ -8,6 +8,7 @@ use xfc_lang::ops::Core;
 use xfc_lang::ops::fused::{Attention, Reach};
 use xfc_runtime::artifact::manifest::{CacheGroup, CacheSlot, Keep};
 
+use super::step_caches::is_for_step;
 use super::kernel::{PageLayout, dtype_bytes, page_bytes};
 use crate::error::CodegenError;
 
@@ -63,6 +64,7 @@ pub fn derive(program: &Program, page_tokens: u64) -> Result<Caches, CodegenErro
 impl Caches {
     fn add(&mut self, at: &str, ordinal: usize, kept: &Kept, page_tokens: u64) {
         let (keep, name) = match kept.reach {
+            _ if is_for_step(&kept.path) => (Keep::Step, "step".to_owned()),
             Reach { future: true, .. } => (Keep::Step, "step".to_owned()),
             Reach { window: Some(n), .. } => (Keep::Window(n), format!("window {n}")),
             Reach { window: None, .. } => (Keep::All, "full".to_owned()),

@@ -8,6 +8,7 @@ pub mod caches;
 pub mod flatten;
 pub mod kernel;
 pub mod memory;
+pub mod step_caches;
 pub mod weights;
 
 pub use self::build::{Plan, PlannedLaunch, build};
