@@ -11,6 +11,7 @@
 pub mod case;
 pub mod command;
 pub mod compare;
+pub mod compile;
 pub mod embeddings;
 pub mod fill;
 pub mod fuzz;
@@ -31,13 +32,13 @@ impl<E: Into<Box<dyn std::error::Error + Send + Sync>>> From<E> for Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        fmt::Display::fmt(&self.0, f)
     }
 }
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        fmt::Display::fmt(&self.0, f)
     }
 }
 

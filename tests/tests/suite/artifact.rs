@@ -1,0 +1,57 @@
+//! Artifacts: the same bytes whatever the circumstances, and every damage is noticed.
+
+use xfc_codegen::driver::Options;
+use xfc_runtime::artifact::Artifact;
+use xfc_tests::case::Case;
+use xfc_tests::compile::{TARGETS, artifact};
+use xfc_tests::{Result, fuzz};
+
+#[test]
+fn bytes_do_not_depend_on_threads_or_folder() -> Result<()> {
+    let case = Case::load("mistral")?;
+    let one = artifact(&case, &TARGETS, &Options { threads: 1, ..Options::default() })?;
+    for threads in [2, 3, 8] {
+        let other = artifact(&case, &TARGETS, &Options { threads, ..Options::default() })?;
+        assert!(one == other, "{threads} threads make another artifact");
+    }
+    let text = String::from_utf8_lossy(&one);
+    for place in [env!("CARGO_MANIFEST_DIR"), "/tmp/", "/root", "/home"] {
+        assert!(!text.contains(place), "the artifact names {place}");
+    }
+    Ok(())
+}
+
+#[test]
+fn every_damaged_byte_is_noticed() -> Result<()> {
+    let case = Case::load("llama3_2_tied")?;
+    let bytes = artifact(&case, &["cpu"], &Options::default())?;
+    Artifact::from_bytes(bytes.clone())?;
+    let step = (bytes.len() / 3000).max(1);
+    for at in (0..bytes.len()).step_by(step) {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 0x10;
+        // Either refused, or what was damaged says nothing: then everything that is said is as before.
+        if let Ok(read) = Artifact::from_bytes(damaged) {
+            panic!("byte {at} of {} does not matter to {}", bytes.len(), read.card());
+        }
+        assert!(
+            Artifact::from_bytes(bytes[..at].to_vec()).is_err(),
+            "the first {at} bytes are taken for a whole artifact"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn mutants_are_refused_or_hold() -> Result<()> {
+    let case = Case::load("llama2")?;
+    let bytes = artifact(&case, &TARGETS, &Options::default())?;
+    let manifests: Vec<Vec<u8>> = Artifact::from_bytes(bytes.clone())?
+        .manifests()
+        .map(serde_json::to_vec)
+        .collect::<std::result::Result<_, _>>()?;
+    assert!(fuzz::drive("artifact", &[bytes], &["xfm", ".text", "\0\0\0\0"], fuzz::artifact) > 10);
+    let words = ["-1", "0", "99999999999999999999", "null", "[]", "{}", "18446744073709551615", "\"x\""];
+    assert!(fuzz::drive("manifest", &manifests, &words, fuzz::manifest) > 10);
+    Ok(())
+}
