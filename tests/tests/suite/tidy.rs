@@ -38,12 +38,12 @@ fn long_files_explain_themselves() -> Result<()> {
     Ok(())
 }
 
-/// A library, and the folders whose code may name it. `*` in a file name stands for anything.
+/// A library, and the folders and files whose code may name it.
 const FENCES: [(&str, &[&str]); 6] = [
+    ("melior", &["compiler/codegen/src/mlir/"]),
+    ("mlir_sys", &["compiler/codegen/src/mlir/"]),
     // The file that hands MLIR over to LLVM knows both.
-    ("melior", &["compiler/codegen/src/mlir/", "compiler/codegen/src/target/"]),
-    ("mlir_sys", &["compiler/codegen/src/mlir/", "compiler/codegen/src/target/"]),
-    ("inkwell", &["compiler/codegen/src/target/"]),
+    ("inkwell", &["compiler/codegen/src/target/", "compiler/codegen/src/mlir/pipeline.rs"]),
     ("petgraph", &["compiler/lang/src/graph/"]),
     ("cudarc", &["runtime/src/device/cuda"]),
     ("pest", &["compiler/lang/src/spec/", "compiler/lang/src/graph/"]),
