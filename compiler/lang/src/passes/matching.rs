@@ -52,7 +52,7 @@ pub(super) fn is_weight_expression(graph: &Graph, value: ValueId) -> bool {
 }
 
 /// Whether nothing a value is made from is known only at run time: weights, constants and operations on them.
-pub(super) fn is_constant(graph: &Graph, node: NodeId) -> bool {
+pub(crate) fn is_constant(graph: &Graph, node: NodeId) -> bool {
     match graph.op(node) {
         Op::Core(Core::Weight { .. } | Core::Const { .. } | Core::Index) => true,
         Op::Core(Core::Arg { .. } | Core::Position | Core::Cache { .. } | Core::Call { .. } | Core::SelectRows) => {

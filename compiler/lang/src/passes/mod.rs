@@ -25,6 +25,7 @@ mod select_rows;
 use crate::graph::Program;
 
 pub use self::check_fused::check_fused;
+pub(crate) use self::matching::is_constant;
 pub use self::run::{Event, Moment, Options, PassError, Report, run};
 
 /// A rewrite of a program.

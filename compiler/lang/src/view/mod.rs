@@ -1,5 +1,7 @@
 //! Stages for people and programs: drawings, tables, JSON.
 
+mod dot;
 mod json;
 
+pub use self::dot::{DotOptions, dot};
 pub use self::json::json;

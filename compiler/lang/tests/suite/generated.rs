@@ -116,7 +116,7 @@ fn attention(
     let v = b.slice(y, 1, 2, 2)?;
     let (mut k, mut v) = (b.reshape(k, [TOKENS, f(1), f(2)])?, b.reshape(v, [TOKENS, f(1), f(2)])?);
     let mut keys = TOKENS;
-    if n % 3 > 0 {
+    if !n.is_multiple_of(3) {
         (k, v) = (b.cache(format!("k{i}"), k)?, b.cache(format!("v{i}"), v)?);
         keys = Dim::Visible(AxisId(0));
     }

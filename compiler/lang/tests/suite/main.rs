@@ -8,3 +8,4 @@ mod graph;
 mod mask;
 mod passes;
 mod support;
+mod view;

@@ -55,7 +55,7 @@ pub(crate) fn input(name: &str, ty: &Type, n: usize, seed: u64) -> Tensor {
     let len = dims.iter().product();
     let x = numbers(name, seed, len);
     match ty.dtype {
-        DType::I64 | DType::I32 => Tensor::i64(dims, x.iter().map(|x| ((x + 0.5) * 8.0) as i64).collect()),
+        DType::I64 | DType::I32 => Tensor::i64(dims, x.iter().map(|x| i64::from(*x > 0.0)).collect()),
         DType::Bool => Tensor::i64(dims, x.iter().map(|x| i64::from(*x > 0.0)).collect()),
         DType::F32 | DType::F16 | DType::BF16 => Tensor::f64(dims, x),
     }

@@ -1,0 +1,16 @@
+//! Drawings.
+
+use xfc_lang::passes::{Options, run as run_passes};
+use xfc_lang::view::{DotOptions, dot};
+
+use crate::support::{DENSE, program};
+
+#[test]
+fn a_fused_program_is_drawn() {
+    let mut program = program(DENSE);
+    run_passes(&mut program, &mut Options::default()).unwrap();
+    let all = dot(&program, &DotOptions::default());
+    let body = dot(&program, &DotOptions { graphs: vec![1] });
+    assert!(all.contains(&body[body.find("subgraph").unwrap()..]));
+    insta::assert_snapshot!(body);
+}
