@@ -11,22 +11,15 @@ use crate::ops::fused::{Attention, Linear, Rows};
 use crate::ops::{Core, Op};
 use crate::passes::is_constant;
 
-/// What is drawn.
-#[derive(Clone, Debug, Default)]
-pub struct DotOptions {
-    /// Graphs to draw by their numbers; all when empty.
-    pub graphs: Vec<usize>,
-}
-
-/// Draws a program.
-pub fn dot(program: &Program, options: &DotOptions) -> String {
+/// Draws the chosen graphs of a program, by index.
+pub fn dot(program: &Program, graphs: &[usize]) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "digraph {} {{", quote(&program.name));
     out.push_str("  rankdir=TB; compound=true; newrank=true;\n");
     out.push_str("  node [shape=box, style=\"rounded,filled\", fillcolor=white, fontname=Helvetica, fontsize=10];\n");
     out.push_str("  edge [fontname=Helvetica, fontsize=8, color=gray40];\n");
     for (index, graph) in program.graphs.iter().enumerate() {
-        if options.graphs.is_empty() || options.graphs.contains(&index) {
+        if graphs.contains(&index) {
             Drawing { program, graph, index }.draw(&mut out);
         }
     }

@@ -8,7 +8,11 @@ use crate::graph::{Graph, NodeId, Program, ValueId};
 
 /// The chosen graphs of a program, by index.
 pub fn json(program: &Program, graphs: &[usize]) -> Value {
-    let inputs: Vec<Value> = program.inputs.iter().map(|i| json!({"name": i.name, "type": i.ty.to_string(), "default": i.default})).collect();
+    let inputs: Vec<Value> = program
+        .inputs
+        .iter()
+        .map(|i| json!({"name": i.name, "type": i.ty.to_string(), "default": i.default}))
+        .collect();
     let graphs: Vec<Value> = graphs
         .iter()
         .map(|g| {
@@ -28,8 +32,10 @@ fn graph(graph: &Graph) -> Value {
         .iter()
         .map(|node| {
             let op = graph.op(*node);
-            let attributes: serde_json::Map<String, Value> = op.attributes().into_iter().map(|(k, v)| (k.to_owned(), json!(v))).collect();
-            let bodies: serde_json::Map<String, Value> = op.bodies().into_iter().map(|(k, g)| (k.to_owned(), self::graph(g))).collect();
+            let attributes: serde_json::Map<String, Value> =
+                op.attributes().into_iter().map(|(k, v)| (k.to_owned(), json!(v))).collect();
+            let bodies: serde_json::Map<String, Value> =
+                op.bodies().into_iter().map(|(k, g)| (k.to_owned(), self::graph(g))).collect();
             json!({
                 "id": index[node],
                 "op": op.name(),

@@ -3,5 +3,5 @@
 mod dot;
 mod json;
 
-pub use self::dot::{DotOptions, dot};
+pub use self::dot::dot;
 pub use self::json::json;
