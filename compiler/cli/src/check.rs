@@ -16,17 +16,23 @@ use crate::model::{library, read_json};
 pub(crate) fn run(args: &CheckArgs) -> Result<()> {
     let library = library(args.models.as_deref())?;
     let config = args.config.as_deref().map(read_json).transpose()?;
-    let cards: Vec<String> = if args.cards.is_empty() { library.cards().map(str::to_owned).collect() } else { args.cards.clone() };
+    let cards: Vec<String> =
+        if args.cards.is_empty() { library.cards().map(str::to_owned).collect() } else { args.cards.clone() };
     let mut wrong: Vec<(String, Report)> = Vec::new();
     let mut results = Vec::new();
     for card in &cards {
-        let checked = load_card(card, &library)
-            .and_then(|spec| elaborate(&spec, &ElaborateOptions { config: config.clone(), ..ElaborateOptions::default() }));
+        let checked = load_card(card, &library).and_then(|spec| {
+            elaborate(&spec, &ElaborateOptions { config: config.clone(), ..ElaborateOptions::default() })
+        });
         match checked {
             Ok(model) => {
                 results.push(serde_json::json!({"card": card, "ok": true, "parameters": model.arch.parameter_count()}));
                 if !args.json {
-                    println!("{card}: ok, {} parameters in {} distinct graphs", group_digits(model.arch.parameter_count()), model.program.graphs.len());
+                    println!(
+                        "{card}: ok, {} parameters in {} distinct graphs",
+                        group_digits(model.arch.parameter_count()),
+                        model.program.graphs.len()
+                    );
                 }
             }
             Err(report) => {
@@ -41,7 +47,10 @@ pub(crate) fn run(args: &CheckArgs) -> Result<()> {
     // All reports but the last are printed here; the last goes the way of every error.
     let Some((_, last)) = wrong.pop() else { return Ok(()) };
     if args.json {
-        return Err(CliError::usage(format!("{} of {} cards are wrong", wrong.len() + 1, cards.len()), "see the diagnostics above"));
+        return Err(CliError::usage(
+            format!("{} of {} cards are wrong", wrong.len() + 1, cards.len()),
+            "see the diagnostics above",
+        ));
     }
     for (_, report) in wrong {
         eprint!("{report}");

@@ -69,7 +69,12 @@ pub(crate) fn run(args: &CompileArgs) -> Result<()> {
             println!("  {name:<10} {:8.1} ms", t.as_secs_f64() * 1e3);
         }
         for (built, name) in compiled.built.iter().zip(&names) {
-            println!("  {name}: {} distinct kernels, {} compiled with their variants, {} launches", built.plan.kernels.len(), built.kernels.len(), built.plan.launches.len());
+            println!(
+                "  {name}: {} distinct kernels, {} compiled with their variants, {} launches",
+                built.plan.kernels.len(),
+                built.kernels.len(),
+                built.plan.launches.len()
+            );
         }
     }
     Ok(())

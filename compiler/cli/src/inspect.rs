@@ -46,8 +46,17 @@ fn artifact(path: &Path, args: &InspectArgs) -> Result<String> {
     match (args.emit, args.format) {
         (Stage::Spec, FormatArg::Text) => Ok(artifact.card().to_owned()),
         (Stage::Plan, FormatArg::Json) => pretty(&json!(artifact.manifests().map(|m| json!(m)).collect::<Vec<_>>())),
-        (Stage::Plan, FormatArg::Text) => Ok(artifact.manifests().map(|m| plan_text(m, args.layer)).collect::<Vec<_>>().join("\n")),
-        _ => Err(CliError::usage(format!("{} is an artifact: it holds its plan and its description, not stage `{}`", path.display(), args.emit), "use `--emit plan` or `--emit spec`, or give the card")),
+        (Stage::Plan, FormatArg::Text) => {
+            Ok(artifact.manifests().map(|m| plan_text(m, args.layer)).collect::<Vec<_>>().join("\n"))
+        }
+        _ => Err(CliError::usage(
+            format!(
+                "{} is an artifact: it holds its plan and its description, not stage `{}`",
+                path.display(),
+                args.emit
+            ),
+            "use `--emit plan` or `--emit spec`, or give the card",
+        )),
     }
 }
 
@@ -79,7 +88,9 @@ fn stage(loaded: &Loaded, args: &InspectArgs) -> Result<String> {
                 parts.push(kernels(&built, args)?);
             }
             match args.format {
-                FormatArg::Json => pretty(&serde_json::Value::Array(parts.iter().filter_map(|p| serde_json::from_str(p).ok()).collect())),
+                FormatArg::Json => pretty(&serde_json::Value::Array(
+                    parts.iter().filter_map(|p| serde_json::from_str(p).ok()).collect(),
+                )),
                 _ => Ok(parts.join("\n")),
             }
         }
@@ -87,8 +98,8 @@ fn stage(loaded: &Loaded, args: &InspectArgs) -> Result<String> {
 }
 
 fn yaml_as_json(text: &str) -> Result<String> {
-    let value: serde_json::Value =
-        serde_yaml::from_str(text).map_err(|e| CliError::usage(format!("the YAML has no JSON form: {e}"), "use `--format text`"))?;
+    let value: serde_json::Value = serde_yaml::from_str(text)
+        .map_err(|e| CliError::usage(format!("the YAML has no JSON form: {e}"), "use `--format text`"))?;
     pretty(&value)
 }
 
@@ -109,7 +120,9 @@ fn program(program: &Program, args: &InspectArgs) -> Result<String> {
     };
     match args.format {
         FormatArg::Text if args.layer.is_none() => Ok(program.to_string()),
-        FormatArg::Text => Ok(graphs.iter().map(|g| program.graphs[*g].text(&program.axes)).collect::<Vec<_>>().join("\n\n")),
+        FormatArg::Text => {
+            Ok(graphs.iter().map(|g| program.graphs[*g].text(&program.axes)).collect::<Vec<_>>().join("\n\n"))
+        }
         FormatArg::Json => pretty(&view::json(program, &graphs)),
         FormatArg::Dot => Ok(view::dot(program, &graphs)),
     }
@@ -119,8 +132,13 @@ fn kernels(built: &Built, args: &InspectArgs) -> Result<String> {
     let chosen: Vec<usize> = match args.layer {
         None => (0..built.kernels.len()).collect(),
         Some(n) => {
-            let mut list: Vec<usize> =
-                built.manifest.launches.iter().filter(|l| layer::is_in(&l.name, n)).flat_map(|l| l.variants.iter().map(|v| v.kernel)).collect();
+            let mut list: Vec<usize> = built
+                .manifest
+                .launches
+                .iter()
+                .filter(|l| layer::is_in(&l.name, n))
+                .flat_map(|l| l.variants.iter().map(|v| v.kernel))
+                .collect();
             list.sort_unstable();
             list.dedup();
             list
@@ -137,10 +155,23 @@ fn kernels(built: &Built, args: &InspectArgs) -> Result<String> {
     Ok(match (args.emit, args.format) {
         (Stage::Plan, FormatArg::Json) => json!(built.manifest).to_string(),
         (Stage::Plan, _) => plan_text(&built.manifest, args.layer),
-        (_, FormatArg::Json) => json!(chosen.iter().map(|k| json!({"kernel": built.kernels[*k].name, "text": code(*k)})).collect::<Vec<_>>()).to_string(),
+        (_, FormatArg::Json) => json!(
+            chosen.iter().map(|k| json!({"kernel": built.kernels[*k].name, "text": code(*k)})).collect::<Vec<_>>()
+        )
+        .to_string(),
         _ => {
-            let comment = if args.emit == Stage::Asm { "#" } else if args.emit == Stage::Llvm { ";" } else { "//" };
-            chosen.iter().map(|k| format!("{comment} {}\n{}", built.kernels[*k].name, code(*k))).collect::<Vec<_>>().join("\n")
+            let comment = if args.emit == Stage::Asm {
+                "#"
+            } else if args.emit == Stage::Llvm {
+                ";"
+            } else {
+                "//"
+            };
+            chosen
+                .iter()
+                .map(|k| format!("{comment} {}\n{}", built.kernels[*k].name, code(*k)))
+                .collect::<Vec<_>>()
+                .join("\n")
         }
     })
 }
@@ -153,7 +184,13 @@ fn plan_text(m: &xfc_runtime::artifact::manifest::Manifest, only: Option<usize>)
     let _ = writeln!(out, "{} for {}, {} parameters", m.model, m.target.name, m.parameters);
     for group in &m.caches {
         let bytes: u64 = group.slots.iter().map(|s| s.token_bytes).sum();
-        let _ = writeln!(out, "cache   {:<12} {} slots, {bytes} bytes a token, pages of {} tokens", group.name, group.slots.len(), group.page_tokens);
+        let _ = writeln!(
+            out,
+            "cache   {:<12} {} slots, {bytes} bytes a token, pages of {} tokens",
+            group.name,
+            group.slots.len(),
+            group.page_tokens
+        );
     }
     for arena in &m.arenas {
         let rows = if arena.rows { "selected " } else { "" };
@@ -175,7 +212,10 @@ fn plan_text(m: &xfc_runtime::artifact::manifest::Manifest, only: Option<usize>)
             .operands
             .iter()
             .map(|o| match o {
-                BufferRef::Arena { arena, offset, column, .. } => format!("arena {arena} +{offset}{}", if *column > 0 { format!(" column {column}") } else { String::new() }),
+                BufferRef::Arena { arena, offset, column, .. } => format!(
+                    "arena {arena} +{offset}{}",
+                    if *column > 0 { format!(" column {column}") } else { String::new() }
+                ),
                 BufferRef::Weight(w) => m.weights[*w].name.clone(),
                 BufferRef::Cache { group, slot } => m.caches[*group].slots[*slot].path.clone(),
             })

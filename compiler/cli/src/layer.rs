@@ -11,7 +11,8 @@ pub(crate) fn is_in(path: &str, n: usize) -> bool {
 
 /// The graphs that layer `n` runs, by index.
 pub(crate) fn graphs(program: &Program, n: usize) -> Vec<usize> {
-    let mut list: Vec<usize> = instances(program).unwrap_or_default().into_iter().filter(|i| is_in(&i.at, n)).map(|i| i.graph).collect();
+    let mut list: Vec<usize> =
+        instances(program).unwrap_or_default().into_iter().filter(|i| is_in(&i.at, n)).map(|i| i.graph).collect();
     list.sort_unstable();
     list.dedup();
     list

@@ -44,7 +44,10 @@ pub(crate) fn name(model: &str) -> Result<Named> {
             return Ok(Named::Artifact(path.to_owned()));
         }
         if path.extension().is_some_and(|e| e == "gguf" || e == "safetensors") {
-            return Err(CliError::usage(format!("{model} is a file of weights, not a model"), "give the checkpoint's folder, or a card with `--checkpoint`"));
+            return Err(CliError::usage(
+                format!("{model} is a file of weights, not a model"),
+                "give the checkpoint's folder, or a card with `--checkpoint`",
+            ));
         }
         return Ok(Named::Card(model.to_owned()));
     }
@@ -105,7 +108,12 @@ pub(crate) fn load(named: &Named, args: &ModelArgs) -> Result<Loaded> {
     let spec = match (named, &config) {
         (Named::Checkpoint(_), Some(config)) => pick_card(config, &library)?,
         (Named::Card(card), _) => load_card(card, &library)?,
-        _ => return Err(CliError::usage(format!("{} is already compiled", args.model), "give its card or checkpoint folder instead")),
+        _ => {
+            return Err(CliError::usage(
+                format!("{} is already compiled", args.model),
+                "give its card or checkpoint folder instead",
+            ));
+        }
     };
     let sets = args.set.iter().map(|s| split_set(s)).collect::<Result<Vec<_>>>()?;
     let texts: Vec<&str> = (0..).map_while(|i| spec.sources.get(i)).map(|s| &*s.text).collect();
@@ -116,7 +124,9 @@ pub(crate) fn load(named: &Named, args: &ModelArgs) -> Result<Loaded> {
 }
 
 fn split_set(set: &str) -> Result<(String, String)> {
-    let (name, value) = set.split_once('=').ok_or_else(|| CliError::usage(format!("`--set {set}` has no value"), "write `--set SIZE=VALUE`"))?;
+    let (name, value) = set
+        .split_once('=')
+        .ok_or_else(|| CliError::usage(format!("`--set {set}` has no value"), "write `--set SIZE=VALUE`"))?;
     Ok((name.trim().to_owned(), value.trim().to_owned()))
 }
 
@@ -131,7 +141,8 @@ impl ModelArgs {
     /// # Errors
     /// A name that is no target.
     pub(crate) fn targets(&self) -> Result<Vec<Box<dyn Target>>> {
-        let names: Vec<&str> = if self.target.is_empty() { vec!["cpu"] } else { self.target.iter().map(String::as_str).collect() };
+        let names: Vec<&str> =
+            if self.target.is_empty() { vec!["cpu"] } else { self.target.iter().map(String::as_str).collect() };
         let mut targets: Vec<Box<dyn Target>> = Vec::new();
         for name in names {
             let target = target::parse(name)?;
@@ -150,7 +161,8 @@ impl ModelArgs {
         for pass in &self.skip_pass {
             let names: Vec<&str> = xfc_lang::passes::pipeline().iter().map(|p| p.name()).collect();
             if !names.contains(&pass.as_str()) {
-                let help = did_you_mean(pass, names.iter().copied()).unwrap_or_else(|| format!("the passes are {}", names.join(", ")));
+                let help = did_you_mean(pass, names.iter().copied())
+                    .unwrap_or_else(|| format!("the passes are {}", names.join(", ")));
                 return Err(CliError::usage(format!("no pass is named `{pass}`"), help));
             }
         }

@@ -44,7 +44,8 @@ pub enum Stage {
 
 impl Stage {
     /// All stages in order.
-    pub const ALL: [Stage; 8] = [Stage::Spec, Stage::Arch, Stage::Graph, Stage::Fused, Stage::Plan, Stage::Mlir, Stage::Llvm, Stage::Asm];
+    pub const ALL: [Stage; 8] =
+        [Stage::Spec, Stage::Arch, Stage::Graph, Stage::Fused, Stage::Plan, Stage::Mlir, Stage::Llvm, Stage::Asm];
 
     /// As on the command line.
     pub fn name(self) -> &'static str {
@@ -96,7 +97,14 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Options { dtype: DType::F32, threads, skip_passes: Vec::new(), pass_limit: None, dump: None, keep: Keep::default() }
+        Options {
+            dtype: DType::F32,
+            threads,
+            skip_passes: Vec::new(),
+            pass_limit: None,
+            dump: None,
+            keep: Keep::default(),
+        }
     }
 }
 
@@ -132,7 +140,8 @@ pub fn fuse(model: &Model, options: &Options) -> Result<Fused, CodegenError> {
     if let Some(dir) = &options.dump {
         dump_text(dir, "20-graph.xg", &graph.to_string())?;
     }
-    let mut run = passes::Options { skip: options.skip_passes.clone(), limit: options.pass_limit, dump: Some(&mut dump) };
+    let mut run =
+        passes::Options { skip: options.skip_passes.clone(), limit: options.pass_limit, dump: Some(&mut dump) };
     let reports = passes::run(&mut program, &mut run)?;
     if let Some(error) = dump_error {
         return Err(error);
@@ -157,7 +166,12 @@ pub struct Compilation {
 ///
 /// # Errors
 /// As [`fuse`]; a construct without a lowering.
-pub fn compile(model: &Model, card: &str, targets: &[Box<dyn Target>], options: &Options) -> Result<Compilation, CodegenError> {
+pub fn compile(
+    model: &Model,
+    card: &str,
+    targets: &[Box<dyn Target>],
+    options: &Options,
+) -> Result<Compilation, CodegenError> {
     let fused = fuse(model, options)?;
     let mut elapsed = vec![("passes", fused.elapsed)];
     let mut built = Vec::new();
@@ -179,11 +193,17 @@ pub fn compile(model: &Model, card: &str, targets: &[Box<dyn Target>], options: 
 ///
 /// # Errors
 /// A construct without a lowering.
-pub fn build_kernels(model: &Model, fused: &Program, target: &dyn Target, options: &Options) -> Result<Built, CodegenError> {
+pub fn build_kernels(
+    model: &Model,
+    fused: &Program,
+    target: &dyn Target,
+    options: &Options,
+) -> Result<Built, CodegenError> {
     let bindings: std::collections::HashMap<&str, &Binding> =
         model.arch.parameters.iter().zip(&model.bindings).map(|(p, b)| (p.path.as_str(), b)).collect();
     let stored = |path: &str| bindings.get(path).map(|b| stored(b));
-    let input = Input { program: fused, stored: &stored, ignore: &model.ignore, parameters: model.arch.parameter_count() };
+    let input =
+        Input { program: fused, stored: &stored, ignore: &model.ignore, parameters: model.arch.parameter_count() };
     build_for(&input, target, options.threads, options.keep)
 }
 
@@ -204,9 +224,13 @@ fn stored(binding: &Binding) -> Stored {
 pub fn write_artifact(card: &str, built: &[Built]) -> Result<Vec<u8>, CodegenError> {
     let mut variants = Vec::new();
     for b in built {
-        let objects: Vec<(String, Vec<u8>)> = b.kernels.iter().map(|k| (k.name.clone(), k.code.object.clone())).collect();
+        let objects: Vec<(String, Vec<u8>)> =
+            b.kernels.iter().map(|k| (k.name.clone(), k.code.object.clone())).collect();
         let image = link(&objects, SYMBOL)?;
-        variants.push(VariantParts { manifest: b.manifest.clone(), code: CodeImage { bytes: image.bytes, entries: image.entries } });
+        variants.push(VariantParts {
+            manifest: b.manifest.clone(),
+            code: CodeImage { bytes: image.bytes, entries: image.entries },
+        });
     }
     Ok(container::write(card, &variants)?)
 }
@@ -231,6 +255,7 @@ fn dump_kernels(dir: &Path, built: &Built) -> Result<(), CodegenError> {
             dump_text(dir, &format!("50-{i:03}-{}.s", kernel.name), text)?;
         }
     }
-    let text = serde_json::to_string_pretty(&built.manifest).map_err(|e| CodegenError::bug("manifest", e.to_string()))?;
+    let text =
+        serde_json::to_string_pretty(&built.manifest).map_err(|e| CodegenError::bug("manifest", e.to_string()))?;
     dump_text(dir, "60-manifest.json", &text)
 }

@@ -90,7 +90,11 @@ pub fn build_for(input: &Input<'_>, target: &dyn Target, threads: usize, keep: K
             variants: (0..phases.len())
                 .map(|phase| {
                     let tiling = target.tiling(&plan.kernels[launch.kernel], phase);
-                    Variant { kernel: unit_of[launch.kernel][phase], rows_per_tile: tiling.rows_per_tile, tiles_per_block: tiling.tiles_per_block }
+                    Variant {
+                        kernel: unit_of[launch.kernel][phase],
+                        rows_per_tile: tiling.rows_per_tile,
+                        tiles_per_block: tiling.tiles_per_block,
+                    }
                 })
                 .collect(),
             operands: launch.operands.clone(),
@@ -118,9 +122,16 @@ pub fn build_for(input: &Input<'_>, target: &dyn Target, threads: usize, keep: K
     Ok(Built { plan, manifest, kernels, elapsed: [("plan", planned), ("kernels", start.elapsed())] })
 }
 
-fn compile_units(plan: &Plan, units: &[(usize, usize)], target: &dyn Target, threads: usize, keep: Keep) -> Result<Vec<CompiledKernel>, CodegenError> {
+fn compile_units(
+    plan: &Plan,
+    units: &[(usize, usize)],
+    target: &dyn Target,
+    threads: usize,
+    keep: Keep,
+) -> Result<Vec<CompiledKernel>, CodegenError> {
     let next = AtomicUsize::new(0);
-    let done: Mutex<Vec<Option<Result<CompiledKernel, CodegenError>>>> = Mutex::new((0..units.len()).map(|_| None).collect());
+    let done: Mutex<Vec<Option<Result<CompiledKernel, CodegenError>>>> =
+        Mutex::new((0..units.len()).map(|_| None).collect());
     let work = || -> Result<(), CodegenError> {
         let compiler = target.compiler()?;
         loop {
@@ -135,13 +146,18 @@ fn compile_units(plan: &Plan, units: &[(usize, usize)], target: &dyn Target, thr
             done.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[i] = Some(result);
         }
     };
-    let started: Vec<Result<(), CodegenError>> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (1..threads.clamp(1, units.len().max(1))).map(|_| scope.spawn(work)).collect();
-        let mut results = vec![work()];
-        results.extend(workers.into_iter().map(|w| w.join().unwrap_or_else(|_| Err(CodegenError::bug("kernels", "a compiling thread panicked")))));
-        results
-    });
+    let started: Vec<Result<(), CodegenError>> =
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = (1..threads.clamp(1, units.len().max(1))).map(|_| scope.spawn(work)).collect();
+            let mut results = vec![work()];
+            results.extend(workers.into_iter().map(|w| {
+                w.join().unwrap_or_else(|_| Err(CodegenError::bug("kernels", "a compiling thread panicked")))
+            }));
+            results
+        });
     started.into_iter().collect::<Result<Vec<()>, _>>()?;
     let done = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    done.into_iter().map(|r| r.unwrap_or_else(|| Err(CodegenError::bug("kernels", "a kernel was not compiled")))).collect()
+    done.into_iter()
+        .map(|r| r.unwrap_or_else(|| Err(CodegenError::bug("kernels", "a kernel was not compiled"))))
+        .collect()
 }

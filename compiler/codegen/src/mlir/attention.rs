@@ -143,7 +143,15 @@ impl Attention<'_> {
     }
 
     /// One page: `state` is the running maximum, the running sum and the unnormalised result.
-    fn one_page(&self, w: &mut Writer, query: &Query, page: Val, (kv_head, head): (Val, Val), q: (Val, Elem), state: &[Val]) -> Result<Vec<Val>, CodegenError> {
+    fn one_page(
+        &self,
+        w: &mut Writer,
+        query: &Query,
+        page: Val,
+        (kv_head, head): (Val, Val),
+        q: (Val, Elem),
+        state: &[Val],
+    ) -> Result<Vec<Val>, CodegenError> {
         let spec = self.spec;
         let lanes = self.lanes;
         let page_size = w.i64(spec.page_tokens as i64);
@@ -192,7 +200,13 @@ impl Attention<'_> {
     }
 
     /// `scale`-free products of the query with the keys of a page.
-    fn dots(&self, w: &mut Writer, (q, q_elem): (Val, Elem), keys: Val, n_vectors: usize) -> Result<Vec<Val>, CodegenError> {
+    fn dots(
+        &self,
+        w: &mut Writer,
+        (q, q_elem): (Val, Elem),
+        keys: Val,
+        n_vectors: usize,
+    ) -> Result<Vec<Val>, CodegenError> {
         let spec = self.spec;
         let lanes = self.lanes;
         let unroll = 4_u64;
@@ -240,7 +254,15 @@ impl Attention<'_> {
     }
 
     /// Score and visibility of vector `v` of a page; what is not visible scores [`LOWEST`].
-    fn score(&self, w: &mut Writer, query: &Query, first_key: Val, v: usize, head: Val, dot: Val) -> Result<(Val, Val), CodegenError> {
+    fn score(
+        &self,
+        w: &mut Writer,
+        query: &Query,
+        first_key: Val,
+        v: usize,
+        head: Val,
+        dot: Val,
+    ) -> Result<(Val, Val), CodegenError> {
         let lanes = self.lanes;
         let scale = w.f32(self.spec.scale, lanes);
         let scaled = w.mul(dot, scale);
@@ -266,7 +288,14 @@ impl Attention<'_> {
     }
 
     /// `out += p[j] * value[j]` for the tokens of the page that exist.
-    fn weighted_values(&self, w: &mut Writer, query: &Query, first_key: Val, values: Val, out: &[Val]) -> Result<Vec<Val>, CodegenError> {
+    fn weighted_values(
+        &self,
+        w: &mut Writer,
+        query: &Query,
+        first_key: Val,
+        values: Val,
+        out: &[Val],
+    ) -> Result<Vec<Val>, CodegenError> {
         let spec = self.spec;
         let zero = w.i64(0);
         let page_size = w.i64(spec.page_tokens as i64);

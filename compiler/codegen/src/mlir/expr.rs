@@ -39,7 +39,14 @@ fn same_lanes(w: &mut Writer, args: &[Val]) -> Vec<Val> {
 }
 
 /// One elementwise core operation on registers. `to` is the result's dtype; `exponent` the value of a constant second operand.
-pub fn elementwise(w: &mut Writer, op: &Core, args: &[Val], to: DType, exponent: Option<f64>, ints: Elem) -> Result<Val, CodegenError> {
+pub fn elementwise(
+    w: &mut Writer,
+    op: &Core,
+    args: &[Val],
+    to: DType,
+    exponent: Option<f64>,
+    ints: Elem,
+) -> Result<Val, CodegenError> {
     let args = same_lanes(w, args);
     match (op, &args[..]) {
         (Core::Unary(op), [a]) => unary(w, *op, *a),
@@ -176,13 +183,17 @@ pub fn scalar_graph(w: &mut Writer, graph: &Graph, args: &[Val], ints: Elem) -> 
     for node in graph.topological() {
         let op = match graph.op(node) {
             Op::Core(op) => op,
-            Op::Fused(op) => return Err(CodegenError::bug("expression", format!("`{}` in a graph of scalars", op.name()))),
+            Op::Fused(op) => {
+                return Err(CodegenError::bug("expression", format!("`{}` in a graph of scalars", op.name())));
+            }
         };
         let result = ValueId { node, port: 0 };
         let ty = graph.ty(result);
         let operands = graph.operands(node);
         let value = match op {
-            Core::Arg { index } => *args.get(*index).ok_or_else(|| CodegenError::bug("expression", format!("parameter {index} is not given")))?,
+            Core::Arg { index } => *args
+                .get(*index)
+                .ok_or_else(|| CodegenError::bug("expression", format!("parameter {index} is not given")))?,
             Core::Const { values } => constant(w, values.first().copied().unwrap_or(0.0), ty.dtype, ints)?,
             _ => {
                 let args: Vec<Val> = operands.iter().map(|v| values[v]).collect();

@@ -201,7 +201,8 @@ impl<'a> Linear<'a> {
                 weights.push(w.load(Ty::of(elem, s.lanes), at));
             }
         }
-        let high_mask = (bf16 && !s.bf16_dot).then(|| w.int(i64::from(0xFFFF_0000_u32 as i32), Ty::of(Elem::I32, s.lanes)));
+        let high_mask =
+            (bf16 && !s.bf16_dot).then(|| w.int(i64::from(0xFFFF_0000_u32 as i32), Ty::of(Elem::I32, s.lanes)));
         let halves: Vec<(Val, Val)> = match high_mask {
             Some(mask) => weights
                 .iter()
@@ -284,7 +285,14 @@ impl<'a> Linear<'a> {
         Ok(())
     }
 
-    fn extra_base(&self, w: &mut Writer, extra: Extra, buffer: Buffer, row: Val, column: Val) -> Result<Val, CodegenError> {
+    fn extra_base(
+        &self,
+        w: &mut Writer,
+        extra: Extra,
+        buffer: Buffer,
+        row: Val,
+        column: Val,
+    ) -> Result<Val, CodegenError> {
         let bytes = elem_of(extra.dtype, Elem::I64)?.bytes();
         let base = if extra.per_row { w.row(buffer, row, bytes) } else { buffer.data };
         Ok(if extra.per_column { w.element(base, column, bytes) } else { base })

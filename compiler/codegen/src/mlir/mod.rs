@@ -3,6 +3,7 @@
 //! [`writer`] writes typed operations as text, [`math`] the elementary functions, [`expr`] the scalar graphs of epilogues, masks and scores, and
 //! one file a kernel family the loop nests: [`linear`], [`attention`], [`rows`]. [`pipeline`] parses, verifies and lowers to the LLVM dialect.
 
+mod arith;
 pub mod attention;
 pub mod expr;
 pub mod frame;

@@ -11,7 +11,9 @@ use melior::dialect::DialectRegistry;
 use melior::ir::Module;
 use melior::ir::operation::OperationLike;
 use melior::pass::PassManager;
-use melior::utility::{parse_pass_pipeline, register_all_dialects, register_all_llvm_translations, register_all_passes};
+use melior::utility::{
+    parse_pass_pipeline, register_all_dialects, register_all_llvm_translations, register_all_passes,
+};
 
 use crate::error::CodegenError;
 
@@ -38,7 +40,12 @@ impl Lowering {
     }
 
     /// Lowers `text` to the LLVM dialect and hands it to `then`.
-    pub fn lower<R>(&self, kernel: &str, text: &str, then: impl FnOnce(&Lowered<'_>) -> Result<R, CodegenError>) -> Result<R, CodegenError> {
+    pub fn lower<R>(
+        &self,
+        kernel: &str,
+        text: &str,
+        then: impl FnOnce(&Lowered<'_>) -> Result<R, CodegenError>,
+    ) -> Result<R, CodegenError> {
         let messages = Rc::new(RefCell::new(Vec::new()));
         let sink = Rc::clone(&messages);
         let handler = self.context.attach_diagnostic_handler(move |d| {
@@ -48,12 +55,19 @@ impl Lowering {
         let result = self.lower_inner(kernel, text, then);
         self.context.detach_diagnostic_handler(handler);
         result.map_err(|e| match e {
-            CodegenError::Mlir { kernel, stage, .. } => CodegenError::Mlir { kernel, stage, messages: messages.borrow().join("\n") },
+            CodegenError::Mlir { kernel, stage, .. } => {
+                CodegenError::Mlir { kernel, stage, messages: messages.borrow().join("\n") }
+            }
             other => other,
         })
     }
 
-    fn lower_inner<R>(&self, kernel: &str, text: &str, then: impl FnOnce(&Lowered<'_>) -> Result<R, CodegenError>) -> Result<R, CodegenError> {
+    fn lower_inner<R>(
+        &self,
+        kernel: &str,
+        text: &str,
+        then: impl FnOnce(&Lowered<'_>) -> Result<R, CodegenError>,
+    ) -> Result<R, CodegenError> {
         let failed = |stage| CodegenError::Mlir { kernel: kernel.to_owned(), stage, messages: String::new() };
         let mut module = Module::parse(&self.context, text).ok_or_else(|| failed("parsing"))?;
         if !module.as_operation().verify() {

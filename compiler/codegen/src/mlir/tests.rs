@@ -121,8 +121,24 @@ fn functions_are_as_accurate_as_they_say() {
         Case { name: "log", kernel: Writer::log, truth: f64::ln, low: 1e-30, high: 1e4, ulps: 2.0, absolute: 1e-7 },
         Case { name: "tanh", kernel: Writer::tanh, truth: f64::tanh, low: -12.0, high: 12.0, ulps: 3.0, absolute: 0.0 },
         Case { name: "erf", kernel: Writer::erf, truth: erf, low: -6.0, high: 6.0, ulps: 3.0, absolute: 0.0 },
-        Case { name: "sigmoid", kernel: Writer::sigmoid, truth: |x| 1.0 / (1.0 + (-x).exp()), low: -80.0, high: 80.0, ulps: 3.0, absolute: 0.0 },
-        Case { name: "softplus", kernel: Writer::softplus, truth: |x| x.max(0.0) + (-x.abs()).exp().ln_1p(), low: -15.0, high: 80.0, ulps: 4.0, absolute: 1e-7 },
+        Case {
+            name: "sigmoid",
+            kernel: Writer::sigmoid,
+            truth: |x| 1.0 / (1.0 + (-x).exp()),
+            low: -80.0,
+            high: 80.0,
+            ulps: 3.0,
+            absolute: 0.0,
+        },
+        Case {
+            name: "softplus",
+            kernel: Writer::softplus,
+            truth: |x| x.max(0.0) + (-x.abs()).exp().ln_1p(),
+            low: -15.0,
+            high: 80.0,
+            ulps: 4.0,
+            absolute: 1e-7,
+        },
         Case { name: "sin", kernel: Writer::sin, truth: f64::sin, low: -1e6, high: 1e6, ulps: 0.0, absolute: 2e-7 },
         Case { name: "cos", kernel: Writer::cos, truth: f64::cos, low: -1e6, high: 1e6, ulps: 0.0, absolute: 2e-7 },
     ];
@@ -136,7 +152,12 @@ fn functions_are_as_accurate_as_they_say() {
                     let truth = (case.truth)(f64::from(*x));
                     let ulp = f64::from((truth as f32).abs().max(f32::MIN_POSITIVE)) * f64::from(f32::EPSILON);
                     let error = (f64::from(*y) - truth).abs();
-                    assert!(error <= case.ulps * ulp + case.absolute, "{}({x}) on {} with {lanes} lanes: {y}, not {truth}", case.name, target.name());
+                    assert!(
+                        error <= case.ulps * ulp + case.absolute,
+                        "{}({x}) on {} with {lanes} lanes: {y}, not {truth}",
+                        case.name,
+                        target.name()
+                    );
                 }
             }
         }
@@ -149,7 +170,9 @@ fn edges_are_those_of_ieee() {
     let (inf, nan) = (f32::INFINITY, f32::NAN);
     let mut xs = vec![0.0, -0.0, inf, -inf, nan, 100.0, -100.0, 1.0];
     xs.resize(16, 1.0);
-    let of = |f: fn(&mut Writer, Val) -> Val| run(&*target, &map_kernel(16.min(Isa::parse(target.name()).unwrap().lanes), &f), &xs);
+    let of = |f: fn(&mut Writer, Val) -> Val| {
+        run(&*target, &map_kernel(16.min(Isa::parse(target.name()).unwrap().lanes), &f), &xs)
+    };
     let exp = of(Writer::exp);
     assert_eq!(exp[..4], [1.0, 1.0, inf, 0.0]);
     assert!(exp[4].is_nan());
@@ -157,7 +180,8 @@ fn edges_are_those_of_ieee() {
     let log = of(Writer::log);
     assert_eq!((log[0], log[2], log[7]), (-inf, inf, 0.0));
     assert!(log[3].is_nan() && log[4].is_nan() && log[6].is_nan());
-    for (f, at_inf) in [(Writer::tanh as fn(&mut Writer, Val) -> Val, 1.0), (Writer::erf, 1.0), (Writer::sigmoid, 1.0)] {
+    for (f, at_inf) in [(Writer::tanh as fn(&mut Writer, Val) -> Val, 1.0), (Writer::erf, 1.0), (Writer::sigmoid, 1.0)]
+    {
         let y = of(f);
         assert_eq!(y[2], at_inf);
         assert!(y[4].is_nan());

@@ -30,7 +30,7 @@ pub enum Elem {
 }
 
 impl Elem {
-    fn text(self) -> &'static str {
+    pub(super) fn text(self) -> &'static str {
         match self {
             Elem::I1 => "i1",
             Elem::I8 => "i8",
@@ -84,8 +84,12 @@ impl Ty {
         Ty { elem, ..self }
     }
 
-    fn text(self) -> String {
-        if self.lanes == 0 { self.elem.text().to_owned() } else { format!("vector<{}x{}>", self.lanes, self.elem.text()) }
+    pub(super) fn text(self) -> String {
+        if self.lanes == 0 {
+            self.elem.text().to_owned()
+        } else {
+            format!("vector<{}x{}>", self.lanes, self.elem.text())
+        }
     }
 }
 
@@ -162,7 +166,7 @@ impl Writer {
         format!("module {{\n{}{}  }}\n}}\n", self.globals, self.body)
     }
 
-    fn line(&mut self, text: &str) {
+    pub(super) fn line(&mut self, text: &str) {
         for _ in 0..self.depth {
             self.body.push_str("  ");
         }
@@ -170,24 +174,24 @@ impl Writer {
         self.body.push('\n');
     }
 
-    fn fresh(&mut self, ty: Ty) -> Val {
+    pub(super) fn fresh(&mut self, ty: Ty) -> Val {
         let id = self.next;
         self.next += 1;
         Val { id, port: None, ty }
     }
 
-    fn op(&mut self, ty: Ty, text: &str) -> Val {
+    pub(super) fn op(&mut self, ty: Ty, text: &str) -> Val {
         let v = self.fresh(ty);
         let line = format!("{v} = {text}");
         self.line(&line);
         v
     }
 
-    fn convert(&mut self, name: &str, a: Val, to: Ty) -> Val {
+    pub(super) fn convert(&mut self, name: &str, a: Val, to: Ty) -> Val {
         self.op(to, &format!("{name} {} : {} to {}", a, a.ty.text(), to.text()))
     }
 
-    fn binary(&mut self, name: &str, a: Val, b: Val) -> Val {
+    pub(super) fn binary(&mut self, name: &str, a: Val, b: Val) -> Val {
         debug_assert_eq!(a.ty, b.ty, "{name}");
         self.op(a.ty, &format!("{name} {}, {} : {}", a, b, a.ty.text()))
     }
@@ -206,7 +210,11 @@ impl Writer {
 
     /// An integer or boolean constant, in all lanes.
     pub fn int(&mut self, value: i64, ty: Ty) -> Val {
-        let shown = if ty.elem == Elem::I1 { if value != 0 { "true".into() } else { "false".to_string() } } else { value.to_string() };
+        let shown = if ty.elem == Elem::I1 {
+            if value != 0 { "true".into() } else { "false".to_string() }
+        } else {
+            value.to_string()
+        };
         let text = match (ty.lanes, ty.elem) {
             (0, Elem::I1) => format!("arith.constant {shown}"),
             (0, _) => format!("arith.constant {shown} : {}", ty.text()),
@@ -223,10 +231,8 @@ impl Writer {
     /// A constant of different lanes.
     pub fn lanes(&mut self, values: &[i64], elem: Elem) -> Val {
         let ty = Ty::of(elem, values.len() as u32);
-        let list: Vec<String> = values
-            .iter()
-            .map(|v| if elem == Elem::I1 { (*v != 0).to_string() } else { v.to_string() })
-            .collect();
+        let list: Vec<String> =
+            values.iter().map(|v| if elem == Elem::I1 { (*v != 0).to_string() } else { v.to_string() }).collect();
         self.op(ty, &format!("arith.constant dense<[{}]> : {}", list.join(", "), ty.text()))
     }
 
@@ -247,7 +253,10 @@ impl Writer {
     /// `base + bytes`.
     pub fn offset(&mut self, base: Val, bytes: Val) -> Val {
         debug_assert_eq!(bytes.ty, Ty::scalar(Elem::I64));
-        self.op(Ty::scalar(Elem::Ptr), &format!("llvm.getelementptr {}[{}] : (!llvm.ptr, i64) -> !llvm.ptr, i8", base, bytes))
+        self.op(
+            Ty::scalar(Elem::Ptr),
+            &format!("llvm.getelementptr {}[{}] : (!llvm.ptr, i64) -> !llvm.ptr, i8", base, bytes),
+        )
     }
 
     /// `base + bytes`, known when compiling.
@@ -260,7 +269,10 @@ impl Writer {
 
     /// Loads a scalar, or consecutive lanes, aligned to the element only.
     pub fn load(&mut self, ty: Ty, from: Val) -> Val {
-        self.op(ty, &format!("llvm.load {} {{alignment = {} : i64}} : !llvm.ptr -> {}", from, ty.elem.bytes(), ty.text()))
+        self.op(
+            ty,
+            &format!("llvm.load {} {{alignment = {} : i64}} : !llvm.ptr -> {}", from, ty.elem.bytes(), ty.text()),
+        )
     }
 
     /// Stores a scalar, or consecutive lanes, aligned to the element only.
@@ -309,242 +321,11 @@ impl Writer {
 
     /// Hints that the line at `at` will be read.
     pub fn prefetch(&mut self, at: Val) {
-        let line = format!("\"llvm.intr.prefetch\"({}) <{{cache = 1 : i32, hint = 3 : i32, rw = 0 : i32}}> : (!llvm.ptr) -> ()", at);
+        let line = format!(
+            "\"llvm.intr.prefetch\"({}) <{{cache = 1 : i32, hint = 3 : i32, rw = 0 : i32}}> : (!llvm.ptr) -> ()",
+            at
+        );
         self.line(&line);
-    }
-
-    /// A scalar in all of `lanes` lanes; itself when 0.
-    pub fn splat(&mut self, a: Val, lanes: u32) -> Val {
-        if lanes == 0 || a.ty.lanes == lanes {
-            return a;
-        }
-        let ty = Ty::of(a.ty.elem, lanes);
-        self.op(ty, &format!("vector.broadcast {} : {} to {}", a, a.ty.text(), ty.text()))
-    }
-
-    /// One lane of a vector.
-    pub fn lane(&mut self, a: Val, lane: u32) -> Val {
-        self.op(Ty::scalar(a.ty.elem), &format!("vector.extract {}[{lane}] : {} from {}", a, a.ty.elem.text(), a.ty.text()))
-    }
-
-    /// The same bits as another type of the same size.
-    pub fn bitcast(&mut self, a: Val, to: Ty) -> Val {
-        if a.ty == to {
-            return a;
-        }
-        let name = if a.ty.lanes != to.lanes { "vector.bitcast" } else { "arith.bitcast" };
-        self.convert(name, a, to)
-    }
-
-    /// All lanes added, in pairs; itself when scalar.
-    pub fn reduce_add(&mut self, a: Val) -> Val {
-        self.reduce(a, "add")
-    }
-
-    /// The largest lane.
-    pub fn reduce_max(&mut self, a: Val) -> Val {
-        self.reduce(a, if a.ty.elem.is_float() { "maxnumf" } else { "maxsi" })
-    }
-
-    /// The smallest lane.
-    pub fn reduce_min(&mut self, a: Val) -> Val {
-        self.reduce(a, if a.ty.elem.is_float() { "minnumf" } else { "minsi" })
-    }
-
-    fn reduce(&mut self, a: Val, kind: &str) -> Val {
-        if a.ty.lanes == 0 {
-            return a;
-        }
-        let fast = if kind == "add" && a.ty.elem.is_float() { " fastmath<reassoc>" } else { "" };
-        self.op(Ty::scalar(a.ty.elem), &format!("vector.reduction <{kind}>, {}{fast} : {} into {}", a, a.ty.text(), a.ty.elem.text()))
-    }
-
-    /// `a + b`.
-    pub fn add(&mut self, a: Val, b: Val) -> Val {
-        self.binary(if a.ty.elem.is_float() { "arith.addf" } else { "arith.addi" }, a, b)
-    }
-
-    /// `a - b`.
-    pub fn sub(&mut self, a: Val, b: Val) -> Val {
-        self.binary(if a.ty.elem.is_float() { "arith.subf" } else { "arith.subi" }, a, b)
-    }
-
-    /// `a * b`.
-    pub fn mul(&mut self, a: Val, b: Val) -> Val {
-        self.binary(if a.ty.elem.is_float() { "arith.mulf" } else { "arith.muli" }, a, b)
-    }
-
-    /// `a / b`, of floats.
-    pub fn div(&mut self, a: Val, b: Val) -> Val {
-        self.binary("arith.divf", a, b)
-    }
-
-    /// `a / b` rounded down, of non-negative integers.
-    pub fn div_unsigned(&mut self, a: Val, b: Val) -> Val {
-        self.binary("arith.divui", a, b)
-    }
-
-    /// Remainder of non-negative integers.
-    pub fn rem_unsigned(&mut self, a: Val, b: Val) -> Val {
-        self.binary("arith.remui", a, b)
-    }
-
-    /// `a / b` rounded down, of signed integers.
-    pub fn floor_div(&mut self, a: Val, b: Val) -> Val {
-        // q = a / b toward zero; one less when the remainder is not zero and the signs differ.
-        let q = self.binary("arith.divsi", a, b);
-        let r = self.binary("arith.remsi", a, b);
-        let zero = self.int(0, a.ty);
-        let one = self.int(1, a.ty);
-        let inexact = self.cmp(Cmp::Ne, r, zero);
-        let sign = self.binary("arith.xori", r, b);
-        let differ = self.cmp(Cmp::Lt, sign, zero);
-        let both = self.and(inexact, differ);
-        let less = self.sub(q, one);
-        self.select(both, less, q)
-    }
-
-    /// The larger; for floats, the other one when one is NaN.
-    pub fn max(&mut self, a: Val, b: Val) -> Val {
-        if a.ty.elem.is_float() {
-            let gt = self.cmp(Cmp::Gt, a, b);
-            self.select(gt, a, b)
-        } else {
-            self.binary("arith.maxsi", a, b)
-        }
-    }
-
-    /// The smaller; for floats, the other one when one is NaN.
-    pub fn min(&mut self, a: Val, b: Val) -> Val {
-        if a.ty.elem.is_float() {
-            let lt = self.cmp(Cmp::Lt, a, b);
-            self.select(lt, a, b)
-        } else {
-            self.binary("arith.minsi", a, b)
-        }
-    }
-
-    /// Bitwise and.
-    pub fn and(&mut self, a: Val, b: Val) -> Val {
-        self.binary("arith.andi", a, b)
-    }
-
-    /// Bitwise or.
-    pub fn or(&mut self, a: Val, b: Val) -> Val {
-        self.binary("arith.ori", a, b)
-    }
-
-    /// Bitwise exclusive or.
-    pub fn xor(&mut self, a: Val, b: Val) -> Val {
-        self.binary("arith.xori", a, b)
-    }
-
-    /// `a << bits`.
-    pub fn shl(&mut self, a: Val, bits: u32) -> Val {
-        let n = self.int(i64::from(bits), a.ty);
-        self.binary("arith.shli", a, n)
-    }
-
-    /// `a >> bits`, filling with zeros.
-    pub fn shr(&mut self, a: Val, bits: u32) -> Val {
-        let n = self.int(i64::from(bits), a.ty);
-        self.binary("arith.shrui", a, n)
-    }
-
-    /// A boolean of each lane. Floats compare ordered, except `Ne`, which is true of NaN.
-    pub fn cmp(&mut self, pred: Cmp, a: Val, b: Val) -> Val {
-        debug_assert_eq!(a.ty, b.ty);
-        let float = a.ty.elem.is_float();
-        let p = match (pred, float) {
-            (Cmp::Eq, true) => "oeq",
-            (Cmp::Ne, true) => "une",
-            (Cmp::Lt, true) => "olt",
-            (Cmp::Le, true) => "ole",
-            (Cmp::Gt, true) => "ogt",
-            (Cmp::Ge, true) => "oge",
-            (Cmp::Eq, false) => "eq",
-            (Cmp::Ne, false) => "ne",
-            (Cmp::Lt, false) => "slt",
-            (Cmp::Le, false) => "sle",
-            (Cmp::Gt, false) => "sgt",
-            (Cmp::Ge, false) => "sge",
-        };
-        let name = if float { "arith.cmpf" } else { "arith.cmpi" };
-        self.op(a.ty.with(Elem::I1), &format!("{name} {p}, {}, {} : {}", a, b, a.ty.text()))
-    }
-
-    /// `a` where `condition`, else `b`.
-    pub fn select(&mut self, condition: Val, a: Val, b: Val) -> Val {
-        debug_assert_eq!(a.ty, b.ty);
-        let text = if condition.ty.lanes == a.ty.lanes && a.ty.lanes > 0 {
-            format!("arith.select {}, {}, {} : {}, {}", condition, a, b, condition.ty.text(), a.ty.text())
-        } else {
-            format!("arith.select {}, {}, {} : {}", condition, a, b, a.ty.text())
-        };
-        self.op(a.ty, &text)
-    }
-
-    /// `a * b + c`, rounded once.
-    pub fn fma(&mut self, a: Val, b: Val, c: Val) -> Val {
-        debug_assert!(a.ty == b.ty && b.ty == c.ty);
-        let t = a.ty.text();
-        self.op(a.ty, &format!("llvm.intr.fma({}, {}, {}) : ({t}, {t}, {t}) -> {t}", a, b, c))
-    }
-
-    /// The largest whole number not above.
-    pub fn floor(&mut self, a: Val) -> Val {
-        let t = a.ty.text();
-        self.op(a.ty, &format!("llvm.intr.floor({}) : ({t}) -> {t}", a))
-    }
-
-    /// Square root.
-    pub fn sqrt(&mut self, a: Val) -> Val {
-        let t = a.ty.text();
-        self.op(a.ty, &format!("llvm.intr.sqrt({}) : ({t}) -> {t}", a))
-    }
-
-    /// Absolute value of floats.
-    pub fn fabs(&mut self, a: Val) -> Val {
-        let t = a.ty.text();
-        self.op(a.ty, &format!("llvm.intr.fabs({}) : ({t}) -> {t}", a))
-    }
-
-    /// Signed integer or boolean (0 or 1) to float.
-    pub fn to_float(&mut self, a: Val) -> Val {
-        let name = if a.ty.elem == Elem::I1 { "arith.uitofp" } else { "arith.sitofp" };
-        self.convert(name, a, a.ty.with(Elem::F32))
-    }
-
-    /// Float to integer, toward zero.
-    pub fn to_int(&mut self, a: Val, elem: Elem) -> Val {
-        self.convert("arith.fptosi", a, a.ty.with(elem))
-    }
-
-    /// Integer or boolean to a wider or narrower integer; signed, booleans as 0 and 1.
-    pub fn resize(&mut self, a: Val, elem: Elem) -> Val {
-        if a.ty.elem == elem {
-            return a;
-        }
-        let name = if elem.bytes() < a.ty.elem.bytes() || elem == Elem::I1 {
-            "arith.trunci"
-        } else if matches!(a.ty.elem, Elem::I1) {
-            "arith.extui"
-        } else {
-            "arith.extsi"
-        };
-        self.convert(name, a, a.ty.with(elem))
-    }
-
-    /// Unsigned widening.
-    pub fn widen_unsigned(&mut self, a: Val, elem: Elem) -> Val {
-        self.convert("arith.extui", a, a.ty.with(elem))
-    }
-
-    /// Calls an LLVM intrinsic.
-    pub fn intrinsic(&mut self, name: &str, args: &[Val], result: Ty) -> Val {
-        let ids: Vec<String> = args.iter().map(ToString::to_string).collect();
-        let types: Vec<String> = args.iter().map(|a| a.ty.text()).collect();
-        self.op(result, &format!("llvm.call_intrinsic \"{name}\"({}) : ({}) -> {}", ids.join(", "), types.join(", "), result.text()))
     }
 
     /// `for i in begin..end step step { carried = body(i, carried) }`.
@@ -597,7 +378,11 @@ impl Writer {
     ///
     /// # Errors
     /// Those of the body; the text is then incomplete.
-    pub fn if_then(&mut self, condition: Val, then: impl FnOnce(&mut Self) -> Result<(), CodegenError>) -> Result<(), CodegenError> {
+    pub fn if_then(
+        &mut self,
+        condition: Val,
+        then: impl FnOnce(&mut Self) -> Result<(), CodegenError>,
+    ) -> Result<(), CodegenError> {
         self.line(&format!("scf.if {} {{", condition));
         self.depth += 1;
         then(self)?;

@@ -3,14 +3,13 @@
 use std::collections::{BTreeMap, HashMap};
 
 use xfc_lang::graph::path::join;
-use xfc_lang::graph::{DType, Dim, Graph, NodeId, Program, Type, ValueId};
+use xfc_lang::graph::{Dim, Graph, NodeId, Program, Type, ValueId};
 use xfc_lang::ops::fused::{Attention, Linear, Rows};
 use xfc_lang::ops::{Core, Op};
-use xfc_runtime::artifact::manifest::{Arena, BufferRef, CacheGroup, Input, Output, Pack, Weight};
+use xfc_runtime::artifact::manifest::{Arena, BufferRef, CacheGroup, Input, Output, Weight};
 
 use super::caches::{self, Caches};
-use super::flatten::flatten;
-use super::kernel::{AttentionSpec, Extra, KernelSpec, LinearSpec, RowParam, RowsSpec, Sink, dtype_bytes};
+use super::kernel::{KernelSpec, RowParam, RowsSpec, Sink, dtype_bytes};
 use super::memory::{self, Buffer};
 use super::step_caches;
 use super::weights::{Stored, WeightExpr, Weights, manifest_dtype};
@@ -56,7 +55,7 @@ pub struct PlannedLaunch {
 
 /// Where a value lies while the walk goes on.
 #[derive(Clone, Debug)]
-enum Place {
+pub(super) enum Place {
     /// Columns of an intermediate value.
     Buffer { id: usize, column_bytes: u64, row_stride: u64 },
     /// The selected rows of a place over all of the axis.
@@ -71,7 +70,7 @@ enum Place {
 
 /// What a launch refers to before buffers are placed.
 #[derive(Clone, Debug)]
-enum Operand {
+pub(super) enum Operand {
     Place(Place),
     Weight(usize),
     Cache { group: usize, slot: usize },
@@ -84,17 +83,17 @@ struct Draft {
     operands: Vec<Operand>,
 }
 
-struct Planner<'a> {
-    program: &'a Program,
+pub(super) struct Planner<'a> {
+    pub(super) program: &'a Program,
     stored: &'a dyn Fn(&str) -> Option<Stored>,
-    target: &'a dyn Target,
-    caches: Caches,
-    weights: Weights,
+    pub(super) target: &'a dyn Target,
+    pub(super) caches: Caches,
+    pub(super) weights: Weights,
     kernels: Vec<KernelSpec>,
     kernel_index: HashMap<String, usize>,
     /// The kernel of a node, which is the same in every instance of its graph.
     known: HashMap<(usize, NodeId), usize>,
-    flat: HashMap<(usize, NodeId), Graph>,
+    pub(super) flat: HashMap<(usize, NodeId), Graph>,
     buffers: Vec<Buffer>,
     drafts: Vec<Draft>,
     /// Which program input a buffer holds.
@@ -107,7 +106,11 @@ struct Planner<'a> {
 ///
 /// # Errors
 /// A construct without a lowering, or a program that breaks a promise of the passes.
-pub fn build(program: &Program, stored: &dyn Fn(&str) -> Option<Stored>, target: &dyn Target) -> Result<Plan, CodegenError> {
+pub fn build(
+    program: &Program,
+    stored: &dyn Fn(&str) -> Option<Stored>,
+    target: &dyn Target,
+) -> Result<Plan, CodegenError> {
     let program = &step_caches::add(program);
     let caches = caches::derive(program, target.page_tokens())?;
     let mut planner = Planner {
@@ -155,10 +158,15 @@ impl Planner<'_> {
         }
         let (arenas, placed) = memory::place(&self.buffers);
         let locate = |place: &Place| match place {
-            Place::Buffer { id, column_bytes, row_stride } => {
-                Ok(BufferRef::Arena { arena: placed[*id].arena, offset: placed[*id].offset, column: *column_bytes, row_stride: *row_stride })
+            Place::Buffer { id, column_bytes, row_stride } => Ok(BufferRef::Arena {
+                arena: placed[*id].arena,
+                offset: placed[*id].offset,
+                column: *column_bytes,
+                row_stride: *row_stride,
+            }),
+            Place::Selected(_) | Place::Weight(_) | Place::Cache(_) | Place::Nowhere => {
+                Err(CodegenError::bug("plan", format!("{place:?} is not a buffer")))
             }
-            Place::Selected(_) | Place::Weight(_) | Place::Cache(_) | Place::Nowhere => Err(CodegenError::bug("plan", format!("{place:?} is not a buffer"))),
         };
         let mut launches = Vec::new();
         for draft in &self.drafts {
@@ -171,7 +179,12 @@ impl Planner<'_> {
                     Operand::Cache { group, slot } => BufferRef::Cache { group: *group, slot: *slot },
                 });
             }
-            launches.push(PlannedLaunch { name: draft.name.clone(), space: draft.space, kernel: draft.kernel, operands });
+            launches.push(PlannedLaunch {
+                name: draft.name.clone(),
+                space: draft.space,
+                kernel: draft.kernel,
+                operands,
+            });
         }
         let mut inputs = Vec::new();
         for (index, (input, place)) in self.program.inputs.iter().zip(&args).enumerate() {
@@ -190,7 +203,14 @@ impl Planner<'_> {
             .iter()
             .map(|(name, ty, place)| {
                 let (space, dims) = row_type(ty)?;
-                Ok(Output { name: name.clone(), dtype: manifest_dtype(ty.dtype), axis: space.axis, rows: space.selected, dims, buffer: locate(place)? })
+                Ok(Output {
+                    name: name.clone(),
+                    dtype: manifest_dtype(ty.dtype),
+                    axis: space.axis,
+                    rows: space.selected,
+                    dims,
+                    buffer: locate(place)?,
+                })
             })
             .collect::<Result<Vec<_>, CodegenError>>()?;
         let whole_sequences = self.caches.groups.iter().any(|g| g.keep == xfc_runtime::artifact::manifest::Keep::Step);
@@ -207,7 +227,7 @@ impl Planner<'_> {
         })
     }
 
-    fn new_buffer(&mut self, ty: &Type) -> Result<Place, CodegenError> {
+    pub(super) fn new_buffer(&mut self, ty: &Type) -> Result<Place, CodegenError> {
         let (space, dims) = row_type(ty)?;
         let elements: u64 = dims.iter().product();
         let now = self.drafts.len();
@@ -250,7 +270,10 @@ impl Planner<'_> {
                             places.insert(ValueId { node, port }, place);
                         }
                     } else {
-                        return Err(CodegenError::bug("plan", format!("`{}` outside of a group of rows (at `{name}`)", op.name())));
+                        return Err(CodegenError::bug(
+                            "plan",
+                            format!("`{}` outside of a group of rows (at `{name}`)", op.name()),
+                        ));
                     }
                 }
             }
@@ -259,7 +282,14 @@ impl Planner<'_> {
     }
 
     /// Operations that run nothing: constants, views, caches.
-    fn core(&mut self, graph: &Graph, node: NodeId, at: &str, op: &Core, operands: &[Place]) -> Result<Place, CodegenError> {
+    fn core(
+        &mut self,
+        graph: &Graph,
+        node: NodeId,
+        at: &str,
+        op: &Core,
+        operands: &[Place],
+    ) -> Result<Place, CodegenError> {
         let ty = graph.ty(ValueId { node, port: 0 });
         let path = || join(at, &graph.origin(node).path);
         match (op, operands) {
@@ -275,21 +305,36 @@ impl Planner<'_> {
                 let (_, dims) = row_type(from)?;
                 let dim = dim.checked_sub(1).ok_or_else(|| CodegenError::unsupported("a slice of tokens", path()))?;
                 if dims[..dim].iter().any(|d| *d != 1) {
-                    return Err(CodegenError::bug("plan", format!("a scattered slice outside of a group of rows (at `{}`)", path())));
+                    return Err(CodegenError::bug(
+                        "plan",
+                        format!("a scattered slice outside of a group of rows (at `{}`)", path()),
+                    ));
                 }
                 let inner: u64 = dims[dim + 1..].iter().product();
-                Ok(Place::Buffer { id: *id, column_bytes: column_bytes + start * inner * dtype_bytes(ty.dtype), row_stride: *row_stride })
+                Ok(Place::Buffer {
+                    id: *id,
+                    column_bytes: column_bytes + start * inner * dtype_bytes(ty.dtype),
+                    row_stride: *row_stride,
+                })
             }
             _ if !operands.is_empty() && operands.iter().all(|o| matches!(o, Place::Weight(_))) => {
-                let exprs: Vec<&WeightExpr> = operands.iter().filter_map(|o| if let Place::Weight(e) = o { Some(e) } else { None }).collect();
+                let exprs: Vec<&WeightExpr> =
+                    operands.iter().filter_map(|o| if let Place::Weight(e) = o { Some(e) } else { None }).collect();
                 Ok(Place::Weight(WeightExpr::apply(op, &exprs, ty)?))
             }
-            _ => Err(CodegenError::bug("plan", format!("`{}` outside of a group of rows (at `{}`)", Op::Core(op.clone()).name(), path()))),
+            _ => Err(CodegenError::bug(
+                "plan",
+                format!("`{}` outside of a group of rows (at `{}`)", Op::Core(op.clone()).name(), path()),
+            )),
         }
     }
 
     /// The kernel of a node, made on first sight.
-    fn kernel(&mut self, key: (usize, NodeId), make: impl FnOnce(&mut Self) -> Result<KernelSpec, CodegenError>) -> Result<usize, CodegenError> {
+    pub(super) fn kernel(
+        &mut self,
+        key: (usize, NodeId),
+        make: impl FnOnce(&mut Self) -> Result<KernelSpec, CodegenError>,
+    ) -> Result<usize, CodegenError> {
         if let Some(id) = self.known.get(&key) {
             return Ok(*id);
         }
@@ -299,7 +344,7 @@ impl Planner<'_> {
         Ok(id)
     }
 
-    fn intern_kernel(&mut self, spec: KernelSpec) -> usize {
+    pub(super) fn intern_kernel(&mut self, spec: KernelSpec) -> usize {
         let text = spec.text();
         if let Some(id) = self.kernel_index.get(&text) {
             return *id;
@@ -309,7 +354,7 @@ impl Planner<'_> {
         self.kernels.len() - 1
     }
 
-    fn launch(&mut self, name: &str, space: RowSpace, kernel: usize, operands: Vec<Operand>) {
+    pub(super) fn launch(&mut self, name: &str, space: RowSpace, kernel: usize, operands: Vec<Operand>) {
         let now = self.drafts.len();
         for operand in &operands {
             let id = match operand {
@@ -327,154 +372,8 @@ impl Planner<'_> {
         self.drafts.push(Draft { name: name.to_owned(), space, kernel, operands });
     }
 
-    fn linear(&mut self, (graph_idx, graph, node): (usize, &Graph, NodeId), name: &str, linear: &Linear, operands: Vec<Place>) -> Result<Place, CodegenError> {
-        let values = graph.operands(node);
-        let result_ty = graph.ty(ValueId { node, port: 0 });
-        let (space, out_dims) = row_type(result_ty)?;
-        let x_ty = graph.ty(values[0]);
-        let bf16 = x_ty.dtype == DType::BF16;
-        let kernel = self.kernel((graph_idx, node), |_| {
-            let (_, x_dims) = row_type(x_ty)?;
-            let inputs = x_dims.last().copied().unwrap_or(1);
-            let outputs = out_dims.last().copied().unwrap_or(1);
-            if x_dims.len() != 1 || out_dims.len() != 1 {
-                return Err(CodegenError::unsupported(format!("a product of {x_ty}"), name));
-            }
-            let extras = values[1 + linear.parts..].iter().map(|v| extra(graph.ty(*v), outputs, name)).collect::<Result<Vec<_>, _>>()?;
-            Ok(KernelSpec::Linear(LinearSpec {
-                space,
-                inputs,
-                outputs,
-                parts: linear.parts,
-                operand: x_ty.dtype,
-                epilogue: linear.epilogue.clone(),
-                extras,
-                result: result_ty.dtype,
-            }))
-        })?;
-        let pack = self.target.pack(bf16);
-        let mut list = Vec::new();
-        for (i, place) in operands.into_iter().enumerate() {
-            let ty = graph.ty(values[i]);
-            list.push(match place {
-                Place::Weight(expr) => {
-                    let layout = if (1..=linear.parts).contains(&i) { pack } else { Pack::Plain };
-                    Operand::Weight(self.weights.intern(&expr, ty.dtype, layout)?)
-                }
-                place => Operand::Place(self.dense(place, ty, name)?),
-            });
-        }
-        let out = self.new_buffer(result_ty)?;
-        list.push(Operand::Place(out.clone()));
-        self.launch(name, space, kernel, list);
-        Ok(out)
-    }
-
-    fn attention(&mut self, (graph_idx, graph, node): (usize, &Graph, NodeId), name: &str, attention: &Attention, operands: Vec<Place>) -> Result<Place, CodegenError> {
-        let values = graph.operands(node);
-        let result_ty = graph.ty(ValueId { node, port: 0 });
-        let [q, Place::Cache(k), Place::Cache(v)] = &operands[..] else {
-            let what = if operands.len() > 3 { "a mask or score that reads tensors" } else { "attention over keys that are not cached" };
-            return Err(CodegenError::unsupported(what, name));
-        };
-        let slot = |this: &Self, path: &String| this.caches.slots.get(path).copied().ok_or_else(|| CodegenError::bug("plan", format!("no slot for cache `{path}`")));
-        let (k, v) = (slot(self, k)?, slot(self, v)?);
-        if k.group != v.group {
-            return Err(CodegenError::unsupported("keys and values that are kept for different times", name));
-        }
-        let (space, q_dims) = row_type(graph.ty(values[0]))?;
-        let kernel = self.kernel((graph_idx, node), |this| {
-            let (&[heads, key_dim], [_, Dim::Fixed(kv_heads), Dim::Fixed(value_dim)]) = (&q_dims[..], &graph.ty(values[2]).dims[..]) else {
-                return Err(CodegenError::bug("plan", format!("attention of {} and {} (at `{name}`)", graph.ty(values[0]), graph.ty(values[2]))));
-            };
-            Ok(KernelSpec::Attention(AttentionSpec {
-                axis: space.axis,
-                heads,
-                kv_heads: *kv_heads,
-                key_dim,
-                value_dim: *value_dim,
-                scale: attention.scale,
-                mask: attention.mask.clone(),
-                score: attention.score.clone(),
-                reach: attention.reach,
-                query: graph.ty(values[0]).dtype,
-                kept: graph.ty(values[1]).dtype,
-                result: result_ty.dtype,
-                group: k.group,
-                page_tokens: this.target.page_tokens(),
-            }))
-        })?;
-        let q = self.dense(q.clone(), graph.ty(values[0]), name)?;
-        let out = self.new_buffer(result_ty)?;
-        let cache = |s: caches::Slot| Operand::Cache { group: s.group, slot: s.slot };
-        self.launch(name, space, kernel, vec![Operand::Place(q), cache(k), cache(v), Operand::Place(out.clone())]);
-        Ok(out)
-    }
-
-    fn rows(&mut self, (graph_idx, graph, node): (usize, &Graph, NodeId), at: &str, name: &str, rows: &Rows, operands: Vec<Place>) -> Result<Vec<Place>, CodegenError> {
-        let values = graph.operands(node);
-        if !self.flat.contains_key(&(graph_idx, node)) {
-            self.flat.insert((graph_idx, node), flatten(&rows.body)?);
-        }
-        let body = self.flat[&(graph_idx, node)].clone();
-        let space = graph
-            .types(node)
-            .iter()
-            .find_map(|ty| row_type(ty).ok())
-            .map(|(space, _)| space)
-            .ok_or_else(|| CodegenError::bug("plan", format!("a group without rows (at `{name}`)")))?;
-        // Where each result goes: into the pages of the caches right behind, and to a buffer when anything else reads it.
-        let mut sinks: Vec<(usize, Sink, Operand)> = Vec::new();
-        let mut places = Vec::new();
-        for (port, ty) in graph.types(node).iter().enumerate() {
-            let value = ValueId { node, port };
-            let mut elsewhere = graph.is_output(value);
-            for (user, _) in graph.uses(value) {
-                let Some(Core::Cache { path }) = graph.op(user).as_core() else {
-                    elsewhere = true;
-                    continue;
-                };
-                let path = join(at, path);
-                let Some(slot) = self.caches.slots.get(&path).copied() else { continue };
-                let sink = Sink::Cache { group: slot.group, layout: slot.layout, page_tokens: self.target.page_tokens(), page_bytes: slot.page_bytes };
-                sinks.push((port, sink, Operand::Cache { group: slot.group, slot: slot.slot }));
-            }
-            if elsewhere {
-                let place = self.new_buffer(ty)?;
-                sinks.push((port, Sink::Buffer, Operand::Place(place.clone())));
-                places.push(place);
-            } else {
-                places.push(Place::Nowhere);
-            }
-        }
-        let params: Vec<RowParam> = operands
-            .iter()
-            .map(|place| match place {
-                Place::Selected(_) => RowParam::Selected,
-                Place::Weight(_) => RowParam::Shared,
-                _ => RowParam::PerRow,
-            })
-            .collect();
-        self.note_tables(&body, &operands);
-        let kernel = self.kernel((graph_idx, node), |_| {
-            let sinks = sinks.iter().map(|(port, sink, _)| (*port, *sink)).collect();
-            Ok(KernelSpec::Rows(RowsSpec { space, body, params, sinks }))
-        })?;
-        let mut list = Vec::new();
-        for (place, value) in operands.into_iter().zip(&values) {
-            list.push(match place {
-                Place::Weight(expr) => Operand::Weight(self.weights.intern(&expr, graph.ty(*value).dtype, Pack::Plain)?),
-                Place::Buffer { .. } | Place::Selected(_) => Operand::Place(place),
-                Place::Cache(_) | Place::Nowhere => return Err(CodegenError::unsupported("a cache read token by token", name)),
-            });
-        }
-        list.extend(sinks.into_iter().map(|(_, _, operand)| operand));
-        self.launch(name, space, kernel, list);
-        Ok(places)
-    }
-
     /// Learns the limits of ids and positions from the tables they index.
-    fn note_tables(&mut self, body: &Graph, operands: &[Place]) {
+    pub(super) fn note_tables(&mut self, body: &Graph, operands: &[Place]) {
         for node in body.nodes() {
             let Some(Core::Gather) = body.op(node).as_core() else { continue };
             let [table, index] = body.operands(node)[..] else { continue };
@@ -495,7 +394,7 @@ impl Planner<'_> {
     }
 
     /// A place as a buffer over its own rows: selected rows are copied.
-    fn dense(&mut self, place: Place, ty: &Type, name: &str) -> Result<Place, CodegenError> {
+    pub(super) fn dense(&mut self, place: Place, ty: &Type, name: &str) -> Result<Place, CodegenError> {
         match place {
             Place::Buffer { .. } => Ok(place),
             Place::Selected(_) => {
@@ -503,18 +402,30 @@ impl Planner<'_> {
                 let mut body = Graph::new("select");
                 let x = body.add_param("x", ty.clone());
                 body.add_output("y", x);
-                let kernel = self.intern_kernel(KernelSpec::Rows(RowsSpec { space, body, params: vec![RowParam::Selected], sinks: vec![(0, Sink::Buffer)] }));
+                let kernel = self.intern_kernel(KernelSpec::Rows(RowsSpec {
+                    space,
+                    body,
+                    params: vec![RowParam::Selected],
+                    sinks: vec![(0, Sink::Buffer)],
+                }));
                 let out = self.new_buffer(ty)?;
-                self.launch(&format!("{name} (selected rows)"), space, kernel, vec![Operand::Place(place), Operand::Place(out.clone())]);
+                self.launch(
+                    &format!("{name} (selected rows)"),
+                    space,
+                    kernel,
+                    vec![Operand::Place(place), Operand::Place(out.clone())],
+                );
                 Ok(out)
             }
-            Place::Weight(_) | Place::Cache(_) | Place::Nowhere => Err(CodegenError::unsupported(format!("`{name}` of a value that is not computed per token"), "")),
+            Place::Weight(_) | Place::Cache(_) | Place::Nowhere => {
+                Err(CodegenError::unsupported(format!("`{name}` of a value that is not computed per token"), ""))
+            }
         }
     }
 }
 
 /// The rows of a type, and its other dimensions.
-fn row_type(ty: &Type) -> Result<(RowSpace, Vec<u64>), CodegenError> {
+pub(super) fn row_type(ty: &Type) -> Result<(RowSpace, Vec<u64>), CodegenError> {
     let space = match ty.dims.first() {
         Some(Dim::Axis(a)) => RowSpace { axis: a.0, selected: false },
         Some(Dim::Rows(a)) => RowSpace { axis: a.0, selected: true },
@@ -522,16 +433,13 @@ fn row_type(ty: &Type) -> Result<(RowSpace, Vec<u64>), CodegenError> {
     };
     let dims = ty.dims[1..]
         .iter()
-        .map(|d| if let Dim::Fixed(n) = d { Ok(*n) } else { Err(CodegenError::unsupported(format!("a value of type {ty}"), "")) })
+        .map(|d| {
+            if let Dim::Fixed(n) = d {
+                Ok(*n)
+            } else {
+                Err(CodegenError::unsupported(format!("a value of type {ty}"), ""))
+            }
+        })
         .collect::<Result<Vec<_>, _>>()?;
     Ok((space, dims))
-}
-
-fn extra(ty: &Type, outputs: u64, name: &str) -> Result<Extra, CodegenError> {
-    let per_row = matches!(ty.dims.first(), Some(Dim::Axis(_) | Dim::Rows(_)));
-    let fixed: u64 = ty.dims.iter().map(|d| if let Dim::Fixed(n) = d { *n } else { 1 }).product();
-    if fixed != 1 && fixed != outputs || !matches!(ty.dtype, DType::F32 | DType::BF16) {
-        return Err(CodegenError::unsupported(format!("an epilogue operand of type {ty}"), name));
-    }
-    Ok(Extra { dtype: ty.dtype, per_row, per_column: fixed == outputs })
 }

@@ -8,8 +8,8 @@ use xfc_lang::ops::Core;
 use xfc_lang::ops::fused::{Attention, Reach};
 use xfc_runtime::artifact::manifest::{CacheGroup, CacheSlot, Keep};
 
-use super::step_caches::is_for_step;
 use super::kernel::{PageLayout, dtype_bytes, page_bytes};
+use super::step_caches::is_for_step;
 use crate::error::CodegenError;
 
 /// A slot of the plan.
@@ -50,7 +50,8 @@ struct Kept {
 /// # Errors
 /// A cache that something other than the attentions of its own body reads.
 pub fn derive(program: &Program, page_tokens: u64) -> Result<Caches, CodegenError> {
-    let list = instances(program).ok_or_else(|| CodegenError::bug("caches", "the program has no finite list of instances"))?;
+    let list =
+        instances(program).ok_or_else(|| CodegenError::bug("caches", "the program has no finite list of instances"))?;
     let bodies = program.graphs.iter().map(kept_by).collect::<Result<Vec<_>, _>>()?;
     let mut caches = Caches::default();
     for Instance { graph, at } in &list {
@@ -103,7 +104,8 @@ fn kept_by(graph: &Graph) -> Result<Vec<Kept>, CodegenError> {
         let mut reach: Option<Reach> = None;
         for (user, operand) in graph.uses(value) {
             let attention = graph.op(user).as_fused::<Attention>().filter(|_| operand == 1 || operand == 2);
-            let attention = attention.ok_or_else(|| unsupported(format!("a cache read by `{}`", graph.op(user).name())))?;
+            let attention =
+                attention.ok_or_else(|| unsupported(format!("a cache read by `{}`", graph.op(user).name())))?;
             let wanted = if operand == 1 { PageLayout::TokensLast } else { PageLayout::TokensMiddle };
             if layout.is_some_and(|l| l != wanted) {
                 return Err(unsupported("one cache read as keys and as values".into()));

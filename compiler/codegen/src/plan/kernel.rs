@@ -25,12 +25,31 @@ impl KernelSpec {
         match self {
             KernelSpec::Linear(s) => format!(
                 "linear {:?} {}x{} parts {} of {} -> {} extras {:?}\n{}",
-                s.space, s.outputs, s.inputs, s.parts, s.operand, s.result, s.extras, body_text(&s.epilogue)
+                s.space,
+                s.outputs,
+                s.inputs,
+                s.parts,
+                s.operand,
+                s.result,
+                s.extras,
+                body_text(&s.epilogue)
             ),
             KernelSpec::Attention(s) => format!(
                 "attention axis {} heads {}/{} dims {}/{} scale {} {:?} {} {} -> {} group {} pages of {}\n{}{}",
-                s.axis, s.heads, s.kv_heads, s.key_dim, s.value_dim, s.scale, s.reach, s.query, s.kept, s.result, s.group, s.page_tokens,
-                body_text(&s.mask), body_text(&s.score)
+                s.axis,
+                s.heads,
+                s.kv_heads,
+                s.key_dim,
+                s.value_dim,
+                s.scale,
+                s.reach,
+                s.query,
+                s.kept,
+                s.result,
+                s.group,
+                s.page_tokens,
+                body_text(&s.mask),
+                body_text(&s.score)
             ),
             KernelSpec::Rows(s) => format!("rows {:?} {:?} {:?}\n{}", s.space, s.params, s.sinks, body_text(&s.body)),
         }

@@ -36,14 +36,20 @@ pub fn place(buffers: &[Buffer]) -> (Vec<Arena>, Vec<Placed>) {
     order.sort_by_key(|i| (std::cmp::Reverse(buffers[*i].bytes_per_row), *i));
     for i in order {
         let buffer = buffers[i];
-        let arena = arenas.iter().position(|a| a.axis == buffer.space.axis && a.rows == buffer.space.selected).unwrap_or_else(|| {
-            arenas.push(Arena { axis: buffer.space.axis, rows: buffer.space.selected, bytes_per_row: 0 });
-            arenas.len() - 1
-        });
+        let arena = arenas
+            .iter()
+            .position(|a| a.axis == buffer.space.axis && a.rows == buffer.space.selected)
+            .unwrap_or_else(|| {
+                arenas.push(Arena { axis: buffer.space.axis, rows: buffer.space.selected, bytes_per_row: 0 });
+                arenas.len() - 1
+            });
         let mut taken: Vec<(u64, u64)> = placed
             .iter()
             .zip(buffers)
-            .filter_map(|(p, b)| p.filter(|p| p.arena == arena && b.first <= buffer.last && buffer.first <= b.last).map(|p| (p.offset, p.offset + b.bytes_per_row)))
+            .filter_map(|(p, b)| {
+                p.filter(|p| p.arena == arena && b.first <= buffer.last && buffer.first <= b.last)
+                    .map(|p| (p.offset, p.offset + b.bytes_per_row))
+            })
             .collect();
         taken.sort_unstable();
         let mut offset = 0;

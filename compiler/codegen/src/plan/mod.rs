@@ -7,6 +7,7 @@ pub mod build;
 pub mod caches;
 pub mod flatten;
 pub mod kernel;
+mod launches;
 pub mod memory;
 pub mod step_caches;
 pub mod weights;

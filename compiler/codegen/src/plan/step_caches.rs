@@ -25,7 +25,8 @@ pub fn add(program: &Program) -> Program {
 }
 
 fn add_to(graph: &mut Graph) {
-    let attentions: Vec<_> = graph.topological().into_iter().filter(|n| graph.op(*n).as_fused::<Attention>().is_some()).collect();
+    let attentions: Vec<_> =
+        graph.topological().into_iter().filter(|n| graph.op(*n).as_fused::<Attention>().is_some()).collect();
     let mut added = 0;
     for node in attentions {
         for operand in [1, 2] {

@@ -36,7 +36,8 @@ impl WeightExpr {
     /// No binding, or one of another shape.
     pub fn leaf(path: &str, ty: &Type, stored: Option<Stored>) -> Result<Self, CodegenError> {
         let shape = fixed(ty).ok_or_else(|| CodegenError::bug("weights", format!("weight `{path}` of type {ty}")))?;
-        let stored = stored.ok_or_else(|| CodegenError::bug("weights", format!("parameter `{path}` has no binding")))?;
+        let stored =
+            stored.ok_or_else(|| CodegenError::bug("weights", format!("parameter `{path}` has no binding")))?;
         let source = Source { path: path.to_owned(), names: stored.names, shape: stored.shape, steps: stored.steps };
         Ok(WeightExpr { parts: vec![(source, shape)] })
     }
@@ -49,7 +50,9 @@ impl WeightExpr {
         let result = fixed(to).ok_or_else(|| CodegenError::bug("weights", format!("a constant of type {to}")))?;
         let unsupported = || CodegenError::unsupported(format!("{op:?} of weights of several tensors"), "");
         match (op, operands) {
-            (Core::Concat { dim: 0 }, _) => Ok(WeightExpr { parts: operands.iter().flat_map(|o| o.parts.iter().cloned()).collect() }),
+            (Core::Concat { dim: 0 }, _) => {
+                Ok(WeightExpr { parts: operands.iter().flat_map(|o| o.parts.iter().cloned()).collect() })
+            }
             (Core::Cast, [x]) => Ok((*x).clone()),
             (_, [x]) => {
                 let [(source, _)] = &x.parts[..] else { return Err(unsupported()) };
@@ -90,7 +93,13 @@ impl Weights {
         let names: Vec<&str> = expr.parts.iter().map(|(s, _)| s.path.as_str()).collect();
         let mut shape = expr.parts[0].1.clone();
         shape[0] = expr.parts.iter().map(|(_, s)| s[0]).sum();
-        self.list.push(Weight { name: names.join(" + "), dtype, shape, sources: expr.parts.iter().map(|(s, _)| s.clone()).collect(), pack });
+        self.list.push(Weight {
+            name: names.join(" + "),
+            dtype,
+            shape,
+            sources: expr.parts.iter().map(|(s, _)| s.clone()).collect(),
+            pack,
+        });
         self.index.insert(key, self.list.len() - 1);
         Ok(self.list.len() - 1)
     }

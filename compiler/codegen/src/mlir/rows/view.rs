@@ -37,7 +37,8 @@ impl View {
 
     /// Other dimensions of the same elements, when they are still a view.
     pub(super) fn reshape(&self, dims: &[u64]) -> Option<View> {
-        let old: Vec<(u64, u64)> = self.dims.iter().copied().zip(self.strides.iter().copied()).filter(|(d, _)| *d != 1).collect();
+        let old: Vec<(u64, u64)> =
+            self.dims.iter().copied().zip(self.strides.iter().copied()).filter(|(d, _)| *d != 1).collect();
         let mut strides = vec![1; dims.len()];
         let (mut o, mut n) = (old.len(), dims.len());
         // Match groups of dimensions with equal products, from the last.

@@ -23,7 +23,8 @@ pub struct Isa {
     pub bf16_dot: bool,
 }
 
-const V3: &[&str] = &["avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "popcnt", "sse3", "sse4.1", "sse4.2", "ssse3"];
+const V3: &[&str] =
+    &["avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "popcnt", "sse3", "sse4.1", "sse4.2", "ssse3"];
 const V4: &[&str] = &["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"];
 /// Features that may be named after a level, and what they need.
 const EXTRAS: &[&str] = &["avx512bf16", "avx512vnni"];
@@ -36,10 +37,14 @@ impl Isa {
     pub fn parse(name: &str) -> Result<Isa, CodegenError> {
         let wrong = |reason: String| CodegenError::Target { name: name.to_owned(), reason };
         let Some(spec) = name.strip_prefix("cpu") else {
-            return Err(wrong("targets are `cpu`, `cpu:x86-64-v3` and `cpu:x86-64-v4[+avx512bf16][+avx512vnni]`".into()));
+            return Err(wrong(
+                "targets are `cpu`, `cpu:x86-64-v3` and `cpu:x86-64-v4[+avx512bf16][+avx512vnni]`".into(),
+            ));
         };
         if spec.is_empty() {
-            return Isa::host().ok_or_else(|| wrong("this CPU lacks AVX2 and FMA (x86-64-v3), the least that code is generated for".into()));
+            return Isa::host().ok_or_else(|| {
+                wrong("this CPU lacks AVX2 and FMA (x86-64-v3), the least that code is generated for".into())
+            });
         }
         let spec = spec.strip_prefix(':').ok_or_else(|| wrong("write `cpu` or `cpu:LEVEL`".into()))?;
         let mut parts = spec.split('+');

@@ -48,7 +48,9 @@ fn link_one(image: &mut Image, symbol: &str, bytes: &[u8]) -> Result<(), String>
                 at.insert(section.index().0, image.bytes.len() as u64);
                 image.bytes.extend_from_slice(data);
             }
-            SectionKind::Data | SectionKind::UninitializedData | SectionKind::Tls | SectionKind::Common if section.size() > 0 => {
+            SectionKind::Data | SectionKind::UninitializedData | SectionKind::Tls | SectionKind::Common
+                if section.size() > 0 =>
+            {
                 return Err(format!("writable section {}", section.name().unwrap_or("?")));
             }
             _ => {}
@@ -83,7 +85,10 @@ fn link_one(image: &mut Image, symbol: &str, bytes: &[u8]) -> Result<(), String>
     let section = entry.section_index().and_then(|s| at.get(&s.0)).ok_or("the entry is in no loaded section")?;
     image.entries.push(section + entry.address());
     if let Some(undefined) = file.symbols().find(|s| s.is_undefined() && s.name().is_ok_and(|n| !n.is_empty())) {
-        return Err(format!("undefined symbol `{}`: generated code must call nothing", undefined.name().unwrap_or("?")));
+        return Err(format!(
+            "undefined symbol `{}`: generated code must call nothing",
+            undefined.name().unwrap_or("?")
+        ));
     }
     Ok(())
 }

@@ -32,7 +32,14 @@ impl ObjectWriter {
         let failed = |message: String| CodegenError::Target { name: isa.name.clone(), reason: message };
         let target = Target::from_triple(&triple).map_err(|e| failed(e.to_string()))?;
         let machine = target
-            .create_target_machine(&triple, isa.llvm_cpu, &isa.llvm_features(), OptimizationLevel::Aggressive, RelocMode::PIC, CodeModel::Small)
+            .create_target_machine(
+                &triple,
+                isa.llvm_cpu,
+                &isa.llvm_features(),
+                OptimizationLevel::Aggressive,
+                RelocMode::PIC,
+                CodeModel::Small,
+            )
             .ok_or_else(|| failed("LLVM has no such machine".into()))?;
         Ok(ObjectWriter { context: Context::create(), machine })
     }
@@ -45,9 +52,11 @@ impl ObjectWriter {
         let failed = |message: String| CodegenError::Llvm { kernel: kernel.to_owned(), message };
         let module = module.translate(&self.context).ok_or_else(|| failed("translation to LLVM IR failed".into()))?;
         self.finish(&module).map_err(&failed)?;
-        let object = self.machine.write_to_memory_buffer(&module, FileType::Object).map_err(|e| failed(e.to_string()))?;
+        let object =
+            self.machine.write_to_memory_buffer(&module, FileType::Object).map_err(|e| failed(e.to_string()))?;
         let assembly = if keep.assembly {
-            let text = self.machine.write_to_memory_buffer(&module, FileType::Assembly).map_err(|e| failed(e.to_string()))?;
+            let text =
+                self.machine.write_to_memory_buffer(&module, FileType::Assembly).map_err(|e| failed(e.to_string()))?;
             Some(String::from_utf8_lossy(text.as_slice()).trim_end_matches('\0').to_owned())
         } else {
             None

@@ -36,7 +36,11 @@ impl Target for Cpu {
     }
 
     fn describe(&self) -> manifest::Target {
-        manifest::Target { name: self.isa.name.clone(), arch: self.isa.arch.to_owned(), features: self.isa.needs.clone() }
+        manifest::Target {
+            name: self.isa.name.clone(),
+            arch: self.isa.arch.to_owned(),
+            features: self.isa.needs.clone(),
+        }
     }
 
     fn pack(&self, bf16: bool) -> Pack {
@@ -63,10 +67,17 @@ impl Target for Cpu {
         match spec {
             KernelSpec::Linear(s) => {
                 let schedule = schedule::linear(&self.isa, Regime::ALL[phase], s.parts);
-                Tiling { rows_per_tile: schedule.rows_per_tile, tiles_per_block: s.outputs.div_ceil(schedule.panel_columns) }
+                Tiling {
+                    rows_per_tile: schedule.rows_per_tile,
+                    tiles_per_block: s.outputs.div_ceil(schedule.panel_columns),
+                }
             }
-            KernelSpec::Attention(s) => Tiling { rows_per_tile: schedule::attention(&self.isa).rows_per_tile, tiles_per_block: s.kv_heads },
-            KernelSpec::Rows(_) => Tiling { rows_per_tile: schedule::rows(&self.isa).rows_per_tile, tiles_per_block: 1 },
+            KernelSpec::Attention(s) => {
+                Tiling { rows_per_tile: schedule::attention(&self.isa).rows_per_tile, tiles_per_block: s.kv_heads }
+            }
+            KernelSpec::Rows(_) => {
+                Tiling { rows_per_tile: schedule::rows(&self.isa).rows_per_tile, tiles_per_block: 1 }
+            }
         }
     }
 
@@ -78,7 +89,9 @@ impl Target for Cpu {
                 }
                 (linear::emit(SYMBOL, s, &schedule::linear(&self.isa, Regime::ALL[phase], s.parts))?, 0)
             }
-            KernelSpec::Attention(s) => (attention::emit(SYMBOL, s, &schedule::attention(&self.isa))?, attention::scratch_bytes(s)),
+            KernelSpec::Attention(s) => {
+                (attention::emit(SYMBOL, s, &schedule::attention(&self.isa))?, attention::scratch_bytes(s))
+            }
             KernelSpec::Rows(s) => rows::emit(SYMBOL, s, &schedule::rows(&self.isa))?,
         };
         Ok(Emitted { mlir, scratch_bytes })

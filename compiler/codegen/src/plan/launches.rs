@@ -1,0 +1,218 @@
+//! One launch for each fused node: its kernel, and the buffers of its operands and results.
+
+use std::collections::hash_map::Entry;
+
+use xfc_lang::graph::path::join;
+use xfc_lang::graph::{DType, Dim, Graph, NodeId, Type, ValueId};
+use xfc_lang::ops::Core;
+use xfc_lang::ops::fused::{Attention, Linear, Rows};
+use xfc_runtime::artifact::manifest::Pack;
+
+use super::build::{Operand, Place, Planner, row_type};
+use super::caches;
+use super::flatten::flatten;
+use super::kernel::{AttentionSpec, Extra, KernelSpec, LinearSpec, RowParam, RowsSpec, Sink};
+use crate::error::CodegenError;
+
+impl Planner<'_> {
+    pub(super) fn linear(
+        &mut self,
+        (graph_idx, graph, node): (usize, &Graph, NodeId),
+        name: &str,
+        linear: &Linear,
+        operands: Vec<Place>,
+    ) -> Result<Place, CodegenError> {
+        let values = graph.operands(node);
+        let result_ty = graph.ty(ValueId { node, port: 0 });
+        let (space, out_dims) = row_type(result_ty)?;
+        let x_ty = graph.ty(values[0]);
+        let bf16 = x_ty.dtype == DType::BF16;
+        let kernel = self.kernel((graph_idx, node), |_| {
+            let (_, x_dims) = row_type(x_ty)?;
+            let inputs = x_dims.last().copied().unwrap_or(1);
+            let outputs = out_dims.last().copied().unwrap_or(1);
+            if x_dims.len() != 1 || out_dims.len() != 1 {
+                return Err(CodegenError::unsupported(format!("a product of {x_ty}"), name));
+            }
+            let extras = values[1 + linear.parts..]
+                .iter()
+                .map(|v| extra(graph.ty(*v), outputs, name))
+                .collect::<Result<Vec<_>, _>>()?;
+            Ok(KernelSpec::Linear(LinearSpec {
+                space,
+                inputs,
+                outputs,
+                parts: linear.parts,
+                operand: x_ty.dtype,
+                epilogue: linear.epilogue.clone(),
+                extras,
+                result: result_ty.dtype,
+            }))
+        })?;
+        let pack = self.target.pack(bf16);
+        let mut list = Vec::new();
+        for (i, place) in operands.into_iter().enumerate() {
+            let ty = graph.ty(values[i]);
+            list.push(match place {
+                Place::Weight(expr) => {
+                    let layout = if (1..=linear.parts).contains(&i) { pack } else { Pack::Plain };
+                    Operand::Weight(self.weights.intern(&expr, ty.dtype, layout)?)
+                }
+                place => Operand::Place(self.dense(place, ty, name)?),
+            });
+        }
+        let out = self.new_buffer(result_ty)?;
+        list.push(Operand::Place(out.clone()));
+        self.launch(name, space, kernel, list);
+        Ok(out)
+    }
+
+    pub(super) fn attention(
+        &mut self,
+        (graph_idx, graph, node): (usize, &Graph, NodeId),
+        name: &str,
+        attention: &Attention,
+        operands: Vec<Place>,
+    ) -> Result<Place, CodegenError> {
+        let values = graph.operands(node);
+        let result_ty = graph.ty(ValueId { node, port: 0 });
+        let [q, Place::Cache(k), Place::Cache(v)] = &operands[..] else {
+            let what = if operands.len() > 3 {
+                "a mask or score that reads tensors"
+            } else {
+                "attention over keys that are not cached"
+            };
+            return Err(CodegenError::unsupported(what, name));
+        };
+        let slot = |this: &Self, path: &String| {
+            this.caches
+                .slots
+                .get(path)
+                .copied()
+                .ok_or_else(|| CodegenError::bug("plan", format!("no slot for cache `{path}`")))
+        };
+        let (k, v) = (slot(self, k)?, slot(self, v)?);
+        if k.group != v.group {
+            return Err(CodegenError::unsupported("keys and values that are kept for different times", name));
+        }
+        let (space, q_dims) = row_type(graph.ty(values[0]))?;
+        let kernel = self.kernel((graph_idx, node), |this| {
+            let (&[heads, key_dim], [_, Dim::Fixed(kv_heads), Dim::Fixed(value_dim)]) =
+                (&q_dims[..], &graph.ty(values[2]).dims[..])
+            else {
+                return Err(CodegenError::bug(
+                    "plan",
+                    format!("attention of {} and {} (at `{name}`)", graph.ty(values[0]), graph.ty(values[2])),
+                ));
+            };
+            Ok(KernelSpec::Attention(AttentionSpec {
+                axis: space.axis,
+                heads,
+                kv_heads: *kv_heads,
+                key_dim,
+                value_dim: *value_dim,
+                scale: attention.scale,
+                mask: attention.mask.clone(),
+                score: attention.score.clone(),
+                reach: attention.reach,
+                query: graph.ty(values[0]).dtype,
+                kept: graph.ty(values[1]).dtype,
+                result: result_ty.dtype,
+                group: k.group,
+                page_tokens: this.target.page_tokens(),
+            }))
+        })?;
+        let q = self.dense(q.clone(), graph.ty(values[0]), name)?;
+        let out = self.new_buffer(result_ty)?;
+        let cache = |s: caches::Slot| Operand::Cache { group: s.group, slot: s.slot };
+        self.launch(name, space, kernel, vec![Operand::Place(q), cache(k), cache(v), Operand::Place(out.clone())]);
+        Ok(out)
+    }
+
+    pub(super) fn rows(
+        &mut self,
+        (graph_idx, graph, node): (usize, &Graph, NodeId),
+        at: &str,
+        name: &str,
+        rows: &Rows,
+        operands: Vec<Place>,
+    ) -> Result<Vec<Place>, CodegenError> {
+        let values = graph.operands(node);
+        let body = match self.flat.entry((graph_idx, node)) {
+            Entry::Occupied(known) => known.get().clone(),
+            Entry::Vacant(new) => new.insert(flatten(&rows.body)?).clone(),
+        };
+        let space = graph
+            .types(node)
+            .iter()
+            .find_map(|ty| row_type(ty).ok())
+            .map(|(space, _)| space)
+            .ok_or_else(|| CodegenError::bug("plan", format!("a group without rows (at `{name}`)")))?;
+        // Where each result goes: into the pages of the caches right behind, and to a buffer when anything else reads it.
+        let mut sinks: Vec<(usize, Sink, Operand)> = Vec::new();
+        let mut places = Vec::new();
+        for (port, ty) in graph.types(node).iter().enumerate() {
+            let value = ValueId { node, port };
+            let mut elsewhere = graph.is_output(value);
+            for (user, _) in graph.uses(value) {
+                let Some(Core::Cache { path }) = graph.op(user).as_core() else {
+                    elsewhere = true;
+                    continue;
+                };
+                let path = join(at, path);
+                let Some(slot) = self.caches.slots.get(&path).copied() else { continue };
+                let sink = Sink::Cache {
+                    group: slot.group,
+                    layout: slot.layout,
+                    page_tokens: self.target.page_tokens(),
+                    page_bytes: slot.page_bytes,
+                };
+                sinks.push((port, sink, Operand::Cache { group: slot.group, slot: slot.slot }));
+            }
+            if elsewhere {
+                let place = self.new_buffer(ty)?;
+                sinks.push((port, Sink::Buffer, Operand::Place(place.clone())));
+                places.push(place);
+            } else {
+                places.push(Place::Nowhere);
+            }
+        }
+        let params: Vec<RowParam> = operands
+            .iter()
+            .map(|place| match place {
+                Place::Selected(_) => RowParam::Selected,
+                Place::Weight(_) => RowParam::Shared,
+                _ => RowParam::PerRow,
+            })
+            .collect();
+        self.note_tables(&body, &operands);
+        let kernel = self.kernel((graph_idx, node), |_| {
+            let sinks = sinks.iter().map(|(port, sink, _)| (*port, *sink)).collect();
+            Ok(KernelSpec::Rows(RowsSpec { space, body, params, sinks }))
+        })?;
+        let mut list = Vec::new();
+        for (place, value) in operands.into_iter().zip(&values) {
+            list.push(match place {
+                Place::Weight(expr) => {
+                    Operand::Weight(self.weights.intern(&expr, graph.ty(*value).dtype, Pack::Plain)?)
+                }
+                Place::Buffer { .. } | Place::Selected(_) => Operand::Place(place),
+                Place::Cache(_) | Place::Nowhere => {
+                    return Err(CodegenError::unsupported("a cache read token by token", name));
+                }
+            });
+        }
+        list.extend(sinks.into_iter().map(|(_, _, operand)| operand));
+        self.launch(name, space, kernel, list);
+        Ok(places)
+    }
+}
+
+fn extra(ty: &Type, outputs: u64, name: &str) -> Result<Extra, CodegenError> {
+    let per_row = matches!(ty.dims.first(), Some(Dim::Axis(_) | Dim::Rows(_)));
+    let fixed: u64 = ty.dims.iter().map(|d| if let Dim::Fixed(n) = d { *n } else { 1 }).product();
+    if fixed != 1 && fixed != outputs || !matches!(ty.dtype, DType::F32 | DType::BF16) {
+        return Err(CodegenError::unsupported(format!("an epilogue operand of type {ty}"), name));
+    }
+    Ok(Extra { dtype: ty.dtype, per_row, per_column: fixed == outputs })
+}
