@@ -287,7 +287,7 @@ impl Graph {
     }
 
     /// The nodes so that operands come before users; among ready nodes, the one added first comes first.
-    /// Nodes on a cycle, which [`verify`](crate::graph::verify) rejects, are left out.
+    /// Nodes on a cycle, which [`verify`] rejects, are left out.
     pub fn topological(&self) -> Vec<NodeId> {
         use std::cmp::Reverse;
         use std::collections::{BinaryHeap, HashMap};

@@ -1,5 +1,7 @@
 //! What passes ask of a graph again and again.
 
+use std::collections::BTreeSet;
+
 use crate::graph::{Graph, NodeId, ValueId};
 use crate::ops::{BinaryOp, Core, Op};
 
@@ -39,27 +41,46 @@ pub(super) fn is_elementwise(op: &Op) -> bool {
 
 /// `Weight`, or moves and casts of weights and constants: what the runtime packs once.
 pub(super) fn is_weight_expression(graph: &Graph, value: ValueId) -> bool {
-    match core(graph, value) {
-        Some(Core::Weight { .. }) => true,
-        Some(Core::Concat { .. } | Core::Transpose { .. } | Core::Slice { .. } | Core::Cast | Core::Reshape) => {
-            let operands = graph.operands(value.node);
-            operands
-                .iter()
-                .all(|v| is_weight_expression(graph, *v) || matches!(core(graph, *v), Some(Core::Const { .. })))
-        }
-        _ => false,
-    }
+    let moved = |op: &Op| {
+        matches!(
+            op,
+            Op::Core(
+                Core::Weight { .. }
+                    | Core::Const { .. }
+                    | Core::Concat { .. }
+                    | Core::Transpose { .. }
+                    | Core::Slice { .. }
+                    | Core::Cast
+                    | Core::Reshape
+            )
+        )
+    };
+    !matches!(core(graph, value), Some(Core::Const { .. })) && made_of(graph, value.node, moved)
 }
 
 /// Whether nothing a value is made from is known only at run time: weights, constants and operations on them.
 pub(crate) fn is_constant(graph: &Graph, node: NodeId) -> bool {
-    match graph.op(node) {
-        Op::Core(Core::Weight { .. } | Core::Const { .. } | Core::Index) => true,
-        Op::Core(Core::Arg { .. } | Core::Position | Core::Cache { .. } | Core::Call { .. } | Core::SelectRows) => {
-            false
+    made_of(graph, node, |op| {
+        !matches!(
+            op,
+            Op::Core(Core::Arg { .. } | Core::Position | Core::Cache { .. } | Core::Call { .. } | Core::SelectRows)
+        )
+    })
+}
+
+/// Whether a node and everything that it depends on `is` of some kind.
+fn made_of(graph: &Graph, node: NodeId, is: impl Fn(&Op) -> bool) -> bool {
+    let mut seen = BTreeSet::new();
+    let mut stack = vec![node];
+    while let Some(node) = stack.pop() {
+        if !is(graph.op(node)) {
+            return false;
         }
-        Op::Core(_) | Op::Fused(_) => graph.operands(node).iter().all(|v| is_constant(graph, v.node)),
+        if seen.insert(node) {
+            stack.extend(graph.operands(node).iter().map(|v| v.node));
+        }
     }
+    true
 }
 
 /// Removes nodes that nothing uses, but for parameters; whether there were any.

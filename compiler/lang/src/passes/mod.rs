@@ -1,6 +1,6 @@
 //! Rewrites of programs: one file a pass, one list, one runner.
 //!
-//! The [`pipeline`] turns what the front end made into the fused form that [`check_fused`] describes. Required passes make that
+//! The [`pipeline`] turns what the front end made into the fused form that [`check_fused`](check_fused()) describes. Required passes make that
 //! form; the others make it faster, and `--skip-pass` may leave them out. The verifier runs after each.
 
 pub mod analysis;

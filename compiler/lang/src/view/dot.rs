@@ -3,7 +3,7 @@
 //! Given any program, before or after fusion, it returns `dot` source. The same program gives the same text. Weights are named
 //! inside the boxes that read them, constants are left out; views and caches are drawn small.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use crate::graph::{Graph, NodeId, Program, ValueId};
@@ -140,25 +140,26 @@ impl Drawing<'_> {
                 }
             }
         }
-        let mut weights = Vec::new();
-        for operand in self.graph.operands(node) {
-            self.weights(operand, &mut weights);
-        }
-        lines.extend(weights);
+        lines.extend(self.weights(node));
         lines.join("\n")
     }
 
-    /// Paths and types of the weights that a constant value is made of.
-    fn weights(&self, value: ValueId, found: &mut Vec<String>) {
-        if self.is_drawn(value.node) {
-            return;
+    /// Paths and types of the weights that a node reads, itself or through constant expressions, each once.
+    fn weights(&self, node: NodeId) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut seen: BTreeSet<ValueId> = BTreeSet::new();
+        let mut stack = self.graph.operands(node);
+        stack.reverse();
+        while let Some(value) = stack.pop() {
+            if self.is_drawn(value.node) || !seen.insert(value) {
+                continue;
+            }
+            if let Some(Core::Weight { path }) = self.graph.op(value.node).as_core() {
+                found.push(format!("{path} {}", self.graph.ty(value).text(&self.program.axes)));
+            }
+            stack.extend(self.graph.operands(value.node).into_iter().rev());
         }
-        if let Some(Core::Weight { path }) = self.graph.op(value.node).as_core() {
-            found.push(format!("{path} {}", self.graph.ty(value).text(&self.program.axes)));
-        }
-        for operand in self.graph.operands(value.node) {
-            self.weights(operand, found);
-        }
+        found
     }
 }
 

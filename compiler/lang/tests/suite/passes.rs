@@ -96,3 +96,43 @@ fn a_limit_stops_the_pipeline() {
     assert_eq!(run_passes(&mut limited, &mut options).unwrap().len(), 2);
     assert!(check_fused(&limited).is_err());
 }
+
+#[test]
+fn rows_are_those_of_all() {
+    use std::collections::BTreeMap;
+    use xfc_lang::reference::{Interpreter, State, Tensor};
+    let mut program = program(DENSE);
+    fuse_checked(&mut program, &[]);
+    let shapes = crate::support::weight_shapes(&program);
+    let weights = |path: &str| {
+        let dims: &Vec<usize> = &shapes[path];
+        Ok(Tensor::f64(dims.clone(), crate::support::numbers(path, 3, dims.iter().product())))
+    };
+    let interpreter = Interpreter::<f32>::new(verify(&program).unwrap(), &weights).unwrap();
+    let inputs = BTreeMap::from([("input_ids".to_string(), Tensor::i64([5], vec![3, 1, 4, 1, 5]))]);
+    let all = interpreter.step(&mut State::new(), &inputs).unwrap()["logits"].to_f64();
+    let rows = BTreeMap::from([("tokens".to_string(), vec![4, 1])]);
+    let some = interpreter.step_rows(&mut State::new(), &inputs, &rows).unwrap();
+    assert_eq!(some["logits"].dims, [2, 32]);
+    assert_eq!(some["logits"].to_f64(), [&all[4 * 32..], &all[32..64]].concat());
+    let none = BTreeMap::from([("tokens".to_string(), vec![5])]);
+    let error = interpreter.step_rows(&mut State::new(), &inputs, &none).unwrap_err();
+    assert_eq!(error.to_string(), "rows [5] of 5 tokens");
+}
+
+#[test]
+fn narrow_precision_is_explicit_and_near() {
+    use xfc_lang::graph::DType;
+    use xfc_lang::passes::precision;
+    for text in [DENSE, ENCODER] {
+        let wide = program(text);
+        let mut narrow = wide.clone();
+        precision::apply(&mut narrow, DType::F32).unwrap();
+        assert_eq!(wide, narrow);
+        precision::apply(&mut narrow, DType::BF16).unwrap();
+        let d = difference(&run(&wide, &[6], 7), &run(&narrow, &[6], 7));
+        assert!(d > 1e-6 && d < 0.05, "{d}");
+        fuse_checked(&mut narrow, &[&[6], &[2, 1]]);
+        insta::assert_snapshot!(narrow.to_string());
+    }
+}

@@ -74,7 +74,7 @@ pub fn reach(mask: &Graph) -> Reach {
     let Some(output) = mask.outputs().first() else {
         return Reach { window: None, future: true };
     };
-    let ages = Analysis { mask, memo: HashMap::new() }.holds(output.value, true);
+    let ages = Analysis { mask, memo: HashMap::new(), forms: HashMap::new() }.holds(output.value, true);
     if ages.lo > ages.hi {
         return Reach { window: Some(0), future: false };
     }
@@ -85,6 +85,7 @@ pub fn reach(mask: &Graph) -> Reach {
 struct Analysis<'g> {
     mask: &'g Graph,
     memo: HashMap<(ValueId, bool), Ages>,
+    forms: HashMap<ValueId, Option<Form>>,
 }
 
 impl Analysis<'_> {
@@ -147,15 +148,16 @@ impl Analysis<'_> {
     }
 
     /// Ages at which `a + gap <= b` can hold.
-    fn at_most(&self, a: ValueId, b: ValueId, gap: i128) -> Ages {
+    fn at_most(&mut self, a: ValueId, b: ValueId, gap: i128) -> Ages {
         let Some(bound) = self.form(b) else { return ANY };
         let bound = Form { c: bound.c - gap, ..bound };
         if let Some(form) = self.form(a) {
             return form.minus(bound).at_most_zero();
         }
         // |x| <= b is x <= b and -x <= b.
-        if self.mask.op(a.node).as_core() == Some(&Core::Unary(UnaryOp::Abs))
-            && let Some(x) = self.mask.operands(a.node).first().and_then(|x| self.form(*x))
+        let mask = self.mask;
+        if mask.op(a.node).as_core() == Some(&Core::Unary(UnaryOp::Abs))
+            && let Some(x) = mask.operands(a.node).first().and_then(|x| self.form(*x))
         {
             return x.minus(bound).at_most_zero().and(x.times(-1).minus(bound).at_most_zero());
         }
@@ -163,7 +165,7 @@ impl Analysis<'_> {
     }
 
     /// `q_pos // n == k_pos // n`: less than `n` apart.
-    fn same_chunk(&self, a: ValueId, b: ValueId) -> Ages {
+    fn same_chunk(&mut self, a: ValueId, b: ValueId) -> Ages {
         let (Some((x, n)), Some((y, m))) = (self.chunk(a), self.chunk(b)) else { return ANY };
         let age = x.minus(y);
         if n != m || n <= 0 {
@@ -174,7 +176,7 @@ impl Analysis<'_> {
         less.at_most_zero().and(Form { c: more.c - (n - 1), ..more }.at_most_zero())
     }
 
-    fn chunk(&self, value: ValueId) -> Option<(Form, i128)> {
+    fn chunk(&mut self, value: ValueId) -> Option<(Form, i128)> {
         let Core::Binary(BinaryOp::FloorDiv) = self.mask.op(value.node).as_core()? else { return None };
         let [x, n] = self.mask.operands(value.node)[..] else { return None };
         let n = self.form(n).filter(|n| n.q == 0 && n.k == 0)?.c;
@@ -182,7 +184,16 @@ impl Analysis<'_> {
     }
 
     /// A value as a linear form of the positions, in integers.
-    fn form(&self, value: ValueId) -> Option<Form> {
+    fn form(&mut self, value: ValueId) -> Option<Form> {
+        if let Some(known) = self.forms.get(&value) {
+            return *known;
+        }
+        let form = self.read_form(value);
+        self.forms.insert(value, form);
+        form
+    }
+
+    fn read_form(&mut self, value: ValueId) -> Option<Form> {
         if !self.mask.ty(value).dtype.is_int() {
             return None;
         }
