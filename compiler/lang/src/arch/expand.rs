@@ -7,21 +7,17 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::build::Builders;
-use super::builtins;
-use super::value::{Def, Entry, Func, Place, Scope, Sym, Tensor, Value};
-use crate::diagnostic::{Code, Diagnostic, Span, closest};
+use super::value::{Place, Scope, Tensor, Value};
+use crate::diagnostic::{Code, Diagnostic, Span};
 use crate::graph::Origin;
 use crate::ops::Core;
-use crate::spec::ast::{Arg, BinOp, Binding, Expr, ExprKind, Ident, Item};
+use crate::spec::ast::{Arg, BinOp, Expr, ExprKind, Ident};
 
 /// Something wrong that is already among the diagnostics.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Failed;
 
 pub(super) type Eval<T = Value> = Result<T, Failed>;
-
-/// Names that are positions and scores; nothing may be bound to them.
-pub(super) const RESERVED: &[&str] = &["q_pos", "k_pos", "head", "score"];
 
 /// Most values of a list, and instances of a model.
 const MAX_LIST: i64 = 1 << 20;
@@ -51,10 +47,14 @@ pub(super) struct Expander {
     /// The equation being expanded, and the instance it belongs to.
     pub(super) at: Option<Span>,
     pub(super) path: String,
+    /// The calls being expanded, outermost first.
+    pub(super) calls: Vec<Span>,
+    /// The source of the card.
+    pub(super) card: u32,
 }
 
 impl Expander {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(card: u32) -> Self {
         Expander {
             diagnostics: Vec::new(),
             builders: Builders::default(),
@@ -67,14 +67,24 @@ impl Expander {
             depth: 0,
             at: None,
             path: String::new(),
+            calls: Vec::new(),
+            card,
         }
     }
 
-    /// Reports; the same thing at the same place only once, however many layers repeat it.
-    pub(super) fn report(&mut self, diagnostic: Diagnostic) -> Failed {
+    /// Reports; the same thing at the same place only once, however many layers repeat it. What is wrong inside the library shows
+    /// where the card led there too.
+    pub(super) fn report(&mut self, mut diagnostic: Diagnostic) -> Failed {
+        let place = diagnostic.primary.as_ref().map(|p| p.span);
+        if place.is_some_and(|p| p.source != self.card)
+            && let Some(call) = self.calls.iter().rev().find(|c| c.source == self.card)
+        {
+            diagnostic = diagnostic.other(*call, "expanded from here");
+        }
         let same = |d: &Diagnostic| {
             d.code == diagnostic.code
-                && d.primary.as_ref().map(|p| p.span) == diagnostic.primary.as_ref().map(|p| p.span)
+                && d.primary.as_ref().map(|p| p.span) == place
+                && d.others.iter().map(|o| o.span).eq(diagnostic.others.iter().map(|o| o.span))
         };
         if !self.diagnostics.iter().any(same) {
             self.diagnostics.push(diagnostic);
@@ -112,137 +122,6 @@ impl Expander {
         let path = path.trim_start_matches('/').to_string();
         let path = if path == self.builders.top().base { String::new() } else { path };
         Ok(self.builders.emit(op, &values, dtype, axes, Origin { path, span: self.at.or(Some(span)) }))
-    }
-
-    /// Enters definitions and lazy bindings of one level into a scope.
-    pub(super) fn define(&mut self, items: &[Item], scope: &Rc<Scope>, lazy_bindings: bool) {
-        let mut places: BTreeMap<Arc<str>, Span> = BTreeMap::new();
-        for item in items {
-            let names: Vec<&Ident> = match item {
-                Item::Module(m) => vec![&m.name],
-                Item::Function(f) => vec![&f.name],
-                Item::Binding(b) => b.names.iter().collect(),
-            };
-            for ident in &names {
-                self.check_bindable(ident);
-                if let Some(first) = places.insert(ident.name.clone(), ident.span) {
-                    let d =
-                        Diagnostic::new(Code::DuplicateName, format!("`{}` is bound twice", ident.name), ident.span)
-                            .label("bound again")
-                            .other(first, "first here");
-                    self.report(d);
-                }
-            }
-            let entry = match item {
-                Item::Module(m) => Entry::Ready(Value::Def(Rc::new(Def {
-                    module: m.clone(),
-                    scope: scope.clone(),
-                    given: Vec::new(),
-                }))),
-                Item::Function(f) if f.constant => {
-                    let name = f.name.clone();
-                    Entry::Lazy(Arc::new(Binding { names: vec![name], value: f.body.clone() }))
-                }
-                Item::Function(f) => {
-                    Entry::Ready(Value::Func(Rc::new(Func { function: f.clone(), scope: scope.clone() })))
-                }
-                Item::Binding(b) if lazy_bindings => Entry::Lazy(b.clone()),
-                Item::Binding(_) => continue,
-            };
-            for ident in names {
-                scope.names.borrow_mut().insert(ident.name.clone(), entry.clone());
-            }
-        }
-    }
-
-    pub(super) fn check_bindable(&mut self, ident: &Ident) {
-        if RESERVED.contains(&&*ident.name) {
-            self.report(
-                Diagnostic::new(Code::Reserved, format!("`{}` is reserved", ident.name), ident.span)
-                    .label("cannot be bound")
-                    .help("it is a position or a score inside attention; choose another name"),
-            );
-        }
-    }
-
-    /// What a name stands for.
-    pub(super) fn lookup(&mut self, name: &Arc<str>, span: Span, scope: &Rc<Scope>) -> Eval {
-        let mut at = Some(scope.clone());
-        while let Some(scope) = at {
-            let entry = scope.names.borrow().get(name).cloned();
-            match entry {
-                Some(Entry::Ready(value)) => return Ok(value),
-                Some(Entry::Failed) => return Err(Failed),
-                Some(Entry::Busy) => {
-                    return self.fail(
-                        Code::Cycle,
-                        span,
-                        format!("`{name}` needs itself"),
-                        "used here while it is being defined",
-                    );
-                }
-                Some(Entry::Lazy(binding)) => return self.force(name, &binding, &scope),
-                None => at = scope.parent.clone(),
-            }
-        }
-        let sym = match &**name {
-            "q_pos" => Sym::QPos,
-            "k_pos" => Sym::KPos,
-            "head" => Sym::Head,
-            "score" => Sym::Score,
-            "identity" => return Ok(Value::Identity),
-            "pi" => return Ok(Value::Float(std::f64::consts::PI)),
-            other => match builtins::find(other) {
-                Some(builtin) => return Ok(Value::Builtin(builtin)),
-                None => return Err(self.unknown(name, span, scope)),
-            },
-        };
-        Ok(Value::Sym(Rc::new(sym)))
-    }
-
-    fn unknown(&mut self, name: &str, span: Span, scope: &Rc<Scope>) -> Failed {
-        let mut names: Vec<Arc<str>> = Vec::new();
-        let mut at = Some(scope.clone());
-        while let Some(scope) = at {
-            names.extend(scope.names.borrow().keys().cloned());
-            at = scope.parent.clone();
-        }
-        names.sort();
-        let all = names
-            .iter()
-            .map(|n| &**n)
-            .chain(builtins::NAMES.iter().copied())
-            .chain(RESERVED.iter().copied())
-            .chain(["identity"]);
-        let help = closest(name, all).map(|c| format!("did you mean `{c}`?"));
-        self.report(
-            Diagnostic::new(Code::UnknownName, format!("no name `{name}`"), span)
-                .label("not defined here, in the card or in the library")
-                .maybe_help(help),
-        )
-    }
-
-    /// Evaluates a top-level binding at its first use.
-    fn force(&mut self, name: &Arc<str>, binding: &Arc<Binding>, scope: &Rc<Scope>) -> Eval {
-        for ident in &binding.names {
-            scope.names.borrow_mut().insert(ident.name.clone(), Entry::Busy);
-        }
-        let place = Place { scope: scope.clone(), frame: None, binds: None };
-        let value = self.eval(&binding.value, &place);
-        let entries: Vec<Entry> = match (value, binding.names.len()) {
-            (Ok(Value::Tuple(items)), n) if items.len() == n && n > 1 => {
-                items.iter().cloned().map(Entry::Ready).collect()
-            }
-            (Ok(value), n) => vec![Entry::Ready(value); n],
-            (Err(Failed), n) => vec![Entry::Failed; n],
-        };
-        for (ident, entry) in binding.names.iter().zip(&entries) {
-            scope.names.borrow_mut().insert(ident.name.clone(), entry.clone());
-        }
-        match binding.names.iter().zip(entries).find(|(ident, _)| ident.name == *name) {
-            Some((_, Entry::Ready(value))) => Ok(value),
-            _ => Err(Failed),
-        }
     }
 
     /// The value of an expression.
@@ -479,7 +358,7 @@ impl Expander {
                         ExprKind::Name(n) => Some(n.clone()),
                         _ => None,
                     };
-                    given.push(super::apply::Given {
+                    given.push(super::calls::Given {
                         name: arg.name.as_ref().map(|n| n.name.clone()),
                         value,
                         span: arg.value.span,
@@ -494,7 +373,9 @@ impl Expander {
             return Err(Failed);
         }
         let around = self.at.replace(span);
+        self.calls.push(span);
         let result = self.call(function, name, given, span, callee.span, place);
+        self.calls.pop();
         self.at = around;
         result
     }

@@ -7,13 +7,18 @@
 //!
 //! The program says everything in f32, positions in i64 and masks in bool; casts for other dtypes are a pass.
 
-mod apply;
 mod arith;
 mod build;
 mod builtins;
+mod calls;
 mod contract;
+mod elementwise;
 mod expand;
+mod instances;
 mod names;
+mod positions;
+mod scope;
+mod shaping;
 mod sizes;
 mod value;
 mod view;
@@ -116,14 +121,13 @@ pub fn elaborate(spec: &Spec, options: &ElaborateOptions) -> Result<Model, Repor
     let mut diagnostics = Vec::new();
     let sizes = sizes::resolve(spec, options.config.as_ref(), &options.sets, &mut diagnostics);
     let fail = |diagnostics| Err(Report::new(spec.sources.clone(), diagnostics));
-    if !diagnostics.is_empty() {
-        return fail(diagnostics);
-    }
-    let mut expander = Expander::new();
+    // A size that is wrong is the published one from here on, so that mistakes in the wiring are found in the same run.
+    let mut expander = Expander::new(spec.source);
     let root = expander.model(spec, &sizes);
+    diagnostics.append(&mut expander.diagnostics);
     let root = match root {
-        Ok(root) if expander.diagnostics.is_empty() => root,
-        _ => return fail(expander.diagnostics),
+        Ok(root) if diagnostics.is_empty() => root,
+        _ => return fail(diagnostics),
     };
     let mut parameters: Vec<_> = std::mem::take(&mut expander.params).into_iter().collect();
     parameters.sort_by_key(|(_, used)| used.order);
@@ -340,7 +344,7 @@ fn node(instance: &Instance) -> Node {
 
 /// Caches of a graph and of the bodies it calls, by absolute path.
 fn caches(graphs: &[Graph], graph: usize, at: &str) -> Vec<(String, Vec<u64>)> {
-    let absolute = |path: &str| path.strip_prefix('/').map_or_else(|| apply::join(at, path), str::to_string);
+    let absolute = |path: &str| path.strip_prefix('/').map_or_else(|| instances::join(at, path), str::to_string);
     let mut found = Vec::new();
     let g = &graphs[graph];
     for node in g.nodes() {

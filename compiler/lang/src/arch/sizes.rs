@@ -28,8 +28,7 @@ pub(super) fn resolve(
                 (None, Some(config)) => from_config(size, config, diagnostics),
                 (None, None) => size.example.clone().or_else(|| size.default.clone()).unwrap_or(Datum::Null),
             };
-            let value = normalise(value);
-            check_type(size, &value, diagnostics);
+            let value = check_type(size, normalise(value), diagnostics);
             (size.name.clone(), value)
         })
         .collect()
@@ -135,6 +134,7 @@ fn from_config(size: &Size, config: &Datum, diagnostics: &mut Vec<Diagnostic>) -
             );
         }
         diagnostics.push(d);
+        return size.example.clone().unwrap_or(Datum::Null);
     }
     Datum::Null
 }
@@ -181,18 +181,21 @@ fn normalise(value: Datum) -> Datum {
     Datum::Map(entries)
 }
 
-fn check_type(size: &Size, value: &Datum, diagnostics: &mut Vec<Diagnostic>) {
-    let Some(expected) = size.example.as_ref().or(size.default.as_ref()).filter(|e| **e != Datum::Null) else { return };
-    let fits = match (expected, value) {
-        (_, Datum::Null) => return,
-        (Datum::Float(_), Datum::Int(_) | Datum::Float(_)) => true,
-        _ => std::mem::discriminant(expected) == std::mem::discriminant(value),
+/// The value, or the card's when it is of another type.
+fn check_type(size: &Size, value: Datum, diagnostics: &mut Vec<Diagnostic>) -> Datum {
+    let Some(expected) = size.example.as_ref().or(size.default.as_ref()).filter(|e| **e != Datum::Null) else {
+        return value;
     };
-    if !fits {
-        let message = format!("`{}` is {value}, which is {}", size.name, value.kind());
-        diagnostics.push(
-            Diagnostic::new(Code::WrongSize, message, size.span)
-                .label(format!("the card has {} here", expected.kind())),
-        );
+    let fits = match (expected, &value) {
+        (_, Datum::Null) => return value,
+        (Datum::Float(_), Datum::Int(_) | Datum::Float(_)) => true,
+        _ => std::mem::discriminant(expected) == std::mem::discriminant(&value),
+    };
+    if fits {
+        return value;
     }
+    let message = format!("`{}` is {value}, which is {}", size.name, value.kind());
+    let label = format!("the card has {} here", expected.kind());
+    diagnostics.push(Diagnostic::new(Code::WrongSize, message, size.span).label(label));
+    normalise(expected.clone())
 }

@@ -10,6 +10,7 @@
 pub mod ast;
 mod library;
 mod names;
+mod syntax_error;
 mod tree;
 mod xf_to_spec;
 mod yaml_to_spec;

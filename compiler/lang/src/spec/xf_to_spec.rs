@@ -6,11 +6,11 @@
 use std::sync::{Arc, LazyLock};
 
 use pest::Parser;
-use pest::error::{ErrorVariant, InputLocation};
 use pest::iterators::{Pair, Pairs};
 use pest::pratt_parser::{Assoc, Op, PrattParser};
 
 use super::ast::{Arg, BinOp, Binding, Expr, ExprKind, Function, Ident, Item, Module, Param, TypeExpr};
+use super::syntax_error::{syntax_error, too_deep};
 use crate::diagnostic::{Code, Diagnostic, Span};
 use crate::graph::DType;
 
@@ -19,7 +19,7 @@ use crate::graph::DType;
 struct XfParser;
 
 /// Deepest nesting of brackets and of expressions.
-const MAX_DEPTH: usize = 64;
+pub(super) const MAX_DEPTH: usize = 64;
 
 /// Where the bytes of a text lie in the file it was taken from.
 #[derive(Clone, Debug)]
@@ -79,152 +79,6 @@ fn chunks(text: &str) -> Vec<(usize, &str)> {
     }
     starts.push(text.len());
     starts.windows(2).map(|w| (w[0], &text[w[0]..w[1]])).collect()
-}
-
-/// The offset where brackets or chained `if`s nest deeper than the limit.
-fn too_deep(text: &str) -> Option<usize> {
-    let (mut depth, mut comment, mut quote) = (0_usize, false, None);
-    for (offset, c) in text.char_indices() {
-        match (c, quote) {
-            ('\n', _) => (comment, quote) = (false, None),
-            _ if comment => {}
-            (_, Some(q)) if c == q => quote = None,
-            (_, Some(_)) => {}
-            ('#', None) => comment = true,
-            ('\'' | '"', None)
-                if !text[..offset].ends_with(|p: char| p.is_ascii_alphanumeric() || p == '_' || p == '\'') =>
-            {
-                quote = Some(c)
-            }
-            ('(' | '[' | '{', None) => depth += 1,
-            (')' | ']' | '}', None) => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-        if depth > MAX_DEPTH {
-            return Some(offset);
-        }
-    }
-    None
-}
-
-/// Start, end, message, label and help of a grammar error.
-fn syntax_error(text: &str, error: &pest::error::Error<Rule>) -> (usize, usize, String, String, Option<String>) {
-    let at = match error.location {
-        InputLocation::Pos(p) | InputLocation::Span((p, _)) => p.min(text.len()),
-    };
-    let rest = &text[at..];
-    let length = rest
-        .find(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
-        .unwrap_or(rest.len())
-        .max(rest.chars().next().map_or(0, char::len_utf8));
-    let found = rest.get(..length).map_or("", str::trim);
-    let message =
-        if found.is_empty() { "the definition ends too early".to_string() } else { format!("unexpected `{found}`") };
-    let mut expected: Vec<&str> = match &error.variant {
-        ErrorVariant::ParsingError { positives, .. } => {
-            positives.iter().map(|r| describe(*r)).filter(|d| !d.is_empty()).collect()
-        }
-        ErrorVariant::CustomError { .. } => Vec::new(),
-    };
-    expected.sort_unstable();
-    expected.dedup();
-    let label = match expected.as_slice() {
-        [] => "not understood here".to_string(),
-        [one] => format!("expected {one}"),
-        [most @ .., last] => format!("expected {} or {last}", most.join(", ")),
-    };
-    let before = text[..at].trim_end();
-    let help = if found == "=" && !before.is_empty() {
-        Some("`==` compares; `=` binds a name once".to_string())
-    } else if found == "}" || (found.is_empty() && text.contains('{')) {
-        Some("a module's body ends with `return value` and `}`".to_string())
-    } else if before.contains(" if ") && (found.is_empty() || positives_have(error, Rule::kw_else)) {
-        Some("`if c then a else b` is an expression and needs its `else`".to_string())
-    } else {
-        None
-    };
-    // An end of text is shown at the end of what was written.
-    if found.is_empty() {
-        (before.len().saturating_sub(1), before.len(), message, label, help)
-    } else {
-        (at, at + length, message, label, help)
-    }
-}
-
-fn positives_have(error: &pest::error::Error<Rule>, rule: Rule) -> bool {
-    matches!(&error.variant, ErrorVariant::ParsingError { positives, .. } if positives.contains(&rule))
-}
-
-fn describe(rule: Rule) -> &'static str {
-    match rule {
-        Rule::EOI
-        | Rule::items
-        | Rule::item
-        | Rule::binding
-        | Rule::module
-        | Rule::function
-        | Rule::mask
-        | Rule::kw_mask => "a definition",
-        Rule::result | Rule::kw_return => "`return`",
-        Rule::expr
-        | Rule::if_expr
-        | Rule::infix
-        | Rule::term
-        | Rule::primary
-        | Rule::number
-        | Rule::string
-        | Rule::boolean
-        | Rule::none
-        | Rule::list
-        | Rule::mapping
-        | Rule::comprehension
-        | Rule::not
-        | Rule::neg
-        | Rule::prefix
-        | Rule::kw_if => "an expression",
-        Rule::ident => "a name",
-        Rule::params | Rule::param => "parameters",
-        Rule::ty | Rule::ty_choice | Rule::ty_tensor | Rule::ty_name => "a type",
-        Rule::entry => "`name: value`",
-        Rule::arg => "an argument",
-        Rule::kw_then => "`then`",
-        Rule::kw_else => "`else`",
-        Rule::kw_for => "`for`",
-        Rule::kw_in | Rule::in_op => "`in`",
-        Rule::kw_none => "`none`",
-        Rule::kw_not => "`not`",
-        Rule::call
-        | Rule::index
-        | Rule::member
-        | Rule::postfix
-        | Rule::operator
-        | Rule::coalesce
-        | Rule::or
-        | Rule::and
-        | Rule::eq
-        | Rule::ne
-        | Rule::le
-        | Rule::ge
-        | Rule::lt
-        | Rule::gt
-        | Rule::range
-        | Rule::add
-        | Rule::sub
-        | Rule::floor_div
-        | Rule::div
-        | Rule::mul
-        | Rule::rem
-        | Rule::pow
-        | Rule::is_none
-        | Rule::kw_is => "an operator",
-        Rule::optional
-        | Rule::assign
-        | Rule::WHITESPACE
-        | Rule::COMMENT
-        | Rule::digits
-        | Rule::ident_char
-        | Rule::keyword => "",
-    }
 }
 
 static OPERATORS: LazyLock<PrattParser<Rule>> = LazyLock::new(|| {

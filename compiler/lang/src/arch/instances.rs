@@ -1,280 +1,23 @@
-//! Calls: options make a more special module, tensors apply it; functions are expanded in place; a list of modules is their composition.
+//! Instances: modules at paths, bound in bodies, applied by expanding their bodies; layers as calls of bodies.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::calls::Given;
 use super::expand::{Eval, Expander, Failed};
-use super::value::{AxisName, Def, Entry, Frame, Func, Instance, ParamRef, Place, Scope, Tensor, Value};
-use crate::diagnostic::{Code, Diagnostic, Span, did_you_mean};
+use super::value::{AxisName, Def, Entry, Frame, Instance, ParamRef, Place, Scope, Tensor, Value};
+use crate::diagnostic::{Code, Diagnostic, Span};
 use crate::graph::{Origin, Type};
 use crate::ops::Core;
-use crate::spec::ast::{Binding, Ident, Item, Param, TypeExpr};
+use crate::spec::ast::{Binding, Ident, Item, Param};
 
-/// Deepest nesting of bodies and functions.
-const MAX_DEPTH: usize = 48;
 /// Most instances of a model.
 const MAX_INSTANCES: usize = 1 << 20;
 
-/// An argument as evaluated.
-#[derive(Clone)]
-pub(super) struct Given {
-    pub(super) name: Option<Arc<str>>,
-    pub(super) value: Value,
-    pub(super) span: Span,
-    /// The name it was written as, when it was one.
-    pub(super) written: Option<Arc<str>>,
-}
-
-impl Given {
-    fn applies(&self) -> bool {
-        match &self.value {
-            Value::Tensor(_) | Value::Param(_) => true,
-            Value::Tuple(items) => items.iter().any(|v| matches!(v, Value::Tensor(_))),
-            _ => false,
-        }
-    }
-}
-
 impl Expander {
-    /// A call of anything.
-    pub(super) fn call(
-        &mut self,
-        function: Value,
-        name: Option<Arc<str>>,
-        given: Vec<Given>,
-        span: Span,
-        callee: Span,
-        place: &Place,
-    ) -> Eval {
-        self.depth += 1;
-        let result = if self.depth > MAX_DEPTH {
-            let d =
-                Diagnostic::new(Code::TooDeep, format!("modules and functions nested deeper than {MAX_DEPTH}"), callee)
-                    .label("expanded again here")
-                    .help("does it apply itself?");
-            Err(self.report(d))
-        } else {
-            self.call_inner(function, name, given, span, callee, place)
-        };
-        self.depth -= 1;
-        result
-    }
-
-    fn call_inner(
-        &mut self,
-        function: Value,
-        name: Option<Arc<str>>,
-        given: Vec<Given>,
-        span: Span,
-        callee: Span,
-        place: &Place,
-    ) -> Eval {
-        match function {
-            Value::Def(def) => {
-                if !given.iter().any(Given::applies) {
-                    return self.specialise(&def, given, span).map(|d| Value::Def(Rc::new(d)));
-                }
-                if let Some(option) =
-                    given.iter().find(|g| !g.applies() && !matches!(g.value, Value::None | Value::Sym(_)))
-                {
-                    let d =
-                        Diagnostic::new(Code::MixedCall, "a call takes options or tensors, never both", option.span)
-                            .label(format!("{} among tensors", option.value.kind()));
-                    return Err(self.report(d.help("give the options first and apply what that makes: `m(option)(x)`")));
-                }
-                let name = name.unwrap_or_else(|| def.module.name.name.clone());
-                let instance = self.instance(&name, &def, span, place)?;
-                self.apply_here(&instance, given, span, place)
-            }
-            Value::Instance(instance) => self.apply_here(&instance, given, span, place),
-            Value::Func(func) => self.expand(&func, given, span, place),
-            Value::Builtin(builtin) => self.builtin(builtin, given, span, place),
-            Value::Identity => match <[Given; 1]>::try_from(given) {
-                Ok([one]) => Ok(one.value),
-                Err(_) => self.fail(Code::WrongType, span, "`identity` is applied to one value", "expected one value"),
-            },
-            Value::List(items) if items.iter().all(|v| v.is_module() || matches!(v, Value::Func(_))) => {
-                match <[Given; 1]>::try_from(given) {
-                    Ok([one]) => self.compose(&items, name.as_ref(), one, span, place),
-                    Err(_) => self.fail(
-                        Code::WrongType,
-                        span,
-                        "a list of modules is applied to one value",
-                        "expected one value",
-                    ),
-                }
-            }
-            other => {
-                let d = Diagnostic::new(Code::NotCallable, format!("{} cannot be called", other.kind()), callee)
-                    .label("expected a module or a function");
-                Err(self.report(d))
-            }
-        }
-    }
-
-    /// The module with more of its options given.
-    fn specialise(&mut self, def: &Rc<Def>, given: Vec<Given>, span: Span) -> Eval<Def> {
-        let mut made = Def { module: def.module.clone(), scope: def.scope.clone(), given: def.given.clone() };
-        let options = &def.module.options;
-        let mut failed = false;
-        for arg in given {
-            let name = match &arg.name {
-                Some(name) => name.clone(),
-                // Options without names fill the first ones that are not given yet.
-                None => match options.iter().find(|o| !made.given.iter().any(|(n, ..)| *n == o.name.name)) {
-                    Some(option) => option.name.name.clone(),
-                    None => {
-                        let d = Diagnostic::new(
-                            Code::UnknownOption,
-                            format!("`{}` has {} options", def.module.name.name, options.len()),
-                            arg.span,
-                        )
-                        .label("one too many");
-                        self.report(d.other(def.module.name.span, "defined here"));
-                        failed = true;
-                        continue;
-                    }
-                },
-            };
-            if !options.iter().any(|o| o.name.name == name) {
-                let inputs = def.module.inputs.iter().any(|i| i.name.name == name);
-                let help = did_you_mean(&name, options.iter().map(|o| &*o.name.name)).or_else(|| {
-                    inputs.then(|| format!("`{name}` is an input: options and inputs are given in separate calls"))
-                });
-                let d = Diagnostic::new(
-                    Code::UnknownOption,
-                    format!("`{}` has no option `{name}`", def.module.name.name),
-                    arg.span,
-                )
-                .label("unknown option");
-                self.report(d.other(def.module.name.span, "defined here").maybe_help(help));
-                failed = true;
-                continue;
-            }
-            if let Some((_, _, first)) = made.given.iter().find(|(n, ..)| *n == name) {
-                let d = Diagnostic::new(Code::RepeatedOption, format!("the option `{name}` is given twice"), arg.span)
-                    .label("given again")
-                    .other(*first, "first here");
-                self.report(d);
-                failed = true;
-                continue;
-            }
-            made.given.push((name, arg.value, arg.span));
-        }
-        let _ = span;
-        if failed { Err(Failed) } else { Ok(made) }
-    }
-
-    /// A function, in place: its own names, the caller's body.
-    fn expand(&mut self, func: &Rc<Func>, given: Vec<Given>, span: Span, place: &Place) -> Eval {
-        let function = &func.function;
-        let scope = Scope::new(Some(func.scope.clone()));
-        let place = place.with(scope.clone());
-        self.bind_params(&function.name, &function.params, given, span, &place, "parameter")?;
-        let around = self.at;
-        let value = self.eval(&function.body, &place);
-        self.at = around;
-        value
-    }
-
-    /// Binds parameters to arguments, by position or by name; defaults see the parameters before them.
-    fn bind_params(
-        &mut self,
-        of: &Ident,
-        params: &[Param],
-        given: Vec<Given>,
-        span: Span,
-        place: &Place,
-        what: &str,
-    ) -> Eval<()> {
-        let mut values: Vec<Option<Given>> = vec![None; params.len()];
-        for arg in given {
-            let index = match &arg.name {
-                Some(name) => params.iter().position(|p| p.name.name == *name),
-                None => values.iter().position(Option::is_none),
-            };
-            match index {
-                Some(i) if values[i].is_none() => values[i] = Some(arg),
-                Some(_) => {
-                    let d = Diagnostic::new(
-                        Code::RepeatedOption,
-                        format!("a {what} of `{}` is given twice", of.name),
-                        arg.span,
-                    )
-                    .label("given again");
-                    return Err(self.report(d));
-                }
-                None => {
-                    let message = match &arg.name {
-                        Some(name) => format!("`{}` has no {what} `{name}`", of.name),
-                        None => format!("`{}` has {} {what}s", of.name, params.len()),
-                    };
-                    let help = arg.name.as_ref().and_then(|n| did_you_mean(n, params.iter().map(|p| &*p.name.name)));
-                    let d = Diagnostic::new(Code::UnknownOption, message, arg.span)
-                        .label("unexpected")
-                        .other(of.span, "defined here")
-                        .maybe_help(help);
-                    return Err(self.report(d));
-                }
-            }
-        }
-        for (param, value) in params.iter().zip(values) {
-            let (value, at) = match (value, &param.default) {
-                (Some(given), _) => (given.value, given.span),
-                (None, Some(default)) => (self.eval(default, &place.part())?, span),
-                (None, None) => {
-                    let d = Diagnostic::new(
-                        Code::MissingOption,
-                        format!("`{}` needs its {what} `{}`", of.name, param.name.name),
-                        span,
-                    )
-                    .label(format!("`{}` is not given", param.name.name));
-                    return Err(self.report(d.other(param.name.span, "has no default")));
-                }
-            };
-            self.check_type(&param.name, param.ty.as_ref(), &value, at)?;
-            place.scope.set(param.name.name.clone(), value);
-        }
-        Ok(())
-    }
-
-    fn check_type(&mut self, name: &Ident, ty: Option<&TypeExpr>, value: &Value, at: Span) -> Eval<()> {
-        let (fits, expected) = match ty {
-            None | Some(TypeExpr::Tensor { .. }) => return Ok(()),
-            Some(TypeExpr::Choice { options, optional }) => {
-                let fits = match value {
-                    Value::Str(s) => options.contains(s),
-                    Value::None => *optional,
-                    _ => false,
-                };
-                (fits, options.iter().map(|o| format!("'{o}'")).collect::<Vec<_>>().join(" or "))
-            }
-            Some(TypeExpr::Named { name, optional }) => {
-                let fits = match (&*name.name, value) {
-                    (_, Value::None) => *optional,
-                    ("int", Value::Int(_))
-                    | ("float", Value::Int(_) | Value::Float(_))
-                    | ("bool", Value::Bool(_))
-                    | ("string", Value::Str(_)) => true,
-                    ("list", Value::List(_)) | ("mapping", Value::Map(_)) => true,
-                    ("module", v) => v.is_module() || matches!(v, Value::Func(_) | Value::Builtin(_)),
-                    _ => false,
-                };
-                (fits, format!("{}{}", name.name, if *optional { " or none" } else { "" }))
-            }
-        };
-        if fits {
-            return Ok(());
-        }
-        let shown = if let Value::Str(s) = value { format!("'{s}'") } else { value.kind().to_string() };
-        let d = Diagnostic::new(Code::WrongType, format!("`{}` must be {expected}, not {shown}", name.name), at)
-            .label(format!("expected {expected}"));
-        Err(self.report(d.other(name.span, "declared here")))
-    }
-
     /// The instance of the body that a definition applied unbound is, under its own name.
-    fn instance(&mut self, name: &Arc<str>, def: &Rc<Def>, span: Span, place: &Place) -> Eval<Rc<Instance>> {
+    pub(super) fn instance(&mut self, name: &Arc<str>, def: &Rc<Def>, span: Span, place: &Place) -> Eval<Rc<Instance>> {
         let Some(frame) = &place.frame else {
             return self.fail(Code::Misplaced, span, "a module applied outside every body", "no body here");
         };
@@ -387,7 +130,7 @@ impl Expander {
     }
 
     /// An instance applied to arguments of the body around it.
-    fn apply_here(&mut self, instance: &Rc<Instance>, given: Vec<Given>, span: Span, place: &Place) -> Eval {
+    pub(super) fn apply_here(&mut self, instance: &Rc<Instance>, given: Vec<Given>, span: Span, place: &Place) -> Eval {
         let mut inputs = Vec::with_capacity(given.len());
         for g in given {
             let value = match g.value {
@@ -456,7 +199,7 @@ impl Expander {
     }
 
     /// A list of modules applied: each element is a call of a body.
-    fn compose(
+    pub(super) fn compose(
         &mut self,
         items: &Rc<Vec<Value>>,
         name: Option<&Arc<str>>,

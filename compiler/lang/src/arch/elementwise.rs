@@ -1,0 +1,216 @@
+//! Elementwise operations on tensors: axes aligned by name, element types made alike, values made tensors.
+
+use std::rc::Rc;
+
+use super::arith::number;
+use super::expand::{Eval, Expander};
+use super::value::{Axis, AxisName, Frame, ParamRef, Tensor, Value};
+use crate::diagnostic::{Code, Diagnostic, Span};
+use crate::graph::{DType, Dim};
+use crate::ops::{BinaryOp, Core, UnaryOp};
+
+impl Expander {
+    pub(super) fn unary_tensor(&mut self, op: UnaryOp, tensor: Tensor, span: Span) -> Eval<Tensor> {
+        let tensor = match op {
+            UnaryOp::Not if tensor.dtype != DType::Bool => {
+                return self.fail(Code::WrongType, span, "`not` of numbers", "expected a tensor of booleans");
+            }
+            UnaryOp::Not | UnaryOp::Neg | UnaryOp::Abs | UnaryOp::Floor => tensor,
+            _ => self.cast(tensor, DType::F32, span)?,
+        };
+        let (dtype, axes) = (tensor.dtype, tensor.axes.clone());
+        self.emit(Core::Unary(op), &[&tensor], dtype, axes, span)
+    }
+
+    /// A binary operation on tensors: axes aligned by name, dtypes made alike.
+    pub(super) fn binary_tensors(&mut self, op: BinaryOp, a: Tensor, b: Tensor, span: Span) -> Eval<Tensor> {
+        use BinaryOp as B;
+        let both = |t: DType| a.dtype == t && b.dtype == t;
+        let (operands, result) = match op {
+            B::And | B::Or if both(DType::Bool) => (DType::Bool, DType::Bool),
+            B::And | B::Or => {
+                return self.fail(
+                    Code::WrongType,
+                    span,
+                    format!("`{}` of numbers", if op == B::And { "and" } else { "or" }),
+                    "expected booleans",
+                );
+            }
+            B::Eq | B::Ne if both(DType::Bool) => (DType::Bool, DType::Bool),
+            _ if a.dtype == DType::Bool || b.dtype == DType::Bool => {
+                let d = Diagnostic::new(Code::WrongType, "arithmetic on booleans", span)
+                    .label("expected numbers")
+                    .help("choose numbers with `where(condition, a, b)`");
+                return Err(self.report(d));
+            }
+            B::Eq | B::Ne | B::Lt | B::Le | B::Gt | B::Ge => {
+                (if both(DType::I64) { DType::I64 } else { DType::F32 }, DType::Bool)
+            }
+            B::Div | B::Pow => (DType::F32, DType::F32),
+            _ if both(DType::I64) => (DType::I64, DType::I64),
+            _ => (DType::F32, DType::F32),
+        };
+        let a = self.cast(a, operands, span)?;
+        let b = self.cast(b, operands, span)?;
+        let (tensors, axes) = self.align(&[a, b], span)?;
+        self.emit(Core::Binary(op), &[&tensors[0], &tensors[1]], result, axes, span)
+    }
+
+    pub(super) fn select_tensors(&mut self, c: Tensor, a: Tensor, b: Tensor, span: Span) -> Eval<Tensor> {
+        if c.dtype != DType::Bool {
+            return self.fail(Code::WrongType, span, "a condition of numbers", "expected booleans");
+        }
+        let dtype = if a.dtype == b.dtype { a.dtype } else { DType::F32 };
+        let (a, b) = (self.cast(a, dtype, span)?, self.cast(b, dtype, span)?);
+        let (t, axes) = self.align(&[c, a, b], span)?;
+        self.emit(Core::Select, &[&t[0], &t[1], &t[2]], dtype, axes, span)
+    }
+
+    /// The tensors with dimensions inserted and ordered so that broadcasting by position does what names say, and the axes of the result.
+    pub(super) fn align(&mut self, tensors: &[Tensor], span: Span) -> Eval<(Vec<Tensor>, Vec<Axis>)> {
+        let longest = tensors.iter().max_by_key(|t| t.axes.len()).map(|t| t.axes.clone()).unwrap_or_default();
+        let mut axes = longest;
+        for axis in tensors.iter().flat_map(|t| t.axes.iter().copied()) {
+            match axes.iter_mut().find(|a| a.name == axis.name) {
+                Some(known) if known.size == axis.size || axis.is_one() => {}
+                Some(known) if known.is_one() => known.size = axis.size,
+                Some(known) => {
+                    let message =
+                        format!("an axis of {} meets one of {}", self.show_dim(known.size), self.show_dim(axis.size));
+                    let shapes: Vec<String> = tensors.iter().map(|t| self.show_shape(&t.axes)).collect();
+                    return self.fail(
+                        Code::AxisMismatch,
+                        span,
+                        message,
+                        format!("the shapes are {}", shapes.join(" and ")),
+                    );
+                }
+                None => {
+                    let at = axes.iter().position(|a| a.name > axis.name).unwrap_or(axes.len());
+                    axes.insert(at, axis);
+                }
+            }
+        }
+        let aligned = tensors.iter().map(|t| self.place_axes(t, &axes, span)).collect::<Eval<Vec<_>>>()?;
+        Ok((aligned, axes))
+    }
+
+    /// The tensor with its axes in the order of `axes`, and a dimension of 1 for each that it lacks behind its first.
+    pub(super) fn place_axes(&mut self, tensor: &Tensor, axes: &[Axis], span: Span) -> Eval<Tensor> {
+        let order: Vec<usize> = axes.iter().filter_map(|a| tensor.axes.iter().position(|t| t.name == a.name)).collect();
+        let mut tensor = tensor.clone();
+        if order.windows(2).any(|w| w[0] > w[1]) {
+            let permuted = order.iter().map(|&i| tensor.axes[i]).collect();
+            let dtype = tensor.dtype;
+            tensor = self.emit(Core::Transpose { perm: order }, &[&tensor], dtype, permuted, span)?;
+        }
+        let first = axes.iter().position(|a| tensor.axis(a.name).is_some()).unwrap_or(axes.len());
+        let wanted: Vec<Axis> =
+            axes[first..].iter().map(|a| tensor.axis(a.name).unwrap_or(Axis::new(a.name, Dim::Fixed(1)))).collect();
+        if wanted.len() == tensor.axes.len() {
+            return Ok(tensor);
+        }
+        let dtype = tensor.dtype;
+        self.emit(Core::Reshape, &[&tensor], dtype, wanted, span)
+    }
+
+    pub(super) fn cast(&mut self, tensor: Tensor, dtype: DType, span: Span) -> Eval<Tensor> {
+        if tensor.dtype == dtype {
+            return Ok(tensor);
+        }
+        let axes = tensor.axes.clone();
+        self.emit(Core::Cast, &[&tensor], dtype, axes, span)
+    }
+
+    pub(super) fn constant(&mut self, values: Vec<f64>, dtype: DType, axes: Vec<Axis>, span: Span) -> Eval<Tensor> {
+        self.emit(Core::Const { values }, &[], dtype, axes, span)
+    }
+
+    /// Any value as a tensor of the graph being built. A list of numbers is a constant, rounded to f32.
+    pub(super) fn tensor(&mut self, value: Value, span: Span, frame: Option<&Frame>) -> Eval<Tensor> {
+        match value {
+            Value::Tensor(t) => Ok(t),
+            Value::Param(p) => self.param(&p, span),
+            Value::Int(v) => self.constant(vec![v as f64], DType::F32, Vec::new(), span),
+            Value::Float(v) => self.constant(vec![v], DType::F32, Vec::new(), span),
+            Value::Bool(b) => self.constant(vec![f64::from(u8::from(b))], DType::Bool, Vec::new(), span),
+            Value::List(items) if !items.is_empty() && items.iter().all(|i| number(i).is_some()) => {
+                let values: Vec<f64> = items.iter().filter_map(number).map(|v| f64::from(v as f32)).collect();
+                let axis = Axis::new(AxisName::Width, Dim::Fixed(values.len() as u64));
+                self.constant(values, DType::F32, vec![axis], span)
+            }
+            Value::Sym(sym) => self.place_in_body(&sym, span, frame),
+            Value::NewParam(_) => {
+                let d = Diagnostic::new(Code::WrongType, "a parameter without a name", span)
+                    .label("used here")
+                    .help("bind it first: `weight = param[..]`; its name is its path");
+                Err(self.report(d))
+            }
+            other => self.fail(
+                Code::WrongType,
+                span,
+                format!("a tensor is needed, not {}", other.kind()),
+                "expected a tensor",
+            ),
+        }
+    }
+
+    /// A parameter as a tensor; its first use makes it one of the model's.
+    pub(super) fn param(&mut self, p: &Rc<ParamRef>, span: Span) -> Eval<Tensor> {
+        let order = self.params.len();
+        match self.params.get(&p.path) {
+            None => {
+                self.params.insert(p.path.clone(), super::expand::Used { dims: p.dims.clone(), owner: p.owner, order });
+            }
+            Some(used) if used.owner != p.owner => {
+                return self.fail(
+                    Code::DuplicateParameter,
+                    span,
+                    format!("two instances have a parameter `{}`", p.path),
+                    "used here",
+                );
+            }
+            Some(used) if used.dims != p.dims => {
+                let message = format!("`{}` was {:?} at first and would be {:?} here", p.path, used.dims, p.dims);
+                let d = Diagnostic::new(Code::WidthChanged, message, span)
+                    .label("applied to another width")
+                    .help("an instance applied again shares its parameters; make a second instance for another width");
+                return Err(self.report(d));
+            }
+            Some(_) => {}
+        }
+        let n = p.dims.len();
+        let axes = p
+            .dims
+            .iter()
+            .enumerate()
+            .map(|(i, d)| {
+                let name = if i + 1 == n {
+                    AxisName::Width
+                } else if i + 2 == n {
+                    AxisName::Rows
+                } else {
+                    AxisName::Other(i)
+                };
+                Axis::new(name, Dim::Fixed(*d))
+            })
+            .collect();
+        let path = self.builders.relative(&p.path);
+        self.emit(Core::Weight { path }, &[], DType::F32, axes, span)
+    }
+
+    pub(super) fn show_dim(&self, dim: Dim) -> String {
+        let name = |axis: crate::graph::AxisId| self.axes.get(axis.0).map_or("?", String::as_str);
+        match dim {
+            Dim::Fixed(n) => n.to_string(),
+            Dim::Axis(a) => name(a).to_string(),
+            Dim::Visible(a) => format!("visible({})", name(a)),
+            Dim::Rows(a) => format!("rows({})", name(a)),
+        }
+    }
+
+    pub(super) fn show_shape(&self, axes: &[Axis]) -> String {
+        let shown: Vec<String> = axes.iter().map(|a| self.show_dim(a.size)).collect();
+        format!("[{}]", shown.join(", "))
+    }
+}

@@ -1,0 +1,78 @@
+//! Expressions over positions: kept as they are until something says which positions, then operations.
+
+use std::rc::Rc;
+
+use super::expand::{Eval, Expander};
+use super::value::{Axis, Frame, Place, Sym, Tensor, Value};
+use crate::diagnostic::{Code, Diagnostic, Span};
+use crate::graph::{DType, Dim};
+use crate::ops::Core;
+
+impl Expander {
+    /// A value as part of an expression over positions.
+    pub(super) fn sym(&mut self, value: Value, span: Span, place: &Place) -> Eval<Rc<Sym>> {
+        Ok(match value {
+            Value::Sym(s) => s,
+            Value::Int(v) => Rc::new(Sym::Int(v)),
+            Value::Float(v) => Rc::new(Sym::Float(v)),
+            Value::Bool(b) => Rc::new(Sym::Bool(b)),
+            other => Rc::new(Sym::Tensor(self.tensor(other, span, place.frame.as_deref())?)),
+        })
+    }
+
+    /// An expression over `q_pos` as a tensor over the tokens of the body's first input.
+    pub(super) fn place_in_body(&mut self, sym: &Sym, span: Span, frame: Option<&Frame>) -> Eval<Tensor> {
+        let Some(axis) = frame.and_then(|f| f.tokens) else {
+            return self.fail(Code::Misplaced, span, "positions of no tokens", "no input here has a token axis");
+        };
+        self.place_sym(sym, span, &mut |this, leaf| match leaf {
+            Sym::QPos => this.positions(axis, span),
+            Sym::Tensor(t) => Ok(t.clone()),
+            _ => {
+                let d = Diagnostic::new(
+                    Code::Misplaced,
+                    "`k_pos`, `head` and `score` mean something in attention only",
+                    span,
+                )
+                .label("used outside a mask or a score");
+                Err(this.report(d.help("give the expression to `attend`, as its mask or its scores")))
+            }
+        })
+    }
+
+    /// The position of each element of an axis.
+    pub(super) fn positions(&mut self, axis: Axis, span: Span) -> Eval<Tensor> {
+        let op = if matches!(axis.size, Dim::Fixed(_)) { Core::Index } else { Core::Position };
+        self.emit(op, &[], DType::I64, vec![axis], span)
+    }
+
+    /// An expression over positions as operations; `leaf` gives the positions.
+    pub(super) fn place_sym(
+        &mut self,
+        sym: &Sym,
+        span: Span,
+        leaf: &mut dyn FnMut(&mut Self, &Sym) -> Eval<Tensor>,
+    ) -> Eval<Tensor> {
+        match sym {
+            Sym::Int(v) => self.constant(vec![*v as f64], DType::I64, Vec::new(), span),
+            Sym::Float(v) => self.constant(vec![*v], DType::F32, Vec::new(), span),
+            Sym::Bool(b) => self.constant(vec![f64::from(u8::from(*b))], DType::Bool, Vec::new(), span),
+            Sym::Unary(op, a) => {
+                let a = self.place_sym(a, span, leaf)?;
+                self.unary_tensor(*op, a, span)
+            }
+            Sym::Binary(op, a, b) => {
+                let a = self.place_sym(a, span, leaf)?;
+                let b = self.place_sym(b, span, leaf)?;
+                self.binary_tensors(*op, a, b, span)
+            }
+            Sym::Select(c, a, b) => {
+                let c = self.place_sym(c, span, leaf)?;
+                let a = self.place_sym(a, span, leaf)?;
+                let b = self.place_sym(b, span, leaf)?;
+                self.select_tensors(c, a, b, span)
+            }
+            Sym::QPos | Sym::KPos | Sym::Head | Sym::Score | Sym::Tensor(_) => leaf(self, sym),
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Names: definitions entered into scopes, names looked up in them, top-level bindings evaluated at their first use.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::builtins;
+use super::expand::{Eval, Expander, Failed};
+use super::value::{Def, Entry, Func, Place, Scope, Sym, Value};
+use crate::diagnostic::{Code, Diagnostic, Span, closest};
+use crate::spec::ast::{Binding, Ident, Item, Param};
+
+/// Names that are positions and scores; nothing may be bound to them.
+const RESERVED: &[&str] = &["q_pos", "k_pos", "head", "score"];
+
+impl Expander {
+    /// Enters definitions and lazy bindings of one level into a scope.
+    pub(super) fn define(&mut self, items: &[Item], scope: &Rc<Scope>, lazy_bindings: bool) {
+        let mut places: BTreeMap<Arc<str>, Span> = BTreeMap::new();
+        for item in items {
+            let names: Vec<&Ident> = match item {
+                Item::Module(m) => vec![&m.name],
+                Item::Function(f) => vec![&f.name],
+                Item::Binding(b) => b.names.iter().collect(),
+            };
+            for param in item_params(item) {
+                self.check_bindable(&param.name);
+            }
+            for ident in &names {
+                self.check_bindable(ident);
+                if let Some(first) = places.insert(ident.name.clone(), ident.span) {
+                    let d =
+                        Diagnostic::new(Code::DuplicateName, format!("`{}` is bound twice", ident.name), ident.span)
+                            .label("bound again")
+                            .other(first, "first here");
+                    self.report(d);
+                }
+            }
+            let entry = match item {
+                Item::Module(m) => Entry::Ready(Value::Def(Rc::new(Def {
+                    module: m.clone(),
+                    scope: scope.clone(),
+                    given: Vec::new(),
+                }))),
+                Item::Function(f) if f.constant => {
+                    let name = f.name.clone();
+                    Entry::Lazy(Arc::new(Binding { names: vec![name], value: f.body.clone() }))
+                }
+                Item::Function(f) => {
+                    Entry::Ready(Value::Func(Rc::new(Func { function: f.clone(), scope: scope.clone() })))
+                }
+                Item::Binding(b) if lazy_bindings => Entry::Lazy(b.clone()),
+                Item::Binding(_) => continue,
+            };
+            for ident in names {
+                scope.names.borrow_mut().insert(ident.name.clone(), entry.clone());
+            }
+        }
+    }
+
+    pub(super) fn check_bindable(&mut self, ident: &Ident) {
+        if RESERVED.contains(&&*ident.name) {
+            self.report(
+                Diagnostic::new(Code::Reserved, format!("`{}` is reserved", ident.name), ident.span)
+                    .label("cannot be bound")
+                    .help("it is a position or a score inside attention; choose another name"),
+            );
+        }
+    }
+
+    /// What a name stands for.
+    pub(super) fn lookup(&mut self, name: &Arc<str>, span: Span, scope: &Rc<Scope>) -> Eval {
+        let mut at = Some(scope.clone());
+        while let Some(scope) = at {
+            let entry = scope.names.borrow().get(name).cloned();
+            match entry {
+                Some(Entry::Ready(value)) => return Ok(value),
+                Some(Entry::Failed) => return Err(Failed),
+                Some(Entry::Busy) => {
+                    return self.fail(
+                        Code::Cycle,
+                        span,
+                        format!("`{name}` needs itself"),
+                        "used here while it is being defined",
+                    );
+                }
+                Some(Entry::Lazy(binding)) => return self.force(name, &binding, &scope),
+                None => at = scope.parent.clone(),
+            }
+        }
+        let sym = match &**name {
+            "q_pos" => Sym::QPos,
+            "k_pos" => Sym::KPos,
+            "head" => Sym::Head,
+            "score" => Sym::Score,
+            "identity" => return Ok(Value::Identity),
+            "pi" => return Ok(Value::Float(std::f64::consts::PI)),
+            other => match builtins::find(other) {
+                Some(builtin) => return Ok(Value::Builtin(builtin)),
+                None => return Err(self.unknown(name, span, scope)),
+            },
+        };
+        Ok(Value::Sym(Rc::new(sym)))
+    }
+
+    fn unknown(&mut self, name: &str, span: Span, scope: &Rc<Scope>) -> Failed {
+        let mut names: Vec<Arc<str>> = Vec::new();
+        let mut at = Some(scope.clone());
+        while let Some(scope) = at {
+            names.extend(scope.names.borrow().keys().cloned());
+            at = scope.parent.clone();
+        }
+        names.sort();
+        let all = names
+            .iter()
+            .map(|n| &**n)
+            .chain(builtins::NAMES.iter().copied())
+            .chain(RESERVED.iter().copied())
+            .chain(["identity"]);
+        let help = closest(name, all).map(|c| format!("did you mean `{c}`?"));
+        self.report(
+            Diagnostic::new(Code::UnknownName, format!("no name `{name}`"), span)
+                .label("not defined here, in the card or in the library")
+                .maybe_help(help),
+        )
+    }
+
+    /// Evaluates a top-level binding at its first use.
+    fn force(&mut self, name: &Arc<str>, binding: &Arc<Binding>, scope: &Rc<Scope>) -> Eval {
+        for ident in &binding.names {
+            scope.names.borrow_mut().insert(ident.name.clone(), Entry::Busy);
+        }
+        let place = Place { scope: scope.clone(), frame: None, binds: None };
+        let value = self.eval(&binding.value, &place);
+        let entries: Vec<Entry> = match (value, binding.names.len()) {
+            (Ok(Value::Tuple(items)), n) if items.len() == n && n > 1 => {
+                items.iter().cloned().map(Entry::Ready).collect()
+            }
+            (Ok(value), n) => vec![Entry::Ready(value); n],
+            (Err(Failed), n) => vec![Entry::Failed; n],
+        };
+        for (ident, entry) in binding.names.iter().zip(&entries) {
+            scope.names.borrow_mut().insert(ident.name.clone(), entry.clone());
+        }
+        match binding.names.iter().zip(entries).find(|(ident, _)| ident.name == *name) {
+            Some((_, Entry::Ready(value))) => Ok(value),
+            _ => Err(Failed),
+        }
+    }
+}
+
+/// The parameters of a definition.
+fn item_params(item: &Item) -> Vec<&Param> {
+    match item {
+        Item::Module(m) => m.options.iter().chain(&m.inputs).collect(),
+        Item::Function(f) => f.params.iter().collect(),
+        Item::Binding(_) => Vec::new(),
+    }
+}

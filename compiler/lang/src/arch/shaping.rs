@@ -1,0 +1,326 @@
+//! The known functions that give tensors another shape, or pick, reduce or keep their elements.
+
+use std::rc::Rc;
+
+use super::calls::Given;
+use super::expand::{Eval, Expander};
+use super::instances;
+use super::value::{Axis, AxisName, Place, Tensor, Value};
+use crate::diagnostic::{Code, Span};
+use crate::graph::{AxisId, DType, Dim};
+use crate::ops::{Core, ReduceOp};
+
+impl Expander {
+    pub(super) fn shaping(&mut self, name: &'static str, given: Vec<Given>, span: Span, place: &Place) -> Eval {
+        match name {
+            "join" => {
+                let mut tensors = Vec::new();
+                for g in given {
+                    tensors.push(self.tensor(g.value, g.span, place.frame.as_deref())?);
+                }
+                self.join_last(tensors, span).map(Value::Tensor)
+            }
+            "einsum" => {
+                let mut args = self.args(name, &["spec", "a", "b"], given, span)?;
+                let spec = self.need(&mut args, 0)?;
+                let (a, b) = (self.need_tensor(&mut args, 1, place)?, self.need_tensor(&mut args, 2, place)?);
+                match spec.value {
+                    Value::Str(s) => self.einsum(&s, a, b, spec.span).map(Value::Tensor),
+                    other => self.fail(
+                        Code::WrongType,
+                        spec.span,
+                        format!("an einsum is written as a string, not {}", other.kind()),
+                        "expected a string",
+                    ),
+                }
+            }
+            "cache" => {
+                let mut args = self.args(name, &["x"], given, span)?;
+                let given = self.need(&mut args, 0)?;
+                let label = given.written.clone().or_else(|| place.binds.clone());
+                let x = self.tensor(given.value, given.span, place.frame.as_deref())?;
+                self.cache(x, label.as_deref(), span).map(Value::Tensor)
+            }
+            "split" => {
+                let mut args = self.args(name, &["x", "heads"], given, span)?;
+                let (x, n) = (self.need_tensor(&mut args, 0, place)?, self.need_size(&mut args, 1)?);
+                let (last, width) = self.last(&x, span)?;
+                if width % n != 0 {
+                    return self.fail(
+                        Code::AxisMismatch,
+                        span,
+                        format!("a width of {width} cannot be split into {n}"),
+                        "not divisible",
+                    );
+                }
+                let mut axes = x.axes.clone();
+                let heads = if x.axis(AxisName::Heads).is_some() { self.other_axis() } else { AxisName::Heads };
+                axes[last] = Axis::new(heads, Dim::Fixed(n));
+                axes.push(Axis::new(AxisName::Width, Dim::Fixed(width / n)));
+                let dtype = x.dtype;
+                self.emit(Core::Reshape, &[&x], dtype, axes, span).map(Value::Tensor)
+            }
+            "merge" => {
+                let mut args = self.args(name, &["x"], given, span)?;
+                let x = self.need_tensor(&mut args, 0, place)?;
+                match x.axes.as_slice() {
+                    [rest @ .., Axis { size: Dim::Fixed(a), .. }, Axis { size: Dim::Fixed(b), .. }] => {
+                        let mut axes = rest.to_vec();
+                        axes.push(Axis::new(AxisName::Width, Dim::Fixed(a * b)));
+                        self.emit(Core::Reshape, &[&x], x.dtype, axes, span).map(Value::Tensor)
+                    }
+                    axes => {
+                        let shape = self.show_shape(axes);
+                        self.fail(
+                            Code::AxisMismatch,
+                            span,
+                            format!("the last two axes of {shape} cannot be merged"),
+                            "expected two fixed axes",
+                        )
+                    }
+                }
+            }
+            "parts" => {
+                let mut args = self.args(name, &["x", "widths"], given, span)?;
+                let x = self.need_tensor(&mut args, 0, place)?;
+                let widths = self.need(&mut args, 1)?;
+                self.parts(&x, &widths, span)
+            }
+            "repeat" => {
+                let mut args = self.args(name, &["x", "times"], given, span)?;
+                let (x, times) = (self.need_tensor(&mut args, 0, place)?, self.need_size(&mut args, 1)?);
+                let Some(dim) = x.axes.iter().position(|a| a.name == AxisName::Heads) else {
+                    return self.fail(
+                        Code::AxisMismatch,
+                        span,
+                        "`repeat` acts on heads, and there are none",
+                        "expected the result of `split`",
+                    );
+                };
+                let mut axes = x.axes.clone();
+                if let Dim::Fixed(n) = &mut axes[dim].size {
+                    *n *= times;
+                }
+                self.emit(Core::Repeat { dim, times }, &[&x], x.dtype, axes, span).map(Value::Tensor)
+            }
+            "gather" => {
+                let mut args = self.args(name, &["table", "indices"], given, span)?;
+                let (table, indices) = (self.need_tensor(&mut args, 0, place)?, self.need_tensor(&mut args, 1, place)?);
+                self.gather(table, indices, span).map(Value::Tensor)
+            }
+            "take" => {
+                let mut args = self.args(name, &["x", "indices"], given, span)?;
+                let (x, indices) = (self.need_tensor(&mut args, 0, place)?, self.need_tensor(&mut args, 1, place)?);
+                let (a, b) = (x.axes.split_last(), indices.axes.split_last());
+                match (a, b) {
+                    (Some((_, a)), Some((_, b))) if a == b && indices.dtype == DType::I64 => {
+                        let axes = indices.axes.clone();
+                        self.emit(Core::Take, &[&x, &indices], x.dtype, axes, span).map(Value::Tensor)
+                    }
+                    _ => {
+                        let (a, b) = (self.show_shape(&x.axes), self.show_shape(&indices.axes));
+                        self.fail(
+                            Code::AxisMismatch,
+                            span,
+                            format!("`take` from {a} at {b}"),
+                            "expected integer indices with the same leading axes",
+                        )
+                    }
+                }
+            }
+            "top_k" => {
+                let mut args = self.args(name, &["x", "k"], given, span)?;
+                let (x, k) = (self.need_tensor(&mut args, 0, place)?, self.need_size(&mut args, 1)?);
+                let (last, width) = self.last(&x, span)?;
+                if k > width {
+                    return self.fail(
+                        Code::AxisMismatch,
+                        span,
+                        format!("the {k} largest of {width}"),
+                        "more than there are",
+                    );
+                }
+                let mut axes = x.axes.clone();
+                axes[last] = Axis::new(AxisName::Chosen, Dim::Fixed(k));
+                self.emit(Core::TopK { k }, &[&x], DType::I64, axes, span).map(Value::Tensor)
+            }
+            "softmax" => {
+                let mut args = self.args(name, &["x"], given, span)?;
+                let x = self.need_tensor(&mut args, 0, place)?;
+                let x = self.cast(x, DType::F32, span)?;
+                let axes = x.axes.clone();
+                self.emit(Core::Softmax, &[&x], DType::F32, axes, span).map(Value::Tensor)
+            }
+            "index" => {
+                let mut args = self.args(name, &["n"], given, span)?;
+                let n = self.need_size(&mut args, 0)?;
+                self.positions(Axis::new(AxisName::Width, Dim::Fixed(n)), span).map(Value::Tensor)
+            }
+            "transpose" => {
+                let mut args = self.args(name, &["x"], given, span)?;
+                let x = self.need_tensor(&mut args, 0, place)?;
+                let n = x.axes.len();
+                if n < 2 || x.axes[n - 2..].iter().any(|a| !matches!(a.size, Dim::Fixed(_))) {
+                    let shape = self.show_shape(&x.axes);
+                    return self.fail(
+                        Code::AxisMismatch,
+                        span,
+                        format!("the last two axes of {shape} cannot be exchanged"),
+                        "expected two fixed axes",
+                    );
+                }
+                let mut axes = x.axes.clone();
+                (axes[n - 2].size, axes[n - 1].size) = (axes[n - 1].size, axes[n - 2].size);
+                let perm = (0..n - 2).chain([n - 1, n - 2]).collect();
+                self.emit(Core::Transpose { perm }, &[&x], x.dtype, axes, span).map(Value::Tensor)
+            }
+            "int" | "float" => {
+                let mut args = self.args(name, &["x"], given, span)?;
+                let x = self.need_tensor(&mut args, 0, place)?;
+                self.cast(x, if name == "int" { DType::I64 } else { DType::F32 }, span).map(Value::Tensor)
+            }
+            "reduce" | "sum" | "mean" | "argmax" => {
+                let mut args = self.args(name, &["x", "how"], given, span)?;
+                let x = self.need_tensor(&mut args, 0, place)?;
+                let how = match (name, args.values[1].take()) {
+                    ("reduce", Some(Given { value: Value::Str(s), .. })) => s.to_string(),
+                    (_, None) if name != "reduce" => name.to_string(),
+                    _ => {
+                        return self.fail(
+                            Code::WrongType,
+                            span,
+                            "`reduce` needs to know how",
+                            "expected 'sum', 'mean', 'max', 'min' or 'argmax'",
+                        );
+                    }
+                };
+                self.reduce(&how, x, span).map(Value::Tensor)
+            }
+            _ => self.fail(Code::WrongType, span, format!("`{name}` of these values"), "expected other arguments"),
+        }
+    }
+
+    fn reduce(&mut self, how: &str, x: Tensor, span: Span) -> Eval<Tensor> {
+        let op = match how {
+            "sum" => ReduceOp::Sum,
+            "mean" => ReduceOp::Mean,
+            "max" => ReduceOp::Max,
+            "min" => ReduceOp::Min,
+            "argmax" => ReduceOp::ArgMax,
+            other => {
+                return self.fail(
+                    Code::WrongType,
+                    span,
+                    format!("no reduction '{other}'"),
+                    "expected 'sum', 'mean', 'max', 'min' or 'argmax'",
+                );
+            }
+        };
+        let (last, _) = self.last(&x, span)?;
+        let x = if op == ReduceOp::Mean { self.cast(x, DType::F32, span)? } else { x };
+        let mut axes = x.axes.clone();
+        axes[last].size = Dim::Fixed(1);
+        let dtype = if op == ReduceOp::ArgMax { DType::I64 } else { x.dtype };
+        self.emit(Core::Reduce(op), &[&x], dtype, axes, span)
+    }
+
+    fn gather(&mut self, table: Tensor, indices: Tensor, span: Span) -> Eval<Tensor> {
+        if indices.dtype != DType::I64 || table.axes.is_empty() {
+            return self.fail(Code::WrongType, span, "`gather` needs a table and integers", "expected i64 indices");
+        }
+        let axes = indices.axes.iter().chain(&table.axes[1..]).copied().collect();
+        self.emit(Core::Gather, &[&table, &indices], table.dtype, axes, span)
+    }
+
+    fn parts(&mut self, x: &Tensor, widths: &Given, span: Span) -> Eval {
+        let (dim, width) = self.last(x, span)?;
+        let Value::List(items) = &widths.value else {
+            return self.fail(
+                Code::WrongType,
+                widths.span,
+                format!("widths are a list, not {}", widths.value.kind()),
+                "expected a list",
+            );
+        };
+        let sizes = items.iter().map(|i| self.size(i, widths.span)).collect::<Eval<Vec<_>>>()?;
+        let total: u64 = sizes.iter().sum();
+        if total != width {
+            return self.fail(
+                Code::AxisMismatch,
+                span,
+                format!("parts of {sizes:?} make {total}, and the width is {width}"),
+                "not the whole",
+            );
+        }
+        let mut start = 0;
+        let mut parts = Vec::new();
+        for size in sizes {
+            let mut axes = x.axes.clone();
+            axes[dim].size = Dim::Fixed(size);
+            let part = if size == width {
+                x.clone()
+            } else {
+                self.emit(Core::Slice { dim, start }, &[x], x.dtype, axes, span)?
+            };
+            parts.push(Value::Tensor(part));
+            start += size;
+        }
+        Ok(Value::Tuple(Rc::new(parts)))
+    }
+
+    fn join_last(&mut self, tensors: Vec<Tensor>, span: Span) -> Eval<Tensor> {
+        let Some(first) = tensors.first() else {
+            return self.fail(Code::WrongType, span, "`join` of nothing", "expected tensors");
+        };
+        let (dim, _) = self.last(first, span)?;
+        let mut width = 0;
+        for tensor in &tensors {
+            if tensor.axes.len() != first.axes.len()
+                || tensor.axes[..dim] != first.axes[..dim]
+                || tensor.dtype != first.dtype
+            {
+                let shapes: Vec<String> = tensors.iter().map(|t| self.show_shape(&t.axes)).collect();
+                return self.fail(
+                    Code::AxisMismatch,
+                    span,
+                    "`join` needs the same axes but for the last",
+                    format!("the shapes are {}", shapes.join(" and ")),
+                );
+            }
+            width += self.last(tensor, span)?.1;
+        }
+        let mut axes = first.axes.clone();
+        axes[dim] = Axis::new(AxisName::Width, Dim::Fixed(width));
+        let dtype = first.dtype;
+        self.emit(Core::Concat { dim }, &tensors.iter().collect::<Vec<_>>(), dtype, axes, span)
+    }
+
+    /// What is kept of each token, under a path of its own.
+    fn cache(&mut self, x: Tensor, label: Option<&str>, span: Span) -> Eval<Tensor> {
+        let Some(Axis { name: AxisName::Ragged(axis), .. }) = x.axes.first().copied() else {
+            let shape = self.show_shape(&x.axes);
+            return self.fail(
+                Code::AxisMismatch,
+                span,
+                format!("`cache` keeps values per token, not {shape}"),
+                "expected a first axis of tokens",
+            );
+        };
+        let base = instances::join(&self.path, label.unwrap_or("cache"));
+        let path = (0..)
+            .map(|i| if i == 0 { base.clone() } else { format!("{base}~{i}") })
+            .find(|p| !self.caches.contains(p))
+            .unwrap_or(base);
+        self.caches.insert(path.clone());
+        let path = self.builders.relative(&path);
+        let mut axes = x.axes.clone();
+        axes[0] = Axis::new(AxisName::Visible(axis), Dim::Visible(AxisId(axis)));
+        let kept = self.emit(Core::Cache { path }, &[&x], x.dtype, axes, span)?;
+        Ok(Tensor { uncached: Some(Rc::new(x)), ..kept })
+    }
+
+    pub(super) fn other_axis(&mut self) -> AxisName {
+        self.n_axes += 1;
+        AxisName::Other(self.n_axes)
+    }
+}
