@@ -160,15 +160,7 @@ impl Expander {
         let order = self.params.len();
         match self.params.get(&p.path) {
             None => {
-                self.params.insert(p.path.clone(), super::expand::Used { dims: p.dims.clone(), owner: p.owner, order });
-            }
-            Some(used) if used.owner != p.owner => {
-                return self.fail(
-                    Code::DuplicateParameter,
-                    span,
-                    format!("two instances have a parameter `{}`", p.path),
-                    "used here",
-                );
+                self.params.insert(p.path.clone(), super::expand::Used { dims: p.dims.clone(), order });
             }
             Some(used) if used.dims != p.dims => {
                 let message = format!("`{}` was {:?} at first and would be {:?} here", p.path, used.dims, p.dims);

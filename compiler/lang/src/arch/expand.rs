@@ -25,7 +25,6 @@ const MAX_LIST: i64 = 1 << 20;
 /// A parameter of the checkpoint that the model uses.
 pub(super) struct Used {
     pub(super) dims: Vec<u64>,
-    pub(super) owner: usize,
     /// Its place in the order of first uses.
     pub(super) order: usize,
 }

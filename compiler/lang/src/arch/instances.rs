@@ -42,7 +42,6 @@ impl Expander {
             return self.fail(Code::TooDeep, span, format!("more than {MAX_INSTANCES} instances"), "one too many");
         }
         let instance = Rc::new(Instance {
-            id: self.n_instances,
             path: join(&parent.path, name),
             def: def.clone(),
             children: RefCell::default(),
@@ -105,7 +104,7 @@ impl Expander {
             }
             Value::NewParam(dims) => {
                 let path = join(&parent.path, name);
-                let param = Value::Param(Rc::new(ParamRef { path, dims: dims.to_vec(), owner: parent.id }));
+                let param = Value::Param(Rc::new(ParamRef { path, dims: dims.to_vec() }));
                 self.set_child(parent, name, param.clone());
                 Ok(param)
             }

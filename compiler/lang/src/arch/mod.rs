@@ -202,7 +202,6 @@ impl Expander {
         let scope = Scope::new(Some(card.clone()));
         let def = Rc::new(Def { module: model.clone(), scope: card.clone(), given: Vec::new() });
         let instance = Rc::new(Instance {
-            id: 0,
             path: String::new(),
             def,
             children: RefCell::default(),

@@ -130,7 +130,7 @@ fn from_config(size: &Size, config: &Datum, diagnostics: &mut Vec<Diagnostic>) -
         if let (Datum::Map(entries), [Place::Key(key)]) = (config, places) {
             d = d.maybe_help(
                 did_you_mean(key, entries.iter().map(|(k, _)| &**k))
-                    .map(|h| h.replace("did you mean", "does the config mean")),
+                    .map(|h| h.replace("did you mean", "is it the config's")),
             );
         }
         diagnostics.push(d);
@@ -194,7 +194,8 @@ fn check_type(size: &Size, value: Datum, diagnostics: &mut Vec<Diagnostic>) -> D
     if fits {
         return value;
     }
-    let message = format!("`{}` is {value}, which is {}", size.name, value.kind());
+    let shown = if let Datum::Str(s) = &value { format!("'{s}'") } else { value.to_string() };
+    let message = format!("`{}` is {shown}, which is {}", size.name, value.kind());
     let label = format!("the card has {} here", expected.kind());
     diagnostics.push(Diagnostic::new(Code::WrongSize, message, size.span).label(label));
     normalise(expected.clone())

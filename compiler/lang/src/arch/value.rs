@@ -138,8 +138,6 @@ pub(super) struct ParamRef {
     /// Absolute.
     pub(super) path: String,
     pub(super) dims: Vec<u64>,
-    /// The instance it belongs to.
-    pub(super) owner: usize,
 }
 
 /// A module with some of its options given.
@@ -158,7 +156,6 @@ pub(super) struct Func {
 
 /// A module at a path.
 pub(super) struct Instance {
-    pub(super) id: usize,
     /// Absolute; empty for the model.
     pub(super) path: String,
     pub(super) def: Rc<Def>,

@@ -1,12 +1,16 @@
 //! "Did you mean": the candidate at the smallest edit distance, if it is close enough to be what was meant.
 
-/// The candidate closest to `word`, or `None` when all are too far (more than a third of the letters, at least 2, differ).
+/// The candidate closest to `word`: at most a third of the letters, or 2, differ; else one that `word` begins, or that begins `word`.
 pub fn closest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let limit = (word.chars().count() / 3).max(2);
+    let begins = |a: &str, b: &str| a.len() >= 4 && b.starts_with(a);
     candidates
         .into_iter()
-        .map(|candidate| (distance(word, candidate), candidate))
-        .filter(|(d, candidate)| *d <= limit && *d < candidate.chars().count())
+        .filter_map(|candidate| match distance(word, candidate) {
+            d if d <= limit && d < candidate.chars().count() => Some((d, candidate)),
+            d if begins(word, candidate) || begins(candidate, word) => Some((limit + d, candidate)),
+            _ => None,
+        })
         .min()
         .map(|(_, candidate)| candidate)
 }
@@ -47,6 +51,7 @@ mod tests {
         let sizes = ["hidden_size", "vocab_size", "head_dim"];
         assert_eq!(closest("hiden_size", sizes), Some("hidden_size"));
         assert_eq!(closest("haed_dim", sizes), Some("head_dim"));
+        assert_eq!(closest("vocab", sizes), Some("vocab_size"));
         assert_eq!(closest("rope", sizes), None);
     }
 

@@ -4,26 +4,35 @@ use pest::error::{ErrorVariant, InputLocation};
 
 use super::xf_to_spec::{MAX_DEPTH, Rule};
 
-/// The offset where brackets or chained `if`s nest deeper than the limit.
+/// The offset where brackets and chained `if`s nest deeper than the limit: the parser recurses for both.
 pub(super) fn too_deep(text: &str) -> Option<usize> {
-    let (mut depth, mut comment, mut quote) = (0_usize, false, None);
+    // The `if`s open at each level of brackets; a comma or a `=` ends those of its level.
+    let mut open = vec![0_usize];
+    let (mut comment, mut quote, mut word) = (false, None, 0);
+    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '\'';
     for (offset, c) in text.char_indices() {
+        if quote.is_none() && !comment && is_word(c) && (c != '\'' || word < offset) {
+            continue;
+        }
+        if &text[word..offset] == "if" && quote.is_none() && !comment {
+            *open.last_mut()? += 1;
+        }
+        word = offset + c.len_utf8();
         match (c, quote) {
             ('\n', _) => (comment, quote) = (false, None),
             _ if comment => {}
             (_, Some(q)) if c == q => quote = None,
             (_, Some(_)) => {}
             ('#', None) => comment = true,
-            ('\'' | '"', None)
-                if !text[..offset].ends_with(|p: char| p.is_ascii_alphanumeric() || p == '_' || p == '\'') =>
-            {
-                quote = Some(c)
+            ('\'' | '"', None) => quote = Some(c),
+            ('(' | '[' | '{', None) => open.push(0),
+            (')' | ']' | '}', None) if open.len() > 1 => {
+                open.pop();
             }
-            ('(' | '[' | '{', None) => depth += 1,
-            (')' | ']' | '}', None) => depth = depth.saturating_sub(1),
+            (',' | '=', None) => *open.last_mut()? = 0,
             _ => {}
         }
-        if depth > MAX_DEPTH {
+        if open.len() - 1 + open.iter().sum::<usize>() > MAX_DEPTH {
             return Some(offset);
         }
     }

@@ -448,7 +448,11 @@ mod tests {
         let (_, diagnostics) = parse(&format!("a = {}1", "1 + ".repeat(5000)));
         assert_eq!(diagnostics[0].code, Code::TooLarge);
         let (_, diagnostics) = parse(&format!("a = {}1", "if b then c else ".repeat(3000)));
-        assert!(!diagnostics.is_empty());
+        assert_eq!(diagnostics[0].code, Code::TooLarge);
+        let (_, diagnostics) = parse(&format!("a = {}1{}", "(if b then c else ".repeat(32), ")".repeat(32)));
+        assert_eq!(diagnostics, []);
+        let (_, diagnostics) = parse(&"a = if b then c else d\n  e = [f, if g then h else i]\n".repeat(500));
+        assert_eq!(diagnostics, []);
     }
 
     #[test]

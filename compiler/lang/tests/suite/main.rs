@@ -7,5 +7,6 @@ mod generated;
 mod graph;
 mod mask;
 mod passes;
+mod reject;
 mod support;
 mod view;
