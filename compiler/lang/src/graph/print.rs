@@ -23,7 +23,7 @@ use crate::ops::attributes::{number, quote};
 impl Dim {
     /// As text, axes by their names.
     pub fn text(self, axes: &[String]) -> String {
-        let name = |a: super::AxisId| axes.get(a.0).cloned().unwrap_or_else(|| format!("axis{}", a.0));
+        let name = |a: super::AxisId| axes.get(a.0).map_or_else(|| format!("axis{}", a.0), |axis| name(axis));
         match self {
             Dim::Fixed(n) => n.to_string(),
             Dim::Axis(a) => name(a),

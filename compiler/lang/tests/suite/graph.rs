@@ -95,3 +95,9 @@ graph 0 "m" (%0 a: f32[n, 4], %1 b: f32[n, 3]) {
     let program = parse(text).unwrap();
     insta::assert_snapshot!(verify(&program).unwrap_err().to_string());
 }
+
+#[test]
+fn odd_names_read_back() {
+    let text = "program \"a \\\"b\\\"\" axes [\"the tokens\", visible]\n\ngraph 0 \"m\" (%0 \"h'\": f32[\"the tokens\", 2], %1 rows: f32[rows(visible)]) {\n  return \"y'\" = %0\n}\n";
+    assert_eq!(parse(text).unwrap().to_string(), text);
+}
