@@ -17,6 +17,7 @@ pub mod fill;
 pub mod fuzz;
 pub mod model;
 pub mod source;
+pub mod synthetic;
 
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -5,6 +5,7 @@ use xfc_lang::{ElaborateOptions, elaborate, load_card};
 
 use crate::args::CheckArgs;
 use crate::compile::group_digits;
+use crate::output::print;
 use crate::error::{CliError, Result};
 use crate::model::{library, read_json};
 
@@ -12,7 +13,7 @@ use crate::model::{library, read_json};
 ///
 /// # Errors
 /// At least one card is wrong.
-#[expect(clippy::print_stdout, clippy::print_stderr, reason = "a command's output")]
+#[expect(clippy::print_stderr, reason = "a command's messages")]
 pub(crate) fn run(args: &CheckArgs) -> Result<()> {
     let library = library(args.models.as_deref())?;
     let config = args.config.as_deref().map(read_json).transpose()?;
@@ -28,11 +29,11 @@ pub(crate) fn run(args: &CheckArgs) -> Result<()> {
             Ok(model) => {
                 results.push(serde_json::json!({"card": card, "ok": true, "parameters": model.arch.parameter_count()}));
                 if !args.json {
-                    println!(
+                    print(format!(
                         "{card}: ok, {} parameters in {} distinct graphs",
                         group_digits(model.arch.parameter_count()),
                         model.program.graphs.len()
-                    );
+                    ));
                 }
             }
             Err(report) => {
@@ -42,7 +43,7 @@ pub(crate) fn run(args: &CheckArgs) -> Result<()> {
         }
     }
     if args.json {
-        println!("{:#}", serde_json::Value::Array(results));
+        print(format!("{:#}", serde_json::Value::Array(results)));
     }
     // All reports but the last are printed here; the last goes the way of every error.
     let Some((_, last)) = wrong.pop() else { return Ok(()) };

@@ -6,6 +6,7 @@ use std::time::Instant;
 use xfc_codegen::driver;
 
 use crate::args::CompileArgs;
+use crate::output::print;
 use crate::error::Result;
 use crate::model::{self, Named};
 
@@ -13,7 +14,6 @@ use crate::model::{self, Named};
 ///
 /// # Errors
 /// The model cannot be read or compiled, or the artifact cannot be written.
-#[expect(clippy::print_stdout, reason = "a command's output")]
 pub(crate) fn run(args: &CompileArgs) -> Result<()> {
     let start = Instant::now();
     let named = model::name(&args.model.model)?;
@@ -50,11 +50,11 @@ pub(crate) fn run(args: &CompileArgs) -> Result<()> {
             "elapsed_ms": total.as_secs_f64() * 1e3,
             "stages_ms": stages,
         });
-        println!("{json:#}");
+        print(format!("{json:#}"));
         return Ok(());
     }
     let names: Vec<&str> = targets.iter().map(|t| t.name()).collect();
-    println!(
+    print(format!(
         "{}: {} for {}, {} parameters, {} KB, {:.2} s",
         output.display(),
         loaded.model.arch.name,
@@ -62,19 +62,19 @@ pub(crate) fn run(args: &CompileArgs) -> Result<()> {
         group_digits(loaded.model.arch.parameter_count()),
         compiled.bytes.len().div_ceil(1000),
         total.as_secs_f64()
-    );
+    ));
     if args.verbose {
-        println!("  {:<10} {:8.1} ms   {} graphs", "read", read.as_secs_f64() * 1e3, loaded.model.program.graphs.len());
+        print(format!("  {:<10} {:8.1} ms   {} graphs", "read", read.as_secs_f64() * 1e3, loaded.model.program.graphs.len()));
         for (name, t) in &compiled.elapsed {
-            println!("  {name:<10} {:8.1} ms", t.as_secs_f64() * 1e3);
+            print(format!("  {name:<10} {:8.1} ms", t.as_secs_f64() * 1e3));
         }
         for (built, name) in compiled.built.iter().zip(&names) {
-            println!(
+            print(format!(
                 "  {name}: {} distinct kernels, {} compiled with their variants, {} launches",
                 built.plan.kernels.len(),
                 built.kernels.len(),
                 built.plan.launches.len()
-            );
+            ));
         }
     }
     Ok(())

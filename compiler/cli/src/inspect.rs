@@ -11,6 +11,7 @@ use xfc_lang::view;
 use xfc_runtime::artifact::container::Artifact;
 
 use crate::args::{FormatArg, InspectArgs};
+use crate::output::print;
 use crate::error::{CliError, Result};
 use crate::layer;
 use crate::model::{self, Loaded, Named};
@@ -19,7 +20,6 @@ use crate::model::{self, Loaded, Named};
 ///
 /// # Errors
 /// The model cannot be read or compiled, the stage has no such form, or the output cannot be written.
-#[expect(clippy::print_stdout, reason = "a command's output")]
 pub(crate) fn run(args: &InspectArgs) -> Result<()> {
     let named = model::name(&args.model.model)?;
     let text = match &named {
@@ -28,7 +28,7 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
     };
     match &args.output {
         Some(path) => xfc_runtime::files::write_atomic(path, text.as_bytes())?,
-        None => println!("{}", text.trim_end()),
+        None => print(format!("{}", text.trim_end())),
     }
     Ok(())
 }

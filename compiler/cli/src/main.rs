@@ -11,6 +11,7 @@ mod error;
 mod inspect;
 mod layer;
 mod model;
+mod output;
 mod run;
 
 use std::process::ExitCode;

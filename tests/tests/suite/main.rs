@@ -4,6 +4,7 @@ mod architectures;
 mod artifact;
 mod case;
 mod compare;
+mod differential;
 mod fill;
 mod fuzz;
 mod interpreter;

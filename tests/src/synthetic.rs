@@ -1,0 +1,101 @@
+//! Models of generated sizes: what no reference case and no tile size divides.
+//!
+//! Given a seed, [`config`] draws a family and sizes for it, and [`case`] gives the model weights by the rules of the reference cases. Nothing of
+//! another implementation is there to compare with: the interpreter is the truth.
+
+use serde_json::{Value, json};
+
+use crate::Result;
+use crate::case::{Case, TensorSpec};
+use crate::fill::splitmix64;
+use crate::model;
+
+/// Numbers drawn from a seed.
+#[derive(Clone, Copy, Debug)]
+pub struct Draw {
+    seed: u64,
+    next: u64,
+}
+
+impl Draw {
+    /// A sequence of draws.
+    pub fn new(seed: u64) -> Self {
+        Draw { seed, next: 0 }
+    }
+
+    /// A number in `0..n`.
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.next += 1;
+        splitmix64(self.seed, self.next) % n
+    }
+
+    /// One of a list.
+    pub fn of<T: Copy>(&mut self, list: &[T]) -> T {
+        list[self.below(list.len() as u64) as usize]
+    }
+}
+
+/// A config.json of a family, with sizes that are mostly odd.
+pub fn config(draw: &mut Draw) -> Value {
+    let heads = draw.of(&[1, 2, 3, 4, 6]);
+    let head_dim = draw.of(&[2, 6, 10, 16, 18, 34]);
+    let width = heads * head_dim;
+    let inner = 1 + draw.below(150);
+    let vocab = 3 + draw.below(200);
+    let layers = 1 + draw.below(2);
+    let kv_heads = if heads % 2 == 0 { draw.of(&[1, heads / 2, heads]) } else { draw.of(&[1, heads]) };
+    let mut rotary = json!({
+        "vocab_size": vocab, "hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim, "hidden_act": "silu",
+        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": draw.below(2) == 0,
+    });
+    match draw.below(4) {
+        0 => {
+            rotary["model_type"] = json!("llama");
+            rotary["attention_bias"] = json!(draw.below(2) == 0);
+            rotary["mlp_bias"] = json!(draw.below(2) == 0);
+            rotary
+        }
+        1 => {
+            rotary["model_type"] = json!("mistral");
+            rotary["sliding_window"] = json!(1 + draw.below(40));
+            rotary["tie_word_embeddings"] = json!(false);
+            rotary
+        }
+        2 => json!({
+            "model_type": "gpt2", "vocab_size": vocab, "n_positions": 96, "n_embd": width, "n_layer": layers, "n_head": heads,
+            "n_inner": inner, "activation_function": draw.of(&["gelu_new", "gelu", "relu"]), "layer_norm_epsilon": 1e-5,
+        }),
+        _ => json!({
+            "model_type": "bert", "architectures": [draw.of(&["BertForMaskedLM", "BertModel"])], "vocab_size": vocab,
+            "hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": heads,
+            "max_position_embeddings": 96, "type_vocab_size": 2, "hidden_act": draw.of(&["gelu", "relu"]),
+            "layer_norm_eps": 1e-12,
+        }),
+    }
+}
+
+/// A model of that config, with weights.
+pub fn case(name: &str, config: Value) -> Result<Case> {
+    let model = model::expand_with(&config, &config)?;
+    let mut tensors: Vec<TensorSpec> = Vec::new();
+    for binding in &model.bindings {
+        let name = &binding.names[0];
+        if tensors.iter().any(|t| t.name == *name) {
+            continue;
+        }
+        let shape: Vec<usize> = binding.shape.iter().map(|&n| n as usize).collect();
+        let (offset, scale) = match shape[..] {
+            [_] if name.ends_with("weight") => (1.0, 0.1),
+            [.., fan_in] if shape.len() > 1 => (0.0, f64::from((3.0 / fan_in as f32).sqrt())),
+            _ => (0.0, 0.1),
+        };
+        tensors.push(TensorSpec {
+            name: name.clone(),
+            shape,
+            offset: f64::from(offset as f32),
+            scale: f64::from(scale as f32),
+        });
+    }
+    Ok(Case::generated(name, config, tensors))
+}

@@ -1,0 +1,127 @@
+//! Compiled models of generated sizes against the interpreter: one token, sizes that no tile divides, several sequences in a step,
+//! prompts in pieces, on every target that every machine has, in f32 and bf16.
+//!
+//! The interpreter runs each sequence alone; the compiled model runs them together.
+
+use std::collections::BTreeMap;
+
+use xfc_codegen::driver::Options;
+use xfc_lang::graph::DType;
+use xfc_lang::graph::verify::verify;
+use xfc_lang::passes::precision;
+use xfc_lang::reference::{Interpreter, State, Tensor};
+use xfc_runtime::artifact::Artifact;
+use xfc_runtime::model::{Model, ModelOptions};
+use xfc_runtime::session::SessionOptions;
+use xfc_runtime::step::{InputData, StepInput, Wanted};
+use xfc_runtime::weights::Checkpoint;
+use xfc_tests::Result;
+use xfc_tests::case::Layout;
+use xfc_tests::compare::{Precision, Tier, compare};
+use xfc_tests::compile::{TARGETS, artifact};
+use xfc_tests::model::{expand, parameters};
+use xfc_tests::synthetic::{Draw, case, config};
+
+/// What each sequence is given in each step; empty: not in the step.
+type Schedule = Vec<Vec<Vec<i64>>>;
+
+/// Three sequences: together, apart, in pieces, token by token. Where sequences must be whole, each is one step.
+fn schedule(draw: &mut Draw, vocabulary: u64, whole: bool) -> Schedule {
+    let mut ids = |n: u64| -> Vec<i64> { (0..n).map(|_| draw.below(vocabulary) as i64).collect() };
+    if whole {
+        return vec![vec![ids(1), ids(23), ids(17)], vec![ids(40), vec![], ids(2)]];
+    }
+    vec![
+        vec![ids(1), ids(23), vec![]],
+        vec![ids(1), ids(1), ids(37)],
+        vec![ids(1), ids(5), ids(1)],
+        vec![vec![], ids(1), vec![]],
+        vec![ids(16), ids(1), ids(9)],
+    ]
+}
+
+fn check(seed: u64, dtype: DType) -> Result<()> {
+    let mut draw = Draw::new(seed);
+    let config = config(&mut draw);
+    let shown = config.to_string();
+    run(config, dtype).map_err(|e| format!("seed {seed}, {dtype}, {shown}: {e}").into())
+}
+
+fn run(config: serde_json::Value, dtype: DType) -> Result<()> {
+    let case = case("generated", config)?;
+    let expanded = expand(&case)?;
+    let weights = parameters(&case, &expanded)?;
+    let mut program = expanded.program.clone();
+    precision::apply(&mut program, dtype)?;
+    let verified = verify(&program).map_err(|v| v.to_string())?;
+    let weights = |path: &str| weights.get(path).cloned().ok_or_else(|| format!("there is no {path}").into());
+    let (tier, precision) = (Tier::Model, if dtype == DType::F32 { Precision::F32 } else { Precision::BF16 });
+    let truth = Interpreter::<f32>::new(verified, &weights)?;
+
+    let bytes = artifact(&case, &TARGETS, &Options { dtype, ..Options::default() })?;
+    let artifact = Artifact::from_bytes(bytes)?;
+    let folder = case.checkpoint(Layout::Single)?;
+    let checkpoint = Checkpoint::open(folder.path())?;
+    let targets: Vec<String> = artifact.manifests().map(|m| m.target.name.clone()).collect();
+    let vocabulary = case.config["vocab_size"].as_u64().unwrap_or(1);
+    for target in targets {
+        let options = ModelOptions { threads: Some(2), target: Some(target.clone()), ..ModelOptions::default() };
+        let model = Model::load(&artifact, &checkpoint, &options)?;
+        let schedule = schedule(&mut Draw::new(7), vocabulary, model.manifest().whole_sequences);
+        let mut session = model.session(&SessionOptions {
+            max_sequences: 3,
+            context_tokens: Some(96),
+            ..SessionOptions::default()
+        })?;
+        let sequences: Vec<_> = (0..3).map(|_| session.add_sequence()).collect::<std::result::Result<_, _>>()?;
+        let mut states: Vec<State<f32>> = (0..3).map(|_| State::new()).collect();
+        for (number, step) in schedule.iter().enumerate() {
+            let present: Vec<usize> = (0..3).filter(|s| !step[*s].is_empty()).collect();
+            let inputs: Vec<StepInput> = present
+                .iter()
+                .map(|&s| StepInput {
+                    sequence: sequences[s],
+                    inputs: vec![("input_ids".into(), InputData::Ints(step[s].clone()))],
+                    wanted: Wanted::All,
+                })
+                .collect();
+            let got = session.step(&inputs)?;
+            for (index, &s) in present.iter().enumerate() {
+                let mut tensors =
+                    BTreeMap::from([("input_ids".to_owned(), Tensor::i64([step[s].len()], step[s].clone()))]);
+                if program.inputs.iter().any(|i| i.name == "token_type_ids") {
+                    tensors.insert("token_type_ids".into(), Tensor::i64([step[s].len()], vec![0; step[s].len()]));
+                }
+                if model.manifest().whole_sequences {
+                    states[s] = State::new();
+                }
+                let want = truth.step(&mut states[s], &tensors)?;
+                for (name, want) in &want {
+                    let got =
+                        got.get(name).and_then(|o| o.rows_of(index)).ok_or_else(|| format!("no output {name}"))?;
+                    let what = format!("{name} of sequence {s} in step {number} on {target}");
+                    compare(&what, &want.dims, got, &want.to_f64(), tier, precision)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `XFC_SEEDS` asks for more than the few models of a quick run.
+fn check_all(first: u64, quick: u64, dtype: DType) {
+    let n = std::env::var("XFC_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(quick);
+    let failed: Vec<String> =
+        (first..first + n).filter_map(|seed| check(seed, dtype).err().map(|e| e.to_string())).collect();
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+#[test]
+fn generated_sizes_agree_in_f32() {
+    check_all(0, 8, DType::F32);
+}
+
+#[test]
+fn generated_sizes_agree_in_bf16() {
+    check_all(1000, 4, DType::BF16);
+}
