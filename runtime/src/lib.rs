@@ -19,6 +19,7 @@ pub mod step;
 pub mod session;
 pub mod generate;
 pub mod text;
+pub mod embed;
 #[cfg(test)]
 mod tests;
 

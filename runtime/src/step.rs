@@ -111,8 +111,8 @@ impl StepOutputs {
         }
         for (output, later) in self.outputs.iter_mut().zip(later.outputs) {
             output.data.extend(later.data);
-            let n = output.data.len() / output.row_len().max(1);
-            output.rows = vec![0..n];
+            output.rows.clear();
+            output.rows.push(0..output.data.len() / output.row_len().max(1));
         }
     }
 }
@@ -202,7 +202,7 @@ impl StepInput {
 fn check_data(input: &Input, data: &InputData) -> Result<u64> {
     let name = &input.name;
     let width = input.dims.iter().product::<u64>();
-    if data.len() as u64 % width != 0 {
+    if !(data.len() as u64).is_multiple_of(width) {
         return Err(bad(
             format!("input `{name}` has {} values, expected a multiple of {width}", data.len()),
             &format!("each element has the dimensions {:?}", input.dims),

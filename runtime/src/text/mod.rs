@@ -1,3 +1,7 @@
-//! Between people and tokens: tokenizer, chat template, sampler.
+//! Between people and tokens: tokenizer, chat template, end tokens, sampler.
 
+pub mod tokenizer;
+pub mod chat;
+pub mod settings;
 pub mod sampler;
+mod time;
