@@ -20,6 +20,7 @@ pub mod session;
 pub mod generate;
 pub mod text;
 pub mod embed;
+pub mod commands;
 #[cfg(test)]
 mod tests;
 

@@ -1,3 +1,88 @@
-//! The `xfrun` command.
+//! The `xfrun` command: runs artifacts without the compiler.
+//!
+//! Exit codes: 0 success; 1 failure; 2 wrong arguments or a request that cannot be met; 3 an input file that is missing, damaged or does not fit;
+//! 4 a machine that cannot run the code.
 
-fn main() {}
+use clap::{Parser, Subcommand};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use xfc_runtime::artifact::Artifact;
+use xfc_runtime::commands::{self, EXIT_CODES, EmbedArgs, LoadArgs, LogitsArgs, Output, RunArgs};
+use xfc_runtime::error::{EXIT_OK, Result, RuntimeError};
+
+/// Runs a compiled transformer (.xfm).
+#[derive(Debug, Parser)]
+#[command(name = "xfrun", version, about, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Continue a text, or token ids
+    Run {
+        #[command(flatten)]
+        artifact: ArtifactArgs,
+        #[command(flatten)]
+        args: RunArgs,
+    },
+    /// Compute a model's outputs at every position
+    Logits {
+        #[command(flatten)]
+        artifact: ArtifactArgs,
+        #[command(flatten)]
+        args: LogitsArgs,
+    },
+    /// Compute sentence embeddings and their similarities
+    Embed {
+        #[command(flatten)]
+        artifact: ArtifactArgs,
+        #[command(flatten)]
+        args: EmbedArgs,
+    },
+}
+
+#[derive(clap::Args, Debug)]
+struct ArtifactArgs {
+    /// What `xfc compile` wrote
+    #[arg(value_name = "ARTIFACT")]
+    artifact: PathBuf,
+    /// Run the variant of this name [default: the best one for this machine]
+    #[arg(long, value_name = "TARGET")]
+    target: Option<String>,
+}
+
+impl ArtifactArgs {
+    fn open(&self, load: &mut LoadArgs) -> Result<Artifact> {
+        load.target.clone_from(&self.target);
+        Artifact::open(&self.artifact)
+    }
+}
+
+fn main() -> ExitCode {
+    let mut cli = Cli::parse();
+    let mut output = Output { out: &mut std::io::stdout().lock(), notes: &mut std::io::stderr() };
+    match execute(&mut cli.command, &mut output) {
+        Ok(()) => ExitCode::from(EXIT_OK),
+        Err(error) if commands::is_closed_pipe(&error) => ExitCode::from(EXIT_OK),
+        Err(error) => report(&error),
+    }
+}
+
+fn execute(command: &mut Command, output: &mut Output<'_>) -> Result<()> {
+    match command {
+        Command::Run { artifact, args } => commands::run::run(&artifact.open(&mut args.load)?, args, output),
+        Command::Logits { artifact, args } => commands::logits::run(&artifact.open(&mut args.load)?, args, output),
+        Command::Embed { artifact, args } => commands::embed::run(&artifact.open(&mut args.load)?, args, output),
+    }
+}
+
+/// Writes the error and what to do about it to standard error.
+fn report(error: &RuntimeError) -> ExitCode {
+    let help = error.help().map(|help| format!("\n  help: {help}")).unwrap_or_default();
+    // Where standard error cannot be written, the exit code still tells.
+    let _ = writeln!(std::io::stderr(), "error: {error}{help}");
+    ExitCode::from(error.exit_code())
+}

@@ -17,7 +17,8 @@ pub enum InputData {
 }
 
 impl InputData {
-    fn len(&self) -> usize {
+    /// Number of values.
+    pub(crate) fn len(&self) -> usize {
         match self {
             Self::Ints(values) => values.len(),
             Self::Floats(values) => values.len(),

@@ -1,0 +1,80 @@
+//! Loading a model as a command does: checkpoint by argument, progress on the terminal.
+
+use crate::artifact::Artifact;
+use crate::error::{Result, RuntimeError};
+use crate::model::{Model, ModelOptions};
+use crate::text::tokenizer::Tokenizer;
+use crate::weights::Checkpoint;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Where weights and words come from, and how many threads work.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct LoadArgs {
+    /// Weights: a checkpoint folder, a safetensors file, or `random`
+    #[arg(long, value_name = "PATH|random")]
+    pub checkpoint: Option<String>,
+    /// Tokenizer: tokenizer.json or its folder [default: the checkpoint's]
+    #[arg(long, value_name = "PATH")]
+    pub tokenizer: Option<PathBuf>,
+    /// Threads [default: one for each processor]
+    #[arg(short, long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Name of the variant to run; set by a command that has an option for it
+    #[arg(skip)]
+    pub target: Option<String>,
+}
+
+impl LoadArgs {
+    /// Loads the model, with a progress bar on standard error where that is a terminal.
+    ///
+    /// # Errors
+    /// As [`Model::load`]; no checkpoint was given.
+    pub fn load(&self, artifact: &Artifact) -> Result<Arc<Model>> {
+        let checkpoint = self.checkpoint.as_deref().ok_or_else(|| {
+            RuntimeError::request(
+                "no checkpoint was given",
+                "give `--checkpoint PATH`, or `--checkpoint random` to try without one",
+            )
+        })?;
+        let checkpoint = Checkpoint::from_argument(checkpoint)?;
+        let style = ProgressStyle::with_template("loading weights {bar:40} {bytes}/{total_bytes}")
+            .unwrap_or_else(|_| ProgressStyle::default_bar());
+        // Draws nothing where standard error is not a terminal.
+        let bar = ProgressBar::new(0).with_style(style);
+        let progress = |done: u64, total: u64| {
+            bar.set_length(total);
+            bar.set_position(bar.position().max(done));
+        };
+        let options = ModelOptions {
+            threads: self.threads,
+            target: self.target.clone(),
+            progress: Some(&progress),
+            ..ModelOptions::default()
+        };
+        let model = Model::load(artifact, &checkpoint, &options);
+        bar.finish_and_clear();
+        model
+    }
+
+    /// The folder with the checkpoint's other files, if there is a checkpoint.
+    pub fn folder(&self) -> Option<PathBuf> {
+        let path = self.checkpoint.as_deref().filter(|&checkpoint| checkpoint != "random").map(Path::new)?;
+        if path.is_dir() { Some(path.to_owned()) } else { path.parent().map(Path::to_owned) }
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be read.
+    pub fn open_tokenizer(&self) -> Result<Tokenizer> {
+        match self.tokenizer.clone().or_else(|| self.folder()) {
+            Some(path) => Tokenizer::open(&path),
+            None => Err(RuntimeError::request(
+                "random weights come without a tokenizer",
+                "give `--tokenizer PATH`, or token ids with `--tokens`",
+            )),
+        }
+    }
+}

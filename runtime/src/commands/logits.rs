@@ -1,0 +1,75 @@
+//! `logits`: all outputs of a model for given inputs, at every position.
+
+use super::{LoadArgs, Output, inputs, output_error};
+use crate::artifact::Artifact;
+use crate::error::{Result, RuntimeError};
+use crate::files::write_atomic;
+use crate::session::SessionOptions;
+use crate::step::{StepInput, StepOutput, Wanted};
+use safetensors::tensor::{Dtype, TensorView};
+use serde_json::json;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// Arguments of `logits`, besides the model.
+#[derive(clap::Args, Clone, Debug)]
+pub struct LogitsArgs {
+    /// Weights, tokenizer, threads.
+    #[command(flatten)]
+    pub load: LoadArgs,
+    /// Inputs by name: JSON ({"input_ids": [...]}, perhaps inside "forward") or safetensors; a leading batch of 1 is allowed
+    #[arg(long, value_name = "FILE")]
+    pub inputs: PathBuf,
+    /// Write the outputs here: safetensors, f32, by the names in the card
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Print the outputs' shapes as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// What loading, stepping and writing can fail with; the inputs do not fit the model.
+pub fn run(artifact: &Artifact, args: &LogitsArgs, output: &mut Output<'_>) -> Result<()> {
+    let model = args.load.load(artifact)?;
+    let manifest = model.manifest();
+    let inputs = inputs::read(&args.inputs, manifest)?;
+    let elements = inputs::longest(manifest, &inputs);
+    let context_tokens = Some(elements.max(1));
+    let mut session = model.session(&SessionOptions { context_tokens, ..SessionOptions::default() })?;
+    let sequence = session.add_sequence()?;
+    let started = Instant::now();
+    let outputs = session.step_in_pieces(&StepInput { sequence, inputs, wanted: Wanted::All })?.outputs;
+    let seconds = started.elapsed().as_secs_f64();
+    write_atomic(&args.output, &to_safetensors(&outputs)?)?;
+    if args.json {
+        let shapes: serde_json::Map<_, _> =
+            outputs.iter().map(|output| (output.name.clone(), json!(shape(output)))).collect();
+        let result = json!({ "output": args.output.display().to_string(), "shapes": shapes, "seconds": seconds });
+        return output.print(format_args!("{result}\n"));
+    }
+    for tensor in &outputs {
+        output.note(format_args!("{} {:?}\n", tensor.name, shape(tensor)))?;
+    }
+    output.note(format_args!("written to {} after {seconds:.3} s\n", args.output.display()))
+}
+
+/// Rows and the dimensions of each.
+fn shape(output: &StepOutput) -> Vec<usize> {
+    let rows = output.data.len() / output.row_len().max(1);
+    std::iter::once(rows).chain(output.dims.iter().map(|&dim| dim as usize)).collect()
+}
+
+/// The outputs as a safetensors file, all in f32.
+fn to_safetensors(outputs: &[StepOutput]) -> Result<Vec<u8>> {
+    let failed = |error: safetensors::SafeTensorError| output_error("outputs", std::io::Error::other(error));
+    let data: Vec<Vec<u8>> =
+        outputs.iter().map(|output| output.data.iter().flat_map(|x| x.to_le_bytes()).collect()).collect();
+    let views = outputs.iter().zip(&data).map(|(output, data)| {
+        Ok((output.name.as_str(), TensorView::new(Dtype::F32, shape(output), data).map_err(failed)?))
+    });
+    let views = views.collect::<Result<Vec<_>, RuntimeError>>()?;
+    safetensors::serialize(views, None).map_err(failed)
+}

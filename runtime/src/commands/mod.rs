@@ -1,0 +1,59 @@
+//! The bodies of `run`, `logits` and `embed`, shared by `xfrun` and `xfc`: arguments as plain structs, results written to the writers given.
+
+mod inputs;
+mod load;
+pub mod embed;
+pub mod logits;
+pub mod run;
+
+pub use embed::EmbedArgs;
+pub use load::LoadArgs;
+pub use logits::LogitsArgs;
+pub use run::RunArgs;
+
+use crate::error::{Result, RuntimeError};
+use std::fmt;
+use std::io::{self, Write};
+
+/// Exit codes, for a command's help.
+pub const EXIT_CODES: &str = "Exit codes:
+  0  success
+  1  failure (a file cannot be written, a device failed)
+  2  wrong arguments, or a request that cannot be met
+  3  an input file is missing, damaged or does not fit
+  4  this machine cannot run the code";
+
+/// Where a command writes.
+pub struct Output<'a> {
+    /// Results.
+    pub out: &'a mut dyn Write,
+    /// Remarks for people: times, what was written where.
+    pub notes: &'a mut dyn Write,
+}
+
+impl fmt::Debug for Output<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Output").finish_non_exhaustive()
+    }
+}
+
+impl Output<'_> {
+    /// Writes a part of the result and shows it at once.
+    fn print(&mut self, text: fmt::Arguments<'_>) -> Result<()> {
+        self.out.write_fmt(text).and_then(|()| self.out.flush()).map_err(|error| output_error("standard output", error))
+    }
+
+    /// Writes a remark.
+    fn note(&mut self, text: fmt::Arguments<'_>) -> Result<()> {
+        self.notes.write_fmt(text).map_err(|error| output_error("standard error", error))
+    }
+}
+
+fn output_error(path: &str, source: io::Error) -> RuntimeError {
+    RuntimeError::Io { path: path.to_owned(), doing: "write", source }
+}
+
+/// Whether a command failed only because nobody reads its output any more (`| head`).
+pub fn is_closed_pipe(error: &RuntimeError) -> bool {
+    matches!(error, RuntimeError::Io { source, .. } if source.kind() == io::ErrorKind::BrokenPipe)
+}

@@ -1,0 +1,172 @@
+//! `run`: continues a text, or token ids.
+
+use super::{LoadArgs, Output};
+use crate::artifact::Artifact;
+use crate::error::{Result, RuntimeError};
+use crate::generate::{FinishReason, GenerateOptions};
+use crate::session::{DEFAULT_CONTEXT_TOKENS, SessionOptions};
+use crate::text::chat::{ChatTemplate, Message};
+use crate::text::sampler::SamplerOptions;
+use crate::text::settings::stop_ids;
+use crate::text::tokenizer::{SpecialTokens, Tokenizer};
+use serde_json::json;
+use std::time::Instant;
+
+/// Tokens to make of a text where the caller does not say.
+const DEFAULT_MAX_TOKENS: u64 = 128;
+
+/// Arguments of `run`, besides the model.
+#[derive(clap::Args, Clone, Debug)]
+pub struct RunArgs {
+    /// Weights, tokenizer, threads.
+    #[command(flatten)]
+    pub load: LoadArgs,
+    /// Text to continue
+    #[arg(short, long, value_name = "TEXT", required_unless_present = "tokens", conflicts_with = "tokens")]
+    pub prompt: Option<String>,
+    /// Token ids to continue, without a tokenizer; end tokens do not end the result then
+    #[arg(long, value_name = "IDS", value_delimiter = ',', num_args = 1)]
+    pub tokens: Option<Vec<u32>>,
+    /// Most tokens to generate
+    #[arg(short = 'n', long, value_name = "N", default_value_t = DEFAULT_MAX_TOKENS)]
+    pub max_tokens: u64,
+    /// Most positions, prompt included [default: what is needed, as far as the model allows]
+    #[arg(short, long, value_name = "N")]
+    pub ctx_size: Option<u64>,
+    /// Temperature; 0 always takes the likeliest token
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    pub temp: f32,
+    /// Sample among the K likeliest tokens
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
+    /// Sample among the likeliest tokens that have this probability together
+    #[arg(long, value_name = "P")]
+    pub top_p: Option<f32>,
+    /// Sample among tokens with at least this part of the largest probability
+    #[arg(long, value_name = "P")]
+    pub min_p: Option<f32>,
+    /// Seed of the sampling
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Put the prompt into the checkpoint's chat template, as the user's message
+    #[arg(long, conflicts_with = "tokens")]
+    pub chat: bool,
+    /// Print {"ids": [...], "text": "..."} at the end instead of text as it comes
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What is to be continued.
+struct Prompt {
+    ids: Vec<u32>,
+    stop_ids: Vec<u32>,
+    tokenizer: Option<Tokenizer>,
+}
+
+impl RunArgs {
+    fn prompt(&self) -> Result<Prompt> {
+        let Some(text) = &self.prompt else {
+            return Ok(Prompt { ids: self.tokens.clone().unwrap_or_default(), stop_ids: Vec::new(), tokenizer: None });
+        };
+        let tokenizer = self.load.open_tokenizer()?;
+        let folder = self.load.folder();
+        let mut stop = folder.as_deref().map(stop_ids).transpose()?.unwrap_or_default();
+        let encoded = if self.chat {
+            let template = folder.as_deref().map(ChatTemplate::open).transpose()?.flatten();
+            let template = template
+                .ok_or_else(|| RuntimeError::request("the checkpoint has no chat template", "leave `--chat` out"))?;
+            stop.extend(template.eos_token().and_then(|token| tokenizer.id_of(token)));
+            tokenizer.encode(&template.render(&[Message::new("user", text.as_str())])?, SpecialTokens::AsWritten)?
+        } else {
+            tokenizer.encode(text, SpecialTokens::Add)?
+        };
+        Ok(Prompt { ids: encoded.ids, stop_ids: stop, tokenizer: Some(tokenizer) })
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// What loading, stepping and writing can fail with.
+pub fn run(artifact: &Artifact, args: &RunArgs, output: &mut Output<'_>) -> Result<()> {
+    let prompt = args.prompt()?;
+    let loading = Instant::now();
+    let model = args.load.load(artifact)?;
+    let load_seconds = loading.elapsed().as_secs_f64();
+
+    let needed = prompt.ids.len() as u64 + args.max_tokens;
+    let most = model.manifest().max_positions.unwrap_or(u64::MAX);
+    let context_tokens = args.ctx_size.unwrap_or(needed.max(DEFAULT_CONTEXT_TOKENS).min(most));
+    let mut session =
+        model.session(&SessionOptions { context_tokens: Some(context_tokens), ..SessionOptions::default() })?;
+    let sequence = session.add_sequence()?;
+    let options = GenerateOptions {
+        max_tokens: Some(args.max_tokens),
+        sampler: SamplerOptions {
+            temperature: args.temp,
+            top_k: args.top_k,
+            top_p: args.top_p,
+            min_p: args.min_p,
+            seed: args.seed,
+        },
+        stop_ids: prompt.stop_ids,
+        cancel: None,
+    };
+    let mut stream = prompt.tokenizer.as_ref().map(Tokenizer::stream);
+    let (mut ids, mut text) = (Vec::new(), String::new());
+    let started = Instant::now();
+    let mut first_seconds = None;
+    let mut tokens = session.generate(sequence, &prompt.ids, options)?;
+    for token in tokens.by_ref() {
+        let token = token?;
+        first_seconds.get_or_insert_with(|| started.elapsed().as_secs_f64());
+        let piece = match &mut stream {
+            Some(stream) => stream.push(token)?,
+            None if ids.is_empty() => token.to_string(),
+            None => format!(",{token}"),
+        };
+        ids.push(token);
+        if !args.json {
+            output.print(format_args!("{piece}"))?;
+        }
+        text.push_str(&piece);
+    }
+    let finish = tokens.finish_reason();
+    let seconds = started.elapsed().as_secs_f64();
+    let with_text = stream.is_some();
+    if let Some(stream) = stream {
+        let rest = stream.finish()?;
+        if !args.json {
+            output.print(format_args!("{rest}"))?;
+        }
+        text.push_str(&rest);
+    }
+
+    if args.json {
+        let mut result = json!({ "ids": ids, "finish": reason(finish), "prompt_tokens": prompt.ids.len(), "seconds": { "load": load_seconds, "generate": seconds } });
+        if let (true, Some(result)) = (with_text, result.as_object_mut()) {
+            result.insert("text".to_owned(), text.into());
+        }
+        return output.print(format_args!("{result}\n"));
+    }
+    output.print(format_args!("\n"))?;
+    let first = first_seconds.unwrap_or(seconds);
+    let rate = |tokens: usize, seconds: f64| if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 };
+    output.note(format_args!(
+        "prompt: {} tokens, {:.1} a second; then {} tokens, {:.1} a second; weights loaded in {load_seconds:.2} s\n",
+        prompt.ids.len(),
+        rate(prompt.ids.len(), first),
+        ids.len(),
+        rate(ids.len().saturating_sub(1), seconds - first),
+    ))
+}
+
+fn reason(finish: Option<FinishReason>) -> &'static str {
+    match finish {
+        Some(FinishReason::Length) => "length",
+        Some(FinishReason::Stop) => "stop",
+        Some(FinishReason::Context) => "context",
+        Some(FinishReason::Cancelled) => "cancelled",
+        Some(FinishReason::Error) | None => "error",
+    }
+}
