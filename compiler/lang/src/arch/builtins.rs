@@ -9,8 +9,8 @@ use crate::diagnostic::{Code, Diagnostic, Span};
 use crate::graph::Dim;
 use crate::ops::{BinaryOp, UnaryOp};
 
-/// Their names; a page of the language reference each.
-pub(super) const NAMES: &[&str] = &[
+/// The names of the functions that the compiler knows; each has an example in the language reference.
+pub const NAMES: &[&str] = &[
     "abs",
     "argmax",
     "attend",

@@ -27,6 +27,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
+pub use self::builtins::NAMES as FUNCTIONS;
 pub use self::names::{Binding, Step, matches_pattern};
 
 use self::expand::{Eval, Expander, Failed};

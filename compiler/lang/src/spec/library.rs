@@ -92,6 +92,18 @@ impl Library {
         &self.sources
     }
 
+    /// The names of the library's definitions, in the order of its files.
+    pub fn definitions(&self) -> Vec<String> {
+        self.items
+            .iter()
+            .flat_map(|item| match item {
+                Item::Module(m) => vec![m.name.name.to_string()],
+                Item::Function(f) => vec![f.name.name.to_string()],
+                Item::Binding(b) => b.names.iter().map(|n| n.name.to_string()).collect(),
+            })
+            .collect()
+    }
+
     pub(super) fn items(&self) -> Arc<Vec<Item>> {
         self.items.clone()
     }

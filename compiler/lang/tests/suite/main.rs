@@ -5,6 +5,7 @@
 mod cards;
 mod generated;
 mod graph;
+mod language;
 mod mask;
 mod passes;
 mod reject;
