@@ -1,11 +1,21 @@
-//! A reference case, compiled: the artifact that `xfc compile` would write, in memory.
+//! A reference case, compiled and loaded: the artifact that `xfc compile` would write, in memory, with the case's checkpoint.
+//!
+//! Artifacts are compiled once a process for each case and set of targets. [`Runner`] is a session with the few calls that suites need.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use xfc_codegen::driver::{Options, compile};
 use xfc_codegen::target;
+use xfc_runtime::artifact::Artifact;
+use xfc_runtime::cache::SequenceId;
+use xfc_runtime::model::{Model, ModelOptions};
+use xfc_runtime::session::{Session, SessionOptions};
+use xfc_runtime::step::{InputData, StepInput, Wanted};
+use xfc_runtime::weights::Checkpoint;
 
-use crate::Result;
-use crate::case::Case;
-use crate::model;
+use crate::case::{Case, Layout};
+use crate::{Result, model};
 
 /// The targets that every machine that runs the tests can compile for.
 pub const TARGETS: [&str; 2] = ["cpu", "cpu:x86-64-v3"];
@@ -15,4 +25,75 @@ pub fn artifact(case: &Case, targets: &[&str], options: &Options) -> Result<Vec<
     let model = model::expand(case)?;
     let targets = targets.iter().map(|name| target::parse(name)).collect::<std::result::Result<Vec<_>, _>>()?;
     Ok(compile(&model, &case.name, &targets, options)?.bytes)
+}
+
+/// The artifact of a case for all [`TARGETS`], compiled once.
+pub fn compiled(case: &Case) -> Result<Arc<Artifact>> {
+    static COMPILED: Mutex<BTreeMap<String, Arc<Artifact>>> = Mutex::new(BTreeMap::new());
+    let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(artifact) = compiled.get(&case.name) {
+        return Ok(Arc::clone(artifact));
+    }
+    let artifact = Arc::new(Artifact::from_bytes(artifact(case, &TARGETS, &Options::default())?)?);
+    compiled.insert(case.name.clone(), Arc::clone(&artifact));
+    Ok(artifact)
+}
+
+/// Loads the compiled case for one target with so many threads.
+pub fn load(case: &Case, target: &str, threads: usize) -> Result<Arc<Model>> {
+    let checkpoint = case.checkpoint(Layout::Single)?;
+    load_from(case, target, threads, &Checkpoint::open(checkpoint.path())?)
+}
+
+/// Loads the compiled case with the weights of a checkpoint.
+pub fn load_from(case: &Case, target: &str, threads: usize, checkpoint: &Checkpoint) -> Result<Arc<Model>> {
+    let artifact = compiled(case)?;
+    // `cpu` means this machine, under whatever name the artifact has it.
+    let wanted = TARGETS.iter().position(|name| *name == target).and_then(|i| artifact.manifests().nth(i));
+    let target =
+        wanted.map(|manifest| manifest.target.name.clone()).ok_or_else(|| format!("{target} is not compiled"))?;
+    let options = ModelOptions { threads: Some(threads), target: Some(target), ..ModelOptions::default() };
+    Ok(Model::load(&artifact, checkpoint, &options)?)
+}
+
+/// Sequences of a loaded model.
+#[derive(Debug)]
+pub struct Runner {
+    /// For what the suites do themselves: fork, truncate, free.
+    pub session: Session,
+}
+
+impl Runner {
+    /// A session of at most `sequences` sequences.
+    pub fn new(model: &Arc<Model>, sequences: u32) -> Result<Self> {
+        let options =
+            SessionOptions { max_sequences: sequences, context_tokens: Some(64), ..SessionOptions::default() };
+        Ok(Runner { session: model.session(&options)? })
+    }
+
+    /// A new sequence.
+    pub fn add(&mut self) -> Result<SequenceId> {
+        Ok(self.session.add_sequence()?)
+    }
+
+    /// One step of one sequence over all inputs of a case: the logits of every token.
+    pub fn step_inputs(&mut self, sequence: SequenceId, inputs: &BTreeMap<String, Vec<i64>>) -> Result<Vec<f32>> {
+        let inputs = inputs.iter().map(|(name, ids)| (name.clone(), InputData::Ints(ids.clone()))).collect();
+        let step = StepInput { sequence, inputs, wanted: Wanted::All };
+        Ok(self.run(&[step])?.remove(0))
+    }
+
+    /// One step of several sequences: the logits of every token of each.
+    pub fn step(&mut self, parts: &[(SequenceId, &[i64])]) -> Result<Vec<Vec<f32>>> {
+        let input = |ids: &[i64]| vec![("input_ids".to_owned(), InputData::Ints(ids.to_vec()))];
+        let step =
+            |&(sequence, ids): &(SequenceId, &[i64])| StepInput { sequence, inputs: input(ids), wanted: Wanted::All };
+        self.run(&parts.iter().map(step).collect::<Vec<_>>())
+    }
+
+    fn run(&mut self, step: &[StepInput]) -> Result<Vec<Vec<f32>>> {
+        let outputs = self.session.step(step)?;
+        let logits = outputs.get("logits").ok_or("there is no output `logits`")?;
+        (0..step.len()).map(|i| Ok(logits.rows_of(i).ok_or("a sequence has no rows")?.to_vec())).collect()
+    }
 }

@@ -13,19 +13,7 @@ use xfc_tests::case::Case;
 use xfc_tests::compare::{Precision, Tier, compare};
 use xfc_tests::model::{self, Parameters};
 
-/// Runs `check` on every case and reports all failures.
-fn every_case(check: impl Fn(&Case) -> Result<()>) {
-    let names = Case::names().expect("the cases are there");
-    let failed: Vec<String> = names
-        .iter()
-        .filter_map(|name| Case::load(name).and_then(|case| check(&case)).err().map(|e| format!("{name}: {e}")))
-        .collect();
-    assert!(failed.is_empty(), "{} of {} cases:\n{}", failed.len(), names.len(), failed.join("\n"));
-}
-
-fn decoders(check: impl Fn(&Case) -> Result<()>) {
-    every_case(|case| if case.greedy_steps > 0 { check(case) } else { Ok(()) });
-}
+use crate::cases::{decoders, every_case, largest};
 
 fn interpreter<'p, F: Float>(program: &'p Program, parameters: &Parameters) -> Result<Interpreter<'p, F>> {
     let verified = verify(program).map_err(|violations| violations.to_string())?;
@@ -45,12 +33,6 @@ fn step<F: Float>(
 
 fn tokens(ids: &[i64]) -> BTreeMap<String, Vec<i64>> {
     BTreeMap::from([("input_ids".to_owned(), ids.to_vec())])
-}
-
-fn largest(logits: &[f64]) -> i64 {
-    let best =
-        logits.iter().enumerate().fold((0, f64::NEG_INFINITY), |best, (i, &x)| if x > best.1 { (i, x) } else { best });
-    best.0 as i64
 }
 
 fn logits_match<F: Float>(case: &Case, program: &Program, parameters: &Parameters, precision: Precision) -> Result<()> {

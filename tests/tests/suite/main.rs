@@ -3,7 +3,9 @@
 mod architectures;
 mod artifact;
 mod case;
+mod cases;
 mod compare;
+mod compiled;
 mod differential;
 mod fill;
 mod fuzz;
