@@ -1,10 +1,12 @@
-//! The two commands as a user runs them: found beside the suite, run with what is given.
+//! The two commands as a user runs them: found beside the suite, run in a folder of their own, their cache beside it.
 //!
 //! [`path`] promises a binary that exists; when it does not, the error says how to build it. `make test` builds both first.
 
 use std::env::consts::EXE_SUFFIX;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+
+use tempfile::TempDir;
 
 use crate::Result;
 
@@ -18,11 +20,76 @@ pub fn path(name: &str) -> Result<PathBuf> {
     }
 }
 
-/// Runs `name` with `arguments` to its end.
-pub fn run<I>(name: &str, arguments: I) -> Result<Output>
-where
-    I: IntoIterator,
-    I::Item: AsRef<std::ffi::OsStr>,
-{
-    Ok(Command::new(path(name)?).args(arguments).env("NO_COLOR", "1").output()?)
+/// A folder to run commands in; it disappears with the value.
+#[derive(Debug)]
+pub struct Shell {
+    folder: TempDir,
+}
+
+/// What a command said and how it ended.
+#[derive(Clone, Debug)]
+pub struct Ran {
+    /// The command, for messages.
+    pub command: String,
+    /// Exit code; `None` when a signal ended it.
+    pub code: Option<i32>,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Shell {
+    /// An empty folder.
+    pub fn new() -> Result<Self> {
+        Ok(Shell { folder: tempfile::Builder::new().prefix("xfc-shell-").tempdir()? })
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Runs `xfc` or `xfrun` with arguments in the folder.
+    pub fn run(&self, name: &str, arguments: &[&str]) -> Result<Ran> {
+        let folder = self.folder.path();
+        let mut command = Command::new(path(name)?);
+        command.args(arguments).current_dir(folder).env("NO_COLOR", "1").env("XFC_CACHE_DIR", folder.join(".cache"));
+        let Output { status, stdout, stderr } = command.output()?;
+        Ok(Ran {
+            command: format!("{name} {}", arguments.join(" ")),
+            code: status.code(),
+            stdout: String::from_utf8(stdout)?,
+            stderr: String::from_utf8(stderr)?,
+        })
+    }
+}
+
+impl Ran {
+    /// The output of a command that must have succeeded.
+    pub fn success(self) -> Result<String> {
+        if self.code == Some(0) {
+            return Ok(self.stdout);
+        }
+        Err(format!("`{}` ended with {:?}:\n{}{}", self.command, self.code, self.stdout, self.stderr).into())
+    }
+
+    /// The messages of a command that must have failed in an orderly way, with exit code `code`, naming all of `named`.
+    pub fn failure(self, code: i32, named: &[&str]) -> Result<String> {
+        let wrong = |what: String| Err(format!("`{}` {what}:\n{}{}", self.command, self.stdout, self.stderr).into());
+        if self.stderr.contains("panicked at") || self.stderr.contains("RUST_BACKTRACE") {
+            return wrong("panicked".to_owned());
+        }
+        if self.code != Some(code) {
+            return wrong(format!("ended with {:?}, not {code}", self.code));
+        }
+        // Messages may be wrapped anywhere.
+        let said: String = self.stderr.split_whitespace().collect();
+        for name in named {
+            if !said.contains(&name.split_whitespace().collect::<String>()) {
+                return wrong(format!("does not say `{name}`"));
+            }
+        }
+        Ok(self.stderr)
+    }
 }
