@@ -54,7 +54,7 @@ ffc04883f80a75e749ffc3e938ffffff4883c4185b5d415c415d415e415fc3";
 const KEEP: u64 = 0x31;
 const SUM: u64 = 0xb6;
 
-fn artifact() -> Artifact {
+pub(crate) fn artifact() -> Artifact {
     let mut manifest = sample::manifest();
     manifest.outputs[0].dims = vec![10];
     manifest.outputs[0].buffer = sample::arena(1, 0, 10);
@@ -92,7 +92,7 @@ fn small() -> SessionOptions {
 }
 
 /// What the model says after `ids`.
-fn expected(ids: &[i64]) -> i64 {
+pub(crate) fn expected(ids: &[i64]) -> i64 {
     let window = &ids[ids.len().saturating_sub(5)..];
     (ids.iter().sum::<i64>() + 3 * window.iter().sum::<i64>()) % 10
 }

@@ -5,6 +5,8 @@ mod load;
 pub mod embed;
 pub mod logits;
 pub mod run;
+#[cfg(test)]
+mod tests;
 
 pub use embed::EmbedArgs;
 pub use load::LoadArgs;

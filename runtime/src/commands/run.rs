@@ -22,7 +22,14 @@ pub struct RunArgs {
     #[command(flatten)]
     pub load: LoadArgs,
     /// Text to continue
-    #[arg(short, long, value_name = "TEXT", required_unless_present = "tokens", conflicts_with = "tokens")]
+    #[arg(
+        short,
+        long,
+        value_name = "TEXT",
+        required_unless_present = "tokens",
+        conflicts_with = "tokens",
+        allow_hyphen_values = true
+    )]
     pub prompt: Option<String>,
     /// Token ids to continue, without a tokenizer; end tokens do not end the result then
     #[arg(long, value_name = "IDS", value_delimiter = ',', num_args = 1)]

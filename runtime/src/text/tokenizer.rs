@@ -173,11 +173,11 @@ impl TextStream<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    /// A byte-level tokenizer with a token for each byte of a few texts, and one special token.
-    pub(crate) fn bytes() -> Tokenizer {
+    /// A byte-level tokenizer: a token for each byte, `!` the first of them, and a special token that ends a text.
+    pub(crate) fn bytes_json() -> String {
         let alphabet: std::collections::BTreeSet<char> =
             tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet().into_iter().collect();
         let vocab: serde_json::Map<String, serde_json::Value> =
@@ -195,7 +195,11 @@ mod tests {
             "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null, "end_of_word_suffix": null,
                 "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": []},
         });
-        Tokenizer::from_bytes(json.to_string().as_bytes(), "tokenizer.json".into()).unwrap()
+        json.to_string()
+    }
+
+    fn bytes() -> Tokenizer {
+        Tokenizer::from_bytes(bytes_json().as_bytes(), "tokenizer.json".into()).unwrap()
     }
 
     #[test]

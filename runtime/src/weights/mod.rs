@@ -14,7 +14,7 @@ mod pack;
 mod bind;
 mod checkpoint;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use bind::{PackedWeights, Progress, bind};
 pub use checkpoint::{Checkpoint, Stored, Tensor};
