@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use xfc_runtime::commands::{EXIT_CODES, EmbedArgs, LogitsArgs, RunArgs};
 
 /// Compiles a declarative description of a transformer to an optimised executable.
 #[derive(Debug, Parser)]
-#[command(name = "xfc", version, about, propagate_version = true)]
+#[command(name = "xfc", version, about, propagate_version = true, after_help = EXIT_CODES)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -22,11 +23,11 @@ pub(crate) enum Command {
     /// Check cards, and report everything that is wrong with them
     Check(CheckArgs),
     /// Generate text or tokens
-    Run(RunArgs),
+    Run(RunCommand),
     /// Compute a model's outputs at every position
-    Logits(LogitsArgs),
+    Logits(LogitsCommand),
     /// Compute sentence embeddings and their similarities
-    Embed(EmbedArgs),
+    Embed(EmbedCommand),
 }
 
 /// A model, and how it is compiled.
@@ -131,4 +132,31 @@ pub(crate) struct CheckArgs {
     /// Print the messages as JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// `xfc run`.
+#[derive(Args, Debug)]
+pub(crate) struct RunCommand {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) args: RunArgs,
+}
+
+/// `xfc logits`.
+#[derive(Args, Debug)]
+pub(crate) struct LogitsCommand {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) args: LogitsArgs,
+}
+
+/// `xfc embed`.
+#[derive(Args, Debug)]
+pub(crate) struct EmbedCommand {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) args: EmbedArgs,
 }

@@ -5,9 +5,9 @@ use xfc_lang::{ElaborateOptions, elaborate, load_card};
 
 use crate::args::CheckArgs;
 use crate::compile::group_digits;
-use crate::output::print;
 use crate::error::{CliError, Result};
 use crate::model::{library, read_json};
+use crate::output::print;
 
 /// Runs the subcommand.
 ///

@@ -6,9 +6,9 @@ use std::time::Instant;
 use xfc_codegen::driver;
 
 use crate::args::CompileArgs;
-use crate::output::print;
 use crate::error::Result;
 use crate::model::{self, Named};
+use crate::output::print;
 
 /// Runs the subcommand.
 ///
@@ -64,7 +64,12 @@ pub(crate) fn run(args: &CompileArgs) -> Result<()> {
         total.as_secs_f64()
     ));
     if args.verbose {
-        print(format!("  {:<10} {:8.1} ms   {} graphs", "read", read.as_secs_f64() * 1e3, loaded.model.program.graphs.len()));
+        print(format!(
+            "  {:<10} {:8.1} ms   {} graphs",
+            "read",
+            read.as_secs_f64() * 1e3,
+            loaded.model.program.graphs.len()
+        ));
         for (name, t) in &compiled.elapsed {
             print(format!("  {name:<10} {:8.1} ms", t.as_secs_f64() * 1e3));
         }

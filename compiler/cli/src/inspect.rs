@@ -11,10 +11,10 @@ use xfc_lang::view;
 use xfc_runtime::artifact::container::Artifact;
 
 use crate::args::{FormatArg, InspectArgs};
-use crate::output::print;
 use crate::error::{CliError, Result};
 use crate::layer;
 use crate::model::{self, Loaded, Named};
+use crate::output::print;
 
 /// Runs the subcommand.
 ///
