@@ -6,7 +6,30 @@
 //!              cache: pages, rings ──────┘
 //! ```
 //!
-//! Knows no architecture, links no LLVM, depends on no part of the compiler.
+//! Knows no architecture, links no LLVM, depends on no part of the compiler. Prints nothing and ends no process: errors are
+//! [`RuntimeError`]s, progress is a callback, and [`commands`] write to the writers they are given.
+//!
+//! ```no_run
+//! use std::path::Path;
+//! use xfc_runtime::artifact::Artifact;
+//! use xfc_runtime::generate::GenerateOptions;
+//! use xfc_runtime::model::{Model, ModelOptions};
+//! use xfc_runtime::session::SessionOptions;
+//! use xfc_runtime::weights::Checkpoint;
+//!
+//! # fn main() -> Result<(), xfc_runtime::RuntimeError> {
+//! let artifact = Artifact::open(Path::new("model.xfm"))?;
+//! let checkpoint = Checkpoint::open(Path::new("checkpoint"))?;
+//! let model = Model::load(&artifact, &checkpoint, &ModelOptions::default())?;
+//!
+//! let mut session = model.session(&SessionOptions::default())?;
+//! let sequence = session.add_sequence()?;
+//! let options = GenerateOptions { max_tokens: Some(16), ..GenerateOptions::default() };
+//! let tokens = session.generate(sequence, &[1, 2, 3], options)?.collect::<Result<Vec<u32>, _>>()?;
+//! # drop(tokens);
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod error;
 pub mod files;

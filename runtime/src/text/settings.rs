@@ -46,9 +46,12 @@ pub fn embed_settings(folder: &Path) -> Result<Option<EmbedSettings>> {
     Ok(Some(settings))
 }
 
-/// `max_seq_length` of `sentence_bert_config.json`.
+/// `max_seq_length` of the first `sentence_*_config.json` (the middle names a family, and does not matter).
 fn max_tokens(folder: &Path) -> Result<Option<usize>> {
-    let config = read_json(&folder.join("sentence_bert_config.json"))?;
+    let entries = std::fs::read_dir(folder).map_err(|source| RuntimeError::io(folder, "read", source))?;
+    let ours = |name: &String| name.starts_with("sentence_") && name.ends_with("_config.json");
+    let first = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).filter(ours).min();
+    let config = first.map(|name| read_json(&folder.join(name))).transpose()?.flatten();
     let length = config.as_ref().and_then(|config| config.get("max_seq_length")?.as_u64());
     Ok(length.and_then(|length| usize::try_from(length).ok()))
 }
@@ -109,7 +112,7 @@ mod tests {
             "1_Pooling/config.json",
             r#"{"pooling_mode_cls_token": false, "pooling_mode_mean_tokens": true, "pooling_mode_max_tokens": false}"#,
         );
-        write("sentence_bert_config.json", r#"{"max_seq_length": 256, "do_lower_case": false}"#);
+        write("sentence_any_config.json", r#"{"max_seq_length": 256, "do_lower_case": false}"#);
         write(
             "modules.json",
             &format!(
