@@ -268,3 +268,32 @@ fn models_and_sessions_may_move_between_threads() {
     assert::<Session>();
     assert::<RuntimeError>();
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever validation lets through can be loaded and stepped without a panic.
+    #[test]
+    fn valid_manifests_never_panic(changes in proptest::collection::vec((any::<prop::sample::Index>(), 0u8..10), 1..4), n in 1usize..8) {
+        let mut plan = serde_json::to_vec(&sample::manifest()).unwrap();
+        let digits: Vec<usize> = (0..plan.len()).filter(|&at| plan[at].is_ascii_digit()).collect();
+        for (index, digit) in changes {
+            plan[digits[index.index(digits.len())]] = b'0' + digit;
+        }
+        let Ok(manifest) = serde_json::from_slice::<Manifest>(&plan) else { return Ok(()) };
+        if crate::artifact::validate::check(&manifest).is_err() {
+            return Ok(());
+        }
+        let packed = weights::bind(&manifest, &Checkpoint::random(0), 1, None).unwrap();
+        let device = Arc::new(NullDevice::default());
+        let model = Model::on_device(Arc::new(manifest), device, packed).unwrap();
+        let Ok(mut session) = model.session(&small()) else { return Ok(()) };
+        let (one, two) = (session.add_sequence().unwrap(), session.add_sequence().unwrap());
+        for _ in 0..5 {
+            let _ = session.step(&[tokens(one, &vec![0; n], Wanted::All), tokens(two, &[0], Wanted::Last)]);
+            let _ = session.fork(one).map(|copy| session.free(copy));
+            let _ = session.truncate(two, 1);
+            let _ = session.step_in_pieces(&tokens(one, &vec![0; n * 2], Wanted::Last));
+        }
+    }
+}
