@@ -45,11 +45,13 @@ fn ids(json: &str) -> Result<Vec<i64>> {
 fn logits_of_a_checkpoint_folder_and_of_an_artifact() {
     every_case(|case| {
         let shell = shell(case)?;
-        let arguments = ["logits", "checkpoint", "--checkpoint", "checkpoint", "--inputs", "inputs.json", "-o", "a.safetensors"];
+        let arguments =
+            ["logits", "checkpoint", "--checkpoint", "checkpoint", "--inputs", "inputs.json", "-o", "a.safetensors"];
         shell.run("xfc", &arguments)?.success()?;
         logits_match(case, &shell.folder().join("a.safetensors"))?;
         shell.run("xfc", &["compile", "checkpoint", "-o", "model.xfm"])?.success()?;
-        let arguments = ["logits", "model.xfm", "--checkpoint", "checkpoint", "--inputs", "inputs.json", "-o", "b.safetensors"];
+        let arguments =
+            ["logits", "model.xfm", "--checkpoint", "checkpoint", "--inputs", "inputs.json", "-o", "b.safetensors"];
         shell.run("xfrun", &arguments)?.success()?;
         logits_match(case, &shell.folder().join("b.safetensors"))
     });
@@ -79,7 +81,9 @@ fn a_card_and_a_config_make_the_artifact_of_the_folder() -> Result<()> {
     let card = repository().join("models/llama.yaml");
     let card = card.to_str().ok_or("the repository's path is not UTF-8")?;
     fs::create_dir(shell.folder().join("elsewhere"))?;
-    shell.run("xfc", &["compile", card, "--config", "checkpoint/config.json", "-t", "1", "-o", "elsewhere/b.xfm"])?.success()?;
+    shell
+        .run("xfc", &["compile", card, "--config", "checkpoint/config.json", "-t", "1", "-o", "elsewhere/b.xfm"])?
+        .success()?;
     let [a, b] = ["a.xfm", "elsewhere/b.xfm"].map(|file| fs::read(shell.folder().join(file)));
     assert!(a? == b?, "a card with --config and a checkpoint folder make different artifacts");
     Ok(())
@@ -128,8 +132,16 @@ fn wrong_arguments_say_what_would_be_right() -> Result<()> {
         (&["compile", "checkpoint/model.safetensors"], 2, &["model.safetensors"]),
         (&["compile"], 2, &["MODEL"]),
         (&["logits", "checkpoint", "--checkpoint", "empty", "--inputs", "inputs.json", "-o", "x"], 3, &["empty"]),
-        (&["logits", "checkpoint", "--checkpoint", "checkpoint", "--inputs", "missing.json", "-o", "x"], 3, &["missing.json"]),
-        (&["logits", "checkpoint", "--checkpoint", "checkpoint", "--inputs", "broken.json", "-o", "x"], 3, &["broken.json"]),
+        (
+            &["logits", "checkpoint", "--checkpoint", "checkpoint", "--inputs", "missing.json", "-o", "x"],
+            3,
+            &["missing.json"],
+        ),
+        (
+            &["logits", "checkpoint", "--checkpoint", "checkpoint", "--inputs", "broken.json", "-o", "x"],
+            3,
+            &["broken.json"],
+        ),
     ] {
         shell.run("xfc", arguments)?.failure(code, named)?;
     }
@@ -148,8 +160,9 @@ fn outputs_that_cannot_be_written_are_named_and_left_alone() -> Result<()> {
         assert!([1, 3].contains(&code), "{output}: exit code {code}");
         ran.failure(code, &[output])?;
     }
-    let mut left: Vec<_> =
-        fs::read_dir(shell.folder())?.map(|e| Ok(e?.file_name().to_string_lossy().into_owned())).collect::<Result<_>>()?;
+    let mut left: Vec<_> = fs::read_dir(shell.folder())?
+        .map(|e| Ok(e?.file_name().to_string_lossy().into_owned()))
+        .collect::<Result<_>>()?;
     left.sort();
     left.retain(|name| name != ".cache");
     assert_eq!(left, ["checkpoint", "inputs.json", "taken"], "something was left behind");

@@ -1,0 +1,35 @@
+//! Sentence embeddings of a real checkpoint against PyTorch's, through the command and through the artifact.
+
+use serde_json::Value;
+use xfc_tests::Result;
+use xfc_tests::command::Shell;
+use xfc_tests::compare::{Precision, Tier, compare};
+use xfc_tests::embeddings::{Sentence, checkpoint, load};
+
+/// Compares what `embed --json` printed with the stored embeddings.
+fn matches(sentences: &[Sentence], json: &str) -> Result<()> {
+    let json: Value = serde_json::from_str(json)?;
+    let rows: Vec<Vec<f32>> = serde_json::from_value(json["embeddings"].clone())?;
+    let tokens: Vec<usize> = serde_json::from_value(json["tokens"].clone())?;
+    assert_eq!(tokens, sentences.iter().map(|s| s.ids.len()).collect::<Vec<_>>(), "the texts are other tokens");
+    let want: Vec<f32> = sentences.iter().flat_map(|s| s.embedding.iter().copied()).collect();
+    let shape = [sentences.len(), sentences[0].embedding.len()];
+    Ok(compare("embeddings", &shape, &rows.concat(), &want, Tier::Embedding, Precision::F32)?)
+}
+
+#[test]
+fn embeddings_are_those_of_pytorch() -> Result<()> {
+    let (sentences, checkpoint, shell) = (load()?, checkpoint()?, Shell::new()?);
+    let checkpoint = checkpoint.to_str().ok_or("the checkpoint's path is not UTF-8")?;
+    let texts: Vec<&str> = sentences.iter().flat_map(|s| ["-p", s.text.as_str()]).collect();
+    let ours = shell.run("xfc", &[&["embed", checkpoint, "--json"], &texts[..]].concat())?.success()?;
+    matches(&sentences, &ours)?;
+    shell.run("xfc", &["compile", checkpoint, "-o", "model.xfm"])?.success()?;
+    // The same weights, no compiler, one sentence a call: together and alone agree.
+    for sentence in [&sentences[0], &sentences[8]] {
+        let arguments = ["embed", "model.xfm", "--checkpoint", checkpoint, "--json", "-p", &sentence.text];
+        let ours = shell.run("xfrun", &arguments)?.success()?;
+        matches(std::slice::from_ref(sentence), &ours)?;
+    }
+    Ok(())
+}
