@@ -1,6 +1,7 @@
 //! Text to token ids and back, as the checkpoint's `tokenizer.json` says.
 
 use crate::error::{Result, RuntimeError};
+use serde_json::Value as Json;
 use std::path::{Path, PathBuf};
 use tokenizers::TruncationParams;
 
@@ -55,13 +56,13 @@ impl Tokenizer {
     /// # Errors
     /// They do not describe a tokenizer.
     pub fn from_bytes(bytes: &[u8], path: String) -> Result<Self> {
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| {
-            RuntimeError::input(
-                path.clone(),
-                format!("is not a tokenizer: {error}"),
-                "download the checkpoint's tokenizer.json again",
-            )
-        })?;
+        let refuse = |problem: String| {
+            let help = "download the checkpoint's tokenizer.json again";
+            RuntimeError::input(path.clone(), format!("is not a tokenizer: {problem}"), help)
+        };
+        let json: Json = serde_json::from_slice(bytes).map_err(|error| refuse(error.to_string()))?;
+        check_templates(json.get("post_processor").unwrap_or(&Json::Null)).map_err(refuse)?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| refuse(error.to_string()))?;
         // Files may ask for padding and truncation that suited somebody's batches.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| RuntimeError::input(path.clone(), error.to_string(), ""))?;
@@ -123,6 +124,20 @@ impl Tokenizer {
             "check that tokenizer and model belong together",
         )
     }
+}
+
+/// Refuses templates around texts that use a special token which they do not define: the library panics on them.
+fn check_templates(processor: &Json) -> Result<(), String> {
+    for inner in processor.get("processors").and_then(Json::as_array).into_iter().flatten() {
+        check_templates(inner)?;
+    }
+    let pieces = ["single", "pair"].into_iter().filter_map(|form| processor.get(form)?.as_array()).flatten();
+    for token in pieces.filter_map(|piece| piece.get("SpecialToken")?.get("id")?.as_str()) {
+        if processor.get("special_tokens").and_then(|defined| defined.get(token)).is_none() {
+            return Err(format!("its template uses `{token}`, which it does not define"));
+        }
+    }
+    Ok(())
 }
 
 /// Decodes tokens as they come and never returns half of a character.
@@ -242,5 +257,11 @@ pub(crate) mod tests {
         assert!(error.to_string().contains("tokenizer.json: does not exist"), "{error}");
         std::fs::write(folder.path().join("tokenizer.json"), "{").unwrap();
         assert!(Tokenizer::open(folder.path()).unwrap_err().to_string().contains("is not a tokenizer"));
+        std::fs::write(
+            folder.path().join("tokenizer.json"),
+            bytes_json().replace(r#""special_tokens":{"<end>""#, r#""special_tokens":{"<start>""#),
+        )
+        .unwrap();
+        assert!(Tokenizer::open(folder.path()).unwrap_err().to_string().contains("uses `<end>`"));
     }
 }
