@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::build::Builders;
 use super::value::{Place, Scope, Tensor, Value};
 use crate::diagnostic::{Code, Diagnostic, Span};
-use crate::graph::Origin;
+use crate::graph::{Dim, Origin};
 use crate::ops::Core;
 use crate::spec::ast::{Arg, BinOp, Expr, ExprKind, Ident};
 
@@ -19,8 +19,14 @@ pub(super) struct Failed;
 
 pub(super) type Eval<T = Value> = Result<T, Failed>;
 
-/// Most values of a list, and instances of a model.
+/// Longest list.
 const MAX_LIST: i64 = 1 << 20;
+/// Most expressions evaluated and values listed; a model of 128 layers takes about a million.
+const MAX_WORK: u64 = 20_000_000;
+/// Most elements of a tensor, ragged axes left out.
+const MAX_ELEMENTS: u64 = 1 << 48;
+/// Most things said about one card.
+const MAX_DIAGNOSTICS: usize = 100;
 
 /// A parameter of the checkpoint that the model uses.
 pub(super) struct Used {
@@ -41,6 +47,8 @@ pub(super) struct Expander {
     /// Paths of caches already taken.
     pub(super) caches: std::collections::BTreeSet<String>,
     pub(super) n_instances: usize,
+    /// Expressions evaluated and values listed.
+    pub(super) work: u64,
     pub(super) n_axes: usize,
     pub(super) depth: usize,
     /// The equation being expanded, and the instance it belongs to.
@@ -62,6 +70,7 @@ impl Expander {
             aliases: Vec::new(),
             caches: Default::default(),
             n_instances: 0,
+            work: 0,
             n_axes: 0,
             depth: 0,
             at: None,
@@ -85,7 +94,7 @@ impl Expander {
                 && d.primary.as_ref().map(|p| p.span) == place
                 && d.others.iter().map(|o| o.span).eq(diagnostic.others.iter().map(|o| o.span))
         };
-        if !self.diagnostics.iter().any(same) {
+        if self.diagnostics.len() < MAX_DIAGNOSTICS && !self.diagnostics.iter().any(same) {
             self.diagnostics.push(diagnostic);
         }
         Failed
@@ -110,6 +119,9 @@ impl Expander {
         axes: Vec<super::value::Axis>,
         span: Span,
     ) -> Eval<Tensor> {
+        let fixed: Vec<u64> =
+            axes.iter().filter_map(|a| if let Dim::Fixed(n) = a.size { Some(n) } else { None }).collect();
+        self.check_elements(&fixed, span)?;
         let mut values = Vec::with_capacity(operands.len());
         for operand in operands {
             match self.builders.here(operand) {
@@ -126,6 +138,7 @@ impl Expander {
     /// The value of an expression.
     pub(super) fn eval(&mut self, expr: &Expr, place: &Place) -> Eval {
         let span = expr.span;
+        self.spend(1, span)?;
         match &*expr.kind {
             ExprKind::None => Ok(Value::None),
             ExprKind::Bool(b) => Ok(Value::Bool(*b)),
@@ -176,6 +189,15 @@ impl Expander {
                 Ok(Value::Bool(matches!(value, Value::None) != *negated))
             }
         }
+    }
+
+    /// Counts work, so that no description keeps the compiler busy for ever.
+    fn spend(&mut self, work: u64, span: Span) -> Eval<()> {
+        self.work = self.work.saturating_add(work);
+        if self.work <= MAX_WORK {
+            return Ok(());
+        }
+        self.fail(Code::TooLarge, span, format!("more than {MAX_WORK} values and steps"), "given up here")
     }
 
     /// All of them, also behind one that is wrong.
@@ -240,6 +262,7 @@ impl Expander {
     fn range(&mut self, a: &Value, b: &Value, span: Span) -> Eval {
         match (a, b) {
             (Value::Int(a), Value::Int(b)) if b.saturating_sub(*a) <= MAX_LIST => {
+                self.spend(b.saturating_sub(*a).max(0) as u64, span)?;
                 Ok(Value::List(Rc::new((*a..*b).map(Value::Int).collect())))
             }
             (Value::Int(_), Value::Int(_)) => {
@@ -262,6 +285,7 @@ impl Expander {
             for (dim, expr) in dims.iter().zip(indices) {
                 sizes.push(self.size(dim, expr.span)?);
             }
+            self.check_elements(&sizes, span)?;
             return Ok(Value::NewParam(Rc::new(sizes)));
         }
         let value = self.eval(base, place)?;
@@ -324,6 +348,14 @@ impl Expander {
                 "expected a mapping or an instance",
             ),
         }
+    }
+
+    fn check_elements(&mut self, dims: &[u64], span: Span) -> Eval<()> {
+        if dims.iter().try_fold(1, |n: u64, d| n.checked_mul(*d)).is_some_and(|n| n <= MAX_ELEMENTS) {
+            return Ok(());
+        }
+        let shown: Vec<String> = dims.iter().map(u64::to_string).collect();
+        self.fail(Code::TooLarge, span, format!("a tensor of shape [{}]", shown.join(", ")), "too many elements")
     }
 
     /// A dimension: a positive integer.

@@ -20,6 +20,8 @@ mod positions;
 mod scope;
 mod shaping;
 mod sizes;
+#[cfg(test)]
+mod testing;
 mod value;
 mod view;
 
@@ -110,7 +112,7 @@ pub struct Parameter {
 impl Arch {
     /// The number of parameters, each tensor counted once.
     pub fn parameter_count(&self) -> u64 {
-        self.parameters.iter().map(|p| p.shape.iter().product::<u64>()).sum()
+        self.parameters.iter().map(|p| p.shape.iter().product::<u64>()).fold(0, u64::saturating_add)
     }
 }
 
@@ -134,6 +136,9 @@ pub fn elaborate(spec: &Spec, options: &ElaborateOptions) -> Result<Model, Repor
     parameters.sort_by_key(|(_, used)| used.order);
     let parameters: Vec<Parameter> =
         parameters.into_iter().map(|(path, used)| Parameter { path, shape: used.dims }).collect();
+    if options.config.is_none() && options.sets.is_empty() {
+        diagnostics.extend(published_count(spec, &parameters));
+    }
     let format = if options.format.is_empty() { "hf" } else { &options.format };
     let names = spec.names.iter().find(|(f, _)| **f == *format).map(|(_, n)| n.clone()).unwrap_or_default();
     let bound = names::bind(&names, &sizes, &parameters, &expander.aliases, &mut diagnostics);
@@ -157,6 +162,17 @@ pub fn elaborate(spec: &Spec, options: &ElaborateOptions) -> Result<Model, Repor
         published: spec.published.as_ref().and_then(|p| p.parameters.map(|n| (p.model.to_string(), n))),
     };
     Ok(Model { arch, program, bindings: bound.bindings, ignore: bound.ignore })
+}
+
+/// What is wrong with the number of parameters, where the card states that of a released model.
+fn published_count(spec: &Spec, parameters: &[Parameter]) -> Option<Diagnostic> {
+    let published = spec.published.as_ref()?;
+    let stated = published.parameters?;
+    let wired = parameters.iter().map(|p| p.shape.iter().product::<u64>()).fold(0, u64::saturating_add);
+    (wired != stated).then(|| {
+        let message = format!("{} has {stated} parameters, and the wiring has {wired}", published.model);
+        Diagnostic::new(Code::ParameterCount, message, published.span).label("another number than the wiring's")
+    })
 }
 
 /// The model's root, expanded.
@@ -311,8 +327,10 @@ impl Expander {
         Ok(Axis::new(name, Dim::Fixed(size)))
     }
 
-    /// Evaluates top-level bindings that the model did not need, so that a mistake in them is found too.
+    /// Evaluates top-level bindings that the model did not need, for names that do not exist. Nothing else in them is a mistake: a
+    /// size that is none here may be what keeps them from being used.
     fn check_unused(&mut self, items: &[Item], card: &Rc<Scope>) {
+        let before = self.diagnostics.len();
         for item in items {
             let Item::Binding(binding) = item else { continue };
             for ident in &binding.names {
@@ -322,6 +340,8 @@ impl Expander {
                 }
             }
         }
+        let unused = self.diagnostics.split_off(before);
+        self.diagnostics.extend(unused.into_iter().filter(|d| d.code == Code::UnknownName));
     }
 }
 

@@ -99,7 +99,7 @@ impl Expander {
                 };
                 let mut axes = x.axes.clone();
                 if let Dim::Fixed(n) = &mut axes[dim].size {
-                    *n *= times;
+                    *n = n.saturating_mul(times);
                 }
                 self.emit(Core::Repeat { dim, times }, &[&x], x.dtype, axes, span).map(Value::Tensor)
             }
@@ -306,7 +306,11 @@ impl Expander {
                 "expected a first axis of tokens",
             );
         };
-        let base = instances::join(&self.path, label.unwrap_or("cache"));
+        // A cache belongs to where it is used: an instance shared by several bodies keeps values for each of them.
+        let body = self.builders.top().base.clone();
+        let inside = self.path == body || self.path.starts_with(&format!("{body}.")) || body.is_empty();
+        let owner = if inside { self.path.clone() } else { instances::join(&body, &self.path) };
+        let base = instances::join(&owner, label.unwrap_or("cache"));
         let path = (0..)
             .map(|i| if i == 0 { base.clone() } else { format!("{base}~{i}") })
             .find(|p| !self.caches.contains(p))

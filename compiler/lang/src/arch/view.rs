@@ -1,6 +1,6 @@
 //! An [`Arch`] as canonical YAML.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 
 use super::{Arch, Node};
 use crate::spec::Datum;
@@ -46,25 +46,26 @@ impl fmt::Display for Arch {
 
 fn module(node: &Node, parent: &str, depth: usize, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let name = node.path.strip_prefix(parent).map_or(node.path.as_str(), |n| n.trim_start_matches('.'));
-    let mut line = format!("{:indent$}{}: {{module: {}", "", name, node.module, indent = depth * 2);
-    for (option, value) in &node.options {
-        write!(line, ", {option}: {}", quoted(value))?;
-    }
-    line.push('}');
+    let indent = depth * 2;
+    let options: Vec<String> = node.options.iter().map(|(k, v)| format!("{k}: {}", quoted(v))).collect();
+    let options = if options.is_empty() { String::new() } else { format!("options: {{{}}}", options.join(", ")) };
     if node.children.is_empty() {
-        return writeln!(f, "{line}");
+        let comma = if options.is_empty() { "" } else { ", " };
+        return writeln!(f, "{:indent$}{name}: {{module: {}{comma}{options}}}", "", node.module);
     }
-    line.pop();
-    writeln!(f, "{line}, modules:")?;
-    for child in &node.children {
-        module(child, &node.path, depth + 1, f)?;
+    writeln!(f, "{:indent$}{name}:", "")?;
+    writeln!(f, "{:indent$}  module: {}", "", node.module)?;
+    if !options.is_empty() {
+        writeln!(f, "{:indent$}  {options}", "")?;
     }
-    writeln!(f, "{:indent$}}}", "", indent = depth * 2)
+    writeln!(f, "{:indent$}  modules:", "")?;
+    node.children.iter().try_for_each(|child| module(child, &node.path, depth + 2, f))
 }
 
 /// Quoted where YAML would read something else.
 fn quoted(text: &str) -> String {
     let plain = text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-' | ' '));
+    let plain = plain && !text.starts_with(['-', '.', ' ']);
     if plain && !text.is_empty() && text.trim() == text {
         text.to_string()
     } else {
@@ -80,5 +81,30 @@ fn datum(value: &Datum) -> String {
             format!("{{{}}}", entries.iter().map(|(k, v)| format!("{k}: {}", datum(v))).collect::<Vec<_>>().join(", "))
         }
         other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::arch::testing::model;
+    use crate::spec::{NodeKind, parse_yaml};
+
+    #[test]
+    fn it_is_yaml() {
+        let arch = model("inner(n: int)(x) { a = lin(n) return a(x) }\nlin(n: int)(x) { w = param[n, width(x)] return einsum('ni,oi->no', x, w) }\n\
+                          model(x: f32[tokens, 4]) { b = inner(2) c = lin(3) return {y: c(b(x))} }").arch;
+        let text = arch.to_string();
+        let mut wrong = Vec::new();
+        let node = parse_yaml(&text, 0, &mut wrong).unwrap_or_else(|| panic!("{wrong:?}\n{text}"));
+        let NodeKind::Map(entries) = &node.kind else { panic!("{text}") };
+        let get = |key: &str| entries.iter().find(|(k, _)| &*k.text == key).map(|(_, n)| n.datum().to_string());
+        assert_eq!(get("parameters").as_deref(), Some("{b.a.w: [2, 4], c.w: [3, 2]}"));
+        assert_eq!(get("parameter_count").as_deref(), Some("14"));
+        assert_eq!(
+            get("modules").as_deref(),
+            Some(
+                "{b: {module: inner, options: {n: 2}, modules: {a: {module: lin, options: {n: 2}}}}, c: {module: lin, options: {n: 3}}}"
+            )
+        );
     }
 }
