@@ -256,3 +256,63 @@ fn floats(op: BinOp, x: f64, y: f64) -> Result<Value, &'static str> {
     };
     if value.is_finite() { Ok(Value::Float(value)) } else { Err("is not finite") }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::arch::testing::{codes, model};
+    use crate::diagnostic::Code;
+
+    /// The value of a size expression, as the shape of a parameter.
+    fn size(expression: &str) -> u64 {
+        let wiring = format!(
+            "model(x: f32[tokens, 4]) {{ w = param[{expression}, 4] return {{y: einsum('ni,oi->no', x, w)}} }}"
+        );
+        model(&wiring).arch.parameters[0].shape[0]
+    }
+
+    #[test]
+    fn sizes() {
+        for (expression, value) in [
+            ("7 // 2", 3),
+            ("-7 // 2 + 10", 6),
+            ("7 // -2 + 10", 6),
+            ("-7 % 5", 3),
+            ("12 / 4", 3),
+            ("2 ^ 3 ^ 2", 512),
+            ("int(4 ^ 0.5 + 0.5)", 2),
+            ("int(7 / 2.0 * 2)", 7),
+            ("none ?? 5", 5),
+            ("if 1 == 1.0 and not ('a' == 'b') then 2 else 3", 2),
+            ("if 3 in [1, 2, 3] then 2 else 3", 2),
+            ("if [1, 2] == [1, 2] then 2 else 3", 2),
+            ("len([1] + [2, 3])", 3),
+            ("sum([i * i for i in 1..4])", 14),
+            ("max([1, 9, 3]) - min(4, 5)", 5),
+            ("[5, 6, 7][1]", 6),
+            ("ceil(2.1) + floor(2.9)", 5),
+        ] {
+            assert_eq!(size(expression), value, "{expression}");
+        }
+    }
+
+    #[test]
+    fn sizes_without_a_value() {
+        let code = |e: &str| codes(&format!("model(x: f32[tokens, 4]) {{ w = param[{e}, 4] return {{y: x * w}} }}"));
+        for expression in ["7 / 2", "1 // 0", "9223372036854775807 + 1", "2 ^ 64", "log(0.0)", "[1, 2][2]", "-3", "0"] {
+            assert_eq!(code(expression), [Code::Arithmetic], "{expression}");
+        }
+        for expression in ["'a' + 1", "none + 1", "2.5", "len(3)", "if 1 then 2 else 3", "3 in 4", "not 3", "none == 1"]
+        {
+            assert_eq!(code(expression), [Code::WrongType], "{expression}");
+        }
+        assert_eq!(code("4611686018427387904"), [Code::Arithmetic]);
+        assert_eq!(code("1099511627775, 1099511627775"), [Code::TooLarge]);
+    }
+
+    #[test]
+    fn what_changes_nothing_is_not_computed() {
+        let plain = model("model(x: f32[tokens, 4]) { return {y: x * 2} }").program.to_string();
+        let same = model("model(x: f32[tokens, 4]) { return {y: 1 * ((x + 0) * 2) / 1.0 ^ 1} }").program.to_string();
+        assert_eq!(plain, same);
+    }
+}

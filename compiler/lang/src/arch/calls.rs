@@ -268,3 +268,55 @@ impl Expander {
         Err(self.report(d.other(name.span, "declared here")))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::arch::testing::{codes, model};
+    use crate::diagnostic::Code;
+
+    const CUT: &str = "cut(n: int, twice: bool = false, how: {'a', 'b'}? = none, more = n)(x, z = x) { return split(x + z, if twice then 2 * n else more) }\n";
+
+    fn output(call: &str) -> String {
+        let wiring = format!("{CUT}model(x: f32[tokens, 8]) {{ return {{y: {call}}} }}");
+        model(&wiring).arch.outputs[0].1.clone()
+    }
+
+    #[test]
+    fn options_and_inputs() {
+        for (call, ty) in [
+            ("cut(2)(x)", "f32[tokens, 2, 4]"),
+            ("cut(2)(true)(x)", "f32[tokens, 4, 2]"),
+            ("cut(twice = true)(2)(x, x)", "f32[tokens, 4, 2]"),
+            ("cut(2, how = 'b', more = 8)(z = x, x = x)", "f32[tokens, 8, 1]"),
+            ("identity(x)", "f32[tokens, 8]"),
+        ] {
+            assert_eq!(output(call), ty, "{call}");
+        }
+    }
+
+    #[test]
+    fn misuse_is_said() {
+        let code = |call: &str| codes(&format!("{CUT}model(x: f32[tokens, 8]) {{ return {{y: {call}}} }}"));
+        for (call, expected) in [
+            ("cut(x)", Code::MissingOption),
+            ("cut(2, 3)(x)", Code::WrongType),
+            ("cut(2, how = 'c')(x)", Code::WrongType),
+            ("cut(2, hwo = 'a')(x)", Code::UnknownOption),
+            ("cut(2)(n = 3)(x)", Code::RepeatedOption),
+            ("cut(2)(x, x, x)", Code::UnknownOption),
+            ("cut(x, 2)", Code::MixedCall),
+            ("cut(2)(x, x = x)", Code::RepeatedOption),
+            ("3(x)", Code::NotCallable),
+            ("split(x)", Code::MissingOption),
+            ("split(x, 2, 3)", Code::UnknownOption),
+            ("identity(x, x)", Code::WrongType),
+        ] {
+            assert_eq!(code(call), [expected], "{call}");
+        }
+    }
+
+    #[test]
+    fn recursion_is_refused() {
+        assert_eq!(codes("f(n) = f(n + 1)\na = f(1)\nmodel(x: f32[tokens, 8]) { return {y: x * a} }"), [Code::TooDeep]);
+    }
+}

@@ -290,3 +290,73 @@ fn split_spec(text: &str) -> Option<[&str; 3]> {
     };
     [left, right, result].into_iter().all(valid).then_some([left, right, result])
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::arch::testing::{codes, model};
+    use crate::diagnostic::Code;
+
+    fn attention(call: &str) -> String {
+        format!(
+            "mask causal = k_pos <= q_pos\nmodel(x: f32[tokens, 8]) {{ q = split(x, 4) k = split(x, 2) return {{y: {call}}} }}"
+        )
+    }
+
+    #[test]
+    fn one_form_of_attention() {
+        let call = "attend(split(x, 4), cache(split(join(x), 4)), cache(split(x, 4)), causal, scale = 0.5)";
+        let text = model(&attention(call)).program.to_string();
+        for part in [
+            "\"nkgd,vkd->kgnv\"",
+            "softmax",
+            "\"kgnv,vkd->nkgd\"",
+            "f32[4, 1, tokens, visible(tokens)]",
+            "bool[tokens, visible(tokens)]",
+        ] {
+            assert!(text.contains(part), "{part}\n{text}");
+        }
+    }
+
+    #[test]
+    fn what_sees_everything_keeps_nothing() {
+        let made = model(&attention("attend(k, cache(k), cache(k))"));
+        assert_eq!(made.arch.caches, []);
+        let made = model(&attention("attend(k, cache(k), cache(k), causal)"));
+        assert_eq!(made.arch.caches, [("k".to_string(), vec![2, 4]), ("k~1".to_string(), vec![2, 4])]);
+    }
+
+    #[test]
+    fn scores_may_differ_by_head() {
+        let text =
+            model(&attention("attend(k, cache(k), cache(k), causal, score - (q_pos - k_pos) * exp(-(head + 1)))"))
+                .program
+                .to_string();
+        assert!(text.contains("f32[2, 1, tokens, visible(tokens)]"), "{text}");
+    }
+
+    #[test]
+    fn attention_that_does_not_fit() {
+        assert_eq!(codes(&attention("attend(q, k, k)")), [Code::AxisMismatch]);
+        assert_eq!(codes(&attention("attend(x, x, x)")), [Code::AxisMismatch]);
+        assert_eq!(codes(&attention("attend(k, k, k, q_pos - k_pos)")), [Code::WrongType]);
+        assert_eq!(codes(&attention("attend(k, k, k, scale = x)")), [Code::WrongType]);
+        assert_eq!(codes(&attention("attend(k, k)")), [Code::MissingOption]);
+    }
+
+    #[test]
+    fn einsums() {
+        let output = |call: &str| {
+            let wiring = format!("model(x: f32[tokens, 8], m: f32[3, 8]) {{ return {{y: {call}}} }}");
+            model(&wiring).arch.outputs[0].1.clone()
+        };
+        assert_eq!(output("einsum('...i, oi -> ...o', x, m)"), "f32[tokens, 3]");
+        assert_eq!(output("einsum('...i, ti -> ...t', split(x, 1), m)"), "f32[tokens, 1, 3]");
+        assert_eq!(output("einsum('ni, oi -> noi', x, m)"), "f32[tokens, 3, 8]");
+        let code = |call: &str| codes(&format!("model(x: f32[tokens, 8], m: f32[3, 8]) {{ return {{y: {call}}} }}"));
+        assert_eq!(code("einsum('ni, io -> no', x, m)"), [Code::AxisMismatch]);
+        assert_eq!(code("einsum('n, oi -> no', x, m)"), [Code::AxisMismatch]);
+        assert_eq!(code("einsum('ni, oi -> nz', x, m)"), [Code::WrongType]);
+        assert_eq!(code("einsum('ni, oi', x, m)"), [Code::WrongType]);
+        assert_eq!(code("einsum('NI, oi -> o', x, m)"), [Code::WrongType]);
+    }
+}

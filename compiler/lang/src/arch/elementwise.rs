@@ -206,3 +206,57 @@ impl Expander {
         format!("[{}]", shown.join(", "))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::arch::testing::{codes, model};
+    use crate::diagnostic::Code;
+
+    fn output(expression: &str) -> String {
+        let wiring =
+            format!("model(x: f32[tokens, 6], n: i64[tokens], s: f32[source, 6]) {{ return {{y: {expression}}} }}");
+        model(&wiring).arch.outputs[0].1.clone()
+    }
+
+    #[test]
+    fn axes_align_by_name() {
+        for (expression, ty) in [
+            ("x * n", "f32[tokens, 6]"),
+            ("split(x, 2) * third(x)", "f32[tokens, 2, 3]"),
+            ("split(x, 3) * n", "f32[tokens, 3, 2]"),
+            ("n * split(x, 3)", "f32[tokens, 3, 2]"),
+            ("x / sum(x)", "f32[tokens, 6]"),
+            ("x + [1, 2, 3, 4, 5, 6]", "f32[tokens, 6]"),
+            ("take(x, top_k(x, 2)) * x", "f32[tokens, 2, 6]"),
+            ("n // 2", "i64[tokens]"),
+            ("n / 2", "f32[tokens]"),
+            ("n < 3 and not (x > 0)", "bool[tokens, 6]"),
+            ("where(n == 1, x, 0)", "f32[tokens, 6]"),
+            ("max(n, 3)", "i64[tokens]"),
+            ("q_pos + n", "i64[tokens]"),
+        ] {
+            let wiring = format!(
+                "third(t) {{ a, b = parts(t, [3, 3]) return a }}\n\
+                 model(x: f32[tokens, 6], n: i64[tokens]) {{ return {{y: {expression}}} }}"
+            );
+            assert_eq!(model(&wiring).arch.outputs[0].1, ty, "{expression}");
+        }
+    }
+
+    #[test]
+    fn ragged_axes_of_two_names_make_a_product() {
+        assert_eq!(output("sum(x) * sum(s)"), "f32[tokens, source, 1]");
+    }
+
+    #[test]
+    fn axes_and_types_that_do_not_fit() {
+        let code = |e: &str| codes(&format!("model(x: f32[tokens, 6], z: f32[tokens, 4]) {{ return {{y: {e}}} }}"));
+        assert_eq!(code("x + z"), [Code::AxisMismatch]);
+        assert_eq!(code("x and z"), [Code::WrongType]);
+        assert_eq!(code("(x > 0) + 1"), [Code::WrongType]);
+        assert_eq!(code("not x"), [Code::WrongType]);
+        assert_eq!(code("where(x, x, x)"), [Code::WrongType]);
+        assert_eq!(code("x + 'a'"), [Code::WrongType]);
+        assert_eq!(code("x * param[6]"), [Code::WrongType]);
+    }
+}

@@ -285,3 +285,92 @@ impl Expander {
 pub(super) fn join(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_string() } else { format!("{path}.{name}") }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::arch::testing::{codes, model};
+    use crate::diagnostic::Code;
+
+    const SCALE: &str = "scale(x) { weight = param[width(x)] return x * weight }\n";
+
+    fn paths(wiring: &str) -> Vec<String> {
+        model(&format!("{SCALE}{wiring}")).arch.parameters.into_iter().map(|p| p.path).collect()
+    }
+
+    #[test]
+    fn instances_are_names() {
+        let wiring = "block(x) { a, b = scale return b(a(x)) }\nmodel(x: f32[tokens, 4]) { one = block many = [scale for i in 0..2] return {y: many(one(x))} }";
+        assert_eq!(paths(wiring), ["one.a.weight", "one.b.weight", "many.0.weight", "many.1.weight"]);
+    }
+
+    #[test]
+    fn definitions_applied_unbound_have_their_own_name() {
+        let wiring = "block(act)(x) { return act(scale(scale(x))) }\nmodel(x: f32[tokens, 4]) { b = block(scale) return {y: b(x)} }";
+        assert_eq!(paths(wiring), ["b.scale.weight", "b.act.weight"]);
+    }
+
+    #[test]
+    fn what_is_not_applied_does_not_exist() {
+        let wiring = "model(x: f32[tokens, 4]) { a, b = scale c = if 1 < 2 then scale else nothing(a) return {y: c(a(x)), z: none} }";
+        assert_eq!(paths(wiring), ["a.weight", "c.weight"]);
+    }
+
+    #[test]
+    fn captured_instances_and_tensors_are_shared_by_equal_bodies() {
+        let wiring = "model(x: f32[tokens, 4]) {\n  shared = scale\n  gate = x * 2\n  layer(h) { own = scale return own(shared(h)) * gate }\n\
+                      \x20 layers = [layer for i in 0..3]\n  return {y: layers(shared(x))}\n}";
+        let made = model(&format!("{SCALE}{wiring}"));
+        assert_eq!(made.program.graphs.len(), 2);
+        assert_eq!(made.program.graphs[1].params().len(), 2);
+        let text = made.program.to_string();
+        assert!(text.contains("\"/shared.weight\"") && text.contains("\"own.weight\""), "{text}");
+        let paths: Vec<&str> = made.arch.parameters.iter().map(|p| p.path.as_str()).collect();
+        assert_eq!(paths, ["shared.weight", "layers.0.own.weight", "layers.1.own.weight", "layers.2.own.weight"]);
+    }
+
+    #[test]
+    fn bodies_that_differ_are_graphs_of_their_own() {
+        let wiring = "layer(i)(x) { s = scale return if i % 2 == 0 then s(x) else s(x) * 2 }\n\
+                      model(x: f32[tokens, 4]) { layers = [layer(i) for i in 0..6] return {y: layers(x)} }";
+        let made = model(&format!("{SCALE}{wiring}"));
+        assert_eq!(made.program.graphs.len(), 3);
+    }
+
+    #[test]
+    fn bodies_call_later_graphs_only() {
+        let wiring = "inner(x) { s = scale return s(x) }\nouter(x) { inners = [inner for i in 0..2] return inners(x) }\n\
+                      model(x: f32[tokens, 4]) { a = [outer for i in 0..2] b = [inner for i in 0..1] return {y: b(a(x))} }";
+        let made = model(&format!("{SCALE}{wiring}"));
+        assert_eq!(
+            made.program.graphs.iter().map(|g| g.name.as_str()).collect::<Vec<_>>(),
+            ["model", "outer", "inner"]
+        );
+        crate::graph::verify::verify(&made.program).unwrap_or_else(|e| panic!("{e}"));
+    }
+
+    #[test]
+    fn a_parameter_bound_again_is_an_alias() {
+        let wiring = "tied(of)(x) { weight = of.weight return x * weight }\nmodel(x: f32[tokens, 4]) { a = scale b = tied(a) return {y: b(a(x))} }";
+        let made = model(&format!("{SCALE}{wiring}"));
+        assert_eq!(made.arch.aliases, [("b.weight".to_string(), "a.weight".to_string())]);
+        assert_eq!(made.ignore, ["b.weight"]);
+    }
+
+    #[test]
+    fn bodies_return_tuples() {
+        let wiring = "two(x) { return x, x * 2 }\nmodel(x: f32[tokens, 4]) { layers = [two] a, b = layers(x) c, d = two(x) return {y: a + b + c + d} }";
+        assert_eq!(paths(wiring), [""; 0]);
+    }
+
+    #[test]
+    fn misuse_is_said() {
+        let code = |body: &str| codes(&format!("{SCALE}model(x: f32[tokens, 4]) {{ {body} }}"));
+        assert_eq!(code("a = scale b = a return {y: b(x)}"), [Code::SecondName]);
+        assert_eq!(code("a = scale return {y: a.weight * x}"), [Code::UnknownName]);
+        assert_eq!(code("a, b = x return {y: a}"), [Code::WrongType]);
+        assert_eq!(code("return x"), [Code::NoModel]);
+        assert_eq!(code("return {y: none}"), [Code::NoModel]);
+        assert_eq!(codes("model(x) { return {y: x} }"), [Code::MissingOption]);
+        assert_eq!(codes("model(n)(x: f32[4]) { return {y: x} }"), [Code::NoModel]);
+    }
+}

@@ -206,7 +206,8 @@ impl<'a> Binder<'a> {
                     .label("this rule")
                     .other(k.rule.span, "and this one")
                     .help("make one of them longer: put it inside the name of an enclosing module");
-                    if !self.diagnostics.contains(&d) {
+                    // Once for two rules, however many paths they meet at.
+                    if !self.diagnostics.iter().any(|o| o.primary == d.primary && o.others == d.others) {
                         self.diagnostics.push(d);
                     }
                 }
@@ -402,4 +403,99 @@ fn inside(within: &[Arc<str>], path: &[&str]) -> Vec<(usize, usize)> {
         places = next;
     }
     places
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::testing::{card, expand};
+    use crate::arch::{ElaborateOptions, Model};
+
+    /// `a.q` [2, 4] and `a.k` [3, 4] with biases; `e.0.e_0`, `e.1.e_0` [5, 4]; `n` [4].
+    const WIRING: &str = "\
+        lin(size)(x) { weight = param[size, width(x)] bias = param[size] return einsum('ni,oi->no', x, weight) + bias }
+        one(size)(x) { weight = param[size, width(x)] return einsum('ni,oi->no', x, weight) }
+        norm(x) { weight = param[width(x)] return x * weight }
+        a(x) { q = lin(2) k = lin(3) return join(q(x), k(x)) }
+        pair(x) { e_0 = one(5) return e_0(x) }
+        apply(f, x) = f(x)
+        model(x: f32[tokens, 4]) {
+          n = norm
+          e = [pair for i in 0..2]
+          return {y: a(n(x)), z: apply(e[0], x) + apply(e[1], x)}
+        }";
+
+    fn bound(names: &str) -> Result<Model, Vec<Code>> {
+        let names: String = names.lines().map(|l| format!("    {l}\n")).collect();
+        let text = card(&format!("sizes: {{last: 2}}\nnames:\n  hf:\n{names}"), WIRING);
+        expand(&text, &ElaborateOptions::default()).map_err(|r| r.diagnostics.iter().map(|d| d.code).collect())
+    }
+
+    fn binding(names: &str, path: &str) -> Binding {
+        let model = bound(names).unwrap_or_else(|e| panic!("{e:?}"));
+        let index = model.arch.parameters.iter().position(|p| p.path == path).unwrap_or_else(|| panic!("{path}"));
+        model.bindings[index].clone()
+    }
+
+    #[test]
+    fn names_of_paths() {
+        for (names, path, expected) in [
+            ("prefix: m.", "n.weight", vec!["m.n.weight"]),
+            ("prefix: [m., '']", "n.weight", vec!["m.n.weight", "n.weight"]),
+            ("prefix: m.\nn: norm", "n.weight", vec!["m.norm.weight"]),
+            ("prefix: m.\nn: /norm", "n.weight", vec!["norm.weight"]),
+            ("prefix: m.\nn: [/x, y]", "n.weight", vec!["x.weight", "m.y.weight"]),
+            ("n.weight: scale", "n.weight", vec!["scale"]),
+            ("a: {q: query}", "a.q.bias", vec!["a.query.bias"]),
+            ("a.q: query\nq: other", "a.q.bias", vec!["query.bias"]),
+            ("'{q,k}': proj", "a.k.bias", vec!["a.proj.bias"]),
+            ("e.*: block", "e.1.e_0.weight", vec!["block.e_0.weight"]),
+            ("e.*: block.*", "e.1.e_0.weight", vec!["block.1.e_0.weight"]),
+            ("e: {'**.weight': w}", "e.1.e_0.weight", vec!["e.w"]),
+        ] {
+            assert_eq!(binding(names, path).names, expected, "{names} {path}");
+        }
+    }
+
+    #[test]
+    fn parts_of_stored_tensors() {
+        let names = "q.weight + k.weight: qk.weight[in, q | k]\nq.bias + k.bias: qk.bias[q | k]";
+        let k = binding(names, "a.k.weight");
+        assert_eq!((k.names, k.shape), (vec!["a.qk.weight".to_string()], vec![4, 5]));
+        assert_eq!(k.steps, [Step::Slice { dim: 1, start: 2, len: 3 }, Step::Transpose { perm: vec![1, 0] }]);
+        let bias = binding(names, "a.q.bias");
+        assert_eq!((bias.shape, bias.steps), (vec![5], vec![Step::Slice { dim: 0, start: 0, len: 2 }]));
+        let stacked = binding("e.*.e_0.weight: experts[expert, in, out]", "e.1.e_0.weight");
+        assert_eq!((stacked.names, stacked.shape), (vec!["experts".to_string()], vec![2, 4, 5]));
+        assert_eq!(stacked.steps, [Step::Index { dim: 0, index: 1 }, Step::Transpose { perm: vec![1, 0] }]);
+        let plain = binding("n: norm", "n.weight");
+        assert_eq!(plain.steps, []);
+    }
+
+    #[test]
+    fn rules_that_cannot_be() {
+        assert_eq!(bound("a.*: x\n'*.q': y").err(), Some(vec![Code::NameTie]));
+        assert_eq!(bound("q.weight + v.weight: qv[in, q | v]").err(), Some(vec![Code::NameParts]));
+        assert_eq!(bound("q.weight + k.weight: qk[q | k | v]").err(), Some(vec![Code::NameParts]));
+        assert_eq!(bound("q.weight: q[in, out, more]").err(), Some(vec![Code::NameParts]));
+    }
+
+    #[test]
+    fn patterns() {
+        for (pattern, name, matches) in [
+            ("a.b", "a.b", true),
+            ("a.*", "a.b", true),
+            ("a.*", "a.b.c", false),
+            ("a.**", "a.b.c", true),
+            ("**.c", "a.b.c", true),
+            ("**.c", "c", true),
+            ("**", "a.b", true),
+            ("a.**.c", "a.c", true),
+            ("a.b", "a.bc", false),
+        ] {
+            assert_eq!(matches_pattern(pattern, name), matches, "{pattern} {name}");
+        }
+        let model = bound("ignore: ['layers.{last}.**', '{x,y}.buffer']").unwrap_or_else(|e| panic!("{e:?}"));
+        assert_eq!(model.ignore, ["layers.2.**", "x.buffer", "y.buffer"]);
+    }
 }

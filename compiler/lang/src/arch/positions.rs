@@ -76,3 +76,33 @@ impl Expander {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::arch::testing::{codes, model};
+    use crate::diagnostic::Code;
+
+    #[test]
+    fn q_pos_is_of_the_first_input() {
+        let wiring =
+            "far(m, x) { return m * q_pos }\nmodel(x: f32[tokens, 4], s: f32[source, 4]) { return {y: far(s, x)} }";
+        assert_eq!(model(wiring).arch.outputs[0].1, "f32[source, 4]");
+    }
+
+    #[test]
+    fn expressions_wait_for_their_place() {
+        let wiring =
+            "scale = 1 + 0.1 * log(1 + (q_pos + 1) // 4)\nmodel(x: f32[tokens, 4]) { return {y: scale * x, z: scale} }";
+        let model = model(wiring);
+        assert_eq!(model.arch.outputs[1].1, "f32[tokens]");
+        assert_eq!(model.program.to_string().matches("position").count(), 1);
+    }
+
+    #[test]
+    fn keys_and_scores_mean_something_in_attention_only() {
+        for name in ["k_pos", "head", "score"] {
+            assert_eq!(codes(&format!("model(x: f32[tokens, 4]) {{ return {{y: x + {name}}} }}")), [Code::Misplaced]);
+        }
+        assert_eq!(codes("model(x: f32[4]) { return {y: x * q_pos} }"), [Code::Misplaced]);
+    }
+}

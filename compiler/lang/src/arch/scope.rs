@@ -157,3 +157,42 @@ fn item_params(item: &Item) -> Vec<&Param> {
         Item::Binding(_) => Vec::new(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::arch::testing::{codes, model};
+    use crate::diagnostic::Code;
+
+    #[test]
+    fn the_order_of_definitions_does_not_matter() {
+        let wiring = "a = b * 2\nb = c(3)\nc(n) = n + 1\nmodel(x: f32[tokens, 8]) { return {y: split(x, a)} }";
+        assert_eq!(model(wiring).arch.outputs[0].1, "f32[tokens, 8, 1]");
+    }
+
+    #[test]
+    fn bodies_hide_outer_names() {
+        let wiring =
+            "n = 4\nf(x) { n = 2 return split(x, n) }\nmodel(x: f32[tokens, 8]) { return {y: f(x), z: split(x, n)} }";
+        let outputs: Vec<String> = model(wiring).arch.outputs.into_iter().map(|(_, ty)| ty).collect();
+        assert_eq!(outputs, ["f32[tokens, 2, 4]", "f32[tokens, 4, 2]"]);
+    }
+
+    #[test]
+    fn scope_is_lexical() {
+        let wiring = "n = 4\ncut(x) = split(x, n)\nf(x) { n = 2 return cut(x) * (n / 2) }\nmodel(x: f32[tokens, 8]) { return {y: f(x)} }";
+        assert_eq!(model(wiring).arch.outputs[0].1, "f32[tokens, 4, 2]");
+    }
+
+    #[test]
+    fn reserved_names_cannot_be_parameters() {
+        assert_eq!(codes("f(head) = head\nmodel(x: f32[tokens, 8]) { return {y: x} }"), [Code::Reserved]);
+        assert_eq!(codes("f(score = 1)(x) { return x }\nmodel(x: f32[tokens, 8]) { return {y: x} }"), [Code::Reserved]);
+    }
+
+    #[test]
+    fn unused_bindings_may_be_wrong_but_not_in_their_names() {
+        let tail = "\nmodel(x: f32[tokens, 8]) { return {y: x} }";
+        assert_eq!(codes(&format!("a = none + 1{tail}")), []);
+        assert_eq!(codes(&format!("a = nothing + 1{tail}")), [Code::UnknownName]);
+    }
+}

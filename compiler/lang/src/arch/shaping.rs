@@ -328,3 +328,51 @@ impl Expander {
         AxisName::Other(self.n_axes)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::arch::testing::{codes, model};
+    use crate::diagnostic::Code;
+
+    #[test]
+    fn caches_are_named_after_what_they_keep() {
+        let wiring = "keep(x) {\n  k = split(x, 2)\n  kept = cache(k * 2)\n  return merge(attend(k, cache(k), kept, k_pos <= q_pos))\n}\n\
+                      model(x: f32[tokens, 8]) {\n  layers = [keep for i in 0..2]\n  return {y: layers(keep(x))}\n}";
+        let paths: Vec<String> = model(wiring).arch.caches.into_iter().map(|(p, _)| p).collect();
+        assert_eq!(paths, ["keep.kept", "keep.k", "layers.0.kept", "layers.0.k", "layers.1.kept", "layers.1.k"]);
+    }
+
+    #[test]
+    fn a_shared_instance_keeps_values_for_each_body() {
+        let wiring = "keep(x) { k = split(x, 2) return merge(attend(k, cache(k), cache(k), k_pos <= q_pos)) }\n\
+                      model(x: f32[tokens, 8]) { shared = keep layer(x) { return shared(x) } layers = [layer for i in 0..2] return {y: layers(x)} }";
+        let made = model(wiring);
+        let paths: Vec<&str> = made.arch.caches.iter().map(|(p, _)| p.as_str()).collect();
+        assert_eq!(paths, ["layers.0.shared.k", "layers.0.shared.k~1", "layers.1.shared.k", "layers.1.shared.k~1"]);
+        assert_eq!(made.program.graphs.len(), 2);
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit() {
+        let code = |e: &str| codes(&format!("model(x: f32[tokens, 6], n: i64[tokens]) {{ return {{y: {e}}} }}"));
+        for expression in [
+            "split(x, 4)",
+            "merge(x)",
+            "merge(n)",
+            "width(n)",
+            "parts(x, [1, 2])",
+            "join(x, split(x, 2))",
+            "repeat(x, 2)",
+            "transpose(x)",
+            "top_k(x, 7)",
+            "take(x, n)",
+            "cache(index(4))",
+        ] {
+            assert_eq!(code(expression), [Code::AxisMismatch], "{expression}");
+        }
+        for expression in ["gather(x, x)", "reduce(x, 'most')", "reduce(x)", "join()", "parts(x, 3)"] {
+            assert_eq!(code(expression), [Code::WrongType], "{expression}");
+        }
+        assert_eq!(code("repeat(repeat(split(x, 2), 1099511627775), 1099511627775)"), [Code::TooLarge]);
+    }
+}

@@ -200,3 +200,85 @@ fn check_type(size: &Size, value: Datum, diagnostics: &mut Vec<Diagnostic>) -> D
     diagnostics.push(Diagnostic::new(Code::WrongSize, message, size.span).label(label));
     normalise(expected.clone())
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use crate::arch::ElaborateOptions;
+    use crate::arch::testing::{card, expand};
+    use crate::diagnostic::Code;
+
+    const WIRING: &str = "model(x: f32[tokens, 4]) { return {y: x} }";
+    const ROPE: &str = "sizes:\n  rope: {example: {rope_theta: 1.0}, default: {rope_theta: 2.0}, from: [rope_parameters, {rope_theta: rope_theta, '...': rope_scaling}]}\n";
+
+    fn sizes(keys: &str, config: Option<Value>, sets: &[(&str, &str)]) -> Result<String, Vec<Code>> {
+        let sets = sets.iter().map(|(k, v)| ((*k).to_string(), (*v).to_string())).collect();
+        let options = ElaborateOptions { config, sets, ..ElaborateOptions::default() };
+        match expand(&card(keys, WIRING), &options) {
+            Ok(model) => Ok(model.arch.sizes.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(" ")),
+            Err(report) => Err(report.diagnostics.iter().map(|d| d.code).collect()),
+        }
+    }
+
+    #[test]
+    fn where_a_size_comes_from() {
+        let keys = "sizes: {a: 1, b: {example: 2, default: 3}, c: {example: 4, optional: true}, d: {example: 5, from: [e, f.g]}}\n";
+        assert_eq!(sizes(keys, None, &[]).as_deref(), Ok("a=1 b=2 c=4 d=5"));
+        assert_eq!(sizes(keys, Some(json!({"a": 7, "f": {"g": 8}})), &[]).as_deref(), Ok("a=7 b=3 c=null d=8"));
+        assert_eq!(
+            sizes(keys, Some(json!({"a": 7, "b": null, "c": 1, "e": 9, "f": {"g": 8}})), &[]).as_deref(),
+            Ok("a=7 b=3 c=1 d=9")
+        );
+        assert_eq!(
+            sizes(keys, Some(json!({"e": 1})), &[("a", "6"), ("c", "null")]).as_deref(),
+            Ok("a=6 b=3 c=null d=1")
+        );
+        assert_eq!(sizes(keys, Some(json!({})), &[]), Err(vec![Code::MissingSize, Code::MissingSize]));
+        assert_eq!(sizes(keys, Some(json!([])), &[]), Err(vec![Code::MissingSize, Code::MissingSize]));
+    }
+
+    #[test]
+    fn both_forms_of_a_mapping() {
+        let newer = json!({"rope_parameters": {"rope_type": "linear", "rope_theta": 3.0, "factor": 2.0}});
+        assert_eq!(
+            sizes(ROPE, Some(newer), &[]).as_deref(),
+            Ok("rope={rope_type: linear, rope_theta: 3.0, factor: 2.0}")
+        );
+        let older = json!({"rope_theta": 3.0, "rope_scaling": {"type": "linear", "factor": 2.0, "gone": null}});
+        assert_eq!(
+            sizes(ROPE, Some(older), &[]).as_deref(),
+            Ok("rope={rope_theta: 3.0, rope_type: linear, factor: 2.0}")
+        );
+        let plain = json!({"rope_theta": 3.0, "rope_scaling": null});
+        assert_eq!(sizes(ROPE, Some(plain), &[]).as_deref(), Ok("rope={rope_theta: 3.0, rope_type: default}"));
+        assert_eq!(sizes(ROPE, Some(json!({})), &[]).as_deref(), Ok("rope={rope_theta: 2.0, rope_type: default}"));
+    }
+
+    #[test]
+    fn a_part_of_the_config() {
+        let keys =
+            |optional| format!("matches: {{model_type: t, under: text, optional: {optional}}}\nsizes: {{a: 1}}\n");
+        assert_eq!(sizes(&keys(true), Some(json!({"text": {"a": 2}})), &[]).as_deref(), Ok("a=2"));
+        assert_eq!(sizes(&keys(true), Some(json!({"a": 3})), &[]).as_deref(), Ok("a=3"));
+        assert_eq!(sizes(&keys(false), Some(json!({"a": 3})), &[]), Err(vec![Code::MissingSize]));
+    }
+
+    #[test]
+    fn assumptions() {
+        let keys = "sizes: {}\nassumes: {act: silu, bias: false, kind: [a, b]}\n";
+        assert!(sizes(keys, Some(json!({"act": "silu", "kind": "b", "other": 1})), &[]).is_ok());
+        assert!(sizes(keys, Some(json!({"act": null})), &[]).is_ok());
+        let wrong = sizes(keys, Some(json!({"act": "gelu", "bias": true, "kind": "c"})), &[]);
+        assert_eq!(wrong, Err(vec![Code::Assumption; 3]));
+    }
+
+    #[test]
+    fn types_are_the_cards() {
+        let keys = "sizes: {a: 1, f: 1.5, s: x, l: [1]}\n";
+        assert!(sizes(keys, Some(json!({"a": 2, "f": 2, "s": "y", "l": []})), &[]).is_ok());
+        assert_eq!(sizes(keys, Some(json!({"a": 2.5, "f": true, "s": 1, "l": 3})), &[]), Err(vec![Code::WrongSize; 4]));
+        assert_eq!(sizes(keys, None, &[("a", "[")]), Err(vec![Code::WrongSize]));
+        assert_eq!(sizes(keys, None, &[("b", "1")]), Err(vec![Code::UnknownSize]));
+    }
+}

@@ -182,3 +182,39 @@ fn model_types(text: &str) -> Vec<String> {
         None => Vec::new(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_embedded_is_the_folder() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models");
+        let (a, b) = (Library::embedded(), Library::from_dir(&folder).expect("the folder can be read"));
+        assert!(a.cards().eq(b.cards()));
+        assert_eq!(a.definitions(), b.definitions());
+        assert!(a.diagnostics().is_empty());
+        assert!(a.cards().count() > 0);
+    }
+
+    #[test]
+    fn each_family_is_picked_by_what_it_matches() {
+        let library = Library::embedded();
+        for name in library.cards() {
+            let spec = load_card(name, &library).unwrap_or_else(|e| panic!("{e}"));
+            for model_type in &spec.matches.model_type {
+                let config = serde_json::json!({ "model_type": &**model_type });
+                let picked = pick_card(&config, &library).unwrap_or_else(|e| panic!("{e}"));
+                assert_eq!(picked.name, spec.name, "{model_type}");
+            }
+        }
+    }
+
+    #[test]
+    fn mistakes_of_the_library_are_said_with_a_card() {
+        let files = [("lib/a.xf", "f(x) = )\n"), ("c.yaml", "xfc: 1\nname: C\nsizes: {}\nwiring: |\n  a = 1\n")];
+        let library = Library::build(files.into_iter().map(|(p, t)| (PathBuf::from(p), t.to_string())));
+        let report = load_card("c", &library).err().expect("the library is wrong");
+        assert!(report.to_string().contains("lib/a.xf:1:8"), "{report}");
+    }
+}

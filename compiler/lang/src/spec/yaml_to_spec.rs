@@ -281,3 +281,62 @@ impl Reader<'_> {
         lines
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::spec::ast::Item;
+
+    fn read(text: &str) -> Result<Spec, Report> {
+        parse_card("card.yaml", text, &Library::build(std::iter::empty::<(PathBuf, String)>()))
+    }
+
+    /// The text under the value of each binding of the wiring.
+    fn values(text: &str) -> Vec<String> {
+        let spec = read(text).unwrap_or_else(|e| panic!("{e}"));
+        spec.wiring
+            .iter()
+            .filter_map(|item| {
+                if let Item::Binding(b) = item { Some(spec.sources.text(b.value.span).to_string()) } else { None }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn positions_in_a_block_are_positions_in_the_file() {
+        let expected = ["first + 1", "[second,\n         third]", "'é' + last"];
+        let lines = "a = first + 1\n\n# a comment\nb = [second,\n     third]\nc = 'é' + last\n";
+        for (indent, indicator, tail) in [
+            ("  ", "|", "names: {}\n"),
+            ("    ", "|2", "names: {}\n"),
+            ("  ", "|-", ""),
+            ("  ", "| # the equations", ""),
+        ] {
+            let indent_all = if indicator == "|2" { "  " } else { indent };
+            let block: String = lines
+                .lines()
+                .map(|l| if l.is_empty() { "\n".to_string() } else { format!("{indent_all}{l}\n") })
+                .collect();
+            let text = format!("xfc: 1\nname: T\nsizes: {{}}\nwiring: {indicator}\n{block}{tail}");
+            let got: Vec<String> =
+                values(&text).iter().map(|v| v.replace(&format!("\n{indent_all}"), "\n    ")).collect();
+            assert_eq!(got, expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn lines_may_end_as_on_windows() {
+        let text = "xfc: 1\r\nname: T\r\nsizes: {}\r\nwiring: |\r\n  a = b + 1\r\n  c = dd\r\n";
+        assert_eq!(values(text), ["b + 1", "dd"]);
+    }
+
+    #[test]
+    fn everything_is_said_together() {
+        let report =
+            read("xfc: 2\nname: T\nsizse: {}\nmatches: {model: x}\nwiring: |\n  a = )\n").err().expect("it is wrong");
+        let codes: Vec<Code> = report.diagnostics.iter().map(|d| d.code).collect();
+        assert_eq!(codes, [Code::MissingKey, Code::WrongKind, Code::UnknownKey, Code::UnknownKey, Code::Syntax]);
+    }
+}
