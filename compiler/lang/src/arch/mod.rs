@@ -16,6 +16,7 @@ mod elementwise;
 mod expand;
 mod instances;
 mod names;
+mod patterns;
 mod positions;
 mod scope;
 mod shaping;
@@ -30,7 +31,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 pub use self::builtins::NAMES as FUNCTIONS;
-pub use self::names::{Binding, Step, matches_pattern};
+pub use self::names::{Binding, Step};
+pub use self::patterns::matches_pattern;
 
 use self::expand::{Eval, Expander, Failed};
 use self::value::{Axis, AxisName, Def, Entry, Frame, Instance, Place, Scope, Value};

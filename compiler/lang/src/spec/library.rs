@@ -214,7 +214,7 @@ mod tests {
     fn mistakes_of_the_library_are_said_with_a_card() {
         let files = [("lib/a.xf", "f(x) = )\n"), ("c.yaml", "xfc: 1\nname: C\nsizes: {}\nwiring: |\n  a = 1\n")];
         let library = Library::build(files.into_iter().map(|(p, t)| (PathBuf::from(p), t.to_string())));
-        let report = load_card("c", &library).err().expect("the library is wrong");
+        let report = load_card("c", &library).expect_err("the library is wrong");
         assert!(report.to_string().contains("lib/a.xf:1:8"), "{report}");
     }
 }

@@ -335,7 +335,7 @@ mod tests {
     #[test]
     fn everything_is_said_together() {
         let report =
-            read("xfc: 2\nname: T\nsizse: {}\nmatches: {model: x}\nwiring: |\n  a = )\n").err().expect("it is wrong");
+            read("xfc: 2\nname: T\nsizse: {}\nmatches: {model: x}\nwiring: |\n  a = )\n").expect_err("it is wrong");
         let codes: Vec<Code> = report.diagnostics.iter().map(|d| d.code).collect();
         assert_eq!(codes, [Code::MissingKey, Code::WrongKind, Code::UnknownKey, Code::UnknownKey, Code::Syntax]);
     }
