@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use xfc_codegen::error::CodegenError;
 use xfc_lang::diagnostic::Report;
+use xfc_lang::passes::PassError;
 use xfc_runtime::error::{EXIT_FAILURE, EXIT_INPUT, EXIT_USAGE, RuntimeError};
 
 /// Result of a subcommand.
@@ -72,7 +73,10 @@ impl CliError {
         ExitCode::from(match &self {
             CliError::Text(_) | CliError::File { .. } => EXIT_INPUT,
             CliError::Runtime(e) => e.exit_code(),
-            CliError::Usage { .. } | CliError::Codegen(CodegenError::Target { .. }) => EXIT_USAGE,
+            CliError::Usage { .. }
+            | CliError::Codegen(
+                CodegenError::Target { .. } | CodegenError::Pass(PassError::Unknown { .. } | PassError::Required(_)),
+            ) => EXIT_USAGE,
             CliError::Codegen(_) => EXIT_FAILURE,
         })
     }

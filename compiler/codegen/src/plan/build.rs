@@ -403,6 +403,7 @@ impl Planner<'_> {
                 let x = body.add_param("x", ty.clone());
                 body.add_output("y", x);
                 let kernel = self.intern_kernel(KernelSpec::Rows(RowsSpec {
+                    label: "select".to_owned(),
                     space,
                     body,
                     params: vec![RowParam::Selected],

@@ -63,7 +63,7 @@ impl KernelSpec {
                 format!("linear_{}_{parts}{}x{}", s.operand, s.outputs, s.inputs)
             }
             KernelSpec::Attention(s) => format!("attention_{}_{}x{}x{}", s.kept, s.heads, s.kv_heads, s.key_dim),
-            KernelSpec::Rows(s) => format!("rows_{}", s.body.len()),
+            KernelSpec::Rows(s) => format!("rows_{}", s.label),
         }
     }
 }
@@ -144,6 +144,8 @@ pub struct AttentionSpec {
 /// Token-wise operations: one run of `body` a row.
 #[derive(Clone, Debug)]
 pub struct RowsSpec {
+    /// For people: `rms_norm`, `gather_layer_norm`. No part of what is computed.
+    pub label: String,
     /// Which rows.
     pub space: RowSpace,
     /// Core operations only.

@@ -4,7 +4,7 @@ use std::collections::hash_map::Entry;
 
 use xfc_lang::graph::path::join;
 use xfc_lang::graph::{DType, Dim, Graph, NodeId, Type, ValueId};
-use xfc_lang::ops::Core;
+use xfc_lang::ops::{Core, Op, UnaryOp};
 use xfc_lang::ops::fused::{Attention, Linear, Rows};
 use xfc_runtime::artifact::manifest::Pack;
 
@@ -187,8 +187,8 @@ impl Planner<'_> {
             .collect();
         self.note_tables(&body, &operands);
         let kernel = self.kernel((graph_idx, node), |_| {
-            let sinks = sinks.iter().map(|(port, sink, _)| (*port, *sink)).collect();
-            Ok(KernelSpec::Rows(RowsSpec { space, body, params, sinks }))
+            let sinks: Vec<(usize, Sink)> = sinks.iter().map(|(port, sink, _)| (*port, *sink)).collect();
+            Ok(KernelSpec::Rows(RowsSpec { label: label(&rows.body, &sinks), space, body, params, sinks }))
         })?;
         let mut list = Vec::new();
         for (place, value) in operands.into_iter().zip(&values) {
@@ -215,4 +215,24 @@ fn extra(ty: &Type, outputs: u64, name: &str) -> Result<Extra, CodegenError> {
         return Err(CodegenError::unsupported(format!("an epilogue operand of type {ty}"), name));
     }
     Ok(Extra { dtype: ty.dtype, per_row, per_column: fixed == outputs })
+}
+
+/// What a group of rows does, in a few words.
+fn label(body: &Graph, sinks: &[(usize, Sink)]) -> String {
+    let mut words: Vec<&'static str> = Vec::new();
+    for node in body.topological() {
+        let word = match body.op(node) {
+            Op::Fused(op) => op.name(),
+            Op::Core(Core::Gather) => "gather",
+            Op::Core(Core::Unary(UnaryOp::Cos | UnaryOp::Sin)) => "angles",
+            Op::Core(_) => continue,
+        };
+        if !words.contains(&word) {
+            words.push(word);
+        }
+    }
+    if sinks.iter().any(|(_, sink)| matches!(sink, Sink::Cache { .. })) {
+        words.push("cache");
+    }
+    if words.is_empty() { "map".to_owned() } else { words.join("_") }
 }
