@@ -57,7 +57,7 @@ fn libraries_stay_in_their_folders() -> Result<()> {
             if folders.iter().any(|folder| file.path.starts_with(folder)) {
                 continue;
             }
-            let named = |line: &str| words(line).any(|word| word == library);
+            let named = |line: &str| line.contains(&format!("{library}::"));
             breaches
                 .extend(file.code().filter(|(_, l)| named(l)).map(|(n, l)| format!("{}:{n}: {}", file.path, l.trim())));
         }
