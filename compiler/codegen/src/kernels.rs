@@ -138,7 +138,10 @@ fn compile_units(
             let i = next.fetch_add(1, Ordering::Relaxed);
             let Some((kernel, phase)) = units.get(i) else { return Ok(()) };
             let spec = &plan.kernels[*kernel];
-            let name = format!("{}_{}", spec.name(), target.phases()[*phase].name);
+            // Named after the regime only where regimes differ.
+            let same = (0..target.phases().len()).all(|p| target.schedule(spec, p) == target.schedule(spec, *phase));
+            let suffix = if same { String::new() } else { format!("_{}", target.phases()[*phase].name) };
+            let name = format!("{}{suffix}", spec.name());
             let result = target.emit(spec, *phase).and_then(|emitted| {
                 let code = compiler.compile(&name, &emitted.mlir, keep)?;
                 Ok(CompiledKernel { name, mlir: emitted.mlir, code, scratch_bytes: emitted.scratch_bytes })

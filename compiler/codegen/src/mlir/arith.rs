@@ -12,14 +12,6 @@ impl Writer {
         self.op(ty, &format!("vector.broadcast {} : {} to {}", a, a.ty.text(), ty.text()))
     }
 
-    /// One lane of a vector.
-    pub fn lane(&mut self, a: Val, lane: u32) -> Val {
-        self.op(
-            Ty::scalar(a.ty.elem),
-            &format!("vector.extract {}[{lane}] : {} from {}", a, a.ty.elem.text(), a.ty.text()),
-        )
-    }
-
     /// The same bits as another type of the same size.
     pub fn bitcast(&mut self, a: Val, to: Ty) -> Val {
         if a.ty == to {
@@ -36,12 +28,12 @@ impl Writer {
 
     /// The largest lane.
     pub fn reduce_max(&mut self, a: Val) -> Val {
-        self.reduce(a, if a.ty.elem.is_float() { "maxnumf" } else { "maxsi" })
+        self.reduce(a, if a.ty.elem.is_float() { "maximumf" } else { "maxsi" })
     }
 
     /// The smallest lane.
     pub fn reduce_min(&mut self, a: Val) -> Val {
-        self.reduce(a, if a.ty.elem.is_float() { "minnumf" } else { "minsi" })
+        self.reduce(a, if a.ty.elem.is_float() { "minimumf" } else { "minsi" })
     }
 
     fn reduce(&mut self, a: Val, kind: &str) -> Val {
@@ -85,39 +77,47 @@ impl Writer {
         self.binary("arith.remui", a, b)
     }
 
-    /// `a / b` rounded down, of signed integers.
-    pub fn floor_div(&mut self, a: Val, b: Val) -> Val {
-        // q = a / b toward zero; one less when the remainder is not zero and the signs differ.
-        let q = self.binary("arith.divsi", a, b);
-        let r = self.binary("arith.remsi", a, b);
+    /// `a / b` rounded down, of signed integers; by 0, whose result nobody may use, as by 1. `divisor` is `b` where it is known.
+    pub fn floor_div(&mut self, a: Val, b: Val, divisor: Option<i64>) -> Val {
         let zero = self.int(0, a.ty);
         let one = self.int(1, a.ty);
+        // The machine's division traps on 0, and on the least number by -1.
+        let (safe, negated) = match divisor {
+            Some(n) if n != 0 && n != -1 => (b, None),
+            _ => {
+                let minus_one = self.int(-1, a.ty);
+                let is_zero = self.cmp(Cmp::Eq, b, zero);
+                let is_minus_one = self.cmp(Cmp::Eq, b, minus_one);
+                let traps = self.or(is_zero, is_minus_one);
+                (self.select(traps, one, b), Some(is_minus_one))
+            }
+        };
+        // q = a / b toward zero; one less when the remainder is not zero and the signs differ.
+        let q = self.binary("arith.divsi", a, safe);
+        let r = self.binary("arith.remsi", a, safe);
         let inexact = self.cmp(Cmp::Ne, r, zero);
-        let sign = self.binary("arith.xori", r, b);
+        let sign = self.xor(r, safe);
         let differ = self.cmp(Cmp::Lt, sign, zero);
         let both = self.and(inexact, differ);
         let less = self.sub(q, one);
-        self.select(both, less, q)
+        let q = self.select(both, less, q);
+        match negated {
+            None => q,
+            Some(is_minus_one) => {
+                let n = self.sub(zero, a);
+                self.select(is_minus_one, n, q)
+            }
+        }
     }
 
-    /// The larger; for floats, the other one when one is NaN.
+    /// The larger; of floats, NaN where either is.
     pub fn max(&mut self, a: Val, b: Val) -> Val {
-        if a.ty.elem.is_float() {
-            let gt = self.cmp(Cmp::Gt, a, b);
-            self.select(gt, a, b)
-        } else {
-            self.binary("arith.maxsi", a, b)
-        }
+        self.binary(if a.ty.elem.is_float() { "arith.maximumf" } else { "arith.maxsi" }, a, b)
     }
 
-    /// The smaller; for floats, the other one when one is NaN.
+    /// The smaller; of floats, NaN where either is.
     pub fn min(&mut self, a: Val, b: Val) -> Val {
-        if a.ty.elem.is_float() {
-            let lt = self.cmp(Cmp::Lt, a, b);
-            self.select(lt, a, b)
-        } else {
-            self.binary("arith.minsi", a, b)
-        }
+        self.binary(if a.ty.elem.is_float() { "arith.minimumf" } else { "arith.minsi" }, a, b)
     }
 
     /// Bitwise and.
@@ -211,9 +211,10 @@ impl Writer {
         self.convert(name, a, a.ty.with(Elem::F32))
     }
 
-    /// Float to integer, toward zero.
+    /// Float to integer, toward zero; what does not fit becomes the nearest that does, NaN 0.
     pub fn to_int(&mut self, a: Val, elem: Elem) -> Val {
-        self.convert("arith.fptosi", a, a.ty.with(elem))
+        let to = a.ty.with(elem);
+        self.op(to, &format!("\"llvm.intr.fptosi.sat\"({a}) : ({}) -> {}", a.ty.text(), to.text()))
     }
 
     /// Integer or boolean to a wider or narrower integer; signed, booleans as 0 and 1.

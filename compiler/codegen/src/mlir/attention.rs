@@ -5,6 +5,8 @@
 //!
 //! Operands of the launch: `q`, the key slot, the value slot, the result.
 
+use xfc_lang::graph::{DType, Graph};
+use xfc_lang::ops::Core;
 use xfc_runtime::artifact::abi::offsets as abi;
 
 use super::expr::{cast, elem_of, scalar_graph};
@@ -36,6 +38,7 @@ pub fn emit(symbol: &str, spec: &AttentionSpec, schedule: &AttentionSchedule) ->
         sequences: w.axis_array(args, spec.axis, abi::AXIS_SEQUENCES),
         cache: w.cache(args, spec.group),
         scratch: params.scratch,
+        ints: if fits_i32(&spec.mask) && fits_i32(&spec.score) { Elem::I32 } else { Elem::I64 },
     };
     let blocks = w.ceil_div(n_rows, schedule.rows_per_tile);
     w.for_loop(params.tile_begin, params.tile_end, 1, &[], |w, tile, _| {
@@ -77,6 +80,18 @@ struct Attention<'a> {
     sequences: Val,
     cache: CacheTable,
     scratch: Val,
+    /// Of positions in masks and scores.
+    ints: Elem,
+}
+
+/// Whether every integer of a graph of scalars is a 32-bit one.
+fn fits_i32(graph: &Graph) -> bool {
+    graph.nodes().all(|node| match graph.op(node).as_core() {
+        Some(Core::Const { values }) if graph.types(node)[0].dtype == DType::I64 => {
+            values.iter().all(|v| v.abs() < f64::from(i32::MAX))
+        }
+        _ => true,
+    })
 }
 
 /// One query row.
@@ -266,22 +281,22 @@ impl Attention<'_> {
         let lanes = self.lanes;
         let scale = w.f32(self.spec.scale, lanes);
         let scaled = w.mul(dot, scale);
-        let first = w.resize(first_key, Elem::I32);
+        let first = w.resize(first_key, self.ints);
         let first = w.splat(first, lanes);
         let iota: Vec<i64> = (0..lanes).map(|l| i64::from(v as u32 * lanes + l)).collect();
-        let iota = w.lanes(&iota, Elem::I32);
+        let iota = w.lanes(&iota, self.ints);
         let k_pos = w.add(first, iota);
-        let q_pos = w.resize(query.position, Elem::I32);
+        let q_pos = w.resize(query.position, self.ints);
         let q_pos = w.splat(q_pos, lanes);
-        let head = w.resize(head, Elem::I32);
+        let head = w.resize(head, self.ints);
         let head = w.splat(head, lanes);
-        let high = w.resize(query.high, Elem::I32);
+        let high = w.resize(query.high, self.ints);
         let high = w.splat(high, lanes);
         let exists = w.cmp(Cmp::Lt, k_pos, high);
-        let masked = scalar_graph(w, &self.spec.mask, &[q_pos, k_pos, head], Elem::I32)?;
+        let masked = scalar_graph(w, &self.spec.mask, &[q_pos, k_pos, head], self.ints)?;
         let masked = w.splat(masked[0], lanes);
         let visible = w.and(exists, masked);
-        let score = scalar_graph(w, &self.spec.score, &[scaled, q_pos, k_pos, head], Elem::I32)?;
+        let score = scalar_graph(w, &self.spec.score, &[scaled, q_pos, k_pos, head], self.ints)?;
         let score = w.splat(score[0], lanes);
         let lowest = w.f32(LOWEST, lanes);
         Ok((w.select(visible, score, lowest), visible))

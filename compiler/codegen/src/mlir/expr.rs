@@ -16,7 +16,8 @@ pub fn elem_of(dtype: DType, ints: Elem) -> Result<Elem, CodegenError> {
     match dtype {
         DType::F32 => Ok(Elem::F32),
         DType::BF16 => Ok(Elem::I16),
-        DType::I64 | DType::I32 => Ok(ints),
+        DType::I64 => Ok(ints),
+        DType::I32 => Ok(Elem::I32),
         DType::Bool => Ok(Elem::I1),
         DType::F16 => Err(CodegenError::unsupported("arithmetic on f16", "")),
     }
@@ -38,19 +39,19 @@ fn same_lanes(w: &mut Writer, args: &[Val]) -> Vec<Val> {
     args.iter().map(|a| w.splat(*a, lanes)).collect()
 }
 
-/// One elementwise core operation on registers. `to` is the result's dtype; `exponent` the value of a constant second operand.
+/// One elementwise core operation on registers. `to` is the result's dtype; `second` the value of a constant second operand.
 pub fn elementwise(
     w: &mut Writer,
     op: &Core,
     args: &[Val],
     to: DType,
-    exponent: Option<f64>,
+    second: Option<f64>,
     ints: Elem,
 ) -> Result<Val, CodegenError> {
     let args = same_lanes(w, args);
     match (op, &args[..]) {
         (Core::Unary(op), [a]) => unary(w, *op, *a),
-        (Core::Binary(op), [a, b]) => binary(w, *op, *a, *b, exponent),
+        (Core::Binary(op), [a, b]) => binary(w, *op, *a, *b, second),
         (Core::Select, [c, a, b]) => Ok(w.select(*c, *a, *b)),
         (Core::Cast, [a]) => cast(w, *a, elem_of(to, ints)?),
         _ => Err(CodegenError::bug("expression", format!("{op:?} with {} operands is not elementwise", args.len()))),
@@ -103,7 +104,7 @@ fn unary(w: &mut Writer, op: UnaryOp, a: Val) -> Result<Val, CodegenError> {
     })
 }
 
-fn binary(w: &mut Writer, op: BinaryOp, a: Val, b: Val, exponent: Option<f64>) -> Result<Val, CodegenError> {
+fn binary(w: &mut Writer, op: BinaryOp, a: Val, b: Val, second: Option<f64>) -> Result<Val, CodegenError> {
     if a.ty != b.ty {
         return Err(CodegenError::bug("expression", format!("{op:?} of {:?} and {:?}", a.ty, b.ty)));
     }
@@ -129,18 +130,21 @@ fn binary(w: &mut Writer, op: BinaryOp, a: Val, b: Val, exponent: Option<f64>) -
             let q = w.div(a, b);
             w.floor(q)
         }
-        BinaryOp::FloorDiv => w.floor_div(a, b),
+        BinaryOp::FloorDiv | BinaryOp::Mod if !float && second == Some(0.0) => {
+            return Err(CodegenError::unsupported("division of integers by zero", ""));
+        }
+        BinaryOp::FloorDiv => w.floor_div(a, b, second.map(|e| e as i64)),
         BinaryOp::Mod => {
             let q = if float {
                 let q = w.div(a, b);
                 w.floor(q)
             } else {
-                w.floor_div(a, b)
+                w.floor_div(a, b, second.map(|e| e as i64))
             };
             let p = w.mul(q, b);
             w.sub(a, p)
         }
-        BinaryOp::Pow if float => w.pow(a, b, exponent),
+        BinaryOp::Pow if float => w.pow(a, b, second),
         BinaryOp::Min => w.min(a, b),
         BinaryOp::Max => w.max(a, b),
         BinaryOp::And => w.and(a, b),

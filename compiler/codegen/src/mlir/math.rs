@@ -223,6 +223,13 @@ impl Writer {
         let e = self.exp(n);
         let s = self.add(e, one);
         let l = self.log(s);
+        // Where 1 + e^-|x| would lose e^-|x|: e - e²/2.
+        let tiny = self.f32(1e-4, lanes);
+        let half = self.f32(-0.5, lanes);
+        let e2 = self.mul(e, e);
+        let series = self.fma(e2, half, e);
+        let is_tiny = self.cmp(Cmp::Lt, e, tiny);
+        let l = self.select(is_tiny, series, l);
         let below = self.cmp(Cmp::Lt, x, zero);
         let m = self.select(below, zero, x);
         self.add(m, l)
@@ -292,27 +299,60 @@ impl Writer {
         self.bitcast(y_bits, x.ty)
     }
 
-    /// `x^y` for a positive `x`; exact products for the constant powers 2, 1/2 and -1/2.
+    /// `x^y`; `constant` is `y` where it is known. Whole constants up to 64 and halves are exact products and roots; otherwise the error grows
+    /// with `|y log x|`, to about that many ulp. NaN for a negative `x` and a `y` that is not whole.
     pub fn pow(&mut self, x: Val, y: Val, constant: Option<f64>) -> Val {
         let one = self.f32(1.0, x.ty.lanes);
         match constant {
-            Some(2.0) => self.mul(x, x),
-            Some(3.0) => {
-                let x2 = self.mul(x, x);
-                self.mul(x2, x)
-            }
             Some(0.5) => self.sqrt(x),
             Some(-0.5) => {
                 let s = self.sqrt(x);
                 self.div(one, s)
             }
-            Some(-1.0) => self.div(one, x),
+            Some(n) if n.fract() == 0.0 && n.abs() <= 64.0 => {
+                let power = self.whole_power(x, n.abs() as u32);
+                if n < 0.0 { self.div(one, power) } else { power }
+            }
             _ => {
-                let l = self.log(x);
+                let a = self.fabs(x);
+                let l = self.log(a);
                 let p = self.mul(l, y);
-                self.exp(p)
+                let magnitude = self.exp(p);
+                // The sign of a negative base: that of the parity of a whole exponent.
+                let zero = self.f32(0.0, x.ty.lanes);
+                let half = self.f32(0.5, x.ty.lanes);
+                let two = self.f32(2.0, x.ty.lanes);
+                let nan = self.f32(f64::NAN, x.ty.lanes);
+                let floor = self.floor(y);
+                let is_whole = self.cmp(Cmp::Eq, floor, y);
+                let halved = self.mul(y, half);
+                let halved = self.floor(halved);
+                let even = self.mul(halved, two);
+                let is_even = self.cmp(Cmp::Eq, even, y);
+                let minus = self.sub(zero, magnitude);
+                let odd_or_nan = self.select(is_whole, minus, nan);
+                let of_negative = self.select(is_even, magnitude, odd_or_nan);
+                let is_negative = self.cmp(Cmp::Lt, x, zero);
+                let power = self.select(is_negative, of_negative, magnitude);
+                let is_zero = self.cmp(Cmp::Eq, y, zero);
+                self.select(is_zero, one, power)
             }
         }
+    }
+
+    /// `x^n` by squaring.
+    fn whole_power(&mut self, x: Val, n: u32) -> Val {
+        let mut power = None;
+        let mut square = x;
+        for bit in 0..32 - n.leading_zeros() {
+            if n >> bit & 1 == 1 {
+                power = Some(power.map_or(square, |p| self.mul(p, square)));
+            }
+            if n >> (bit + 1) != 0 {
+                square = self.mul(square, square);
+            }
+        }
+        power.unwrap_or_else(|| self.f32(1.0, x.ty.lanes))
     }
 
     /// bf16 bits (i16) to f32, exactly.

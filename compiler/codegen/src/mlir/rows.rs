@@ -20,7 +20,7 @@ use xfc_runtime::artifact::abi::offsets as abi;
 use self::view::View;
 use super::expr::{constant, constant_of, elem_of, elementwise};
 use super::frame::Buffer;
-use super::writer::{Elem, Ty, Val, Writer};
+use super::writer::{Elem, Val, Writer};
 use crate::error::CodegenError;
 use crate::plan::kernel::{RowParam, RowsSpec};
 use crate::target::cpu::schedule::RowsSchedule;
@@ -145,15 +145,19 @@ impl Body<'_> {
             Core::Arg { index } => self.param(w, *index, value)?,
             Core::Const { values } if values.len() == 1 => Row::Const(values[0], graph.ty(value).dtype),
             Core::Const { values } => {
-                if self.elem(value)? != Elem::F32 {
-                    return Err(self.unsupported(node, "a table of integers"));
-                }
-                Row::Memory(View::contiguous(w.table_f32(values), Elem::F32, &dims))
+                let table = match self.elem(value)? {
+                    Elem::F32 => w.table_f32(values),
+                    elem @ (Elem::I64 | Elem::I32) => w.table_int(values, elem),
+                    _ => return Err(self.unsupported(node, &format!("a table of {}", graph.ty(value).dtype))),
+                };
+                Row::Memory(View::contiguous(table, self.elem(value)?, &dims))
             }
             Core::Position => {
                 let p = w.load_u32(self.axis.positions, self.element);
                 Row::Scalar(p)
             }
+            // One element is 0 wherever it is repeated to.
+            Core::Index if dims == [1] => Row::Const(0.0, graph.ty(value).dtype),
             Core::Index => Row::Index,
             Core::Unary(_) | Core::Binary(_) | Core::Select | Core::Cast => {
                 if dims.iter().product::<u64>() == 1 {
@@ -222,6 +226,7 @@ impl Body<'_> {
                     return Err(self.unsupported(node, "a gather of several rows a token"));
                 }
                 let index = self.compute(w, operands[1], &[], 0, None)?;
+                let index = w.resize(index, Elem::I64);
                 // The runtime checks ids; whatever reaches this point stays inside the table.
                 let (zero, last) = (w.i64(0), w.i64(table.dims[0] as i64 - 1));
                 let index = w.max(index, zero);
@@ -267,7 +272,7 @@ impl Body<'_> {
             RowParam::Selected => w.row(buffer, self.element, elem.bytes()),
         };
         if dims.is_empty() {
-            return Ok(Row::Scalar(w.load(Ty::scalar(elem), base)));
+            return Ok(Row::Scalar(View::contiguous(base, elem, &dims).load(w, &[], 0, None)));
         }
         Ok(Row::Memory(View::contiguous(base, elem, &dims)))
     }

@@ -13,7 +13,7 @@ use crate::error::CodegenError;
 pub enum Elem {
     /// Boolean.
     I1,
-    /// Byte.
+    /// A boolean in memory.
     I8,
     /// bf16 bits, or part of a pair.
     I16,
@@ -238,14 +238,24 @@ impl Writer {
 
     /// The address of a constant array of floats.
     pub fn table_f32(&mut self, values: &[f64]) -> Val {
+        let list: Vec<String> = values.iter().map(|v| format!("0x{:08X}", (*v as f32).to_bits())).collect();
+        self.table(Elem::F32, &list)
+    }
+
+    /// The address of a constant array of integers.
+    pub fn table_int(&mut self, values: &[f64], elem: Elem) -> Val {
+        let list: Vec<String> = values.iter().map(|v| (*v as i64).to_string()).collect();
+        self.table(elem, &list)
+    }
+
+    fn table(&mut self, elem: Elem, values: &[String]) -> Val {
         let name = format!("table{}", self.n_globals);
         self.n_globals += 1;
-        let list: Vec<String> = values.iter().map(|v| format!("0x{:08X}", (*v as f32).to_bits())).collect();
+        let (n, ty) = (values.len(), elem.text());
         let _ = writeln!(
             self.globals,
-            "  llvm.mlir.global private constant @{name}(dense<[{}]> : tensor<{n}xf32>) {{addr_space = 0 : i32, alignment = 64 : i64}} : !llvm.array<{n} x f32>",
-            list.join(", "),
-            n = values.len()
+            "  llvm.mlir.global private constant @{name}(dense<[{}]> : tensor<{n}x{ty}>) {{addr_space = 0 : i32, alignment = 64 : i64}} : !llvm.array<{n} x {ty}>",
+            values.join(", "),
         );
         self.op(Ty::scalar(Elem::Ptr), &format!("llvm.mlir.addressof @{name} : !llvm.ptr"))
     }
@@ -315,15 +325,6 @@ impl Writer {
             value.ty.elem.bytes(),
             value.ty.text(),
             mask.ty.text()
-        );
-        self.line(&line);
-    }
-
-    /// Hints that the line at `at` will be read.
-    pub fn prefetch(&mut self, at: Val) {
-        let line = format!(
-            "\"llvm.intr.prefetch\"({}) <{{cache = 1 : i32, hint = 3 : i32, rw = 0 : i32}}> : (!llvm.ptr) -> ()",
-            at
         );
         self.line(&line);
     }

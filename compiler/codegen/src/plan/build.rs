@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use xfc_lang::graph::path::join;
 use xfc_lang::graph::{Dim, Graph, NodeId, Program, Type, ValueId};
 use xfc_lang::ops::fused::{Attention, Linear, Rows};
-use xfc_lang::ops::{Core, Op};
+use xfc_lang::ops::{BinaryOp, Core, Op};
 use xfc_runtime::artifact::manifest::{Arena, BufferRef, CacheGroup, Input, Output, Weight};
 
 use super::caches::{self, Caches};
@@ -246,7 +246,16 @@ impl Planner<'_> {
                     places.insert(first, args[*index].clone());
                 }
                 Op::Core(Core::Call { graph: callee, at: relative }) => {
-                    let results = self.walk(*callee, &join(at, relative), &operands)?;
+                    // A body's kernels are made once, for arguments that lie densely.
+                    let path = join(at, relative);
+                    let mut dense = Vec::with_capacity(operands.len());
+                    for (place, value) in operands.into_iter().zip(graph.operands(node)) {
+                        dense.push(match place {
+                            Place::Selected(_) => self.dense(place, graph.ty(value), &path)?,
+                            place => place,
+                        });
+                    }
+                    let results = self.walk(*callee, &path, &dense)?;
                     for (port, place) in results.into_iter().enumerate() {
                         places.insert(ValueId { node, port }, place);
                     }
@@ -299,24 +308,9 @@ impl Planner<'_> {
             }
             (Core::Cache { path }, _) => Ok(Place::Cache(join(at, path))),
             (Core::SelectRows, [place]) => Ok(Place::Selected(Box::new(place.clone()))),
-            (Core::Reshape, [Place::Buffer { .. }]) => Ok(operands[0].clone()),
-            (Core::Slice { dim, start }, [Place::Buffer { id, column_bytes, row_stride }]) => {
-                let from = graph.ty(graph.operands(node)[0]);
-                let (_, dims) = row_type(from)?;
-                let dim = dim.checked_sub(1).ok_or_else(|| CodegenError::unsupported("a slice of tokens", path()))?;
-                if dims[..dim].iter().any(|d| *d != 1) {
-                    return Err(CodegenError::bug(
-                        "plan",
-                        format!("a scattered slice outside of a group of rows (at `{}`)", path()),
-                    ));
-                }
-                let inner: u64 = dims[dim + 1..].iter().product();
-                Ok(Place::Buffer {
-                    id: *id,
-                    column_bytes: column_bytes + start * inner * dtype_bytes(ty.dtype),
-                    row_stride: *row_stride,
-                })
-            }
+            (Core::Reshape, [Place::Buffer { .. } | Place::Selected(_)]) => Ok(operands[0].clone()),
+            // A constant that no kernel reads as an operand is written into the kernels that need it.
+            (Core::Const { .. }, _) => Ok(Place::Nowhere),
             _ if !operands.is_empty() && operands.iter().all(|o| matches!(o, Place::Weight(_))) => {
                 let exprs: Vec<&WeightExpr> =
                     operands.iter().filter_map(|o| if let Place::Weight(e) = o { Some(e) } else { None }).collect();
@@ -378,10 +372,16 @@ impl Planner<'_> {
             let Some(Core::Gather) = body.op(node).as_core() else { continue };
             let [table, index] = body.operands(node)[..] else { continue };
             let Some(Dim::Fixed(n)) = body.ty(table).dims.first().copied() else { continue };
+            let (index, offset) = offset_of(body, index);
+            let n = n.saturating_sub(offset);
             match body.op(index.node).as_core() {
                 Some(Core::Position) => self.max_positions = Some(self.max_positions.map_or(n, |m| m.min(n))),
                 Some(Core::Arg { index }) => {
-                    if let Some(Place::Buffer { id, .. }) = operands.get(*index)
+                    let place = match operands.get(*index) {
+                        Some(Place::Selected(inner)) => Some(&**inner),
+                        place => place,
+                    };
+                    if let Some(Place::Buffer { id, .. }) = place
                         && let Some(input) = self.input_of.get(id)
                     {
                         let limit = self.limits.entry(*input).or_insert(n);
@@ -423,6 +423,22 @@ impl Planner<'_> {
             }
         }
     }
+}
+
+/// `x` and `c` of an index `x + c` with a constant `c`; a value of its own and 0 otherwise.
+fn offset_of(body: &Graph, index: ValueId) -> (ValueId, u64) {
+    let operands = body.operands(index.node);
+    if let (Some(Core::Binary(BinaryOp::Add)), [a, b]) = (body.op(index.node).as_core(), &operands[..]) {
+        for (x, c) in [(*a, *b), (*b, *a)] {
+            if let Some(Core::Const { values }) = body.op(c.node).as_core()
+                && let [c] = values[..]
+                && c >= 0.0
+            {
+                return (x, c as u64);
+            }
+        }
+    }
+    (index, 0)
 }
 
 /// The rows of a type, and its other dimensions.

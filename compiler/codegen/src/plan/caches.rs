@@ -55,19 +55,22 @@ pub fn derive(program: &Program, page_tokens: u64) -> Result<Caches, CodegenErro
     let bodies = program.graphs.iter().map(kept_by).collect::<Result<Vec<_>, _>>()?;
     let mut caches = Caches::default();
     for Instance { graph, at } in &list {
+        // Bodies that call no other run one after another, so what one keeps for a step may lie where the previous one's lay.
+        let is_leaf = calls_nothing(&program.graphs[*graph]);
         for (ordinal, kept) in bodies[*graph].iter().enumerate() {
-            caches.add(at, ordinal, kept, page_tokens);
+            caches.add(at, is_leaf.then_some(ordinal), kept, page_tokens);
         }
     }
     Ok(caches)
 }
 
 impl Caches {
-    fn add(&mut self, at: &str, ordinal: usize, kept: &Kept, page_tokens: u64) {
+    fn add(&mut self, at: &str, alias: Option<usize>, kept: &Kept, page_tokens: u64) {
         let (keep, name) = match kept.reach {
             _ if is_for_step(&kept.path) => (Keep::Step, "step".to_owned()),
             Reach { future: true, .. } => (Keep::Step, "step".to_owned()),
-            Reach { window: Some(n), .. } => (Keep::Window(n), format!("window {n}")),
+            // A mask that shows nothing still needs a page to write to.
+            Reach { window: Some(n), .. } => (Keep::Window(n.max(1)), format!("window {}", n.max(1))),
             Reach { window: None, .. } => (Keep::All, "full".to_owned()),
         };
         let group = self.groups.iter().position(|g| g.axis == kept.axis && g.keep == keep).unwrap_or_else(|| {
@@ -77,8 +80,7 @@ impl Caches {
         let bytes = page_bytes(kept.heads, kept.dim, page_tokens, kept.dtype);
         let path = join(at, &kept.path);
         let slot = Slot { group, slot: self.groups[group].slots.len(), layout: kept.layout, page_bytes: bytes };
-        // Layers run one after another, so what a step keeps for itself may lie where the previous layer's lay.
-        let alias = (keep == Keep::Step).then_some(ordinal);
+        let alias = alias.filter(|_| keep == Keep::Step);
         self.groups[group].slots.push(CacheSlot {
             path: path.clone(),
             page_bytes: bytes,
@@ -87,6 +89,10 @@ impl Caches {
         });
         self.slots.insert(path, slot);
     }
+}
+
+fn calls_nothing(graph: &Graph) -> bool {
+    graph.nodes().all(|n| !matches!(graph.op(n).as_core(), Some(Core::Call { .. })))
 }
 
 fn kept_by(graph: &Graph) -> Result<Vec<Kept>, CodegenError> {

@@ -4,8 +4,8 @@ use std::collections::hash_map::Entry;
 
 use xfc_lang::graph::path::join;
 use xfc_lang::graph::{DType, Dim, Graph, NodeId, Type, ValueId};
-use xfc_lang::ops::{Core, Op, UnaryOp};
 use xfc_lang::ops::fused::{Attention, Linear, Rows};
+use xfc_lang::ops::{Core, Op, UnaryOp};
 use xfc_runtime::artifact::manifest::Pack;
 
 use super::build::{Operand, Place, Planner, row_type};
@@ -96,6 +96,9 @@ impl Planner<'_> {
             return Err(CodegenError::unsupported("keys and values that are kept for different times", name));
         }
         let (space, q_dims) = row_type(graph.ty(values[0]))?;
+        if space.selected {
+            return Err(CodegenError::unsupported("attention of selected rows", name));
+        }
         let kernel = self.kernel((graph_idx, node), |this| {
             let (&[heads, key_dim], [_, Dim::Fixed(kv_heads), Dim::Fixed(value_dim)]) =
                 (&q_dims[..], &graph.ty(values[2]).dims[..])

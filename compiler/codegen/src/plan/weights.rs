@@ -23,6 +23,7 @@ pub struct Stored {
 #[derive(Clone, Debug, PartialEq)]
 pub struct WeightExpr {
     parts: Vec<(Source, Vec<u64>)>,
+    dtype: DType,
 }
 
 fn fixed(ty: &Type) -> Option<Vec<u64>> {
@@ -39,7 +40,7 @@ impl WeightExpr {
         let stored =
             stored.ok_or_else(|| CodegenError::bug("weights", format!("parameter `{path}` has no binding")))?;
         let source = Source { path: path.to_owned(), names: stored.names, shape: stored.shape, steps: stored.steps };
-        Ok(WeightExpr { parts: vec![(source, shape)] })
+        Ok(WeightExpr { parts: vec![(source, shape)], dtype: ty.dtype })
     }
 
     /// Applies an operation to constant operands; `to` is the type of the result.
@@ -50,10 +51,14 @@ impl WeightExpr {
         let result = fixed(to).ok_or_else(|| CodegenError::bug("weights", format!("a constant of type {to}")))?;
         let unsupported = || CodegenError::unsupported(format!("{op:?} of weights of several tensors"), "");
         match (op, operands) {
-            (Core::Concat { dim: 0 }, _) => {
-                Ok(WeightExpr { parts: operands.iter().flat_map(|o| o.parts.iter().cloned()).collect() })
+            (Core::Concat { dim: 0 }, _) => Ok(WeightExpr {
+                parts: operands.iter().flat_map(|o| o.parts.iter().cloned()).collect(),
+                dtype: to.dtype,
+            }),
+            // Storage is converted when it is packed; a type that holds less has no way back.
+            (Core::Cast, [x]) if to.dtype != DType::F32 || x.dtype == DType::F32 => {
+                Ok(WeightExpr { dtype: to.dtype, ..(*x).clone() })
             }
-            (Core::Cast, [x]) => Ok((*x).clone()),
             (_, [x]) => {
                 let [(source, _)] = &x.parts[..] else { return Err(unsupported()) };
                 let step = match op {
@@ -64,7 +69,7 @@ impl WeightExpr {
                 };
                 let mut source = source.clone();
                 source.steps.push(step);
-                Ok(WeightExpr { parts: vec![(source, result)] })
+                Ok(WeightExpr { parts: vec![(source, result)], dtype: to.dtype })
             }
             _ => Err(unsupported()),
         }
@@ -92,7 +97,9 @@ impl Weights {
         }
         let names: Vec<&str> = expr.parts.iter().map(|(s, _)| s.path.as_str()).collect();
         let mut shape = expr.parts[0].1.clone();
-        shape[0] = expr.parts.iter().map(|(_, s)| s[0]).sum();
+        if let (Some(first), true) = (shape.first_mut(), expr.parts.len() > 1) {
+            *first = expr.parts.iter().filter_map(|(_, s)| s.first()).sum();
+        }
         self.list.push(Weight {
             name: names.join(" + "),
             dtype,

@@ -101,7 +101,10 @@ fn give_producers(graph: &mut Graph) {
         for index in kept {
             let Some(operand) = graph.operands(node).get(index).copied() else { continue };
             let op = graph.op(operand.node);
-            let passed = matches!(op.as_core(), Some(Core::Cache { .. } | Core::Arg { .. })) && index > 0;
+            // What another body keeps is passed in as it is; keys of this step that came in as an argument are written by a group here.
+            let kept_elsewhere = matches!(op.as_core(), Some(Core::Arg { .. }))
+                && matches!(graph.ty(operand).dims.first(), Some(Dim::Visible(_)));
+            let passed = index > 0 && (matches!(op.as_core(), Some(Core::Cache { .. })) || kept_elsewhere);
             if !passed && !is_row(graph, operand.node) && op.as_fused::<Rows>().is_none() {
                 let view = identity(graph, operand);
                 graph.set_operand(node, index, view);

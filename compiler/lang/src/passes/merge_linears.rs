@@ -26,7 +26,9 @@ impl Pass for MergeLinears {
             let mut groups: Vec<(ValueId, Vec<Product>)> = Vec::new();
             for node in graph.topological() {
                 let Some((x, product)) = product(graph, node) else { continue };
-                match groups.iter_mut().find(|(y, of)| *y == x && of[0].inputs == product.inputs) {
+                // Biases are merged too, and a product without one would need zeros for its.
+                let alike = |of: &Product| of.inputs == product.inputs && of.bias.is_some() == product.bias.is_some();
+                match groups.iter_mut().find(|(y, of)| *y == x && alike(&of[0])) {
                     Some((_, products)) => products.push(product),
                     None => groups.push((x, vec![product])),
                 }
@@ -84,11 +86,7 @@ fn merge(graph: &mut Graph, x: ValueId, products: &[Product]) -> Option<()> {
     let y = if products.iter().all(|p| p.bias.is_none()) {
         b.fused1(Linear::identity(), &[x, matrix]).ok()?
     } else {
-        let mut biases = Vec::new();
-        for p in products {
-            let zeros = Type::new(DType::F32, [Dim::Fixed(p.size)]);
-            biases.push(p.bias.map_or_else(|| b.constant(vec![0.0], zeros), Ok).ok()?);
-        }
+        let biases = products.iter().map(|p| p.bias).collect::<Option<Vec<_>>>()?;
         let bias = b.concat(0, &biases).ok()?;
         let product = b.fused1(Linear::identity(), &[x, matrix]).ok()?;
         b.add(product, bias).ok()?

@@ -107,7 +107,7 @@ impl Region {
 
 fn may_be_extra(graph: &Graph, value: ValueId, dims: &[crate::graph::Dim]) -> bool {
     let ty = graph.ty(value);
-    broadcasts_to(&ty.dims, dims) && (matches!(ty.dtype, DType::F32 | DType::Bool) || uniform(graph, value).is_some())
+    broadcasts_to(&ty.dims, dims) && (ty.dtype == DType::F32 || uniform(graph, value).is_some())
 }
 
 /// Whether all that `node` needs is used by what it needs, or by itself, alone.

@@ -66,8 +66,8 @@ fn floats<F: Float>(f: BinaryOp, a: &[F], b: &[F]) -> Elements<F> {
         BinaryOp::FloorDiv => Elements::Float(a.iter().zip(b).map(|(a, b)| floored(*a, *b)).collect()),
         BinaryOp::Mod => Elements::Float(a.iter().zip(b).map(|(a, b)| *a - *b * floored(*a, *b)).collect()),
         BinaryOp::Pow => real(f64::powf),
-        BinaryOp::Min => real(f64::min),
-        BinaryOp::Max => real(f64::max),
+        BinaryOp::Min => real(|a, b| if a.is_nan() || b.is_nan() { f64::NAN } else { a.min(b) }),
+        BinaryOp::Max => real(|a, b| if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }),
         BinaryOp::Eq => test(|a, b| a == b),
         BinaryOp::Ne => test(|a, b| a != b),
         BinaryOp::Lt => test(|a, b| a < b),
@@ -160,6 +160,7 @@ pub(super) fn reduce<F: Float>(f: ReduceOp, x: &Value<F>) -> Result<Value<F>> {
     fn best<T: Copy>(row: &[T], better: impl Fn(T, T) -> bool) -> usize {
         (1..row.len()).fold(0, |best, i| if better(row[i], row[best]) { i } else { best })
     }
+    let is_nan = |x: F| x.to_f64().is_nan();
     let n = F::from_f64(width as f64);
     let data = match (f, &x.data) {
         (ReduceOp::Sum, Elements::Float(v)) => {
@@ -168,12 +169,12 @@ pub(super) fn reduce<F: Float>(f: ReduceOp, x: &Value<F>) -> Result<Value<F>> {
         (ReduceOp::Mean, Elements::Float(v)) => {
             Elements::Float(v.chunks_exact(width).map(|row| row.iter().copied().sum::<F>() / n).collect())
         }
-        (ReduceOp::Max, Elements::Float(v)) => {
-            Elements::Float(v.chunks_exact(width).map(|row| row[best(row, |a, b| a > b)]).collect())
-        }
-        (ReduceOp::Min, Elements::Float(v)) => {
-            Elements::Float(v.chunks_exact(width).map(|row| row[best(row, |a, b| a < b)]).collect())
-        }
+        (ReduceOp::Max, Elements::Float(v)) => Elements::Float(
+            v.chunks_exact(width).map(|row| row[best(row, |a, b| a > b || is_nan(a) && !is_nan(b))]).collect(),
+        ),
+        (ReduceOp::Min, Elements::Float(v)) => Elements::Float(
+            v.chunks_exact(width).map(|row| row[best(row, |a, b| a < b || is_nan(a) && !is_nan(b))]).collect(),
+        ),
         (ReduceOp::ArgMax, Elements::Float(v)) => {
             Elements::Int(v.chunks_exact(width).map(|row| best(row, |a, b| a > b) as i64).collect())
         }

@@ -5,7 +5,7 @@ use xfc_lang::ops::ReduceOp;
 
 use super::{Body, Row};
 use crate::error::CodegenError;
-use crate::mlir::writer::{Cmp, Elem, Ty, Val, Writer};
+use crate::mlir::writer::{Elem, Ty, Val, Writer};
 
 impl Body<'_> {
     pub(super) fn reduce(
@@ -91,11 +91,8 @@ fn identity(w: &mut Writer, kind: ReduceOp, ty: Ty) -> Val {
 
 fn combine(w: &mut Writer, kind: ReduceOp, a: Val, b: Val) -> Val {
     match kind {
-        ReduceOp::Max | ReduceOp::Min => {
-            // Keeps NaN: `b` unless `a` is strictly on the better side.
-            let better = w.cmp(if kind == ReduceOp::Max { Cmp::Gt } else { Cmp::Lt }, a, b);
-            w.select(better, a, b)
-        }
+        ReduceOp::Max => w.max(a, b),
+        ReduceOp::Min => w.min(a, b),
         _ => w.add(a, b),
     }
 }

@@ -1,6 +1,6 @@
 //! A value of the current row in memory: a base address and a stride for each dimension.
 
-use crate::mlir::writer::{Elem, Ty, Val, Writer};
+use crate::mlir::writer::{Cmp, Elem, Ty, Val, Writer};
 
 /// Elements at `base + sum(index[d] * strides[d])`.
 #[derive(Clone, Debug)]
@@ -122,8 +122,10 @@ impl View {
 
     fn address(&self, w: &mut Writer, at: &[Val]) -> Val {
         let mut address = self.base;
+        // Both are aligned at the last dimension.
         let skipped = at.len().saturating_sub(self.dims.len());
-        for (d, i) in at[skipped..].iter().enumerate() {
+        let missing = self.dims.len().saturating_sub(at.len());
+        for (d, i) in at[skipped..].iter().enumerate().map(|(d, i)| (d + missing, i)) {
             if self.dims[d] == 1 || self.strides[d] == 0 {
                 continue;
             }
@@ -136,19 +138,24 @@ impl View {
     pub(super) fn load(&self, w: &mut Writer, at: &[Val], lanes: u32, mask: Option<Val>) -> Val {
         let address = self.address(w, at);
         let repeats = self.dims.last().is_none_or(|d| *d == 1);
-        if lanes == 0 || repeats {
-            return w.load(Ty::scalar(self.elem), address);
-        }
-        let ty = Ty::of(self.elem, lanes);
-        match mask {
+        let (lanes, mask) = if repeats { (0, None) } else { (lanes, mask) };
+        // A boolean is a byte in memory, and a bit only in registers.
+        let ty = Ty::of(if self.elem == Elem::I1 { Elem::I8 } else { self.elem }, lanes);
+        let value = match mask {
             None => w.load(ty, address),
             Some(mask) => w.load_masked(ty, address, mask),
+        };
+        if self.elem != Elem::I1 {
+            return value;
         }
+        let zero = w.int(0, ty);
+        w.cmp(Cmp::Ne, value, zero)
     }
 
     /// Stores what [`load`](Self::load) would give back.
     pub(super) fn store(&self, w: &mut Writer, value: Val, at: &[Val], mask: Option<Val>) {
         let address = self.address(w, at);
+        let value = if self.elem == Elem::I1 { w.resize(value, Elem::I8) } else { value };
         match mask {
             None => w.store(value, address),
             Some(mask) => w.store_masked(value, address, mask),

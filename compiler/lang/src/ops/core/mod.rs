@@ -145,7 +145,9 @@ pub enum BinaryOp {
     /// `a - b * floor(a / b)`.
     Mod,
     Pow,
+    /// The smaller; NaN where either is.
     Min,
+    /// The larger; NaN where either is.
     Max,
     Eq,
     Ne,
