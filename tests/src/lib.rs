@@ -16,6 +16,7 @@ pub mod embeddings;
 pub mod fill;
 pub mod fuzz;
 pub mod model;
+pub mod program;
 pub mod source;
 pub mod synthetic;
 

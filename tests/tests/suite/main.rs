@@ -12,5 +12,6 @@ mod embeddings;
 mod fill;
 mod fuzz;
 mod interpreter;
+mod programs;
 mod readme;
 mod tidy;

@@ -1,0 +1,127 @@
+//! Hand-written programs in the graph's text form: compiled, run, and compared with the interpreter on the program as written.
+//!
+//! Weights are the runtime's random ones, by path, so that both sides see the same numbers.
+
+use std::collections::{BTreeMap, HashMap};
+
+use xfc_codegen::driver::write_artifact;
+use xfc_codegen::kernels::{Built, Input, build_for};
+use xfc_codegen::plan::Stored;
+use xfc_codegen::target::{self, Keep};
+use xfc_lang::graph::parse::parse;
+use xfc_lang::graph::path::{instances, join};
+use xfc_lang::graph::verify::verify;
+use xfc_lang::graph::{DType, Dim, Program};
+use xfc_lang::ops::Core;
+use xfc_lang::passes;
+use xfc_lang::reference::{Data, Interpreter, State, Tensor};
+use xfc_runtime::artifact::Artifact;
+use xfc_runtime::artifact::manifest::Manifest;
+use xfc_runtime::model::{Model, ModelOptions};
+use xfc_runtime::session::SessionOptions;
+use xfc_runtime::step::{InputData, StepInput, Wanted};
+use xfc_runtime::weights::{Checkpoint, Random};
+
+use crate::Result;
+use crate::compare::{Precision, Tier, compare};
+use crate::compile::TARGETS;
+
+/// An input of a step: name and values, row by row.
+pub type Given<'a> = (&'a str, InputData);
+
+/// Runs `steps` of one sequence through the compiled program and the interpreter, on every target, and compares every output.
+pub fn agree(text: &str, steps: &[Vec<Given<'_>>]) -> Result<()> {
+    let program = parse(text)?;
+    let shapes = weight_shapes(&program);
+    let fused = fuse(&program)?;
+    let random = Random { seed: 3 };
+    let weights = |path: &str| {
+        let shape = shapes.get(path).ok_or_else(|| format!("there is no {path}"))?;
+        let tensor = random.tensor(path, shape);
+        let values: Vec<f32> = (0..shape.iter().product()).map(|i| tensor.value(i)).collect();
+        Ok(Tensor::f32(shape.iter().map(|n| *n as usize).collect::<Vec<_>>(), values))
+    };
+    let truth = Interpreter::<f32>::new(verify(&program).map_err(|v| v.to_string())?, &weights)?;
+    for name in TARGETS {
+        let built = built(&fused, &shapes, name)?;
+        let artifact = Artifact::from_bytes(write_artifact("", &[built])?)?;
+        let options = ModelOptions { threads: Some(2), ..ModelOptions::default() };
+        let model = Model::load(&artifact, &Checkpoint::random(3), &options)?;
+        let mut session = model.session(&SessionOptions::default())?;
+        let sequence = session.add_sequence()?;
+        let mut state = State::new();
+        for (number, step) in steps.iter().enumerate() {
+            if model.manifest().whole_sequences {
+                state = State::new();
+            }
+            let want = truth.step(&mut state, &tensors(&program, step)?)?;
+            let inputs = step.iter().map(|(name, data)| ((*name).to_owned(), data.clone())).collect();
+            let got = session.step(&[StepInput { sequence, inputs, wanted: Wanted::All }])?;
+            for (output, want) in &want {
+                let got = got.get(output).ok_or_else(|| format!("no output {output}"))?;
+                let what = format!("{output} in step {number} on {name}");
+                compare(&what, &want.dims, &got.data, &want.to_f64(), Tier::Model, Precision::F32)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The manifest of a program for the first target.
+pub fn manifest(text: &str) -> Result<Manifest> {
+    let program = parse(text)?;
+    Ok(built(&fuse(&program)?, &weight_shapes(&program), TARGETS[0])?.manifest)
+}
+
+fn fuse(program: &Program) -> Result<Program> {
+    let mut fused = program.clone();
+    passes::run(&mut fused, &mut passes::Options::default())?;
+    Ok(fused)
+}
+
+fn built(fused: &Program, shapes: &HashMap<String, Vec<u64>>, target: &str) -> Result<Built> {
+    let stored = |path: &str| {
+        shapes.get(path).map(|shape| Stored { names: vec![path.to_owned()], shape: shape.clone(), steps: Vec::new() })
+    };
+    let input = Input { program: fused, stored: &stored, ignore: &[], parameters: 0 };
+    Ok(build_for(&input, &*target::parse(target)?, 2, Keep::default())?)
+}
+
+fn weight_shapes(program: &Program) -> HashMap<String, Vec<u64>> {
+    let mut shapes = HashMap::new();
+    for instance in instances(program).unwrap_or_default() {
+        let graph = &program.graphs[instance.graph];
+        for node in graph.nodes() {
+            if let Some(Core::Weight { path }) = graph.op(node).as_core() {
+                let shape = graph.types(node)[0].dims.iter().filter_map(|d| match d {
+                    Dim::Fixed(n) => Some(*n),
+                    _ => None,
+                });
+                shapes.insert(join(&instance.at, path), shape.collect());
+            }
+        }
+    }
+    shapes
+}
+
+/// The step's inputs as the interpreter takes them.
+fn tensors(program: &Program, step: &[Given<'_>]) -> Result<BTreeMap<String, Tensor>> {
+    let mut tensors = BTreeMap::new();
+    for (name, data) in step {
+        let input = program.inputs.iter().find(|i| i.name == *name).ok_or_else(|| format!("no input {name}"))?;
+        let row: usize = input.ty.dims[1..].iter().filter_map(|d| d.fixed()).product::<u64>() as usize;
+        let n = match data {
+            InputData::Ints(v) => v.len(),
+            InputData::Floats(v) => v.len(),
+        };
+        let mut dims = vec![n / row.max(1)];
+        dims.extend(input.ty.dims[1..].iter().filter_map(|d| d.fixed()).map(|n| n as usize));
+        let tensor = match (data, input.ty.dtype) {
+            (InputData::Ints(v), DType::Bool) => Tensor { dims, data: Data::Bool(v.iter().map(|x| *x != 0).collect()) },
+            (InputData::Ints(v), _) => Tensor::i64(dims, v.clone()),
+            (InputData::Floats(v), _) => Tensor::f32(dims, v.clone()),
+        };
+        tensors.insert((*name).to_owned(), tensor);
+    }
+    Ok(tensors)
+}

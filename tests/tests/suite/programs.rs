@@ -1,0 +1,273 @@
+//! Small programs that exercise one construct of the code generator each, against the interpreter.
+
+use xfc_runtime::step::InputData::{Floats, Ints};
+use xfc_tests::program::{Given, agree, manifest};
+
+/// Pseudo-random floats in -2..2.
+fn floats(n: usize) -> Vec<f32> {
+    (0..n).map(|i| ((i as f32 * 12.9898).sin() * 43758.547).fract() * 2.0).collect()
+}
+
+fn check(text: &str, steps: &[Vec<Given<'_>>]) {
+    if let Err(error) = agree(text, steps) {
+        panic!("{error}");
+    }
+}
+
+/// A main graph of one input `x: f32[tokens, D]`, run on 1, 5 and 33 tokens.
+fn on_rows(width: usize, body: &str) {
+    let text =
+        format!("program \"p\" axes [tokens]\n\ngraph 0 \"model\" (%0 x: f32[tokens, {width}]) {{\n{body}\n}}\n");
+    for n in [1, 5, 33] {
+        check(&text, &[vec![("x", Floats(floats(n * width)))]]);
+    }
+}
+
+#[test]
+fn elementwise_functions() {
+    on_rows(
+        37,
+        r#"  %1 = exp %0 : f32[tokens, 37]
+  %2 = tanh %0 : f32[tokens, 37]
+  %3 = erf %0 : f32[tokens, 37]
+  %4 = sigmoid %0 : f32[tokens, 37]
+  %5 = softplus %0 : f32[tokens, 37]
+  %6 = sin %0 : f32[tokens, 37]
+  %7 = cos %0 : f32[tokens, 37]
+  %8 = abs %0 : f32[tokens, 37]
+  %9 = log %8 : f32[tokens, 37]
+  %10 = sqrt %8 : f32[tokens, 37]
+  %11 = rsqrt %1 : f32[tokens, 37]
+  %12 = floor %0 : f32[tokens, 37]
+  %13 = neg %0 : f32[tokens, 37]
+  return exp = %1, tanh = %2, erf = %3, sigmoid = %4, softplus = %5, sin = %6, cos = %7, log = %9, sqrt = %10, rsqrt = %11, floor = %12, neg = %13"#,
+    );
+}
+
+#[test]
+fn powers_of_negative_bases() {
+    on_rows(
+        5,
+        r#"  %1 = const {values = [4]} : f32
+  %2 = pow %0, %1 : f32[tokens, 5]
+  %3 = const {values = [-3]} : f32
+  %4 = pow %0, %3 : f32[tokens, 5]
+  %5 = const {values = [0]} : f32
+  %6 = pow %0, %5 : f32[tokens, 5]
+  %7 = floor %0 : f32[tokens, 5]
+  %8 = pow %0, %7 : f32[tokens, 5]
+  return a = %2, c = %6, d = %8"#,
+    );
+}
+
+#[test]
+fn reductions_and_their_broadcast() {
+    on_rows(
+        19,
+        r#"  %1 = reduce_sum %0 : f32[tokens, 1]
+  %2 = reduce_max %0 : f32[tokens, 1]
+  %3 = reduce_min %0 : f32[tokens, 1]
+  %4 = reduce_mean %0 : f32[tokens, 1]
+  %5 = sub %0, %2 : f32[tokens, 19]
+  %6 = reduce_max %5 : f32[tokens, 1]
+  %7 = mul %5, %4 : f32[tokens, 19]
+  return sum = %1, max = %2, min = %3, mean = %4, shifted = %7, zero = %6"#,
+    );
+}
+
+#[test]
+fn maxima_keep_nan() {
+    let text = r#"program "p" axes [tokens]
+
+graph 0 "model" (%0 x: f32[tokens, 21]) {
+  %1 = reduce_max %0 : f32[tokens, 1]
+  %2 = const {values = [0]} : f32
+  %3 = max %0, %2 : f32[tokens, 21]
+  %4 = min %2, %0 : f32[tokens, 21]
+  return max = %1, relu = %3, low = %4
+}
+"#;
+    for at in [0, 7, 20] {
+        let mut x = floats(42);
+        x[at] = f32::NAN;
+        check(text, &[vec![("x", Floats(x))]]);
+    }
+}
+
+#[test]
+fn views_of_views() {
+    on_rows(
+        24,
+        r#"  %1 = reshape %0 : f32[tokens, 2, 3, 4]
+  %2 = transpose %1 {perm = [0, 2, 1, 3]} : f32[tokens, 3, 2, 4]
+  %3 = slice %2 {dim = 1, start = 1} : f32[tokens, 2, 2, 4]
+  %4 = reshape %3 : f32[tokens, 2, 8]
+  %5 = repeat %4 {dim = 1, times = 3} : f32[tokens, 6, 8]
+  %6 = concat %5, %4 {dim = 1} : f32[tokens, 8, 8]
+  %7 = mul %6, %6 : f32[tokens, 8, 8]
+  return a = %7, b = %2"#,
+    );
+}
+
+#[test]
+fn an_index_of_one_element_and_integer_tables() {
+    on_rows(
+        6,
+        r#"  %1 = index : i64[1]
+  %2 = cast %1 : f32[1]
+  %3 = add %0, %2 : f32[tokens, 6]
+  %4 = const {values = [1, 0, 1, 2, 0, 5]} : i64[6]
+  %5 = index : i64[6]
+  %6 = add %4, %5 : i64[6]
+  %7 = cast %6 : f32[6]
+  %8 = mul %3, %7 : f32[tokens, 6]
+  return y = %8"#,
+    );
+}
+
+#[test]
+fn a_weight_of_higher_rank_than_its_rows() {
+    on_rows(
+        40,
+        r#"  %1 = weight {path = "w"} : f32[1, 40]
+  %2 = add %0, %1 : f32[tokens, 40]
+  return y = %2"#,
+    );
+}
+
+#[test]
+fn booleans_in_memory() {
+    let text = r#"program "p" axes [tokens]
+
+graph 0 "model" (%0 x: f32[tokens, 20], %1 keep: bool[tokens, 20]) {
+  %2 = const {values = [0]} : f32
+  %3 = gt %0, %2 : bool[tokens, 20]
+  %4 = and %3, %1 : bool[tokens, 20]
+  %5 = select %4, %0, %2 : f32[tokens, 20]
+  return y = %5, kept = %4
+}
+"#;
+    let keep = (0..60).map(|i| i64::from(i % 3 != 0)).collect();
+    check(text, &[vec![("x", Floats(floats(60))), ("keep", Ints(keep))]]);
+}
+
+#[test]
+fn integer_division_of_either_sign() {
+    let text = r#"program "p" axes [tokens]
+
+graph 0 "model" (%0 a: i64[tokens], %1 b: i64[tokens]) {
+  %2 = floor_div %0, %1 : i64[tokens]
+  %3 = mod %0, %1 : i64[tokens]
+  %4 = const {values = [-3]} : i64
+  %5 = floor_div %0, %4 : i64[tokens]
+  %6 = mod %0, %4 : i64[tokens]
+  return q = %2, r = %3, q3 = %5, r3 = %6
+}
+"#;
+    let a = vec![7, -7, 7, -7, 0, 9, -9];
+    let b = vec![2, 2, -2, -2, 5, -1, 1];
+    check(text, &[vec![("a", Ints(a)), ("b", Ints(b))]]);
+}
+
+/// Products of which some have a bias; a mask in place of an epilogue; what follows the last attention reshaped.
+#[test]
+fn one_block_without_a_list_of_layers() {
+    let text = r#"program "p" axes [tokens]
+
+graph 0 "model" (%0 x: f32[tokens, 12]) {
+  %1 = weight {path = "q.weight"} : f32[12, 12]
+  %2 = contract %0, %1 {spec = "ni,oi->no"} : f32[tokens, 12]
+  %3 = weight {path = "q.bias"} : f32[12]
+  %4 = add %2, %3 : f32[tokens, 12]
+  %5 = reshape %4 : f32[tokens, 2, 6]
+  %6 = weight {path = "k.weight"} : f32[6, 12]
+  %7 = contract %0, %6 {spec = "ni,oi->no"} : f32[tokens, 6]
+  %8 = reshape %7 : f32[tokens, 1, 6]
+  %9 = weight {path = "v.weight"} : f32[6, 12]
+  %10 = contract %0, %9 {spec = "ni,oi->no"} : f32[tokens, 6]
+  %11 = weight {path = "v.bias"} : f32[6]
+  %12 = add %10, %11 : f32[tokens, 6]
+  %13 = reshape %12 : f32[tokens, 1, 6]
+  %14 = cache %8 {path = "k"} : f32[visible(tokens), 1, 6]
+  %15 = cache %13 {path = "v"} : f32[visible(tokens), 1, 6]
+  %16 = reshape %5 : f32[tokens, 1, 2, 6]
+  %17 = contract %16, %14 {spec = "nkgd,vkd->kgnv"} : f32[1, 2, tokens, visible(tokens)]
+  %18 = position : i64[tokens]
+  %19 = reshape %18 : i64[tokens, 1]
+  %20 = position : i64[visible(tokens)]
+  %21 = le %20, %19 : bool[tokens, visible(tokens)]
+  %22 = sub %19, %20 : i64[tokens, visible(tokens)]
+  %23 = const {values = [9223372036854775807]} : i64
+  %24 = lt %22, %23 : bool[tokens, visible(tokens)]
+  %25 = and %21, %24 : bool[tokens, visible(tokens)]
+  %26 = softmax %17, %25 : f32[1, 2, tokens, visible(tokens)]
+  %27 = contract %26, %15 {spec = "kgnv,vkd->nkgd"} : f32[tokens, 1, 2, 6]
+  %28 = reshape %27 : f32[tokens, 12]
+  %29 = weight {path = "o.weight"} : f32[12, 12]
+  %30 = contract %28, %29 {spec = "ni,oi->no"} : f32[tokens, 12]
+  %31 = const {values = [0]} : f32
+  %32 = gt %0, %31 : bool[tokens, 12]
+  %33 = select %32, %30, %31 : f32[tokens, 12]
+  return y = %33
+}
+"#;
+    let x = floats(12 * 40);
+    let step = |range: std::ops::Range<usize>| vec![("x", Floats(x[range.start * 12..range.end * 12].to_vec()))];
+    check(text, &[step(0..17), step(17..18), step(18..40)]);
+}
+
+/// Keys made once in the model and attended to by every layer: they come in as an argument, and are nobody's cache.
+#[test]
+fn keys_that_are_an_argument() {
+    let layer = r#"  %3 = reshape %0 : f32[tokens, 2, 1, 4]
+  %4 = contract %3, %1 {spec = "nkgd,vkd->kgnv"} : f32[2, 1, tokens, tokens]
+  %5 = softmax %4 : f32[2, 1, tokens, tokens]
+  %6 = contract %5, %2 {spec = "kgnv,vkd->nkgd"} : f32[tokens, 2, 1, 4]
+  %7 = reshape %6 : f32[tokens, 8]
+  %8 = weight {path = "o.weight"} : f32[8, 8]
+  %9 = contract %7, %8 {spec = "ni,oi->no"} : f32[tokens, 8]
+  %10 = add %0, %9 : f32[tokens, 8]
+  return y = %10"#;
+    let text = format!(
+        r#"program "p" axes [tokens]
+
+graph 0 "model" (%0 x: f32[tokens, 8]) {{
+  %1 = weight {{path = "k.weight"}} : f32[8, 8]
+  %2 = contract %0, %1 {{spec = "ni,oi->no"}} : f32[tokens, 8]
+  %3 = reshape %2 : f32[tokens, 2, 4]
+  %4 = tanh %3 : f32[tokens, 2, 4]
+  %5 = call %0, %3, %4 {{graph = 1, at = "layers.0"}} : f32[tokens, 8]
+  %6 = call %5, %3, %4 {{graph = 1, at = "layers.1"}} : f32[tokens, 8]
+  %7 = reshape %6 : f32[tokens, 2, 1, 4]
+  %8 = contract %7, %4 {{spec = "nkgd,vkd->kgnv"}} : f32[2, 1, tokens, tokens]
+  %9 = softmax %8 : f32[2, 1, tokens, tokens]
+  %10 = contract %9, %3 {{spec = "kgnv,vkd->nkgd"}} : f32[tokens, 2, 1, 4]
+  %11 = reshape %10 : f32[tokens, 8]
+  return y = %11
+}}
+
+graph 1 "layer" (%0 h: f32[tokens, 8], %1 k: f32[tokens, 2, 4], %2 v: f32[tokens, 2, 4]) {{
+{layer}
+}}
+"#
+    );
+    check(&text, &[vec![("x", Floats(floats(8 * 29)))], vec![("x", Floats(floats(8 * 3)))]]);
+}
+
+/// Ids behind an offset, and positions in a table, are limited by the table and not clamped in silence.
+#[test]
+fn tables_limit_what_indexes_them() {
+    let text = r#"program "p" axes [tokens]
+
+graph 0 "model" (%0 ids: i64[tokens]) {
+  %1 = const {values = [2]} : i64
+  %2 = add %0, %1 : i64[tokens]
+  %3 = weight {path = "table"} : f32[10, 3]
+  %4 = gather %3, %2 : f32[tokens, 3]
+  return y = %4
+}
+"#;
+    check(text, &[vec![("ids", Ints(vec![0, 7, 3]))]]);
+    let manifest = manifest(text).expect("it compiles");
+    assert_eq!(manifest.inputs[0].limit, Some(8));
+}
