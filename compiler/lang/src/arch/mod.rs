@@ -11,6 +11,7 @@ mod arith;
 mod build;
 mod builtins;
 mod calls;
+mod check_names;
 mod contract;
 mod elementwise;
 mod expand;
@@ -206,6 +207,9 @@ impl Expander {
         self.builders.push("model", "");
         let root = self.expand_model(&model, &card);
         self.check_unused(&spec.wiring, &card);
+        if root.is_err() || !self.diagnostics.is_empty() {
+            self.check_names(&spec.wiring, &card);
+        }
         root
     }
 

@@ -18,11 +18,7 @@ impl Expander {
     pub(super) fn define(&mut self, items: &[Item], scope: &Rc<Scope>, lazy_bindings: bool) {
         let mut places: BTreeMap<Arc<str>, Span> = BTreeMap::new();
         for item in items {
-            let names: Vec<&Ident> = match item {
-                Item::Module(m) => vec![&m.name],
-                Item::Function(f) => vec![&f.name],
-                Item::Binding(b) => b.names.iter().collect(),
-            };
+            let names = item.names();
             for param in item_params(item) {
                 self.check_bindable(&param.name);
             }
@@ -103,7 +99,25 @@ impl Expander {
         Ok(Value::Sym(Rc::new(sym)))
     }
 
-    fn unknown(&mut self, name: &str, span: Span, scope: &Rc<Scope>) -> Failed {
+    /// Whether [`lookup`](Self::lookup) would find a name.
+    pub(super) fn is_known(&self, name: &str, scope: &Rc<Scope>) -> bool {
+        let mut at = Some(scope.clone());
+        while let Some(scope) = at {
+            if scope.names.borrow().contains_key(name) {
+                return true;
+            }
+            at = scope.parent.clone();
+        }
+        RESERVED.contains(&name) || ["identity", "pi"].contains(&name) || builtins::find(name).is_some()
+    }
+
+    /// Whether a name was reported to stand for nothing.
+    pub(super) fn is_reported_unknown(&self, name: &str) -> bool {
+        let message = unknown_message(name);
+        self.diagnostics.iter().any(|d| d.code == Code::UnknownName && d.message == message)
+    }
+
+    pub(super) fn unknown(&mut self, name: &str, span: Span, scope: &Rc<Scope>) -> Failed {
         let mut names: Vec<Arc<str>> = Vec::new();
         let mut at = Some(scope.clone());
         while let Some(scope) = at {
@@ -119,7 +133,7 @@ impl Expander {
             .chain(["identity"]);
         let help = closest(name, all).map(|c| format!("did you mean `{c}`?"));
         self.report(
-            Diagnostic::new(Code::UnknownName, format!("no name `{name}`"), span)
+            Diagnostic::new(Code::UnknownName, unknown_message(name), span)
                 .label("not defined here, in the card or in the library")
                 .maybe_help(help),
         )
@@ -147,6 +161,10 @@ impl Expander {
             _ => Err(Failed),
         }
     }
+}
+
+fn unknown_message(name: &str) -> String {
+    format!("no name `{name}`")
 }
 
 /// The parameters of a definition.

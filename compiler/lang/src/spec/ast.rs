@@ -25,6 +25,17 @@ pub enum Item {
     Binding(Arc<Binding>),
 }
 
+impl Item {
+    /// The names that it binds.
+    pub fn names(&self) -> Vec<&Ident> {
+        match self {
+            Item::Module(module) => vec![&module.name],
+            Item::Function(function) => vec![&function.name],
+            Item::Binding(binding) => binding.names.iter().collect(),
+        }
+    }
+}
+
 /// A module: options, inputs, a body and what it returns.
 #[derive(Debug)]
 pub struct Module {
