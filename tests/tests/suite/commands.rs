@@ -228,14 +228,15 @@ fn mistakes_in_a_card_are_all_shown_with_their_places() -> Result<()> {
     fs::write(shell.folder().join("wrong.yaml"), &wrong)?;
     let line = |text: &str| wrong.lines().position(|l| l.contains(text)).map_or(0, |i| i + 1);
     let place = |text: &str| format!("wrong.yaml:{}", line(text));
-    // What is wrong with the text of a card, all at once; then what is wrong with what it says.
+    // What is wrong with the text of a card, all at once; then, where it can be read, what is wrong with what it says.
     let torn = wrong.replace("h = x + self_attn", "h = = x + self_attn").replace("source:", "sauce:");
     fs::write(shell.folder().join("wrong.yaml"), &torn)?;
     let places = [place("unheard_of"), place("source:"), place("h = x + self_attn")];
     shell.run("xfc", &["check", "wrong.yaml"])?.failure(3, &[&places[0], "sauce", &places[1], &places[2]])?;
-    let wrong = wrong.replace("\nunheard_of: 3", "");
     fs::write(shell.folder().join("wrong.yaml"), &wrong)?;
-    shell.run("xfc", &["check", "wrong.yaml"])?.failure(3, &["hidden_size", "hidden_sise"])?;
+    let places = [place("unheard_of"), place("gated_mpl"), place("embedding(vocab_size, hidden_size)")];
+    let named = ["gated_mlp", "hidden_sise", &places[0], &places[1], &places[2]];
+    shell.run("xfc", &["check", "wrong.yaml"])?.failure(3, &named)?;
     fs::write(shell.folder().join("wrong.yaml"), [0xff, 0xfe, 0x00])?;
     shell.run("xfc", &["check", "wrong.yaml"])?.failure(3, &["wrong.yaml"])?;
     Ok(())

@@ -122,9 +122,9 @@ impl Arch {
 /// Expands a card.
 ///
 /// # Errors
-/// Everything that is wrong with the sizes, the wiring and the names.
+/// Everything that is wrong with the card's keys, the sizes, the wiring and the names.
 pub fn elaborate(spec: &Spec, options: &ElaborateOptions) -> Result<Model, Report> {
-    let mut diagnostics = Vec::new();
+    let mut diagnostics = spec.mistakes.clone();
     let sizes = sizes::resolve(spec, options.config.as_ref(), &options.sets, &mut diagnostics);
     let fail = |diagnostics| Err(Report::new(spec.sources.clone(), diagnostics));
     // A size that is wrong is the published one from here on, so that mistakes in the wiring are found in the same run.

@@ -23,7 +23,7 @@ pub use self::tree::{Datum, Key, Node, NodeKind, parse_yaml};
 pub use self::xf_to_spec::{Origin, parse_items};
 pub use self::yaml_to_spec::parse_card;
 
-use crate::diagnostic::{SourceMap, Span};
+use crate::diagnostic::{Diagnostic, SourceMap, Span};
 
 /// A card.
 #[derive(Clone, Debug)]
@@ -52,6 +52,8 @@ pub struct Spec {
     pub names: Vec<(Arc<str>, Names)>,
     /// The items of the library.
     pub library: Arc<Vec<ast::Item>>,
+    /// What is wrong with it and left it readable (keys that do not exist): refused when it is expanded, with what is wrong in the wiring.
+    pub mistakes: Vec<Diagnostic>,
 }
 
 /// Which config.json files a card serves.

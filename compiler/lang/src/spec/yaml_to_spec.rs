@@ -16,17 +16,18 @@ const MATCHES_KEYS: &[&str] = &["model_type", "under", "optional"];
 const PUBLISHED_KEYS: &[&str] = &["model", "part", "parameters", "active", "active_counts", "cache_bytes_per_token"];
 const SIZE_KEYS: &[&str] = &["example", "default", "optional", "from"];
 
-/// Reads a card. `name` is how messages call it.
+/// Reads a card. `name` is how messages call it. What is wrong and leaves the card readable is in [`Spec::mistakes`].
 ///
 /// # Errors
-/// Everything that is wrong with its YAML, its keys and its grammar.
+/// Everything that is wrong with its YAML, its keys and its grammar, where something of it cannot be read.
 pub fn parse_card(name: &str, text: &str, library: &Library) -> Result<Spec, Report> {
     let mut sources = library.sources().clone();
     let source = sources.add(name, text);
     let mut reader = Reader { source, text, diagnostics: library.diagnostics().to_vec() };
     let spec = parse_yaml(text, source, &mut reader.diagnostics).and_then(|root| reader.card(&root));
     match spec {
-        Some(mut spec) if reader.diagnostics.is_empty() => {
+        Some(mut spec) if reader.diagnostics.iter().all(|d| d.code == Code::UnknownKey) => {
+            spec.mistakes = reader.diagnostics;
             spec.sources = sources;
             spec.library = library.items();
             Ok(spec)
@@ -129,6 +130,7 @@ impl Reader<'_> {
             wiring_span,
             names,
             library: Default::default(),
+            mistakes: Vec::new(),
         })
     }
 
