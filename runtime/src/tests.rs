@@ -72,6 +72,7 @@ pub(crate) fn artifact() -> Artifact {
         rows,
         variants: variants(kernel),
         operands,
+        collective: None,
     };
     manifest.launches = vec![
         launch("keep", false, 0, vec![sample::arena(0, 0, 1), slot(0), slot(1)]),

@@ -98,6 +98,7 @@ pub fn build_for(input: &Input<'_>, target: &dyn Target, threads: usize, keep: K
                 })
                 .collect(),
             operands: launch.operands.clone(),
+            collective: None,
         })
         .collect();
     let manifest = Manifest {

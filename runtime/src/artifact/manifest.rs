@@ -174,6 +174,8 @@ pub struct Weight {
     pub sources: Vec<Source>,
     /// Layout in memory.
     pub pack: Pack,
+    /// Dimension of `shape` along which it may be split over devices. Reserved: nothing reads it yet.
+    pub split: Option<usize>,
 }
 
 /// A tensor taken from a checkpoint.
@@ -315,6 +317,18 @@ pub struct Launch {
     pub variants: Vec<Variant>,
     /// Buffers in the kernel's order.
     pub operands: Vec<BufferRef>,
+    /// What devices do together with the last operand after the launch. Reserved: a runtime of one device refuses it.
+    pub collective: Option<Collective>,
+}
+
+/// A step that several devices take together. Reserved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Collective {
+    /// Every device gets the sum over all.
+    AllReduce,
+    /// Every device gets all parts, one after another along the last dimension.
+    AllGather,
 }
 
 /// How a launch is run in one phase.

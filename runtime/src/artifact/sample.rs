@@ -63,6 +63,7 @@ pub(crate) fn manifest() -> Manifest {
             shape: vec![4, 3],
             sources: vec![source("a.weight"), source("b.weight")],
             pack: Pack::Panels { columns: 16, depth: 1 },
+            split: None,
         }],
         ignore: vec!["rotary.**".into()],
         caches: vec![group("full", Keep::All), group("window 5", Keep::Window(5)), group("step", Keep::Step)],
@@ -81,6 +82,7 @@ pub(crate) fn manifest() -> Manifest {
                 Variant { kernel: 0, rows_per_tile: 2, tiles_per_block: 3 },
             ],
             operands: vec![arena(0, 0, 1), BufferRef::Weight(0), BufferRef::Cache { group: 1, slot: 1 }],
+            collective: None,
         }],
         parameters: 12,
     }

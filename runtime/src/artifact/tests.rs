@@ -154,6 +154,8 @@ fn hostile_manifests_are_refused() {
     refused(|m| m.launches[0].variants.truncate(1));
     refused(|m| m.launches[0].operands[0] = sample::arena(2, 0, 1));
     refused(|m| m.launches[0].operands[0] = sample::arena(0, u64::MAX, 1));
+    refused(|m| m.launches[0].collective = Some(Collective::AllReduce));
+    refused(|m| m.weights[0].split = Some(2));
     refused(|m| m.launches[0].operands[1] = BufferRef::Weight(1));
     refused(|m| m.launches[0].operands[2] = BufferRef::Cache { group: 1, slot: 2 });
 }

@@ -146,6 +146,7 @@ fn axis(m: &Manifest, axis: usize) -> Check {
 }
 
 fn check_weight(weight: &Weight) -> Check {
+    ensure(weight.split.is_none_or(|d| d < weight.shape.len()), || "is split along a dimension it has not".to_owned())?;
     elements(&weight.shape)?;
     ensure(!weight.sources.is_empty() && weight.sources.len() <= MAX_LIST, || "has no sources".to_owned())?;
     let mut joined: Option<Vec<u64>> = None;
@@ -309,6 +310,9 @@ fn check_launch(m: &Manifest, launch: &Launch) -> Check {
         count("rows_per_tile", variant.rows_per_tile, MAX_COUNT)?;
         count("tiles_per_block", variant.tiles_per_block, MAX_TILE)?;
     }
+    ensure(launch.collective.is_none(), || {
+        "is followed by a step of several devices; this runtime has one".to_owned()
+    })?;
     ensure(launch.operands.len() <= MAX_LIST, || "has too many operands".to_owned())?;
     for operand in &launch.operands {
         match *operand {

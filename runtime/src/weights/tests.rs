@@ -127,6 +127,7 @@ proptest! {
         manifest.weights = vec![Weight {
             name: "w".into(), dtype, shape: vec![a + b, inputs], sources: vec![source("a", a), source("b", b)],
             pack: Pack::Panels { columns, depth },
+            split: None,
         }];
         crate::artifact::validate::check(&manifest).unwrap();
         let folder = tempfile::tempdir().unwrap();

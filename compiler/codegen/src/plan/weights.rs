@@ -106,6 +106,8 @@ impl Weights {
             shape,
             sources: expr.parts.iter().map(|(s, _)| s.clone()).collect(),
             pack,
+            // Outputs of a product are independent of each other.
+            split: matches!(pack, Pack::Panels { .. }).then_some(0),
         });
         self.index.insert(key, self.list.len() - 1);
         Ok(self.list.len() - 1)
