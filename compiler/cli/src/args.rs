@@ -42,7 +42,7 @@ pub(crate) struct ModelArgs {
     /// Set a size, over the config; may repeat
     #[arg(long = "set", value_name = "SIZE=VALUE")]
     pub(crate) set: Vec<String>,
-    /// Generate code for: cpu, cpu:x86-64-v3, cpu:x86-64-v4[+avx512bf16][+avx512vnni]; may repeat
+    /// Generate code for: cpu, cpu:x86-64-v3, cpu:x86-64-v4, cpu:x86-64-v4+avx512bf16+avx512vnni; may repeat
     #[arg(long, value_name = "TARGET")]
     pub(crate) target: Vec<String>,
     /// Type of weights and of the inputs of products

@@ -28,7 +28,7 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
     };
     match &args.output {
         Some(path) => xfc_runtime::files::write_atomic(path, text.as_bytes())?,
-        None => print(format!("{}", text.trim_end())),
+        None => print(text.trim_end().to_owned()),
     }
     Ok(())
 }

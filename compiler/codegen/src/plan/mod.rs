@@ -1,6 +1,6 @@
 //! Kernels, launches, buffers: what to run, in which order, on which memory. Knows the graph and the artifact, no instruction set.
 //!
-//! [`build`] walks the fused program once per instance and appends launches; [`weights`] turns constant expressions over the checkpoint
+//! [`mod@build`] walks the fused program once per instance and appends launches; [`weights`] turns constant expressions over the checkpoint
 //! into packed weights; [`caches`] groups what is kept by how long; [`memory`] places the intermediate values by liveness.
 
 pub mod build;
