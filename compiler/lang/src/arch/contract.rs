@@ -253,6 +253,13 @@ impl Expander {
             operands.push(labels);
         }
         let result = result.replace("...", ellipsis.as_deref().unwrap_or(""));
+        let everywhere = format!("{}{}{result}", operands[0], operands[1]);
+        if let Some(lone) = everywhere.chars().find(|c| everywhere.matches(*c).count() == 1 && !result.contains(*c)) {
+            let label = if text.contains(lone) { lone.to_string() } else { "...".to_string() };
+            let message = format!("`{label}` of '{spec}' is in one tensor and not in the result");
+            let d = Diagnostic::new(Code::WrongType, message, span).label("summed over one tensor alone");
+            return Err(self.report(d.help("a sum over one tensor is `sum`")));
+        }
         let mut axes = Vec::new();
         for label in result.chars() {
             match labelled.iter().find(|(l, _)| *l == label) {
@@ -357,6 +364,8 @@ mod tests {
         assert_eq!(code("einsum('n, oi -> no', x, m)"), [Code::AxisMismatch]);
         assert_eq!(code("einsum('ni, oi -> nz', x, m)"), [Code::WrongType]);
         assert_eq!(code("einsum('ni, oi', x, m)"), [Code::WrongType]);
+        assert_eq!(code("einsum('ni, oi -> n', x, m)"), [Code::WrongType]);
+        assert_eq!(code("einsum('...i, oi -> o', x, m)"), [Code::WrongType]);
         assert_eq!(code("einsum('NI, oi -> o', x, m)"), [Code::WrongType]);
     }
 }

@@ -15,7 +15,11 @@ impl Expander {
             UnaryOp::Not if tensor.dtype != DType::Bool => {
                 return self.fail(Code::WrongType, span, "`not` of numbers", "expected a tensor of booleans");
             }
-            UnaryOp::Not | UnaryOp::Neg | UnaryOp::Abs | UnaryOp::Floor => tensor,
+            UnaryOp::Not => tensor,
+            _ if tensor.dtype == DType::Bool => {
+                return self.fail(Code::WrongType, span, "arithmetic on booleans", "expected a tensor of numbers");
+            }
+            UnaryOp::Neg | UnaryOp::Abs | UnaryOp::Floor => tensor,
             _ => self.cast(tensor, DType::F32, span)?,
         };
         let (dtype, axes) = (tensor.dtype, tensor.axes.clone());
@@ -249,12 +253,21 @@ mod tests {
     }
 
     #[test]
+    fn axes_of_one_name_in_a_result_are_told_apart() {
+        let wiring =
+            "model(x: f32[tokens, 8], kinds: i64[8]) { table = param[4, 8] return {y: x + gather(table, kinds)} }";
+        assert_eq!(model(wiring).arch.outputs[0].1, "f32[tokens, 8, 8]");
+    }
+
+    #[test]
     fn axes_and_types_that_do_not_fit() {
         let code = |e: &str| codes(&format!("model(x: f32[tokens, 6], z: f32[tokens, 4]) {{ return {{y: {e}}} }}"));
         assert_eq!(code("x + z"), [Code::AxisMismatch]);
         assert_eq!(code("x and z"), [Code::WrongType]);
         assert_eq!(code("(x > 0) + 1"), [Code::WrongType]);
         assert_eq!(code("not x"), [Code::WrongType]);
+        assert_eq!(code("-(x > 0)"), [Code::WrongType]);
+        assert_eq!(code("exp(x > 0)"), [Code::WrongType]);
         assert_eq!(code("where(x, x, x)"), [Code::WrongType]);
         assert_eq!(code("x + 'a'"), [Code::WrongType]);
         assert_eq!(code("x * param[6]"), [Code::WrongType]);

@@ -122,6 +122,13 @@ impl Expander {
         let fixed: Vec<u64> =
             axes.iter().filter_map(|a| if let Dim::Fixed(n) = a.size { Some(n) } else { None }).collect();
         self.check_elements(&fixed, span)?;
+        // The last axis of a name keeps it, so that names tell axes apart.
+        let mut axes = axes;
+        for i in 0..axes.len() {
+            if axes[i + 1..].iter().any(|a| a.name == axes[i].name) {
+                axes[i].name = self.other_axis();
+            }
+        }
         let mut values = Vec::with_capacity(operands.len());
         for operand in operands {
             match self.builders.here(operand) {

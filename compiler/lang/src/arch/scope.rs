@@ -19,8 +19,14 @@ impl Expander {
         let mut places: BTreeMap<Arc<str>, Span> = BTreeMap::new();
         for item in items {
             let names = item.names();
-            for param in item_params(item) {
-                self.check_bindable(&param.name);
+            let mut params: BTreeMap<Arc<str>, Span> = BTreeMap::new();
+            for Param { name, .. } in item_params(item) {
+                self.check_bindable(name);
+                if let Some(first) = params.insert(name.name.clone(), name.span) {
+                    let d =
+                        Diagnostic::new(Code::DuplicateName, format!("two parameters are `{}`", name.name), name.span);
+                    self.report(d.label("the second").other(first, "first here"));
+                }
             }
             for ident in &names {
                 self.check_bindable(ident);
@@ -205,6 +211,12 @@ mod tests {
     fn reserved_names_cannot_be_parameters() {
         assert_eq!(codes("f(head) = head\nmodel(x: f32[tokens, 8]) { return {y: x} }"), [Code::Reserved]);
         assert_eq!(codes("f(score = 1)(x) { return x }\nmodel(x: f32[tokens, 8]) { return {y: x} }"), [Code::Reserved]);
+    }
+
+    #[test]
+    fn parameters_have_names_of_their_own() {
+        assert_eq!(codes("model(x: f32[tokens, 8], x: f32[tokens, 8]) { return {y: x} }"), [Code::DuplicateName]);
+        assert_eq!(codes("f(n)(n) { return n }\nmodel(x: f32[tokens, 8]) { return {y: x} }"), [Code::DuplicateName]);
     }
 
     #[test]
