@@ -32,7 +32,6 @@ impl Lowering {
         let registry = DialectRegistry::new();
         register_all_dialects(&registry);
         let context = Context::new_with_registry(&registry, false);
-        context.load_all_available_dialects();
         register_all_llvm_translations(&context);
         static PASSES: std::sync::Once = std::sync::Once::new();
         PASSES.call_once(register_all_passes);
