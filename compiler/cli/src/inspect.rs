@@ -80,6 +80,12 @@ fn stage(loaded: &Loaded, args: &InspectArgs) -> Result<String> {
             if args.format == FormatArg::Dot {
                 return Err(no_form(args));
             }
+            if args.pass_limit.is_some() {
+                return Err(CliError::usage(
+                    "kernels are made of a wholly fused graph",
+                    "use `--pass-limit` with `--emit fused`",
+                ));
+            }
             options.keep = Keep { llvm: args.emit == Stage::Llvm, assembly: args.emit == Stage::Asm };
             let fused = driver::fuse(&loaded.model, &options)?;
             let mut parts = Vec::new();

@@ -179,7 +179,10 @@ pub fn compile(
         let b = build_kernels(model, &fused.program, &**target, options)?;
         elapsed.extend(b.elapsed);
         if let Some(dir) = &options.dump {
-            dump_kernels(dir, &b)?;
+            // One folder a target where there are several.
+            let name = target.name().replace(':', "-");
+            let dir = if targets.len() > 1 { dir.join(name) } else { dir.clone() };
+            dump_kernels(&dir, &b)?;
         }
         built.push(b);
     }
