@@ -26,6 +26,6 @@ say "2. Run: xfrun, which contains no compiler, loads the file, binds the checkp
   -p "What is the capital of France?" \
   -p "Paris has been the seat of the French government for centuries."
 
-say "3. Look: the graph after fusion, one line a kernel"
+say "3. Look: the graph after fusion, one operation a kernel"
 "$xfc" inspect "$checkpoint" --emit fused -o "$out/minilm.fused.xg"
 echo "$out/minilm.fused.xg ($(wc -l <"$out/minilm.fused.xg") lines); a drawing: $xfc inspect $checkpoint --emit fused --format dot" >&2
