@@ -267,3 +267,30 @@ fn links_in_the_documentation_lead_somewhere() -> Result<()> {
 fn words(line: &str) -> impl Iterator<Item = &str> {
     line.split(|c: char| !(c.is_alphanumeric() || c == '_')).filter(|word| !word.is_empty())
 }
+
+#[test]
+fn every_dependency_has_its_reason() -> Result<()> {
+    let [manifest, readme] = ["Cargo.toml", "README.md"].map(|file| std::fs::read_to_string(repository().join(file)));
+    let (manifest, readme) = (manifest?, readme?);
+    let table =
+        readme.split("## What it is built on").nth(1).and_then(|rest| rest.split("\n## ").next()).unwrap_or_default();
+    let reasons: Vec<&str> =
+        table.lines().filter_map(|row| row.strip_prefix("| ")?.split(" | ").next()).flat_map(first_words).collect();
+    let dependencies = manifest.split("[workspace.dependencies]").nth(1).and_then(|rest| rest.split("\n[").next());
+    let dependencies = dependencies.unwrap_or_default().lines().filter(|line| !line.starts_with('#'));
+    let names: Vec<&str> = dependencies.filter_map(|line| Some(line.split_once(" = ")?.0.trim())).collect();
+    assert!(names.len() > 20, "only {names:?}");
+    let ours = |name: &str| name.starts_with("xfc-");
+    let silent = names.iter().filter(|name| !ours(name) && !reasons.contains(name));
+    let silent: Vec<String> = silent.map(|name| (*name).to_owned()).collect();
+    none("the README's table gives every dependency a reason", &silent);
+    let gone = reasons.iter().filter(|name| !names.contains(name) && **name != "dependency");
+    let gone: Vec<String> = gone.map(|name| (*name).to_owned()).collect();
+    none("the README's table names only dependencies", &gone);
+    Ok(())
+}
+
+/// The names in the first column of a row: `serde_yaml (as yaml_serde)` is one.
+fn first_words(column: &str) -> impl Iterator<Item = &str> {
+    column.split(", ").filter_map(|name| name.split_whitespace().next()).filter(|name| !name.starts_with('-'))
+}
