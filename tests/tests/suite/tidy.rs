@@ -229,11 +229,17 @@ fn exists(command: &[String], makefile: &str) -> std::result::Result<(), String>
     }
     let name = tool.rsplit('/').next().unwrap_or_default();
     let program = xfc_tests::command::path(name).map_err(|e| e.to_string())?;
-    let help = Command::new(program).args([&command[1], "--help"]).output().map_err(|e| e.to_string())?;
-    if !help.status.success() {
-        return Err(format!("{name} has no such subcommand"));
+    // `xfc compile, run` names two.
+    let n_listed = command[1..].iter().take_while(|word| word.ends_with(',')).count();
+    let mut help = String::new();
+    for subcommand in &command[1..=(n_listed + 1).min(command.len() - 1)] {
+        let subcommand = subcommand.trim_end_matches(',');
+        let ran = Command::new(&program).args([subcommand, "--help"]).output().map_err(|e| e.to_string())?;
+        if !ran.status.success() {
+            return Err(format!("{name} has no subcommand {subcommand}"));
+        }
+        help.push_str(&String::from_utf8_lossy(&ran.stdout));
     }
-    let help = String::from_utf8_lossy(&help.stdout).into_owned();
     for option in command.iter().filter(|word| word.starts_with('-')) {
         let option = option.trim_matches(|c: char| "[].,".contains(c)).split('=').next().unwrap_or_default();
         if !help
