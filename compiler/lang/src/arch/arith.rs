@@ -298,7 +298,9 @@ mod tests {
     #[test]
     fn sizes_without_a_value() {
         let code = |e: &str| codes(&format!("model(x: f32[tokens, 4]) {{ w = param[{e}, 4] return {{y: x * w}} }}"));
-        for expression in ["7 / 2", "1 // 0", "9223372036854775807 + 1", "2 ^ 64", "log(0.0)", "[1, 2][2]", "-3", "0"] {
+        for expression in
+            ["7 / 2", "1 // 0", "9223372036854775807 + 1", "2 ^ 64", "log(0.0)", "[1, 2][2]", "len(0..-3)", "-3", "0"]
+        {
             assert_eq!(code(expression), [Code::Arithmetic], "{expression}");
         }
         for expression in ["'a' + 1", "none + 1", "2.5", "len(3)", "if 1 then 2 else 3", "3 in 4", "not 3", "none == 1"]

@@ -268,6 +268,12 @@ impl Expander {
 
     fn range(&mut self, a: &Value, b: &Value, span: Span) -> Eval {
         match (a, b) {
+            (Value::Int(a), Value::Int(b)) if b < a => self.fail(
+                Code::Arithmetic,
+                span,
+                format!("the range {a}..{b} goes down"),
+                "expected an end that is not below the start",
+            ),
             (Value::Int(a), Value::Int(b)) if b.saturating_sub(*a) <= MAX_LIST => {
                 self.spend(b.saturating_sub(*a).max(0) as u64, span)?;
                 Ok(Value::List(Rc::new((*a..*b).map(Value::Int).collect())))

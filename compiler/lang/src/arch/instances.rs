@@ -370,6 +370,8 @@ mod tests {
         assert_eq!(code("a, b = x return {y: a}"), [Code::WrongType]);
         assert_eq!(code("return x"), [Code::NoModel]);
         assert_eq!(code("return {y: none}"), [Code::NoModel]);
+        assert_eq!(code("return {y: 5}"), [Code::WrongType]);
+        assert_eq!(code("return {y: [1.0, 2.0]}"), [Code::WrongType]);
         assert_eq!(codes("model(x) { return {y: x} }"), [Code::MissingOption]);
         assert_eq!(codes("model(n)(x: f32[4]) { return {y: x} }"), [Code::NoModel]);
     }

@@ -37,7 +37,7 @@ pub use self::patterns::matches_pattern;
 
 use self::expand::{Eval, Expander, Failed};
 use self::value::{Axis, AxisName, Def, Entry, Frame, Instance, Place, Scope, Value};
-use crate::diagnostic::{Code, Diagnostic, Report};
+use crate::diagnostic::{Code, Diagnostic, Report, Span};
 use crate::graph::{AxisId, DType, Dim, Graph, InputDecl, Program, Type};
 use crate::ops::Core;
 use crate::spec::ast::{Expr, ExprKind, Item, Module, Param, TypeExpr};
@@ -253,6 +253,11 @@ impl Expander {
         };
         let mut n_outputs = 0;
         for (name, value) in entries.iter().filter(|(_, v)| !matches!(v, Value::None)) {
+            let span = entry_span(&model.result, name);
+            if !matches!(value, Value::Tensor(_) | Value::Param(_) | Value::Sym(_)) {
+                let message = format!("the output `{name}` is {}, not a tensor", value.kind());
+                return self.fail(Code::WrongType, span, message, "expected a tensor");
+            }
             let tensor = self.tensor(value.clone(), span, place.frame.as_deref())?;
             if let Some(value) = self.builders.here(&tensor) {
                 self.builders.top().graph.add_output(&**name, value);
@@ -348,6 +353,16 @@ impl Expander {
         }
         let unused = self.diagnostics.split_off(before);
         self.diagnostics.extend(unused.into_iter().filter(|d| d.code == Code::UnknownName));
+    }
+}
+
+/// The place of an entry of a mapping as written; of the whole expression when it is something else.
+fn entry_span(mapping: &Expr, name: &str) -> Span {
+    match &*mapping.kind {
+        ExprKind::Mapping(entries) => {
+            entries.iter().find(|(key, _)| &*key.name == name).map_or(mapping.span, |(_, value)| value.span)
+        }
+        _ => mapping.span,
     }
 }
 

@@ -3,6 +3,7 @@
 //! Given text and a map from its bytes to a file's, gives the items that parse and a diagnostic for each top-level item that does
 //! not: an item starts at the margin, so that one mistake hides none of the others.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 
 use pest::Parser;
@@ -320,7 +321,11 @@ impl Reader<'_> {
             Rule::boolean => ExprKind::Bool(pair.as_str() == "true"),
             Rule::ident => ExprKind::Name(pair.as_str().into()),
             Rule::list => ExprKind::List(pair.into_inner().map(|p| self.expr(p)).collect()),
-            Rule::mapping => ExprKind::Mapping(pair.into_inner().filter_map(|p| self.entry(p)).collect()),
+            Rule::mapping => {
+                let entries: Vec<_> = pair.into_inner().filter_map(|p| self.entry(p)).collect();
+                self.check_keys(&entries);
+                ExprKind::Mapping(entries)
+            }
             Rule::comprehension => match self.comprehension(pair) {
                 Some(kind) => kind,
                 None => ExprKind::None,
@@ -334,6 +339,19 @@ impl Reader<'_> {
         let mut inner = pair.into_inner();
         let name = self.ident(&inner.next()?);
         Some((name, self.expr(inner.next()?)))
+    }
+
+    fn check_keys(&mut self, entries: &[(Ident, Expr)]) {
+        let mut places: BTreeMap<&str, Span> = BTreeMap::new();
+        for (key, _) in entries {
+            if let Some(first) = places.insert(&key.name, key.span) {
+                self.diagnostics.push(
+                    Diagnostic::new(Code::DuplicateKey, format!("the key `{}` is given twice", key.name), key.span)
+                        .label("given again")
+                        .other(first, "first here"),
+                );
+            }
+        }
     }
 
     fn comprehension(&mut self, pair: Pair<'_, Rule>) -> Option<ExprKind> {
@@ -453,6 +471,14 @@ mod tests {
         assert_eq!(diagnostics, []);
         let (_, diagnostics) = parse(&"a = if b then c else d\n  e = [f, if g then h else i]\n".repeat(500));
         assert_eq!(diagnostics, []);
+    }
+
+    #[test]
+    fn keys_are_given_once() {
+        let (_, diagnostics) = parse("a = {b: 1, c: {b: 2}, b: 3}\n");
+        assert_eq!(diagnostics.len(), 1);
+        assert_eq!(diagnostics[0].code, Code::DuplicateKey);
+        assert_eq!(diagnostics[0].primary.as_ref().map(|p| p.span.start), Some(22));
     }
 
     #[test]
