@@ -75,7 +75,7 @@ impl Expander {
     /// A function of one tensor, or of an expression over positions.
     pub(super) fn unary(&mut self, op: UnaryOp, value: Value, span: Span, place: &Place) -> Eval {
         if let Value::Sym(sym) = value {
-            return Ok(Value::Sym(Rc::new(Sym::Unary(op, sym))));
+            return self.positional(Sym::Unary(op, sym), span);
         }
         let tensor = self.tensor(value, span, place.frame.as_deref())?;
         self.unary_tensor(op, tensor, span).map(Value::Tensor)
@@ -121,7 +121,7 @@ impl Expander {
         let placed = [&a, &b].into_iter().all(|v| !matches!(v, Value::Sym(s) if !s.only_q_pos()));
         if over_positions && !(has_tensor && placed && place.frame.is_some()) {
             let (a, b) = (self.sym(a, span, place)?, self.sym(b, span, place)?);
-            return Ok(Value::Sym(Rc::new(Sym::Binary(op, a, b))));
+            return self.positional(Sym::Binary(op, a, b), span);
         }
         let integers = [&a, &b].into_iter().all(|v| match v {
             Value::Tensor(t) => t.dtype == DType::I64,
@@ -147,7 +147,7 @@ impl Expander {
         }
         if [&condition, &a, &b].into_iter().any(|v| matches!(v, Value::Sym(_))) {
             let (c, a, b) = (self.sym(condition, span, place)?, self.sym(a, span, place)?, self.sym(b, span, place)?);
-            return Ok(Value::Sym(Rc::new(Sym::Select(c, a, b))));
+            return self.positional(Sym::Select(c, a, b), span);
         }
         let frame = place.frame.as_deref();
         let (c, a, b) =
@@ -180,6 +180,7 @@ impl Expander {
             }
         }
         if let (BinOp::Add, Value::List(x), Value::List(y)) = (op, a, b) {
+            self.check_list(x.len() + y.len(), span)?;
             return Ok(Value::List(Rc::new(x.iter().chain(y.iter()).cloned().collect())));
         }
         let result = match (a, b) {

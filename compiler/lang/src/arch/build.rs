@@ -4,6 +4,7 @@
 //! earlier one is dropped: both are one graph, called twice.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::value::{Axis, Tensor, dims};
 use crate::graph::{DType, Graph, NodeId, Origin, Type, ValueId};
@@ -27,6 +28,8 @@ pub(super) struct Builders {
     pub(super) stack: Vec<Builder>,
     /// Distinct bodies, in the order they were finished.
     pub(super) bodies: Vec<Graph>,
+    /// The bodies by fingerprint: equal ones are of one entry.
+    alike: HashMap<u64, Vec<usize>>,
     next: usize,
 }
 
@@ -130,10 +133,12 @@ impl Builders {
         }
         sweep(&mut builder.graph);
         let captures = builder.captures.into_iter().map(|(t, _)| t).collect();
-        let index = match self.bodies.iter().position(|b| equal(b, &builder.graph)) {
+        let alike = self.alike.entry(fingerprint(&builder.graph)).or_default();
+        let index = match alike.iter().copied().find(|b| equal(&self.bodies[*b], &builder.graph)) {
             Some(index) => index,
             None => {
                 self.bodies.push(builder.graph);
+                alike.push(self.bodies.len() - 1);
                 self.bodies.len() - 1
             }
         };
@@ -189,6 +194,17 @@ fn sweep(graph: &mut Graph) {
             graph.remove(node);
         }
     }
+}
+
+/// A number that equal bodies share and few others do.
+fn fingerprint(graph: &Graph) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    graph.name.hash(&mut hasher);
+    for node in graph.nodes() {
+        format!("{:?} {:?}", graph.op(node).as_core(), graph.operands(node)).hash(&mut hasher);
+        graph.types(node).hash(&mut hasher);
+    }
+    hasher.finish()
 }
 
 /// Whether two bodies are the same node for node. Equal wiring is expanded in equal order, so equal bodies have equal ids.

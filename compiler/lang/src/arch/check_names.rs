@@ -14,6 +14,9 @@ impl Expander {
     /// Reports every name in the bodies of `items` that nothing defines.
     pub(super) fn check_names(&mut self, items: &[Item], scope: &Rc<Scope>) {
         for item in items {
+            if self.gave_up {
+                return;
+            }
             match item {
                 Item::Module(module) => {
                     let inner = Scope::new(Some(scope.clone()));

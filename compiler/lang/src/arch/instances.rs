@@ -14,6 +14,8 @@ use crate::spec::ast::{Binding, Ident, Item, Param};
 
 /// Most instances of a model.
 const MAX_INSTANCES: usize = 1 << 20;
+/// Most modules of a list that is applied; models have under 200 layers.
+const MAX_COMPOSED: usize = 1 << 12;
 
 impl Expander {
     /// The instance of the body that a definition applied unbound is, under its own name.
@@ -206,6 +208,10 @@ impl Expander {
         span: Span,
         place: &Place,
     ) -> Eval {
+        if items.len() > MAX_COMPOSED {
+            let message = format!("{} modules one after another; at most {MAX_COMPOSED} are applied", items.len());
+            return self.fail(Code::TooLarge, span, message, "too many");
+        }
         let mut value = given.value;
         for (i, item) in items.iter().enumerate() {
             let instance = match item {

@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use super::Parameter;
-use super::patterns::{braces, inside, prefix_lengths};
-use crate::diagnostic::{Code, Diagnostic};
+use super::patterns::{braces, inside, n_choices, prefix_lengths};
+use crate::diagnostic::{Code, Diagnostic, Span};
 use crate::spec::{Datum, NameRule, Names, Target};
 
 /// Where a parameter lies in a checkpoint.
@@ -71,6 +71,9 @@ struct Match<'a> {
     wildcards: Vec<String>,
 }
 
+/// Most rules of a format, each choice of braces counted.
+const MAX_RULES: usize = 1024;
+
 /// Binds every parameter.
 pub(super) fn bind(
     names: &Names,
@@ -79,15 +82,37 @@ pub(super) fn bind(
     aliases: &[(String, String)],
     diagnostics: &mut Vec<Diagnostic>,
 ) -> Bound {
-    let rules: Vec<NameRule> = names.rules.iter().flat_map(|r| alternatives(r, sizes)).collect();
+    let mut rules: Vec<NameRule> = Vec::new();
+    for rule in &names.rules {
+        let patterns = rule.within.iter().chain(&rule.keys);
+        let n = patterns.map(|p| n_choices(p)).fold(1, usize::saturating_mul);
+        if rules.len().saturating_add(n) > MAX_RULES {
+            diagnostics.push(too_many(n, rule.span));
+            break;
+        }
+        rules.extend(alternatives(rule, sizes));
+    }
     let mut binder = Binder { names, rules: &rules, parameters, diagnostics };
     let bindings = parameters.iter().map(|p| binder.parameter(p)).collect();
-    let mut ignore: Vec<String> = names.ignore.iter().flat_map(|(pattern, _)| braces(pattern, sizes)).collect();
+    let mut ignore: Vec<String> = Vec::new();
+    for (pattern, span) in &names.ignore {
+        let n = n_choices(pattern);
+        if ignore.len().saturating_add(n) > MAX_RULES {
+            binder.diagnostics.push(too_many(n, *span));
+            break;
+        }
+        ignore.extend(braces(pattern, sizes));
+    }
     for (alias, _) in aliases {
         let bound = binder.names_of(alias);
         ignore.extend(bound.into_iter().filter(|n| !ignore.contains(n)).collect::<Vec<_>>());
     }
     Bound { bindings, ignore }
+}
+
+fn too_many(n: usize, span: Span) -> Diagnostic {
+    let message = format!("this pattern stands for {n} choices of its braces; a format has at most {MAX_RULES} rules");
+    Diagnostic::new(Code::TooLarge, message, span).label("too many choices")
 }
 
 /// A rule once for each choice of its braces. The braces of a sum's summands choose together.
@@ -414,6 +439,13 @@ mod tests {
         assert_eq!(bound("q.weight + v.weight: qv[in, q | v]").err(), Some(vec![Code::NameParts]));
         assert_eq!(bound("q.weight + k.weight: qk[q | k | v]").err(), Some(vec![Code::NameParts]));
         assert_eq!(bound("q.weight: q[in, out, more]").err(), Some(vec![Code::NameParts]));
+    }
+
+    #[test]
+    fn choices_are_bounded() {
+        let braces = "{a,b}".repeat(40);
+        assert_eq!(bound(&format!("'{braces}': x")).err(), Some(vec![Code::TooLarge]));
+        assert_eq!(bound(&format!("ignore: ['{braces}']")).err(), Some(vec![Code::TooLarge]));
     }
 
     #[test]

@@ -48,6 +48,15 @@ pub(super) fn braces(pattern: &str, sizes: &[(Arc<str>, Datum)]) -> Vec<String> 
     words.iter().flat_map(|word| rest.iter().map(move |r| format!("{}{word}{r}", &pattern[..open]))).collect()
 }
 
+/// At least the number of patterns that [`braces`] makes of one.
+pub(super) fn n_choices(pattern: &str) -> usize {
+    pattern
+        .split('{')
+        .skip(1)
+        .map(|group| group.split('}').next().unwrap_or("").matches(',').count() + 1)
+        .fold(1, usize::saturating_mul)
+}
+
 /// Where what lies inside the enclosing patterns begins, with the number of components they matched.
 pub(super) fn inside(within: &[Arc<str>], path: &[&str]) -> Vec<(usize, usize)> {
     let mut places = vec![(0, 0)];

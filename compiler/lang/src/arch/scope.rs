@@ -5,9 +5,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::builtins;
-use super::expand::{Eval, Expander, Failed};
+use super::expand::{Eval, Expander, Failed, MAX_SUGGESTIONS};
 use super::value::{Def, Entry, Func, Place, Scope, Sym, Value};
-use crate::diagnostic::{Code, Diagnostic, Span, closest};
+use crate::diagnostic::{Code, Diagnostic, Span, did_you_mean};
 use crate::spec::ast::{Binding, Ident, Item, Param};
 
 /// Names that are positions and scores; nothing may be bound to them.
@@ -124,20 +124,7 @@ impl Expander {
     }
 
     pub(super) fn unknown(&mut self, name: &str, span: Span, scope: &Rc<Scope>) -> Failed {
-        let mut names: Vec<Arc<str>> = Vec::new();
-        let mut at = Some(scope.clone());
-        while let Some(scope) = at {
-            names.extend(scope.names.borrow().keys().cloned());
-            at = scope.parent.clone();
-        }
-        names.sort();
-        let all = names
-            .iter()
-            .map(|n| &**n)
-            .chain(builtins::NAMES.iter().copied())
-            .chain(RESERVED.iter().copied())
-            .chain(["identity"]);
-        let help = closest(name, all).map(|c| format!("did you mean `{c}`?"));
+        let help = if self.diagnostics.len() < MAX_SUGGESTIONS { similar(name, scope) } else { None };
         self.report(
             Diagnostic::new(Code::UnknownName, unknown_message(name), span)
                 .label("not defined here, in the card or in the library")
@@ -167,6 +154,24 @@ impl Expander {
             _ => Err(Failed),
         }
     }
+}
+
+/// The advice that names the closest name of a scope.
+fn similar(name: &str, scope: &Rc<Scope>) -> Option<String> {
+    let mut names: Vec<Arc<str>> = Vec::new();
+    let mut at = Some(scope.clone());
+    while let Some(scope) = at {
+        names.extend(scope.names.borrow().keys().cloned());
+        at = scope.parent.clone();
+    }
+    names.sort();
+    let all = names
+        .iter()
+        .map(|n| &**n)
+        .chain(builtins::NAMES.iter().copied())
+        .chain(RESERVED.iter().copied())
+        .chain(["identity"]);
+    did_you_mean(name, all)
 }
 
 fn unknown_message(name: &str) -> String {

@@ -121,6 +121,20 @@ pub(super) enum Sym {
 }
 
 impl Sym {
+    /// The number of its parts, shared ones counted each time; `None` when it is above the limit.
+    pub(super) fn size_within(&self, limit: usize) -> Option<usize> {
+        let parts: Vec<&Rc<Sym>> = match self {
+            Sym::Unary(_, a) => vec![a],
+            Sym::Binary(_, a, b) => vec![a, b],
+            Sym::Select(a, b, c) => vec![a, b, c],
+            _ => Vec::new(),
+        };
+        parts
+            .into_iter()
+            .try_fold(1, |n, part| Some(n + part.size_within(limit.checked_sub(n)?)?))
+            .filter(|n| *n <= limit)
+    }
+
     /// Whether it means something outside attention.
     pub(super) fn only_q_pos(&self) -> bool {
         match self {

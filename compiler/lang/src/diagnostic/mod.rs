@@ -151,6 +151,9 @@ impl Diagnostic {
     }
 }
 
+/// Most diagnostics that a report holds, the last line about the others left out.
+pub const MAX_SHOWN: usize = 100;
+
 /// Diagnostics and the texts they speak of: the error type of everything that reads what a user wrote.
 #[derive(Clone, Debug)]
 pub struct Report {
@@ -161,10 +164,15 @@ pub struct Report {
 }
 
 impl Report {
-    /// A report with the diagnostics sorted by place, each said once.
+    /// A report with the diagnostics sorted by place, each said once; the first [`MAX_SHOWN`] and that there are more.
     pub fn new(sources: SourceMap, mut diagnostics: Vec<Diagnostic>) -> Self {
         diagnostics.sort_by_key(|d| d.primary.as_ref().map(|p| p.span));
         diagnostics.dedup();
+        if diagnostics.len() > MAX_SHOWN {
+            diagnostics.truncate(MAX_SHOWN);
+            let message = format!("there is more wrong than these {MAX_SHOWN}; the rest is not shown");
+            diagnostics.push(Diagnostic::unplaced(Code::TooLarge, message));
+        }
         Report { sources, diagnostics }
     }
 
@@ -206,5 +214,13 @@ mod tests {
         let one = Diagnostic::new(Code::UnknownName, "no name `x`", span);
         let report = Report::new(SourceMap::default(), vec![one.clone(), one]);
         assert_eq!(report.diagnostics.len(), 1);
+    }
+
+    #[test]
+    fn a_report_is_bounded() {
+        let at = |start| Diagnostic::new(Code::UnknownName, "no name", Span { source: 0, start, end: start + 1 });
+        let report = Report::new(SourceMap::default(), (0..5000).map(at).collect());
+        assert_eq!(report.diagnostics.len(), MAX_SHOWN + 1);
+        assert_eq!(report.diagnostics.last().map(|d| d.code), Some(Code::TooLarge));
     }
 }
