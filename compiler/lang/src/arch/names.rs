@@ -3,11 +3,13 @@
 //! A rule replaces the components that it matched; the longest match wins where two overlap, and a tie is an error. A stored tensor may be
 //! transposed or hold several parameters one after another; the steps of a [`Binding`] lead from it to the parameter.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use super::Parameter;
-use super::patterns::{braces, inside, n_choices, prefix_lengths};
-use crate::diagnostic::{Code, Diagnostic, Span};
+use super::patterns::{braces, inside, n_choices, prefix_lengths, unknown_size};
+use crate::diagnostic::{Code, Diagnostic, Span, did_you_mean};
 use crate::spec::{Datum, NameRule, Names, Target};
 
 /// Where a parameter lies in a checkpoint.
@@ -85,6 +87,7 @@ pub(super) fn bind(
     let mut rules: Vec<NameRule> = Vec::new();
     for rule in &names.rules {
         let patterns = rule.within.iter().chain(&rule.keys);
+        check_sizes(patterns.clone(), rule.span, sizes, diagnostics);
         let n = patterns.map(|p| n_choices(p)).fold(1, usize::saturating_mul);
         if rules.len().saturating_add(n) > MAX_RULES {
             diagnostics.push(too_many(n, rule.span));
@@ -93,9 +96,10 @@ pub(super) fn bind(
         rules.extend(alternatives(rule, sizes));
     }
     let mut binder = Binder { names, rules: &rules, parameters, diagnostics };
-    let bindings = parameters.iter().map(|p| binder.parameter(p)).collect();
+    let bindings = binder.bindings();
     let mut ignore: Vec<String> = Vec::new();
     for (pattern, span) in &names.ignore {
+        check_sizes([pattern], *span, sizes, binder.diagnostics);
         let n = n_choices(pattern);
         if ignore.len().saturating_add(n) > MAX_RULES {
             binder.diagnostics.push(too_many(n, *span));
@@ -108,6 +112,23 @@ pub(super) fn bind(
         ignore.extend(bound.into_iter().filter(|n| !ignore.contains(n)).collect::<Vec<_>>());
     }
     Bound { bindings, ignore }
+}
+
+/// Reports braces that hold one word, which is no size.
+fn check_sizes<'a>(
+    patterns: impl IntoIterator<Item = &'a Arc<str>>,
+    span: Span,
+    sizes: &[(Arc<str>, Datum)],
+    diagnostics: &mut Vec<Diagnostic>,
+) {
+    for unknown in patterns.into_iter().filter_map(|p| unknown_size(p, sizes)) {
+        let d = Diagnostic::new(Code::NamePattern, format!("`{{{unknown}}}` is no size of the card"), span)
+            .label("braces hold a size, or words with commas between them")
+            .maybe_help(did_you_mean(unknown, sizes.iter().map(|(name, _)| &**name)));
+        if !diagnostics.contains(&d) {
+            diagnostics.push(d);
+        }
+    }
 }
 
 fn too_many(n: usize, span: Span) -> Diagnostic {
@@ -250,7 +271,52 @@ impl<'a> Binder<'a> {
         self.candidates(&components, &matches).into_iter().map(|(n, _)| n).collect()
     }
 
-    fn parameter(&mut self, parameter: &Parameter) -> Binding {
+    /// Every parameter's binding. Two that are the same part of the same stored tensor are a mistake: what is meant to be one tensor
+    /// is wired as one.
+    fn bindings(&mut self) -> Vec<Binding> {
+        let before = self.diagnostics.len();
+        let (bindings, rules): (Vec<Binding>, Vec<Option<Span>>) =
+            self.parameters.iter().map(|p| self.parameter(p)).unzip();
+        // Where a rule is wrong, what it binds says nothing.
+        if self.diagnostics.len() > before {
+            return bindings;
+        }
+        let mut seen: HashMap<(&[String], String), usize> = HashMap::new();
+        for (i, binding) in bindings.iter().enumerate() {
+            match seen.entry((&binding.names, format!("{:?}", binding.steps))) {
+                Entry::Vacant(entry) => {
+                    entry.insert(i);
+                }
+                Entry::Occupied(entry) => {
+                    let first = *entry.get();
+                    self.collision([first, i].map(|p| &self.parameters[p]), &binding.names, [rules[first], rules[i]]);
+                }
+            }
+        }
+        bindings
+    }
+
+    /// Reports two parameters of one stored tensor, once for the rules that make them so.
+    fn collision(&mut self, parameters: [&Parameter; 2], names: &[String], rules: [Option<Span>; 2]) {
+        let [first, second] = rules;
+        let Some(span) = second.or(first) else { return };
+        let name = names.first().map_or("", String::as_str);
+        let message =
+            format!("`{}` and `{}` would both be the stored `{name}`", parameters[0].path, parameters[1].path);
+        let mut d = Diagnostic::new(Code::NamePattern, message, span).label("this rule");
+        if let Some(other) = first.filter(|other| *other != span) {
+            d = d.other(other, "and this one");
+        }
+        d = d.help(
+            "if they are one tensor, share it in the wiring; if they are parts of one, write `a + b: name[a | b]`",
+        );
+        if !self.diagnostics.iter().any(|o| o.primary == d.primary && o.others == d.others) {
+            self.diagnostics.push(d);
+        }
+    }
+
+    /// A parameter's binding, and the last rule that made it.
+    fn parameter(&mut self, parameter: &Parameter) -> (Binding, Option<Span>) {
         let path: Vec<&str> = parameter.path.split('.').collect();
         let matches = self.matches(&path);
         let candidates = self.candidates(&path, &matches);
@@ -276,7 +342,7 @@ impl<'a> Binder<'a> {
                 }
             },
         };
-        Binding { names, shape, steps }
+        (Binding { names, shape, steps }, matches.last().map(|m| m.rule.span))
     }
 
     /// The stored shape and the steps of a parameter that is one part of a stored tensor.
@@ -319,14 +385,12 @@ impl<'a> Binder<'a> {
                 shape.push(parameter.shape[d]);
                 continue;
             }
-            if dim.len() != m.rule.keys.len() {
-                return Err(format!("{} parts for a sum of {}", dim.len(), m.rule.keys.len()));
-            }
-            let lengths = shapes
-                .iter()
-                .map(|s| s.get(d).copied().ok_or("the parts have different ranks"))
-                .collect::<Result<Vec<_>, _>>()?;
-            slices.push(Step::Slice { dim: kept, start: lengths[..m.part].iter().sum(), len: lengths[m.part] });
+            // The parts in the order in which they are stored.
+            let order = part_order(dim, &m.rule.keys)?;
+            let length = |part: usize| shapes[part].get(d).copied().ok_or("the parts have different ranks");
+            let lengths = order.iter().map(|part| length(*part)).collect::<Result<Vec<_>, _>>()?;
+            let at = order.iter().position(|part| *part == m.part).ok_or("one of its parts has no label")?;
+            slices.push(Step::Slice { dim: kept, start: lengths[..at].iter().sum(), len: lengths[at] });
             shape.push(lengths.iter().sum());
         }
         let perm = perm.into_iter().collect::<Option<Vec<usize>>>().ok_or("fewer dimensions than the parameter has")?;
@@ -364,6 +428,35 @@ impl<'a> Binder<'a> {
         };
         self.parameters.iter().filter(same).count() as u64
     }
+}
+
+/// The summands of a key in the order of the labels. A label is the last component in which the summands differ, or its beginning.
+fn part_order(labels: &[Arc<str>], keys: &[Arc<str>]) -> Result<Vec<usize>, String> {
+    if labels.len() != keys.len() {
+        return Err(format!("{} parts for a sum of {}", labels.len(), keys.len()));
+    }
+    let keys: Vec<Vec<&str>> = keys.iter().map(|k| k.rsplit('.').collect()).collect();
+    let shortest = keys.iter().map(Vec::len).min().unwrap_or(0);
+    let differs = (0..shortest).find(|i| keys.iter().any(|k| k[*i] != keys[0][*i]));
+    let at = differs.ok_or("its parts differ in no component")?;
+    let parts: Vec<&str> = keys.iter().map(|k| k[at]).collect();
+    let mut order: Vec<usize> = Vec::with_capacity(labels.len());
+    for label in labels {
+        let begun = || (0..parts.len()).filter(|i| parts[*i].starts_with(&**label)).collect::<Vec<_>>();
+        let part = match parts.iter().position(|p| *p == &**label) {
+            Some(part) => part,
+            None => match begun().as_slice() {
+                [one] => *one,
+                [] => return Err(format!("no part is `{label}`; they are {}", parts.join(", "))),
+                _ => return Err(format!("`{label}` begins several of the parts {}", parts.join(", "))),
+            },
+        };
+        if order.contains(&part) {
+            return Err(format!("the part `{}` is there twice", parts[part]));
+        }
+        order.push(part);
+    }
+    Ok(order)
 }
 
 #[cfg(test)]
@@ -409,10 +502,10 @@ mod tests {
             ("n.weight: scale", "n.weight", vec!["scale"]),
             ("a: {q: query}", "a.q.bias", vec!["a.query.bias"]),
             ("a.q: query\nq: other", "a.q.bias", vec!["query.bias"]),
-            ("'{q,k}': proj", "a.k.bias", vec!["a.proj.bias"]),
-            ("e.*: block", "e.1.e_0.weight", vec!["block.e_0.weight"]),
+            ("'{k,none}': proj", "a.k.bias", vec!["a.proj.bias"]),
+            ("e.1: block", "e.1.e_0.weight", vec!["block.e_0.weight"]),
             ("e.*: block.*", "e.1.e_0.weight", vec!["block.1.e_0.weight"]),
-            ("e: {'**.weight': w}", "e.1.e_0.weight", vec!["e.w"]),
+            ("e: {'1.**.weight': w}", "e.1.e_0.weight", vec!["e.w"]),
         ] {
             assert_eq!(binding(names, path).names, expected, "{names} {path}");
         }
@@ -424,6 +517,8 @@ mod tests {
         let k = binding(names, "a.k.weight");
         assert_eq!((k.names, k.shape), (vec!["a.qk.weight".to_string()], vec![4, 5]));
         assert_eq!(k.steps, [Step::Slice { dim: 1, start: 2, len: 3 }, Step::Transpose { perm: vec![1, 0] }]);
+        let turned = binding("q.weight + k.weight: qk.weight[k | q, in]", "a.q.weight");
+        assert_eq!(turned.steps, [Step::Slice { dim: 0, start: 3, len: 2 }]);
         let bias = binding(names, "a.q.bias");
         assert_eq!((bias.shape, bias.steps), (vec![5], vec![Step::Slice { dim: 0, start: 0, len: 2 }]));
         let stacked = binding("e.*.e_0.weight: experts[expert, in, out]", "e.1.e_0.weight");
@@ -438,6 +533,12 @@ mod tests {
         assert_eq!(bound("a.*: x\n'*.q': y").err(), Some(vec![Code::NameTie]));
         assert_eq!(bound("q.weight + v.weight: qv[in, q | v]").err(), Some(vec![Code::NameParts]));
         assert_eq!(bound("q.weight + k.weight: qk[q | k | v]").err(), Some(vec![Code::NameParts]));
+        assert_eq!(bound("q.weight + k.weight: qk[q | q, in]").err(), Some(vec![Code::NameParts]));
+        assert_eq!(bound("q.weight + k.weight: qk[q | v, in]").err(), Some(vec![Code::NameParts]));
+        assert_eq!(bound("'{q,k}': same").err(), Some(vec![Code::NamePattern]));
+        assert_eq!(bound("e.*: block").err(), Some(vec![Code::NamePattern]));
+        assert_eq!(bound("'e.{lost}': x").err(), Some(vec![Code::NamePattern]));
+        assert_eq!(bound("ignore: ['e.{lost}']").err(), Some(vec![Code::NamePattern]));
         assert_eq!(bound("q.weight: q[in, out, more]").err(), Some(vec![Code::NameParts]));
     }
 

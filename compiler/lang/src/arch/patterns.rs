@@ -48,6 +48,16 @@ pub(super) fn braces(pattern: &str, sizes: &[(Arc<str>, Datum)]) -> Vec<String> 
     words.iter().flat_map(|word| rest.iter().map(move |r| format!("{}{word}{r}", &pattern[..open]))).collect()
 }
 
+/// The first `{size}` of a pattern that names no size.
+pub(super) fn unknown_size<'a>(pattern: &'a str, sizes: &[(Arc<str>, Datum)]) -> Option<&'a str> {
+    pattern
+        .split('{')
+        .skip(1)
+        .filter_map(|group| group.split_once('}'))
+        .map(|(inside, _)| inside.trim())
+        .find(|inside| !inside.contains(',') && !sizes.iter().any(|(name, _)| **name == **inside))
+}
+
 /// At least the number of patterns that [`braces`] makes of one.
 pub(super) fn n_choices(pattern: &str) -> usize {
     pattern

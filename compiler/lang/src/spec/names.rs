@@ -53,12 +53,27 @@ pub(super) fn parse_names(node: &Node, diagnostics: &mut Vec<Diagnostic>) -> Nam
     };
     for (key, value) in entries {
         match &*key.text {
-            "prefix" => names.prefixes = strings(value, diagnostics).into_iter().map(|(s, _)| s).collect(),
+            "prefix" => names.prefixes = prefixes(value, diagnostics),
             "ignore" => names.ignore = strings(value, diagnostics),
             _ => rule(&[], &key.text, key.span, value, &mut names.rules, diagnostics),
         }
     }
     names
+}
+
+fn prefixes(node: &Node, diagnostics: &mut Vec<Diagnostic>) -> Vec<Arc<str>> {
+    let all = if let NodeKind::List(items) = &node.kind { items.as_slice() } else { std::slice::from_ref(node) };
+    let mut prefixes = Vec::new();
+    for one in all {
+        match one.datum() {
+            Datum::Str(prefix) => prefixes.push(prefix),
+            other => diagnostics.push(
+                Diagnostic::new(Code::WrongKind, format!("a prefix is a string, not {}", other.kind()), one.span)
+                    .label("expected a string, or a list of strings"),
+            ),
+        }
+    }
+    prefixes
 }
 
 fn strings(node: &Node, diagnostics: &mut Vec<Diagnostic>) -> Vec<(Arc<str>, Span)> {
@@ -114,8 +129,16 @@ fn rule(
         return;
     }
     let mut targets = Vec::new();
+    let stars = |pattern: &str| pattern.split('.').filter(|c| *c == "*").count();
+    let n_stars = keys.iter().map(|k| stars(k)).min().unwrap_or(0);
     for (text, at) in strings(value, diagnostics) {
         match target(&text) {
+            Ok(t) if stars(&t.name) > n_stars => diagnostics.push(
+                Diagnostic::new(Code::NamePattern, format!("the name `{text}` has more `*` than its key `{key}`"), at)
+                    .label("nothing that this `*` stands for")
+                    .other(span, "the key")
+                    .help("`*` in a name is what the same `*` of its own key matched, the enclosing keys' left out"),
+            ),
             Ok(t) => targets.push(t),
             Err(why) => diagnostics
                 .push(Diagnostic::new(Code::NamePattern, format!("the name `{text}` {why}"), at).label("not a name")),
@@ -133,6 +156,9 @@ fn check_pattern(pattern: &str) -> Result<(), &'static str> {
     }
     if pattern.split('.').any(str::is_empty) {
         return Err("has an empty component");
+    }
+    if pattern.split('.').any(|c| c.contains('*') && c != "*" && c != "**") {
+        return Err("has a `*` that is not a whole component");
     }
     Ok(())
 }
@@ -187,5 +213,15 @@ mod tests {
     fn malformed_rules_are_diagnostics() {
         let (_, diagnostics) = parse("'a..b': c\nd: 'e[in'\nf + g: {h: i}\nj:\n");
         assert_eq!(diagnostics.len(), 4);
+        for (text, code) in [
+            ("a: b.*", Code::NamePattern),
+            ("'a.*': {b: c.*}", Code::NamePattern),
+            ("'a*': b", Code::NamePattern),
+            ("prefix: 5", Code::WrongKind),
+            ("prefix: [a., {b: c}]", Code::WrongKind),
+        ] {
+            let codes: Vec<Code> = parse(text).1.iter().map(|d| d.code).collect();
+            assert_eq!(codes, [code], "{text}");
+        }
     }
 }
