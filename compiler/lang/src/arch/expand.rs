@@ -7,8 +7,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::build::Builders;
-use super::value::{Place, Scope, Sym, Tensor, Value};
-use crate::diagnostic::{Code, Diagnostic, MAX_SHOWN, Span};
+use super::limits::MAX_DIAGNOSTICS;
+use super::value::{Place, Scope, Tensor, Value};
+use crate::diagnostic::{Code, Diagnostic, Span};
 use crate::graph::{Dim, Origin};
 use crate::ops::Core;
 use crate::spec::ast::{Arg, BinOp, Expr, ExprKind, Ident};
@@ -18,23 +19,6 @@ use crate::spec::ast::{Arg, BinOp, Expr, ExprKind, Ident};
 pub(super) struct Failed;
 
 pub(super) type Eval<T = Value> = Result<T, Failed>;
-
-/// Longest list of values or of modules.
-const MAX_LIST: usize = 1 << 14;
-/// Most expressions evaluated and values listed; a model of 128 layers takes about a million.
-const MAX_WORK: u64 = 20_000_000;
-/// Most operations written out, before equal ones become one; a model of 128 layers takes some ten thousand.
-const MAX_OPERATIONS: u64 = 1_000_000;
-/// Most operations of one body.
-const MAX_BODY: usize = 100_000;
-/// Largest expression over positions.
-const MAX_POSITIONAL: usize = 4096;
-/// Most elements of a tensor, ragged axes left out.
-const MAX_ELEMENTS: u64 = 1 << 48;
-/// Things said about one card after which expansion stops; the report shows all but the last.
-const MAX_DIAGNOSTICS: usize = MAX_SHOWN + 1;
-/// Unknown names for which a similar one is looked for.
-pub(super) const MAX_SUGGESTIONS: usize = 20;
 
 /// A parameter of the checkpoint that the model uses.
 pub(super) struct Used {
@@ -115,13 +99,6 @@ impl Expander {
         Failed
     }
 
-    /// Reports a limit that ends the expansion.
-    fn give_up<T>(&mut self, span: Span, message: String) -> Eval<T> {
-        let result = self.fail(Code::TooLarge, span, message, "given up here");
-        self.gave_up = true;
-        result
-    }
-
     pub(super) fn fail<T>(
         &mut self,
         code: Code,
@@ -141,13 +118,7 @@ impl Expander {
         axes: Vec<super::value::Axis>,
         span: Span,
     ) -> Eval<Tensor> {
-        self.n_operations += 1;
-        if self.n_operations > MAX_OPERATIONS {
-            return self.give_up(span, format!("more than {MAX_OPERATIONS} operations"));
-        }
-        if self.builders.top().graph.len() >= MAX_BODY {
-            return self.give_up(span, format!("more than {MAX_BODY} operations in one body"));
-        }
+        self.count_operation(span)?;
         let fixed: Vec<u64> =
             axes.iter().filter_map(|a| if let Dim::Fixed(n) = a.size { Some(n) } else { None }).collect();
         self.check_elements(&fixed, span)?;
@@ -225,36 +196,6 @@ impl Expander {
                 Ok(Value::Bool(matches!(value, Value::None) != *negated))
             }
         }
-    }
-
-    /// Counts work, so that no description keeps the compiler busy for ever.
-    fn spend(&mut self, work: u64, span: Span) -> Eval<()> {
-        if self.gave_up {
-            return Err(Failed);
-        }
-        self.work = self.work.saturating_add(work);
-        if self.work <= MAX_WORK {
-            return Ok(());
-        }
-        self.give_up(span, format!("more than {MAX_WORK} values and steps"))
-    }
-
-    /// A list of so many elements may be made.
-    pub(super) fn check_list(&mut self, len: usize, span: Span) -> Eval<()> {
-        if len > MAX_LIST {
-            let message = format!("a list of {len} elements; a list has at most {MAX_LIST}");
-            return self.fail(Code::TooLarge, span, message, "too long");
-        }
-        self.spend(len as u64, span)
-    }
-
-    /// An expression over positions, if it is of a sensible size: shared parts count each time, for each is placed.
-    pub(super) fn positional(&mut self, sym: Sym, span: Span) -> Eval {
-        if sym.size_within(MAX_POSITIONAL).is_none() {
-            let message = format!("an expression over positions of more than {MAX_POSITIONAL} parts");
-            return self.fail(Code::TooLarge, span, message, "too large");
-        }
-        Ok(Value::Sym(Rc::new(sym)))
     }
 
     /// All of them, also behind one that is wrong.
@@ -411,14 +352,6 @@ impl Expander {
         }
     }
 
-    fn check_elements(&mut self, dims: &[u64], span: Span) -> Eval<()> {
-        if dims.iter().try_fold(1, |n: u64, d| n.checked_mul(*d)).is_some_and(|n| n <= MAX_ELEMENTS) {
-            return Ok(());
-        }
-        let shown: Vec<String> = dims.iter().map(u64::to_string).collect();
-        self.fail(Code::TooLarge, span, format!("a tensor of shape [{}]", shown.join(", ")), "too many elements")
-    }
-
     /// A dimension: a positive integer.
     pub(super) fn size(&mut self, value: &Value, span: Span) -> Eval<u64> {
         match value {
@@ -470,44 +403,5 @@ impl Expander {
         self.calls.pop();
         self.at = around;
         result
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use crate::arch::testing::{card, codes, expand};
-    use crate::diagnostic::{Code, MAX_SHOWN};
-
-    #[test]
-    fn work_is_bounded() {
-        let model = |body: &str| format!("model(x: f32[tokens, 4]) {{ {body} }}");
-        let doubled = |name: &str, first: &str, by: &dyn Fn(&str) -> String| {
-            let mut text = format!("{name}0{first}\n");
-            for i in 1..40 {
-                text += &format!("{name}{i}{}\n", by(&format!("{name}{}", i - 1)));
-            }
-            text
-        };
-        let functions = doubled("f", "(x) = x * 2", &|f| format!("(x) = {f}({f}(x)) + 1"));
-        let positions = doubled("p", " = q_pos", &|p| format!(" = {p} + {p}"));
-        let sizes = doubled("s", "(n) = n", &|s| format!("(n) = {s}(n) + {s}(n)"));
-        for wiring in [
-            model("return {y: x * sum([i for i in 0..20000])}"),
-            model("l(h) { return h * 2 } ls = [l for i in 0..5000] return {y: ls(x)}"),
-            functions + &model("return {y: f39(x)}"),
-            positions + &model("return {y: x * p39}"),
-            sizes + &model("return {y: x * s39(1)}"),
-        ] {
-            assert_eq!(codes(&wiring), [Code::TooLarge], "{wiring}");
-        }
-    }
-
-    #[test]
-    fn what_is_wrong_is_bounded() {
-        let names: String = (0..1000).map(|i| format!("a{i} = lost{i}\n")).collect();
-        let text = card("sizes: {}\n", &format!("{names}model(x: f32[tokens, 4]) {{ return {{y: x}} }}"));
-        let report = expand(&text, &Default::default()).expect_err("it is wrong");
-        assert_eq!(report.diagnostics.len(), MAX_SHOWN + 1);
-        assert_eq!(report.diagnostics.last().map(|d| d.code), Some(Code::TooLarge));
     }
 }

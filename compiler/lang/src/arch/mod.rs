@@ -16,12 +16,14 @@ mod contract;
 mod elementwise;
 mod expand;
 mod instances;
+mod limits;
 mod names;
 mod patterns;
 mod positions;
 mod scope;
 mod shaping;
 mod sizes;
+mod stored;
 #[cfg(test)]
 mod testing;
 mod value;

@@ -5,7 +5,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::builtins;
-use super::expand::{Eval, Expander, Failed, MAX_SUGGESTIONS};
+use super::expand::{Eval, Expander, Failed};
+use super::limits::MAX_SUGGESTIONS;
 use super::value::{Def, Entry, Func, Place, Scope, Sym, Value};
 use crate::diagnostic::{Code, Diagnostic, Span, did_you_mean};
 use crate::spec::ast::{Binding, Ident, Item, Param};

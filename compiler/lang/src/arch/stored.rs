@@ -1,0 +1,121 @@
+//! Stored tensors that hold a parameter otherwise than as wired: transposed, stacked, or one part after another.
+
+use std::sync::Arc;
+
+use super::Parameter;
+use super::names::{Binder, Match, Step};
+
+impl<'a> Binder<'a> {
+    /// The stored shape and the steps of a parameter that is one part of a stored tensor.
+    pub(super) fn layout(
+        &self,
+        parameter: &Parameter,
+        path: &[&str],
+        m: &Match<'a>,
+        layout: &[Vec<Arc<str>>],
+    ) -> Result<(Vec<u64>, Vec<Step>), String> {
+        let shapes =
+            (0..m.rule.keys.len()).map(|part| self.part_shape(path, m, part)).collect::<Result<Vec<_>, _>>()?;
+        let rank = parameter.shape.len();
+        let label = |name: &str| match (name, rank) {
+            ("in", 2) => Some(1),
+            ("out", 2) => Some(0),
+            _ => None,
+        };
+        let named: Vec<usize> = layout.iter().filter(|d| d.len() == 1).filter_map(|d| label(&d[0])).collect();
+        let mut free = (0..rank).filter(|d| !named.contains(d));
+        let (mut shape, mut slices, mut stacked, mut perm) = (Vec::new(), Vec::new(), Vec::new(), vec![None; rank]);
+        let mut wildcards = m.wildcards.iter();
+        for (stored, dim) in layout.iter().enumerate() {
+            let single = (dim.len() == 1).then(|| label(&dim[0])).flatten();
+            if dim.len() == 1 && single.is_none() && layout.len() > rank {
+                // A stack: the component that `*` matched is the element.
+                let index = wildcards
+                    .next()
+                    .and_then(|w| w.parse::<u64>().ok())
+                    .ok_or_else(|| format!("`{}` needs a `*` in the key that is a number", dim[0]))?;
+                stacked.push(Step::Index { dim: stored - stacked.len(), index });
+                let count = self.stack_count(path, m);
+                shape.push(count);
+                continue;
+            }
+            let d = single.or_else(|| free.next()).ok_or("more dimensions than the parameter has")?;
+            let kept = stored - stacked.len();
+            perm[d] = Some(kept);
+            if dim.len() == 1 {
+                shape.push(parameter.shape[d]);
+                continue;
+            }
+            // The parts in the order in which they are stored.
+            let order = part_order(dim, &m.rule.keys)?;
+            let length = |part: usize| shapes[part].get(d).copied().ok_or("the parts have different ranks");
+            let lengths = order.iter().map(|part| length(*part)).collect::<Result<Vec<_>, _>>()?;
+            let at = order.iter().position(|part| *part == m.part).ok_or("one of its parts has no label")?;
+            slices.push(Step::Slice { dim: kept, start: lengths[..at].iter().sum(), len: lengths[at] });
+            shape.push(lengths.iter().sum());
+        }
+        let perm = perm.into_iter().collect::<Option<Vec<usize>>>().ok_or("fewer dimensions than the parameter has")?;
+        let mut steps = stacked;
+        steps.extend(slices);
+        if perm.iter().enumerate().any(|(i, p)| i != *p) {
+            steps.push(Step::Transpose { perm });
+        }
+        Ok((shape, steps))
+    }
+
+    /// The shape of another summand at the same place.
+    fn part_shape(&self, path: &[&str], m: &Match<'a>, part: usize) -> Result<Vec<u64>, String> {
+        let mut wildcards = m.wildcards.iter();
+        let key: Vec<&str> = m.rule.keys[part]
+            .split('.')
+            .map(|c| if c == "*" { wildcards.next().map_or(c, String::as_str) } else { c })
+            .collect();
+        let sibling = [&path[..m.start], &key, &path[m.end..]].concat().join(".");
+        self.parameters
+            .iter()
+            .find(|p| p.path == sibling)
+            .map(|p| p.shape.clone())
+            .ok_or_else(|| format!("there is no parameter `{sibling}`"))
+    }
+
+    /// How many parameters a stack holds: those that differ in the first wildcard only.
+    fn stack_count(&self, path: &[&str], m: &Match<'a>) -> u64 {
+        let key: Vec<&str> = m.rule.keys[m.part].split('.').collect();
+        let Some(at) = key.iter().position(|c| *c == "*") else { return 1 };
+        let same = |p: &&Parameter| {
+            let other: Vec<&str> = p.path.split('.').collect();
+            other.len() == path.len()
+                && other.iter().zip(path).enumerate().all(|(i, (a, b))| a == b || i == m.start + at)
+        };
+        self.parameters.iter().filter(same).count() as u64
+    }
+}
+
+/// The summands of a key in the order of the labels. A label is the last component in which the summands differ, or its beginning.
+fn part_order(labels: &[Arc<str>], keys: &[Arc<str>]) -> Result<Vec<usize>, String> {
+    if labels.len() != keys.len() {
+        return Err(format!("{} parts for a sum of {}", labels.len(), keys.len()));
+    }
+    let keys: Vec<Vec<&str>> = keys.iter().map(|k| k.rsplit('.').collect()).collect();
+    let shortest = keys.iter().map(Vec::len).min().unwrap_or(0);
+    let differs = (0..shortest).find(|i| keys.iter().any(|k| k[*i] != keys[0][*i]));
+    let at = differs.ok_or("its parts differ in no component")?;
+    let parts: Vec<&str> = keys.iter().map(|k| k[at]).collect();
+    let mut order: Vec<usize> = Vec::with_capacity(labels.len());
+    for label in labels {
+        let begun = || (0..parts.len()).filter(|i| parts[*i].starts_with(&**label)).collect::<Vec<_>>();
+        let part = match parts.iter().position(|p| *p == &**label) {
+            Some(part) => part,
+            None => match begun().as_slice() {
+                [one] => *one,
+                [] => return Err(format!("no part is `{label}`; they are {}", parts.join(", "))),
+                _ => return Err(format!("`{label}` begins several of the parts {}", parts.join(", "))),
+            },
+        };
+        if order.contains(&part) {
+            return Err(format!("the part `{}` is there twice", parts[part]));
+        }
+        order.push(part);
+    }
+    Ok(order)
+}
