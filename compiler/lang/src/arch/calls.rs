@@ -44,16 +44,32 @@ impl Expander {
     ) -> Eval {
         self.depth += 1;
         let result = if self.depth > MAX_DEPTH {
-            let d =
-                Diagnostic::new(Code::TooDeep, format!("modules and functions nested deeper than {MAX_DEPTH}"), callee)
-                    .label("expanded again here")
-                    .help("does it apply itself?");
-            Err(self.report(d))
+            Err(self.too_deep(callee))
         } else {
             self.call_inner(function, name, given, span, callee, place)
         };
         self.depth -= 1;
         result
+    }
+
+    /// Reports nesting that is too deep, at the place where the definition that is there most often is expanded again.
+    fn too_deep(&mut self, callee: Span) -> Failed {
+        let times = |name: &Ident| self.expanding.iter().filter(|(n, _)| n.span == name.span).count();
+        let most = self.expanding.iter().map(|(name, _)| times(name)).max().unwrap_or(0);
+        let repeated = self.expanding.iter().find(|(name, _)| most > 2 && times(name) == most).map(|(name, _)| name);
+        let again = repeated.and_then(|name| {
+            self.expanding.iter().filter(|(n, _)| n.span == name.span).nth(1).map(|(n, span)| (n.clone(), *span))
+        });
+        let deep = format!("modules and functions nested deeper than {MAX_DEPTH}");
+        let d = match again {
+            Some((name, span)) => {
+                Diagnostic::new(Code::TooDeep, format!("`{}` applies itself: {deep}", name.name), span)
+                    .label("expanded again here")
+                    .other(name.span, "defined here")
+            }
+            None => Diagnostic::new(Code::TooDeep, deep, callee).label("one level too many"),
+        };
+        self.report(d)
     }
 
     fn call_inner(
@@ -168,7 +184,9 @@ impl Expander {
         let place = place.with(scope.clone());
         self.bind_params(&function.name, &function.params, given, span, &place, "parameter")?;
         let around = self.at;
+        self.expanding.push((function.name.clone(), span));
         let value = self.eval(&function.body, &place);
+        self.expanding.pop();
         self.at = around;
         value
     }
@@ -271,7 +289,7 @@ impl Expander {
 
 #[cfg(test)]
 mod tests {
-    use crate::arch::testing::{codes, model};
+    use crate::arch::testing::{card, codes, expand, model};
     use crate::diagnostic::Code;
 
     const CUT: &str = "cut(n: int, twice: bool = false, how: {'a', 'b'}? = none, more = n)(x, z = x) { return split(x + z, if twice then 2 * n else more) }\n";
@@ -317,6 +335,10 @@ mod tests {
 
     #[test]
     fn recursion_is_refused() {
+        let wiring =
+            "g(x) { y = f(x) return y }\nf(x) { y = g(x) return y }\nmodel(x: f32[tokens, 8]) { return {y: f(x)} }";
+        let report = expand(&card("sizes: {}\n", wiring), &Default::default()).expect_err("it applies itself");
+        assert!(report.diagnostics[0].message.starts_with("`f` applies itself"), "{report}");
         assert_eq!(codes("f(n) = f(n + 1)\na = f(1)\nmodel(x: f32[tokens, 8]) { return {y: x * a} }"), [Code::TooDeep]);
     }
 }

@@ -30,7 +30,7 @@ impl Expander {
     ) -> Eval<Tensor> {
         let mut rest = rest.into_iter();
         let mask = rest.next().flatten().unwrap_or(Value::Bool(true));
-        let scores = rest.next().flatten().unwrap_or_else(|| Value::Sym(Rc::new(Sym::Score)));
+        let scores = rest.next().flatten().unwrap_or_else(|| Value::Sym(Rc::new(Sym::Score(span))));
         let scale = match rest.next().flatten() {
             None => 1.0,
             Some(value) => match super::arith::number(&value) {
@@ -65,7 +65,7 @@ impl Expander {
         let scaled = self.emit(Core::Binary(BinaryOp::Mul), &[&products, &scale], DType::F32, full.clone(), span)?;
 
         let scored = match scores {
-            Value::Sym(s) if matches!(*s, Sym::Score) => scaled.clone(),
+            Value::Sym(s) if matches!(*s, Sym::Score(_)) => scaled.clone(),
             other => {
                 let scored = self.in_attention(other, &heads, &scaled, span)?;
                 let scored = self.cast(scored, DType::F32, span)?;
@@ -137,9 +137,9 @@ impl Expander {
         };
         self.place_sym(&sym, span, &mut |this, leaf| match leaf {
             Sym::QPos => this.positions(heads.query, span).map(|t| rename(t, AxisName::Query)),
-            Sym::KPos => this.positions(heads.keys, span).map(|t| rename(t, AxisName::Keys)),
-            Sym::Score => Ok(score.clone()),
-            Sym::Head => {
+            Sym::KPos(_) => this.positions(heads.keys, span).map(|t| rename(t, AxisName::Keys)),
+            Sym::Score(_) => Ok(score.clone()),
+            Sym::Head(_) => {
                 let index = this.positions(Axis::new(AxisName::Heads, Dim::Fixed(heads.kv * heads.group)), span)?;
                 this.by_head(index, heads, span)
             }

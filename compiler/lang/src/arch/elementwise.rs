@@ -72,6 +72,12 @@ impl Expander {
 
     /// The tensors with dimensions inserted and ordered so that broadcasting by position does what names say, and the axes of the result.
     pub(super) fn align(&mut self, tensors: &[Tensor], span: Span) -> Eval<(Vec<Tensor>, Vec<Axis>)> {
+        let kept = |name| if let AxisName::Visible(axis) = name { Some(axis) } else { None };
+        let all = || tensors.iter().flat_map(|t| t.axes.iter().map(|a| a.name));
+        if all().filter_map(kept).any(|axis| all().any(|name| name == AxisName::Ragged(axis))) {
+            let shapes: Vec<String> = tensors.iter().map(|t| self.show_shape(&t.axes)).collect();
+            return self.misread_cache(format!("the shapes are {}", shapes.join(" and ")), span);
+        }
         let longest = tensors.iter().max_by_key(|t| t.axes.len()).map(|t| t.axes.clone()).unwrap_or_default();
         let mut axes = longest;
         for axis in tensors.iter().flat_map(|t| t.axes.iter().copied()) {
@@ -97,6 +103,13 @@ impl Expander {
         }
         let aligned = tensors.iter().map(|t| self.place_axes(t, &axes, span)).collect::<Eval<Vec<_>>>()?;
         Ok((aligned, axes))
+    }
+
+    /// Reports what is kept of all tokens where the tokens of this step are needed.
+    pub(super) fn misread_cache<T>(&mut self, label: impl Into<String>, span: Span) -> Eval<T> {
+        let message = "what `cache` keeps is read by `attend` only";
+        let d = Diagnostic::new(Code::AxisMismatch, message, span).label(label);
+        Err(self.report(d.help("a cache holds every token so far, and a step computes its own tokens only")))
     }
 
     /// The tensor with its axes in the order of `axes`, and a dimension of 1 for each that it lacks behind its first.

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::build::Builders;
-use super::limits::MAX_DIAGNOSTICS;
+use super::limits::{MAX_DIAGNOSTICS, MAX_SIZE};
 use super::value::{Place, Scope, Tensor, Value};
 use crate::diagnostic::{Code, Diagnostic, Span};
 use crate::graph::{Dim, Origin};
@@ -52,6 +52,8 @@ pub(super) struct Expander {
     pub(super) path: String,
     /// The calls being expanded, outermost first.
     pub(super) calls: Vec<Span>,
+    /// The modules and functions being expanded, outermost first, each with the place where it is applied.
+    pub(super) expanding: Vec<(Ident, Span)>,
     /// The source of the card.
     pub(super) card: u32,
 }
@@ -74,6 +76,7 @@ impl Expander {
             at: None,
             path: String::new(),
             calls: Vec::new(),
+            expanding: Vec::new(),
             card,
         }
     }
@@ -355,7 +358,11 @@ impl Expander {
     /// A dimension: a positive integer.
     pub(super) fn size(&mut self, value: &Value, span: Span) -> Eval<u64> {
         match value {
-            Value::Int(v) if *v > 0 && *v < (1 << 40) => Ok(*v as u64),
+            Value::Int(v) if (1..MAX_SIZE).contains(v) => Ok(*v as u64),
+            Value::Int(v) if *v > 0 => {
+                let message = format!("{v} is no size: at most {}", MAX_SIZE - 1);
+                self.fail(Code::Arithmetic, span, message, "too large")
+            }
             Value::Int(v) => {
                 self.fail(Code::Arithmetic, span, format!("{v} is no size"), "expected a positive integer")
             }

@@ -172,7 +172,10 @@ impl Expander {
             ragged.or_else(|| (t.axes.len() > 1).then(|| t.axes[0]))
         });
         place.frame = Some(Rc::new(Frame { instance: instance.clone(), tokens }));
-        self.body(&module, instance, &place)
+        self.expanding.push((module.name.clone(), span));
+        let result = self.body(&module, instance, &place);
+        self.expanding.pop();
+        result
     }
 
     /// The bindings of a body in order, and its result.
@@ -377,6 +380,8 @@ mod tests {
         assert_eq!(code("return x"), [Code::NoModel]);
         assert_eq!(code("return {y: none}"), [Code::NoModel]);
         assert_eq!(code("return {y: 5}"), [Code::WrongType]);
+        assert_eq!(code("return {y: cache(x)}"), [Code::AxisMismatch]);
+        assert_eq!(code("return {y: x + cache(x)}"), [Code::AxisMismatch]);
         assert_eq!(code("return {y: [1.0, 2.0]}"), [Code::WrongType]);
         assert_eq!(codes("model(x) { return {y: x} }"), [Code::MissingOption]);
         assert_eq!(codes("model(n)(x: f32[4]) { return {y: x} }"), [Code::NoModel]);

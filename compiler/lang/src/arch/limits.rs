@@ -16,6 +16,8 @@ const MAX_OPERATIONS: u64 = 1_000_000;
 const MAX_BODY: usize = 100_000;
 /// Largest expression over positions.
 const MAX_POSITIONAL: usize = 4096;
+/// One more than the largest size of a dimension.
+pub(super) const MAX_SIZE: i64 = 1 << 40;
 /// Most elements of a tensor, ragged axes left out.
 const MAX_ELEMENTS: u64 = 1 << 48;
 /// Things said about one card after which expansion stops; the report shows all but the last.

@@ -261,6 +261,9 @@ impl Expander {
                 return self.fail(Code::WrongType, span, message, "expected a tensor");
             }
             let tensor = self.tensor(value.clone(), span, place.frame.as_deref())?;
+            if tensor.axes.iter().any(|a| matches!(a.size, Dim::Visible(_))) {
+                return self.misread_cache(format!("the output `{name}` would be a cache"), span);
+            }
             if let Some(value) = self.builders.here(&tensor) {
                 self.builders.top().graph.add_output(&**name, value);
                 n_outputs += 1;

@@ -28,13 +28,13 @@ impl Expander {
         self.place_sym(sym, span, &mut |this, leaf| match leaf {
             Sym::QPos => this.positions(axis, span),
             Sym::Tensor(t) => Ok(t.clone()),
-            _ => {
-                let d = Diagnostic::new(
-                    Code::Misplaced,
-                    "`k_pos`, `head` and `score` mean something in attention only",
-                    span,
-                )
-                .label("used outside a mask or a score");
+            other => {
+                let at = if let Sym::KPos(at) | Sym::Head(at) | Sym::Score(at) = other { *at } else { span };
+                let message = "`k_pos`, `head` and `score` mean something in attention only";
+                let mut d = Diagnostic::new(Code::Misplaced, message, at).label("used outside a mask or a score");
+                if at.to(span) != span {
+                    d = d.other(span, "the value is needed here");
+                }
                 Err(this.report(d.help("give the expression to `attend`, as its mask or its scores")))
             }
         })
@@ -72,14 +72,14 @@ impl Expander {
                 let b = self.place_sym(b, span, leaf)?;
                 self.select_tensors(c, a, b, span)
             }
-            Sym::QPos | Sym::KPos | Sym::Head | Sym::Score | Sym::Tensor(_) => leaf(self, sym),
+            Sym::QPos | Sym::KPos(_) | Sym::Head(_) | Sym::Score(_) | Sym::Tensor(_) => leaf(self, sym),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::arch::testing::{codes, model};
+    use crate::arch::testing::{card, codes, expand, model};
     use crate::diagnostic::Code;
 
     #[test]
@@ -104,5 +104,9 @@ mod tests {
             assert_eq!(codes(&format!("model(x: f32[tokens, 4]) {{ return {{y: x + {name}}} }}")), [Code::Misplaced]);
         }
         assert_eq!(codes("model(x: f32[4]) { return {y: x * q_pos} }"), [Code::Misplaced]);
+        let text = card("sizes: {}\n", "far = k_pos + 1\nmodel(x: f32[tokens, 4]) { return {y: x * far} }");
+        let report = expand(&text, &Default::default()).expect_err("it is misplaced");
+        let place = report.diagnostics[0].primary.as_ref().map(|p| report.sources.text(p.span));
+        assert_eq!(place, Some("k_pos"));
     }
 }

@@ -93,9 +93,9 @@ impl Expander {
         }
         let sym = match &**name {
             "q_pos" => Sym::QPos,
-            "k_pos" => Sym::KPos,
-            "head" => Sym::Head,
-            "score" => Sym::Score,
+            "k_pos" => Sym::KPos(span),
+            "head" => Sym::Head(span),
+            "score" => Sym::Score(span),
             "identity" => return Ok(Value::Identity),
             "pi" => return Ok(Value::Float(std::f64::consts::PI)),
             other => match builtins::find(other) {

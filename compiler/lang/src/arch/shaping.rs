@@ -217,6 +217,9 @@ impl Expander {
             }
         };
         let (last, _) = self.last(&x, span)?;
+        if matches!(x.axes[last].size, Dim::Visible(_)) {
+            return self.misread_cache("reduced over all tokens kept", span);
+        }
         let x = if op == ReduceOp::Mean { self.cast(x, DType::F32, span)? } else { x };
         let mut axes = x.axes.clone();
         axes[last].size = Dim::Fixed(1);

@@ -108,9 +108,10 @@ pub(super) fn dims(axes: &[Axis]) -> Vec<Dim> {
 /// A scalar expression over positions.
 pub(super) enum Sym {
     QPos,
-    KPos,
-    Head,
-    Score,
+    /// With the place of the name, as the next two.
+    KPos(Span),
+    Head(Span),
+    Score(Span),
     Int(i64),
     Float(f64),
     Bool(bool),
@@ -138,7 +139,7 @@ impl Sym {
     /// Whether it means something outside attention.
     pub(super) fn only_q_pos(&self) -> bool {
         match self {
-            Sym::KPos | Sym::Head | Sym::Score => false,
+            Sym::KPos(_) | Sym::Head(_) | Sym::Score(_) => false,
             Sym::QPos | Sym::Int(_) | Sym::Float(_) | Sym::Bool(_) | Sym::Tensor(_) => true,
             Sym::Unary(_, a) => a.only_q_pos(),
             Sym::Binary(_, a, b) => a.only_q_pos() && b.only_q_pos(),
@@ -315,9 +316,9 @@ impl Sym {
     fn show(&self) -> String {
         match self {
             Sym::QPos => "q_pos".into(),
-            Sym::KPos => "k_pos".into(),
-            Sym::Head => "head".into(),
-            Sym::Score => "score".into(),
+            Sym::KPos(_) => "k_pos".into(),
+            Sym::Head(_) => "head".into(),
+            Sym::Score(_) => "score".into(),
             Sym::Int(v) => v.to_string(),
             Sym::Float(v) => format!("{v:?}"),
             Sym::Bool(b) => b.to_string(),

@@ -146,6 +146,12 @@ impl Node {
     }
 }
 
+/// Whether a text is a whole number that is out of range.
+pub(super) fn too_large(text: &str) -> bool {
+    let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
+    !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) && text.parse::<i64>().is_err()
+}
+
 /// What a scalar without quotes means, in YAML 1.2's core schema.
 fn plain_scalar(text: &str) -> Datum {
     match text {
@@ -257,6 +263,10 @@ impl<'a> Reader<'a> {
                     plain: style == ScalarStyle::Plain,
                     literal: style == ScalarStyle::Literal,
                 };
+                if style == ScalarStyle::Plain && too_large(&text) {
+                    let message = format!("the whole number {text} is too large: at most {}", i64::MAX);
+                    self.diagnostics.push(Diagnostic::new(Code::TooLarge, message, span).label("too large"));
+                }
                 (Node { kind, span }, anchor)
             }
             Event::SequenceStart(anchor, _) => {

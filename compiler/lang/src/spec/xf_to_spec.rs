@@ -12,6 +12,7 @@ use pest::pratt_parser::{Assoc, Op, PrattParser};
 
 use super::ast::{Arg, BinOp, Binding, Expr, ExprKind, Function, Ident, Item, Module, Param, TypeExpr};
 use super::syntax_error::{syntax_error, too_deep};
+use super::tree::too_large;
 use crate::diagnostic::{Code, Diagnostic, Span};
 use crate::graph::DType;
 
@@ -368,10 +369,11 @@ impl Reader<'_> {
             return ExprKind::Int(value);
         }
         match text.parse::<f64>() {
-            Ok(value) if value.is_finite() => ExprKind::Float(value),
+            Ok(value) if value.is_finite() && !too_large(text) => ExprKind::Float(value),
             _ => {
-                let d = Diagnostic::new(Code::TooLarge, format!("the number {text} is too large"), self.span(pair));
-                self.diagnostics.push(d);
+                let most = if too_large(text) { i64::MAX.to_string() } else { format!("{:e}", f64::MAX) };
+                let message = format!("the number {text} is too large: at most {most}");
+                self.diagnostics.push(Diagnostic::new(Code::TooLarge, message, self.span(pair)).label("too large"));
                 ExprKind::Int(0)
             }
         }

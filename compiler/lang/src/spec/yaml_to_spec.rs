@@ -21,6 +21,8 @@ const SIZE_KEYS: &[&str] = &["example", "default", "optional", "from"];
 /// # Errors
 /// Everything that is wrong with its YAML, its keys and its grammar, where something of it cannot be read.
 pub fn parse_card(name: &str, text: &str, library: &Library) -> Result<Spec, Report> {
+    // A byte order mark is no text.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut sources = library.sources().clone();
     let source = sources.add(name, text);
     let mut reader = Reader { source, text, diagnostics: library.diagnostics().to_vec() };
@@ -332,6 +334,18 @@ mod tests {
     fn lines_may_end_as_on_windows() {
         let text = "xfc: 1\r\nname: T\r\nsizes: {}\r\nwiring: |\r\n  a = b + 1\r\n  c = dd\r\n";
         assert_eq!(values(text), ["b + 1", "dd"]);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_text() {
+        assert_eq!(values("\u{feff}xfc: 1\nname: T\nsizes: {}\nwiring: |\n  a = b + 1\n"), ["b + 1"]);
+    }
+
+    #[test]
+    fn whole_numbers_have_a_limit() {
+        let report = read("xfc: 1\nname: T\nsizes: {a: 99999999999999999999}\nwiring: |\n  a = 99999999999999999999\n");
+        let codes: Vec<Code> = report.expect_err("both are too large").diagnostics.iter().map(|d| d.code).collect();
+        assert_eq!(codes, [Code::TooLarge; 2]);
     }
 
     #[test]
