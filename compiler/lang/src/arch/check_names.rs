@@ -50,6 +50,22 @@ impl Expander {
     }
 
     fn check_expr(&mut self, expr: &Expr, scope: &Rc<Scope>) {
+        // Chains are walked without a deeper stack for each link.
+        let mut expr = expr;
+        loop {
+            expr = match &*expr.kind {
+                ExprKind::If { condition, then, otherwise } => {
+                    self.check_expr(condition, scope);
+                    self.check_expr(then, scope);
+                    otherwise
+                }
+                ExprKind::Binary { left, right, .. } => {
+                    self.check_expr(right, scope);
+                    left
+                }
+                _ => break,
+            };
+        }
         match &*expr.kind {
             ExprKind::None | ExprKind::Bool(_) | ExprKind::Int(_) | ExprKind::Float(_) | ExprKind::Str(_) => {}
             ExprKind::Name(name) => {
@@ -65,15 +81,9 @@ impl Expander {
                 inner.set(variable.name.clone(), Value::None);
                 self.check_expr(body, &inner);
             }
-            ExprKind::If { condition, then, otherwise } => {
-                [condition, then, otherwise].into_iter().for_each(|e| self.check_expr(e, scope));
-            }
+            ExprKind::If { .. } | ExprKind::Binary { .. } => {}
             ExprKind::Not(value) | ExprKind::Neg(value) | ExprKind::IsNone { value, .. } => {
                 self.check_expr(value, scope)
-            }
-            ExprKind::Binary { left, right, .. } => {
-                self.check_expr(left, scope);
-                self.check_expr(right, scope);
             }
             ExprKind::Call { callee, args } => {
                 self.check_expr(callee, scope);

@@ -164,24 +164,7 @@ impl Expander {
                 Ok(Value::Map(Rc::new(entries.iter().map(|(k, _)| k.name.clone()).zip(values).collect())))
             }
             ExprKind::Comprehension { body, variable, list } => self.comprehension(body, variable, list, place),
-            ExprKind::If { condition, then, otherwise } => match self.eval(condition, &place.part())? {
-                Value::Bool(true) => self.eval(then, place),
-                Value::Bool(false) => self.eval(otherwise, place),
-                other => {
-                    let d = Diagnostic::new(
-                        Code::WrongType,
-                        format!("a condition must be true or false, not {}", other.kind()),
-                        condition.span,
-                    )
-                    .label("expected a boolean of sizes");
-                    let help = if other.is_tensor_like() {
-                        "to choose element by element, use `where(condition, a, b)`"
-                    } else {
-                        "compare it, or test it with `is none`"
-                    };
-                    Err(self.report(d.help(help)))
-                }
-            },
+            ExprKind::If { .. } => self.eval_if(expr, place),
             ExprKind::Not(value) => {
                 let value = self.eval(value, &place.part())?;
                 self.not(value, span, place)
@@ -190,7 +173,7 @@ impl Expander {
                 let value = self.eval(value, &place.part())?;
                 self.neg(value, span, place)
             }
-            ExprKind::Binary { op, left, right } => self.eval_binary(*op, left, right, span, place),
+            ExprKind::Binary { .. } => self.eval_chain(expr, place),
             ExprKind::Call { callee, args } => self.eval_call(callee, args, span, place),
             ExprKind::Index { base, indices } => self.eval_index(base, indices, span, place),
             ExprKind::Member { base, name } => self.eval_member(base, name, place),
@@ -233,9 +216,50 @@ impl Expander {
         if failed { Err(Failed) } else { Ok(Value::List(Rc::new(values))) }
     }
 
-    fn eval_binary(&mut self, op: BinOp, left: &Expr, right: &Expr, span: Span, place: &Place) -> Eval {
+    /// Choices one after another, without a deeper stack for each.
+    fn eval_if(&mut self, expr: &Expr, place: &Place) -> Eval {
+        let mut choice = expr;
+        while let ExprKind::If { condition, then, otherwise } = &*choice.kind {
+            match self.eval(condition, &place.part())? {
+                Value::Bool(true) => return self.eval(then, place),
+                Value::Bool(false) => choice = otherwise,
+                other => {
+                    let d = Diagnostic::new(
+                        Code::WrongType,
+                        format!("a condition must be true or false, not {}", other.kind()),
+                        condition.span,
+                    )
+                    .label("expected a boolean of sizes");
+                    let help = if other.is_tensor_like() {
+                        "to choose element by element, use `where(condition, a, b)`"
+                    } else {
+                        "compare it, or test it with `is none`"
+                    };
+                    return Err(self.report(d.help(help)));
+                }
+            }
+        }
+        self.eval(choice, place)
+    }
+
+    /// Operators one after another, as in a sum, without a deeper stack for each.
+    fn eval_chain(&mut self, expr: &Expr, place: &Place) -> Eval {
         let place = &place.part();
-        let a = self.eval(left, place);
+        let mut links = Vec::new();
+        let mut first = expr;
+        while let ExprKind::Binary { op, left, right } = &*first.kind {
+            links.push((*op, right, first.span));
+            first = left;
+        }
+        let mut value = self.eval(first, place);
+        for (op, right, span) in links.into_iter().rev() {
+            self.spend(1, span)?;
+            value = self.eval_binary(op, value, right, span, place);
+        }
+        value
+    }
+
+    fn eval_binary(&mut self, op: BinOp, a: Eval, right: &Expr, span: Span, place: &Place) -> Eval {
         match (op, &a) {
             (BinOp::Coalesce, Ok(Value::None)) => return self.eval(right, place),
             (BinOp::Coalesce, _) => return a,

@@ -12,6 +12,7 @@ mod library;
 mod names;
 mod syntax_error;
 mod tree;
+mod xf_exprs;
 mod xf_to_spec;
 mod yaml_to_spec;
 

@@ -8,14 +8,19 @@ use super::xf_to_spec::{MAX_DEPTH, Rule};
 pub(super) fn too_deep(text: &str) -> Option<usize> {
     // The `if`s open at each level of brackets; a comma or a `=` ends those of its level.
     let mut open = vec![0_usize];
+    // `else if` goes on with a chain, which is no deeper.
+    let mut after_else = false;
     let (mut comment, mut quote, mut word) = (false, None, 0);
     let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '\'';
     for (offset, c) in text.char_indices() {
         if quote.is_none() && !comment && is_word(c) && (c != '\'' || word < offset) {
             continue;
         }
-        if &text[word..offset] == "if" && quote.is_none() && !comment {
+        if &text[word..offset] == "if" && quote.is_none() && !comment && !after_else {
             *open.last_mut()? += 1;
+        }
+        if word < offset || !c.is_whitespace() {
+            after_else = &text[word..offset] == "else" && c.is_whitespace() && quote.is_none() && !comment;
         }
         word = offset + c.len_utf8();
         match (c, quote) {
@@ -39,17 +44,24 @@ pub(super) fn too_deep(text: &str) -> Option<usize> {
     None
 }
 
-/// Start, end, message, label and help of a grammar error.
-pub(super) fn syntax_error(
-    text: &str,
-    error: &pest::error::Error<Rule>,
-) -> (usize, usize, String, String, Option<String>) {
+/// A grammar error in words.
+pub(super) struct SyntaxError {
+    pub(super) start: usize,
+    pub(super) end: usize,
+    pub(super) message: String,
+    pub(super) label: String,
+    pub(super) help: Option<String>,
+    /// Where the bracket is that might not be closed.
+    pub(super) opened: Option<usize>,
+}
+
+pub(super) fn syntax_error(text: &str, error: &pest::error::Error<Rule>) -> SyntaxError {
     let at = match error.location {
         InputLocation::Pos(p) | InputLocation::Span((p, _)) => p.min(text.len()),
     };
     let rest = &text[at..];
     let length = rest
-        .find(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
+        .find(|c: char| !(c.is_alphanumeric() || c == '_'))
         .unwrap_or(rest.len())
         .max(rest.chars().next().map_or(0, char::len_utf8));
     let found = rest.get(..length).map_or("", str::trim);
@@ -63,27 +75,87 @@ pub(super) fn syntax_error(
     };
     expected.sort_unstable();
     expected.dedup();
+    let before = text[..at].trim_end();
+    let open = open_brackets(before);
+    let in_body = open.iter().any(|(offset, _)| is_body(text, *offset));
+    // Signs are no rules of the grammar, so the parser does not list them.
+    let mut opened = None;
+    let binds = expected == ["parameters"];
+    if binds {
+        expected.insert(0, "`=`");
+    } else if let Some((offset, bracket)) = open.last().filter(|(offset, _)| !is_body(text, *offset))
+        && expected.contains(&"an operator")
+        && !expected.contains(&"`else`")
+        && found.is_ascii()
+    {
+        let wrong_close = matches!(found, ")" | "]" | "}");
+        expected.extend((!wrong_close).then_some("`,`"));
+        expected.push(match bracket {
+            '(' => "`)`",
+            '[' => "`]`",
+            _ => "`}`",
+        });
+        opened = Some(*offset);
+    }
     let label = match expected.as_slice() {
+        _ if !found.is_ascii() => {
+            "names are of ASCII letters, digits and `_`; other signs stand in strings".to_string()
+        }
         [] => "not understood here".to_string(),
         [one] => format!("expected {one}"),
         [most @ .., last] => format!("expected {} or {last}", most.join(", ")),
     };
-    let before = text[..at].trim_end();
-    let help = if found == "=" && !before.is_empty() {
-        Some("`==` compares; `=` binds a name once".to_string())
-    } else if found == "}" || (found.is_empty() && text.contains('{')) {
-        Some("a module's body ends with `return value` and `}`".to_string())
+    let help = if !found.is_ascii() {
+        None
+    } else if found == "=" && !before.is_empty() {
+        Some("`==` compares; `=` binds a name once")
+    } else if binds && found == ":" {
+        Some("`name = value` binds a name; `:` stands in mappings and before types")
+    } else if binds && in_body {
+        Some("a line of a body is `name = value`, and the last is `return value`")
+    } else if binds {
+        Some("a definition is `name = value`, `name(x) = value` or `name(options)(inputs) { .. }`")
+    } else if opened.is_none() && (found == "}" || (found.is_empty() && text.contains('{'))) {
+        Some("a module's body ends with `return value` and `}`")
     } else if before.contains(" if ") && (found.is_empty() || positives_have(error, Rule::kw_else)) {
-        Some("`if c then a else b` is an expression and needs its `else`".to_string())
+        Some("`if c then a else b` is an expression and needs its `else`")
     } else {
         None
     };
     // An end of text is shown at the end of what was written.
-    if found.is_empty() {
-        (before.len().saturating_sub(1), before.len(), message, label, help)
-    } else {
-        (at, at + length, message, label, help)
+    let (start, end) =
+        if found.is_empty() { (before.len().saturating_sub(1), before.len()) } else { (at, at + length) };
+    SyntaxError { start, end, message, label, help: help.map(str::to_string), opened }
+}
+
+/// The brackets that are open at the end of a text, outermost first.
+fn open_brackets(text: &str) -> Vec<(usize, char)> {
+    let (mut open, mut comment, mut quote, mut previous) = (Vec::new(), false, None, ' ');
+    for (offset, c) in text.char_indices() {
+        match quote {
+            Some(q) if c == q || c == '\n' => quote = None,
+            Some(_) => {}
+            None if comment => comment = c != '\n',
+            None => match c {
+                '#' => comment = true,
+                // A prime is part of the name before it.
+                '\'' if previous.is_ascii_alphanumeric() || previous == '_' || previous == '\'' => {}
+                '\'' | '"' => quote = Some(c),
+                '(' | '[' | '{' => open.push((offset, c)),
+                ')' | ']' | '}' => {
+                    open.pop();
+                }
+                _ => {}
+            },
+        }
+        previous = c;
     }
+    open
+}
+
+/// Whether the bracket at an offset begins the body of a module: it stands behind parameters.
+fn is_body(text: &str, offset: usize) -> bool {
+    text[offset..].starts_with('{') && text[..offset].trim_end().ends_with(')')
 }
 
 fn positives_have(error: &pest::error::Error<Rule>, rule: Rule) -> bool {
@@ -112,7 +184,6 @@ fn describe(rule: Rule) -> &'static str {
         | Rule::none
         | Rule::list
         | Rule::mapping
-        | Rule::comprehension
         | Rule::not
         | Rule::neg
         | Rule::prefix
@@ -124,8 +195,8 @@ fn describe(rule: Rule) -> &'static str {
         Rule::arg => "an argument",
         Rule::kw_then => "`then`",
         Rule::kw_else => "`else`",
-        Rule::kw_for => "`for`",
-        Rule::kw_in | Rule::in_op => "`in`",
+        Rule::over | Rule::kw_for => "`for`",
+        Rule::kw_in => "`in`",
         Rule::kw_none => "`none`",
         Rule::kw_not => "`not`",
         Rule::call
@@ -133,6 +204,7 @@ fn describe(rule: Rule) -> &'static str {
         | Rule::member
         | Rule::postfix
         | Rule::operator
+        | Rule::in_op
         | Rule::coalesce
         | Rule::or
         | Rule::and

@@ -3,16 +3,14 @@
 //! Given text and a map from its bytes to a file's, gives the items that parse and a diagnostic for each top-level item that does
 //! not: an item starts at the margin, so that one mistake hides none of the others.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use pest::Parser;
-use pest::iterators::{Pair, Pairs};
-use pest::pratt_parser::{Assoc, Op, PrattParser};
+use pest::iterators::Pair;
 
-use super::ast::{Arg, BinOp, Binding, Expr, ExprKind, Function, Ident, Item, Module, Param, TypeExpr};
+use super::ast::{Binding, Expr, ExprKind, Function, Ident, Item, Module, Param, TypeExpr};
 use super::syntax_error::{syntax_error, too_deep};
-use super::tree::too_large;
+use super::xf_exprs::unquote;
 use crate::diagnostic::{Code, Diagnostic, Span};
 use crate::graph::DType;
 
@@ -59,10 +57,14 @@ pub fn parse_items(text: &str, origin: &Origin, diagnostics: &mut Vec<Diagnostic
             Ok(pairs) => items.extend(pairs.flat_map(Pair::into_inner).filter_map(|pair| reader.item(pair))),
             Err(error) => {
                 let found = syntax_error(chunk, &error);
-                let span = reader.origin.span(start + found.0, start + found.1);
-                reader
-                    .diagnostics
-                    .push(Diagnostic::new(Code::Syntax, found.2, span).label(found.3).maybe_help(found.4));
+                let span = |from, to| reader.origin.span(start + from, start + to);
+                let mut d = Diagnostic::new(Code::Syntax, found.message, span(found.start, found.end))
+                    .label(found.label)
+                    .maybe_help(found.help);
+                if let Some(opened) = found.opened {
+                    d = d.other(span(opened, opened + 1), "opened here");
+                }
+                reader.diagnostics.push(d);
             }
         }
     }
@@ -83,67 +85,25 @@ fn chunks(text: &str) -> Vec<(usize, &str)> {
     starts.windows(2).map(|w| (w[0], &text[w[0]..w[1]])).collect()
 }
 
-static OPERATORS: LazyLock<PrattParser<Rule>> = LazyLock::new(|| {
-    let left = |rules: &[Rule]| {
-        rules[1..].iter().fold(Op::infix(rules[0], Assoc::Left), |op, r| op | Op::infix(*r, Assoc::Left))
-    };
-    PrattParser::new()
-        .op(Op::infix(Rule::coalesce, Assoc::Right))
-        .op(left(&[Rule::or]))
-        .op(left(&[Rule::and]))
-        .op(Op::prefix(Rule::not))
-        .op(left(&[Rule::in_op, Rule::eq, Rule::ne, Rule::le, Rule::ge, Rule::lt, Rule::gt])
-            | Op::postfix(Rule::is_none))
-        .op(left(&[Rule::range]))
-        .op(left(&[Rule::add, Rule::sub]))
-        .op(left(&[Rule::mul, Rule::div, Rule::floor_div, Rule::rem]))
-        .op(Op::prefix(Rule::neg))
-        .op(Op::infix(Rule::pow, Assoc::Right))
-        .op(Op::postfix(Rule::call) | Op::postfix(Rule::index) | Op::postfix(Rule::member))
-});
-
-fn operator(rule: Rule) -> BinOp {
-    match rule {
-        Rule::coalesce => BinOp::Coalesce,
-        Rule::or => BinOp::Or,
-        Rule::and => BinOp::And,
-        Rule::in_op => BinOp::In,
-        Rule::eq => BinOp::Eq,
-        Rule::ne => BinOp::Ne,
-        Rule::lt => BinOp::Lt,
-        Rule::le => BinOp::Le,
-        Rule::gt => BinOp::Gt,
-        Rule::ge => BinOp::Ge,
-        Rule::range => BinOp::Range,
-        Rule::add => BinOp::Add,
-        Rule::sub => BinOp::Sub,
-        Rule::mul => BinOp::Mul,
-        Rule::div => BinOp::Div,
-        Rule::floor_div => BinOp::FloorDiv,
-        Rule::rem => BinOp::Rem,
-        _ => BinOp::Pow,
-    }
-}
-
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     origin: &'a Origin,
     start: usize,
-    diagnostics: &'a mut Vec<Diagnostic>,
+    pub(super) diagnostics: &'a mut Vec<Diagnostic>,
 }
 
 impl Reader<'_> {
-    fn span(&self, pair: &Pair<'_, Rule>) -> Span {
+    pub(super) fn span(&self, pair: &Pair<'_, Rule>) -> Span {
         let span = pair.as_span();
         let trimmed = span.as_str().trim_end().len();
         self.origin.span(self.start + span.start(), self.start + span.start() + trimmed)
     }
 
-    fn too_deep(&mut self, offset: usize) {
+    pub(super) fn too_deep(&mut self, offset: usize) {
         let span = self.origin.span(self.start + offset, self.start + offset + 1);
         self.diagnostics.push(Diagnostic::new(Code::TooLarge, format!("nested deeper than {MAX_DEPTH} levels"), span));
     }
 
-    fn ident(&self, pair: &Pair<'_, Rule>) -> Ident {
+    pub(super) fn ident(&self, pair: &Pair<'_, Rule>) -> Ident {
         Ident { name: pair.as_str().into(), span: self.span(pair) }
     }
 
@@ -250,138 +210,6 @@ impl Reader<'_> {
             }
         }
     }
-
-    fn expr(&mut self, pair: Pair<'_, Rule>) -> Expr {
-        let (span, start) = (self.span(&pair), pair.as_span().start());
-        let inner = pair.into_inner();
-        // A chain of a thousand operators is one expression deep in the grammar and a thousand in the tree.
-        if inner.clone().count() > MAX_DEPTH * 4 {
-            self.too_deep(start);
-            return Expr { kind: Arc::new(ExprKind::None), span };
-        }
-        if inner.peek().is_some_and(|p| p.as_rule() == Rule::if_expr) {
-            let parts: Vec<Expr> =
-                inner.flat_map(Pair::into_inner).filter(|p| p.as_rule() == Rule::expr).map(|p| self.expr(p)).collect();
-            if let Ok([condition, then, otherwise]) = <[Expr; 3]>::try_from(parts) {
-                return Expr { kind: Arc::new(ExprKind::If { condition, then, otherwise }), span };
-            }
-            return Expr { kind: Arc::new(ExprKind::None), span };
-        }
-        self.infix(inner)
-    }
-
-    fn infix(&mut self, pairs: Pairs<'_, Rule>) -> Expr {
-        // The parser of operators wants one closure at a time to hold the reader.
-        let reader = std::cell::RefCell::new(self);
-        OPERATORS
-            .map_primary(|p| reader.borrow_mut().primary(p))
-            .map_prefix(|op, value| {
-                let span = reader.borrow().span(&op).to(value.span);
-                let kind = if op.as_rule() == Rule::not { ExprKind::Not(value) } else { ExprKind::Neg(value) };
-                Expr { kind: Arc::new(kind), span }
-            })
-            .map_infix(|left, op, right| {
-                let span = left.span.to(right.span);
-                Expr { kind: Arc::new(ExprKind::Binary { op: operator(op.as_rule()), left, right }), span }
-            })
-            .map_postfix(|base, op| reader.borrow_mut().postfix(base, op))
-            .parse(pairs)
-    }
-
-    fn postfix(&mut self, base: Expr, pair: Pair<'_, Rule>) -> Expr {
-        let span = base.span.to(self.span(&pair));
-        let kind = match pair.as_rule() {
-            Rule::call => {
-                ExprKind::Call { callee: base, args: pair.into_inner().filter_map(|p| self.arg(p)).collect() }
-            }
-            Rule::index => ExprKind::Index { base, indices: pair.into_inner().map(|p| self.expr(p)).collect() },
-            Rule::is_none => {
-                let negated = pair.into_inner().any(|p| p.as_rule() == Rule::kw_not);
-                ExprKind::IsNone { value: base, negated }
-            }
-            _ => match pair.into_inner().next() {
-                Some(name) => ExprKind::Member { base, name: self.ident(&name) },
-                None => ExprKind::None,
-            },
-        };
-        Expr { kind: Arc::new(kind), span }
-    }
-
-    fn arg(&mut self, pair: Pair<'_, Rule>) -> Option<Arg> {
-        let mut inner = pair.into_inner().peekable();
-        let name = inner.next_if(|p| p.as_rule() == Rule::ident).map(|p| self.ident(&p));
-        Some(Arg { name, value: self.expr(inner.next()?) })
-    }
-
-    fn primary(&mut self, pair: Pair<'_, Rule>) -> Expr {
-        let span = self.span(&pair);
-        let kind = match pair.as_rule() {
-            Rule::expr => return self.expr(pair),
-            Rule::number => self.number(&pair),
-            Rule::string => ExprKind::Str(unquote(pair.as_str())),
-            Rule::boolean => ExprKind::Bool(pair.as_str() == "true"),
-            Rule::ident => ExprKind::Name(pair.as_str().into()),
-            Rule::list => ExprKind::List(pair.into_inner().map(|p| self.expr(p)).collect()),
-            Rule::mapping => {
-                let entries: Vec<_> = pair.into_inner().filter_map(|p| self.entry(p)).collect();
-                self.check_keys(&entries);
-                ExprKind::Mapping(entries)
-            }
-            Rule::comprehension => match self.comprehension(pair) {
-                Some(kind) => kind,
-                None => ExprKind::None,
-            },
-            _ => ExprKind::None,
-        };
-        Expr { kind: Arc::new(kind), span }
-    }
-
-    fn entry(&mut self, pair: Pair<'_, Rule>) -> Option<(Ident, Expr)> {
-        let mut inner = pair.into_inner();
-        let name = self.ident(&inner.next()?);
-        Some((name, self.expr(inner.next()?)))
-    }
-
-    fn check_keys(&mut self, entries: &[(Ident, Expr)]) {
-        let mut places: BTreeMap<&str, Span> = BTreeMap::new();
-        for (key, _) in entries {
-            if let Some(first) = places.insert(&key.name, key.span) {
-                self.diagnostics.push(
-                    Diagnostic::new(Code::DuplicateKey, format!("the key `{}` is given twice", key.name), key.span)
-                        .label("given again")
-                        .other(first, "first here"),
-                );
-            }
-        }
-    }
-
-    fn comprehension(&mut self, pair: Pair<'_, Rule>) -> Option<ExprKind> {
-        let mut inner = pair.into_inner().filter(|p| matches!(p.as_rule(), Rule::expr | Rule::ident));
-        let body = self.expr(inner.next()?);
-        let variable = self.ident(&inner.next()?);
-        let list = self.expr(inner.next()?);
-        Some(ExprKind::Comprehension { body, variable, list })
-    }
-
-    fn number(&mut self, pair: &Pair<'_, Rule>) -> ExprKind {
-        let text = pair.as_str();
-        if let Ok(value) = text.parse::<i64>() {
-            return ExprKind::Int(value);
-        }
-        match text.parse::<f64>() {
-            Ok(value) if value.is_finite() && !too_large(text) => ExprKind::Float(value),
-            _ => {
-                let most = if too_large(text) { i64::MAX.to_string() } else { format!("{:e}", f64::MAX) };
-                let message = format!("the number {text} is too large: at most {most}");
-                self.diagnostics.push(Diagnostic::new(Code::TooLarge, message, self.span(pair)).label("too large"));
-                ExprKind::Int(0)
-            }
-        }
-    }
-}
-
-fn unquote(text: &str) -> Arc<str> {
-    text.get(1..text.len().saturating_sub(1)).unwrap_or("").into()
 }
 
 #[cfg(test)]
@@ -462,6 +290,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_missing_is_said() {
+        for (text, label) in [
+            ("a = f(b 2)", "expected an operator, `,` or `)`"),
+            ("a = f(b\n  c = 2", "expected an operator, `,` or `)`"),
+            ("a = [b for i in 0..3)", "expected an operator or `]`"),
+            ("a(x) {\n  x + 1\n}", "expected `=` or parameters"),
+            ("a(x) {\n  b: x\n  return b\n}", "expected `=` or parameters"),
+            ("a = bö", "names are of ASCII letters, digits and `_`; other signs stand in strings"),
+        ] {
+            let (_, diagnostics) = parse(text);
+            let labels: Vec<&str> = diagnostics.iter().flat_map(|d| &d.primary).map(|p| p.text.as_str()).collect();
+            assert_eq!(labels, [label], "{text}");
+        }
+    }
+
+    #[test]
     fn deep_nesting_is_refused() {
         let (_, diagnostics) = parse(&format!("a = {}1", "(".repeat(5000)));
         assert_eq!(diagnostics[0].code, Code::TooLarge);
@@ -469,6 +313,20 @@ mod tests {
         assert_eq!(diagnostics[0].code, Code::TooLarge);
         let (_, diagnostics) = parse(&format!("a = {}1", "if b then c else ".repeat(3000)));
         assert_eq!(diagnostics[0].code, Code::TooLarge);
+        for deep in ["if b then ", "not ", "2 ^ ", "b ?? "] {
+            let (_, diagnostics) = parse(&format!("a = {}1", deep.repeat(3000)));
+            assert_eq!(diagnostics[0].code, Code::TooLarge, "{deep}");
+        }
+        let (_, diagnostics) = parse(&format!("a = b{}", "(c)".repeat(3000)));
+        assert_eq!(diagnostics[0].code, Code::TooLarge);
+        let (_, diagnostics) = parse(&format!("a = {}1{}", "[".repeat(60), "]".repeat(60)));
+        assert_eq!(diagnostics, []);
+        let (_, diagnostics) = parse(&format!("a = {}1", "if b then c else if (".repeat(30)));
+        assert_eq!(diagnostics[0].code, Code::Syntax);
+        for chain in ["if b then c else ", "b or ", "b + ", "b == 2 and ", "if b then c else\n "] {
+            let (_, diagnostics) = parse(&format!("a = {}1", chain.repeat(150)));
+            assert_eq!(diagnostics, [], "{chain}");
+        }
         let (_, diagnostics) = parse(&format!("a = {}1{}", "(if b then c else ".repeat(32), ")".repeat(32)));
         assert_eq!(diagnostics, []);
         let (_, diagnostics) = parse(&"a = if b then c else d\n  e = [f, if g then h else i]\n".repeat(500));
