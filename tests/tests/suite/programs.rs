@@ -216,6 +216,54 @@ graph 0 "model" (%0 x: f32[tokens, 12]) {
     check(text, &[step(0..17), step(17..18), step(18..40)]);
 }
 
+/// A slope for each head times the distance, and a mask that only some heads have.
+#[test]
+fn scores_and_masks_of_heads() {
+    let text = r#"program "p" axes [tokens]
+
+graph 0 "model" (%0 x: f32[tokens, 12]) {
+  %1 = weight {path = "q.weight"} : f32[24, 12]
+  %2 = contract %0, %1 {spec = "ni,oi->no"} : f32[tokens, 24]
+  %3 = reshape %2 : f32[tokens, 2, 2, 6]
+  %4 = weight {path = "k.weight"} : f32[12, 12]
+  %5 = contract %0, %4 {spec = "ni,oi->no"} : f32[tokens, 12]
+  %6 = reshape %5 : f32[tokens, 2, 6]
+  %7 = tanh %6 : f32[tokens, 2, 6]
+  %8 = cache %6 {path = "k"} : f32[visible(tokens), 2, 6]
+  %9 = cache %7 {path = "v"} : f32[visible(tokens), 2, 6]
+  %10 = contract %3, %8 {spec = "nkgd,vkd->kgnv"} : f32[2, 2, tokens, visible(tokens)]
+  %11 = position : i64[tokens]
+  %12 = reshape %11 : i64[tokens, 1]
+  %13 = position : i64[visible(tokens)]
+  %14 = sub %13, %12 : i64[tokens, visible(tokens)]
+  %15 = cast %14 : f32[tokens, visible(tokens)]
+  %16 = index : i64[4]
+  %17 = reshape %16 : i64[2, 2, 1, 1]
+  %18 = cast %17 : f32[2, 2, 1, 1]
+  %19 = const {values = [-2]} : f32
+  %20 = mul %18, %19 : f32[2, 2, 1, 1]
+  %21 = const {values = [2]} : f32
+  %22 = pow %21, %20 : f32[2, 2, 1, 1]
+  %23 = mul %22, %15 : f32[2, 2, tokens, visible(tokens)]
+  %24 = add %10, %23 : f32[2, 2, tokens, visible(tokens)]
+  %25 = le %13, %12 : bool[tokens, visible(tokens)]
+  %26 = const {values = [2]} : i64
+  %27 = lt %17, %26 : bool[2, 2, 1, 1]
+  %28 = const {values = [-5]} : i64
+  %29 = gt %14, %28 : bool[tokens, visible(tokens)]
+  %30 = or %27, %29 : bool[2, 2, tokens, visible(tokens)]
+  %31 = and %25, %30 : bool[2, 2, tokens, visible(tokens)]
+  %32 = softmax %24, %31 : f32[2, 2, tokens, visible(tokens)]
+  %33 = contract %32, %9 {spec = "kgnv,vkd->nkgd"} : f32[tokens, 2, 2, 6]
+  %34 = reshape %33 : f32[tokens, 24]
+  return y = %34
+}
+"#;
+    let x = floats(12 * 40);
+    let step = |range: std::ops::Range<usize>| vec![("x", Floats(x[range.start * 12..range.end * 12].to_vec()))];
+    check(text, &[step(0..17), step(17..18), step(18..40)]);
+}
+
 /// Keys made once in the model and attended to by every layer: they come in as an argument, and are nobody's cache.
 #[test]
 fn keys_that_are_an_argument() {

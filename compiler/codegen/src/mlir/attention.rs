@@ -9,11 +9,11 @@ use xfc_lang::graph::{DType, Graph};
 use xfc_lang::ops::Core;
 use xfc_runtime::artifact::abi::offsets as abi;
 
-use super::expr::{cast, elem_of, scalar_graph};
+use super::expr::{cast, constant, elem_of, scalar_graph};
 use super::frame::{Buffer, CacheTable, RowSpace};
 use super::writer::{Cmp, Elem, Ty, Val, Writer};
 use crate::error::CodegenError;
-use crate::plan::kernel::{AttentionSpec, dtype_bytes, page_bytes};
+use crate::plan::kernel::{AttentionSpec, HeadTable, dtype_bytes, page_bytes};
 use crate::target::cpu::schedule::AttentionSchedule;
 
 /// Below any score that a finite model computes; finite, so that a difference of two is never NaN.
@@ -288,18 +288,36 @@ impl Attention<'_> {
         let k_pos = w.add(first, iota);
         let q_pos = w.resize(query.position, self.ints);
         let q_pos = w.splat(q_pos, lanes);
+        let tables = self.spec.tables.iter().map(|t| self.of_head(w, t, head)).collect::<Result<Vec<_>, _>>()?;
         let head = w.resize(head, self.ints);
         let head = w.splat(head, lanes);
         let high = w.resize(query.high, self.ints);
         let high = w.splat(high, lanes);
         let exists = w.cmp(Cmp::Lt, k_pos, high);
-        let masked = scalar_graph(w, &self.spec.mask, &[q_pos, k_pos, head], self.ints)?;
+        let masked = scalar_graph(w, &self.spec.mask, &[&[q_pos, k_pos, head], &tables[..]].concat(), self.ints)?;
         let masked = w.splat(masked[0], lanes);
         let visible = w.and(exists, masked);
-        let score = scalar_graph(w, &self.spec.score, &[scaled, q_pos, k_pos, head], self.ints)?;
+        let score =
+            scalar_graph(w, &self.spec.score, &[&[scaled, q_pos, k_pos, head], &tables[..]].concat(), self.ints)?;
         let score = w.splat(score[0], lanes);
         let lowest = w.f32(LOWEST, lanes);
         Ok((w.select(visible, score, lowest), visible))
+    }
+
+    /// What a constant of the attention is for this head, in all lanes.
+    fn of_head(&self, w: &mut Writer, table: &HeadTable, head: Val) -> Result<Val, CodegenError> {
+        let elem = elem_of(table.dtype, self.ints)?;
+        let value = if let [one] = table.values[..] {
+            constant(w, one, table.dtype, self.ints)?
+        } else {
+            // Booleans are bytes in memory.
+            let stored = if elem == Elem::I1 { Elem::I8 } else { elem };
+            let all = if elem.is_float() { w.table_f32(&table.values) } else { w.table_int(&table.values, stored) };
+            let at = w.element(all, head, stored.bytes());
+            let value = w.load(Ty::scalar(stored), at);
+            cast(w, value, elem)?
+        };
+        Ok(w.splat(value, self.lanes))
     }
 
     /// `out += p[j] * value[j]` for the tokens of the page that exist.

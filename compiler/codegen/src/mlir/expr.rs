@@ -173,7 +173,7 @@ pub fn cast(w: &mut Writer, a: Val, to: Elem) -> Result<Val, CodegenError> {
             let f = w.to_float(a);
             w.to_bf16(f)
         }
-        (Elem::I64 | Elem::I32, Elem::I1) => {
+        (Elem::I64 | Elem::I32 | Elem::I8, Elem::I1) => {
             let zero = w.int(0, a.ty);
             w.cmp(Cmp::Ne, a, zero)
         }

@@ -1,6 +1,7 @@
 //! Walks the fused program, once per instance of a body, and appends what must run.
 
 use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
 
 use xfc_lang::graph::path::join;
 use xfc_lang::graph::{Dim, Graph, NodeId, Program, Type, ValueId};
@@ -64,6 +65,8 @@ pub(super) enum Place {
     Weight(WeightExpr),
     /// A cache, by absolute path.
     Cache(String),
+    /// A constant: row-major values and their dimensions.
+    Constant { values: Rc<[f64]>, dims: Vec<u64> },
     /// Nothing: a value that only a cache takes.
     Nowhere,
 }
@@ -164,7 +167,7 @@ impl Planner<'_> {
                 column: *column_bytes,
                 row_stride: *row_stride,
             }),
-            Place::Selected(_) | Place::Weight(_) | Place::Cache(_) | Place::Nowhere => {
+            Place::Selected(_) | Place::Weight(_) | Place::Cache(_) | Place::Constant { .. } | Place::Nowhere => {
                 Err(CodegenError::bug("plan", format!("{place:?} is not a buffer")))
             }
         };
@@ -309,8 +312,13 @@ impl Planner<'_> {
             (Core::Cache { path }, _) => Ok(Place::Cache(join(at, path))),
             (Core::SelectRows, [place]) => Ok(Place::Selected(Box::new(place.clone()))),
             (Core::Reshape, [Place::Buffer { .. } | Place::Selected(_)]) => Ok(operands[0].clone()),
-            // A constant that no kernel reads as an operand is written into the kernels that need it.
-            (Core::Const { .. }, _) => Ok(Place::Nowhere),
+            // A constant is written into the kernels that read it.
+            (Core::Const { values }, _) => {
+                Ok(Place::Constant { values: values.as_slice().into(), dims: fixed_dims(ty) })
+            }
+            (Core::Reshape, [Place::Constant { values, .. }]) => {
+                Ok(Place::Constant { values: Rc::clone(values), dims: fixed_dims(ty) })
+            }
             _ if !operands.is_empty() && operands.iter().all(|o| matches!(o, Place::Weight(_))) => {
                 let exprs: Vec<&WeightExpr> =
                     operands.iter().filter_map(|o| if let Place::Weight(e) = o { Some(e) } else { None }).collect();
@@ -418,7 +426,7 @@ impl Planner<'_> {
                 );
                 Ok(out)
             }
-            Place::Weight(_) | Place::Cache(_) | Place::Nowhere => {
+            Place::Weight(_) | Place::Cache(_) | Place::Constant { .. } | Place::Nowhere => {
                 Err(CodegenError::unsupported(format!("`{name}` of a value that is not computed per token"), ""))
             }
         }
@@ -441,6 +449,13 @@ fn offset_of(body: &Graph, index: ValueId) -> (ValueId, u64) {
     (index, 0)
 }
 
+/// Kernels index within a row in 32 bits.
+const MAX_DIM: u64 = i32::MAX as u64;
+
+fn fixed_dims(ty: &Type) -> Vec<u64> {
+    ty.dims.iter().filter_map(|d| if let Dim::Fixed(n) = d { Some(*n) } else { None }).collect()
+}
+
 /// The rows of a type, and its other dimensions.
 pub(super) fn row_type(ty: &Type) -> Result<(RowSpace, Vec<u64>), CodegenError> {
     let space = match ty.dims.first() {
@@ -451,7 +466,9 @@ pub(super) fn row_type(ty: &Type) -> Result<(RowSpace, Vec<u64>), CodegenError> 
     let dims = ty.dims[1..]
         .iter()
         .map(|d| {
-            if let Dim::Fixed(n) = d {
+            if let Dim::Fixed(n) = d
+                && *n <= MAX_DIM
+            {
                 Ok(*n)
             } else {
                 Err(CodegenError::unsupported(format!("a value of type {ty}"), ""))

@@ -35,7 +35,7 @@ impl KernelSpec {
                 body_text(&s.epilogue)
             ),
             KernelSpec::Attention(s) => format!(
-                "attention axis {} heads {}/{} dims {}/{} scale {} {:?} {} {} -> {} group {} pages of {}\n{}{}",
+                "attention axis {} heads {}/{} dims {}/{} scale {} {:?} {} {} -> {} group {} pages of {} tables {:?}\n{}{}",
                 s.axis,
                 s.heads,
                 s.kv_heads,
@@ -48,6 +48,7 @@ impl KernelSpec {
                 s.result,
                 s.group,
                 s.page_tokens,
+                s.tables,
                 body_text(&s.mask),
                 body_text(&s.score)
             ),
@@ -127,6 +128,8 @@ pub struct AttentionSpec {
     pub mask: Graph,
     /// Scalars `(score, q_pos, k_pos, head) -> f32`.
     pub score: Graph,
+    /// Constants that masks and scores read, one value a head or one for all: their parameters after `head`.
+    pub tables: Vec<HeadTable>,
     /// What the mask implies.
     pub reach: Reach,
     /// Of the queries.
@@ -139,6 +142,15 @@ pub struct AttentionSpec {
     pub group: usize,
     /// Tokens a page.
     pub page_tokens: u64,
+}
+
+/// A constant of an attention.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HeadTable {
+    /// f32, i64 or bool.
+    pub dtype: DType,
+    /// One for each query head, or one for all.
+    pub values: Vec<f64>,
 }
 
 /// Token-wise operations: one run of `body` a row.

@@ -11,7 +11,7 @@ use xfc_runtime::artifact::manifest::Pack;
 use super::build::{Operand, Place, Planner, row_type};
 use super::caches;
 use super::flatten::flatten;
-use super::kernel::{AttentionSpec, Extra, KernelSpec, LinearSpec, RowParam, RowsSpec, Sink};
+use super::kernel::{AttentionSpec, Extra, HeadTable, KernelSpec, LinearSpec, RowParam, RowsSpec, Sink};
 use crate::error::CodegenError;
 
 impl Planner<'_> {
@@ -76,13 +76,8 @@ impl Planner<'_> {
     ) -> Result<Place, CodegenError> {
         let values = graph.operands(node);
         let result_ty = graph.ty(ValueId { node, port: 0 });
-        let [q, Place::Cache(k), Place::Cache(v)] = &operands[..] else {
-            let what = if operands.len() > 3 {
-                "a mask or score that reads tensors"
-            } else {
-                "attention over keys that are not cached"
-            };
-            return Err(CodegenError::unsupported(what, name));
+        let [q, Place::Cache(k), Place::Cache(v), extras @ ..] = &operands[..] else {
+            return Err(CodegenError::unsupported("attention over keys that are not cached", name));
         };
         let slot = |this: &Self, path: &String| {
             this.caches
@@ -108,7 +103,12 @@ impl Planner<'_> {
                     format!("attention of {} and {} (at `{name}`)", graph.ty(values[0]), graph.ty(values[2])),
                 ));
             };
+            let tables = extras.iter().zip(&values[3..]).map(|(place, value)| {
+                head_table(place, graph.ty(*value).dtype, heads)
+                    .ok_or_else(|| CodegenError::unsupported("a mask or score that reads tensors", name))
+            });
             Ok(KernelSpec::Attention(AttentionSpec {
+                tables: tables.collect::<Result<_, _>>()?,
                 axis: space.axis,
                 heads,
                 kv_heads: *kv_heads,
@@ -200,7 +200,7 @@ impl Planner<'_> {
                     Operand::Weight(self.weights.intern(&expr, graph.ty(*value).dtype, Pack::Plain)?)
                 }
                 Place::Buffer { .. } | Place::Selected(_) => Operand::Place(place),
-                Place::Cache(_) | Place::Nowhere => {
+                Place::Cache(_) | Place::Constant { .. } | Place::Nowhere => {
                     return Err(CodegenError::unsupported("a cache read token by token", name));
                 }
             });
@@ -218,6 +218,18 @@ fn extra(ty: &Type, outputs: u64, name: &str) -> Result<Extra, CodegenError> {
         return Err(CodegenError::unsupported(format!("an epilogue operand of type {ty}"), name));
     }
     Ok(Extra { dtype: ty.dtype, per_row, per_column: fixed == outputs })
+}
+
+/// A constant operand of an attention, which broadcasts to `[tokens, heads, visible]`.
+fn head_table(place: &Place, dtype: DType, heads: u64) -> Option<HeadTable> {
+    let Place::Constant { values, dims } = place else { return None };
+    let one_a_head = dims.len() >= 2 && dims[dims.len() - 2] == heads && dims.iter().product::<u64>() == heads;
+    let values = match values.len() as u64 {
+        1 => values.to_vec(),
+        n if n == heads && one_a_head => values.to_vec(),
+        _ => return None,
+    };
+    matches!(dtype, DType::F32 | DType::I64 | DType::Bool).then_some(HeadTable { dtype, values })
 }
 
 /// What a group of rows does, in a few words.

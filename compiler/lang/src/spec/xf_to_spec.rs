@@ -3,9 +3,11 @@
 //! Given text and a map from its bytes to a file's, gives the items that parse and a diagnostic for each top-level item that does
 //! not: an item starts at the margin, so that one mistake hides none of the others.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use pest::Parser;
+use pest::error::{Error, ErrorVariant};
 use pest::iterators::Pair;
 
 use super::ast::{Binding, Expr, ExprKind, Function, Ident, Item, Module, Param, TypeExpr};
@@ -20,6 +22,9 @@ struct XfParser;
 
 /// Deepest nesting of brackets and of expressions.
 pub(super) const MAX_DEPTH: usize = 64;
+
+/// Most rules tried for one top-level item: hundreds of times what the largest equations need.
+const MAX_CALLS: usize = 4_000_000;
 
 /// Where the bytes of a text lie in the file it was taken from.
 #[derive(Clone, Debug)]
@@ -53,7 +58,10 @@ pub fn parse_items(text: &str, origin: &Origin, diagnostics: &mut Vec<Diagnostic
             reader.too_deep(offset);
             continue;
         }
+        // Brackets that never close make a parser without memory try again at each level.
+        pest::set_call_limit(NonZeroUsize::new(MAX_CALLS));
         match XfParser::parse(Rule::items, chunk) {
+            Err(Error { variant: ErrorVariant::CustomError { .. }, .. }) => reader.too_tangled(chunk),
             Ok(pairs) => items.extend(pairs.flat_map(Pair::into_inner).filter_map(|pair| reader.item(pair))),
             Err(error) => {
                 let found = syntax_error(chunk, &error);
@@ -69,6 +77,21 @@ pub fn parse_items(text: &str, origin: &Origin, diagnostics: &mut Vec<Diagnostic
         }
     }
     items
+}
+
+/// The first bracket that opens and is never closed, by a count that knows nothing of strings.
+fn unclosed(text: &str) -> Option<usize> {
+    let mut open = Vec::new();
+    for (offset, c) in text.char_indices() {
+        match c {
+            '(' | '[' | '{' => open.push(offset),
+            ')' | ']' | '}' => {
+                open.pop();
+            }
+            _ => {}
+        }
+    }
+    open.first().copied()
 }
 
 /// The text cut before each line that starts an item at the margin, with offsets.
@@ -101,6 +124,14 @@ impl Reader<'_> {
     pub(super) fn too_deep(&mut self, offset: usize) {
         let span = self.origin.span(self.start + offset, self.start + offset + 1);
         self.diagnostics.push(Diagnostic::new(Code::TooLarge, format!("nested deeper than {MAX_DEPTH} levels"), span));
+    }
+
+    /// The grammar gave up: the place is the first bracket that is not closed.
+    fn too_tangled(&mut self, chunk: &str) {
+        let offset = unclosed(chunk).unwrap_or(0);
+        let span = self.origin.span(self.start + offset, self.start + offset + 1);
+        let message = "too many brackets are open to read this equation";
+        self.diagnostics.push(Diagnostic::new(Code::TooLarge, message, span).label("this one is not closed"));
     }
 
     pub(super) fn ident(&self, pair: &Pair<'_, Rule>) -> Ident {
@@ -321,6 +352,11 @@ mod tests {
         assert_eq!(diagnostics[0].code, Code::TooLarge);
         let (_, diagnostics) = parse(&format!("a = {}1{}", "[".repeat(60), "]".repeat(60)));
         assert_eq!(diagnostics, []);
+        // Never closed: exponential for a parser that does not remember, so it gives up.
+        for open in ["[", "(", "{", "f(", "b["] {
+            let (_, diagnostics) = parse(&format!("a = if b == c{} then d else e", open.repeat(60)));
+            assert_eq!(diagnostics.len(), 1, "{open}");
+        }
         let (_, diagnostics) = parse(&format!("a = {}1", "if b then c else if (".repeat(30)));
         assert_eq!(diagnostics[0].code, Code::Syntax);
         for chain in ["if b then c else ", "b or ", "b + ", "b == 2 and ", "if b then c else\n "] {
