@@ -181,7 +181,7 @@ impl Expander {
         }
         if let (BinOp::Add, Value::List(x), Value::List(y)) = (op, a, b) {
             self.check_list(x.len() + y.len(), span)?;
-            return Ok(Value::List(Rc::new(x.iter().chain(y.iter()).cloned().collect())));
+            return self.nested(Value::List(Rc::new(x.iter().chain(y.iter()).cloned().collect())), span);
         }
         let result = match (a, b) {
             (Value::Int(x), Value::Int(y)) => integers(op, *x, *y),

@@ -156,12 +156,16 @@ impl Expander {
             ExprKind::Float(v) => Ok(Value::Float(*v)),
             ExprKind::Str(s) => Ok(Value::Str(s.clone())),
             ExprKind::Name(name) => self.lookup(name, span, &place.scope),
-            ExprKind::List(items) => Ok(Value::List(Rc::new(self.eval_all(items, &place.part())?))),
+            ExprKind::List(items) => {
+                let items = self.eval_all(items, &place.part())?;
+                self.nested(Value::List(Rc::new(items)), span)
+            }
             ExprKind::Tuple(items) => Ok(Value::Tuple(Rc::new(self.eval_all(items, &place.part())?))),
             ExprKind::Mapping(entries) => {
                 let values: Vec<Eval> = entries.iter().map(|(_, e)| self.eval(e, &place.part())).collect();
                 let values = values.into_iter().collect::<Eval<Vec<_>>>()?;
-                Ok(Value::Map(Rc::new(entries.iter().map(|(k, _)| k.name.clone()).zip(values).collect())))
+                let entries = entries.iter().map(|(k, _)| k.name.clone()).zip(values).collect();
+                self.nested(Value::Map(Rc::new(entries)), span)
             }
             ExprKind::Comprehension { body, variable, list } => self.comprehension(body, variable, list, place),
             ExprKind::If { .. } => self.eval_if(expr, place),
@@ -213,7 +217,7 @@ impl Expander {
                 Err(Failed) => failed = true,
             }
         }
-        if failed { Err(Failed) } else { Ok(Value::List(Rc::new(values))) }
+        if failed { Err(Failed) } else { self.nested(Value::List(Rc::new(values)), list.span) }
     }
 
     /// Choices one after another, without a deeper stack for each.

@@ -8,6 +8,8 @@ use crate::diagnostic::{Code, MAX_SHOWN, Span};
 
 /// Longest list of values or of modules.
 const MAX_LIST: usize = 1 << 14;
+/// Most values of a list of lists.
+const MAX_NESTED: usize = 1 << 16;
 /// Most expressions evaluated and values listed; a model of 128 layers takes about a million.
 const MAX_WORK: u64 = 20_000_000;
 /// Most operations written out, before equal ones become one; a model of 128 layers takes some ten thousand.
@@ -52,6 +54,15 @@ impl Expander {
             return self.fail(Code::TooLarge, span, message, "too long");
         }
         self.spend(len as u64, span)
+    }
+
+    /// A list or a mapping, if it is of a sensible size with all that lies in it.
+    pub(super) fn nested(&mut self, value: Value, span: Span) -> Eval {
+        if value.size_within(MAX_NESTED).is_none() {
+            let message = format!("more than {MAX_NESTED} values, one inside the other");
+            return self.fail(Code::TooLarge, span, message, "too large");
+        }
+        Ok(value)
     }
 
     /// An expression over positions, if it is of a sensible size: shared parts count each time, for each is placed.
@@ -102,12 +113,14 @@ mod tests {
         };
         let functions = doubled("f", "(x) = x * 2", &|f| format!("(x) = {f}({f}(x)) + 1"));
         let positions = doubled("p", " = q_pos", &|p| format!(" = {p} + {p}"));
+        let lists = doubled("l", " = [1]", &|l| format!(" = [{l}, {l}]"));
         let sizes = doubled("s", "(n) = n", &|s| format!("(n) = {s}(n) + {s}(n)"));
         for wiring in [
             model("return {y: x * sum([i for i in 0..20000])}"),
             model("l(h) { return h * 2 } ls = [l for i in 0..5000] return {y: ls(x)}"),
             functions + &model("return {y: f39(x)}"),
             positions + &model("return {y: x * p39}"),
+            lists + &model("return {y: x * (if l39 == l38 then 1 else 2)}"),
             sizes + &model("return {y: x * s39(1)}"),
         ] {
             assert_eq!(codes(&wiring), [Code::TooLarge], "{wiring}");

@@ -279,6 +279,12 @@ impl Value {
 
     /// As shown in the arch.
     pub(super) fn show(&self) -> String {
+        self.show_within(6)
+    }
+
+    /// Values nested deeper than that are left out.
+    fn show_within(&self, depth: usize) -> String {
+        let Some(depth) = depth.checked_sub(1) else { return "..".into() };
         match self {
             Value::None => "none".into(),
             Value::Bool(b) => b.to_string(),
@@ -286,12 +292,16 @@ impl Value {
             Value::Float(v) => format!("{v:?}"),
             Value::Str(s) => format!("'{s}'"),
             Value::List(items) if items.len() > 8 => format!("[{} values]", items.len()),
-            Value::List(items) => format!("[{}]", items.iter().map(Value::show).collect::<Vec<_>>().join(", ")),
+            Value::List(items) => {
+                format!("[{}]", items.iter().map(|v| v.show_within(depth)).collect::<Vec<_>>().join(", "))
+            }
             Value::Map(entries) => format!(
                 "{{{}}}",
-                entries.iter().map(|(k, v)| format!("{k}: {}", v.show())).collect::<Vec<_>>().join(", ")
+                entries.iter().map(|(k, v)| format!("{k}: {}", v.show_within(depth))).collect::<Vec<_>>().join(", ")
             ),
-            Value::Tuple(items) => format!("({})", items.iter().map(Value::show).collect::<Vec<_>>().join(", ")),
+            Value::Tuple(items) => {
+                format!("({})", items.iter().map(|v| v.show_within(depth)).collect::<Vec<_>>().join(", "))
+            }
             Value::Tensor(_) => "tensor".into(),
             Value::Param(p) => p.path.clone(),
             Value::NewParam(_) => "param".into(),
@@ -301,7 +311,11 @@ impl Value {
                 given => format!(
                     "{}({})",
                     d.module.name.name,
-                    given.iter().map(|(k, v, _)| format!("{k} = {}", v.show())).collect::<Vec<_>>().join(", ")
+                    given
+                        .iter()
+                        .map(|(k, v, _)| format!("{k} = {}", v.show_within(depth)))
+                        .collect::<Vec<_>>()
+                        .join(", ")
                 ),
             },
             Value::Func(f) => f.function.name.name.to_string(),
@@ -309,6 +323,17 @@ impl Value {
             Value::Builtin(name) => (*name).to_string(),
             Value::Identity => "identity".into(),
         }
+    }
+
+    /// The number of values in it, shared ones counted each time; `None` when it is above the limit.
+    pub(super) fn size_within(&self, limit: usize) -> Option<usize> {
+        let add = |n: usize, part: &Value| Some(n + part.size_within(limit.checked_sub(n)?)?);
+        match self {
+            Value::List(items) | Value::Tuple(items) => items.iter().try_fold(1, add),
+            Value::Map(entries) => entries.iter().map(|(_, v)| v).try_fold(1, add),
+            _ => Some(1),
+        }
+        .filter(|n| *n <= limit)
     }
 }
 
