@@ -45,6 +45,23 @@ fn elementwise_functions() {
 }
 
 #[test]
+fn floats_to_integers_and_back() {
+    let text = r#"program "p" axes [tokens]
+
+graph 0 "model" (%0 x: f32[tokens, 21]) {
+  %1 = cast %0 : i64[tokens, 21]
+  %2 = const {values = [2]} : i64
+  %3 = mod %1, %2 : i64[tokens, 21]
+  %4 = add %1, %3 : i64[tokens, 21]
+  %5 = cast %4 : f32[tokens, 21]
+  return y = %5
+}
+"#;
+    let x = floats(63).into_iter().map(|x| x * 1000.0).collect();
+    check(text, &[vec![("x", Floats(x))]]);
+}
+
+#[test]
 fn powers_of_negative_bases() {
     on_rows(
         5,

@@ -211,10 +211,23 @@ impl Writer {
         self.convert(name, a, a.ty.with(Elem::F32))
     }
 
-    /// Float to integer, toward zero; what does not fit becomes the nearest that does, NaN 0.
+    /// Float to integer, toward zero. What does not fit becomes the nearest float that does, NaN 0: the machine's conversion is undefined there.
     pub fn to_int(&mut self, a: Val, elem: Elem) -> Val {
-        let to = a.ty.with(elem);
-        self.op(to, &format!("\"llvm.intr.fptosi.sat\"({a}) : ({}) -> {}", a.ty.text(), to.text()))
+        let lanes = a.ty.lanes;
+        let (least, most) = match elem {
+            Elem::I64 => (i64::MIN as f64, 9_223_371_487_098_961_920.0),
+            _ => (f64::from(i32::MIN), 2_147_483_520.0),
+        };
+        let zero = self.f32(0.0, lanes);
+        let least = self.f32(least, lanes);
+        let most = self.f32(most, lanes);
+        let is_number = self.cmp(Cmp::Eq, a, a);
+        let a = self.select(is_number, a, zero);
+        let is_low = self.cmp(Cmp::Lt, a, least);
+        let a = self.select(is_low, least, a);
+        let is_high = self.cmp(Cmp::Gt, a, most);
+        let a = self.select(is_high, most, a);
+        self.convert("arith.fptosi", a, a.ty.with(elem))
     }
 
     /// Integer or boolean to a wider or narrower integer; signed, booleans as 0 and 1.
