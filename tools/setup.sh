@@ -106,12 +106,11 @@ if [ -n "$absent" ]; then
   say "apt offers no version of: $absent"
   case ${VERSION_CODENAME:-} in
     bookworm)
-      stop "On Debian 12 they come with the security updates, which this machine's apt does not read. As root, run:
-  echo 'deb http://deb.debian.org/debian-security bookworm-security main' > /etc/apt/sources.list.d/bookworm-security.list
-and run this command again."
+      stop "On Debian 12 they come with the security updates (suite bookworm-security, component main), which this machine's apt does not
+read: add that suite of Debian's security archive to /etc/apt/sources.list.d, and run this command again."
       ;;
     *)
-      stop "LLVM's own packages for ${PRETTY_NAME:-this system} may have them: see https://apt.llvm.org, version 22. Then run this command again."
+      stop "LLVM's own packages for ${PRETTY_NAME:-this system} may have them, version 22 (the LLVM project's page says how to add them). Then run this command again."
       ;;
   esac
 fi
