@@ -18,7 +18,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Compile a model into an artifact (.xfm)
     Compile(CompileArgs),
-    /// Print a stage of a model: its graph, its fused graph, its kernels, its plan
+    /// Print a summary of a model, or a stage of it: its graph, its fused graph, its kernels, its plan
     Inspect(InspectArgs),
     /// Check cards, and report everything that is wrong with them
     Check(CheckArgs),
@@ -100,9 +100,9 @@ pub(crate) enum FormatArg {
 pub(crate) struct InspectArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// spec, arch, graph, fused, mlir, llvm, asm or plan
-    #[arg(long, value_name = "STAGE", default_value = "fused")]
-    pub(crate) emit: xfc_codegen::driver::Stage,
+    /// spec, arch, graph, fused, mlir, llvm, asm or plan [default: a summary as text, else fused]
+    #[arg(long, value_name = "STAGE")]
+    pub(crate) emit: Option<xfc_codegen::driver::Stage>,
     /// Only this layer
     #[arg(long, value_name = "N")]
     pub(crate) layer: Option<usize>,

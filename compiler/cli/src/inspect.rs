@@ -1,4 +1,4 @@
-//! `xfc inspect`: any stage of a model, as text, JSON or a drawing.
+//! `xfc inspect`: a summary of a model, or any stage of it as text, JSON or a drawing.
 
 use std::path::Path;
 
@@ -15,6 +15,7 @@ use crate::error::{CliError, Result};
 use crate::layer;
 use crate::model::{self, Loaded, Named};
 use crate::output::print;
+use crate::summary;
 
 /// Runs the subcommand.
 ///
@@ -33,9 +34,14 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
     Ok(())
 }
 
+/// The stage asked for; of a model without one, its fused graph.
+fn emit(args: &InspectArgs) -> Stage {
+    args.emit.unwrap_or(Stage::Fused)
+}
+
 fn no_form(args: &InspectArgs) -> CliError {
     CliError::usage(
-        format!("stage `{}` has no {:?} form", args.emit, args.format).to_lowercase(),
+        format!("stage `{}` has no {:?} form", emit(args), args.format).to_lowercase(),
         "spec and arch are text or json, graph and fused also dot, plan is text or json, kernels are text or json",
     )
 }
@@ -43,7 +49,7 @@ fn no_form(args: &InspectArgs) -> CliError {
 /// An artifact holds its description and its plan.
 fn artifact(path: &Path, args: &InspectArgs) -> Result<String> {
     let artifact = Artifact::open(path)?;
-    match (args.emit, args.format) {
+    match (args.emit.unwrap_or(Stage::Plan), args.format) {
         (Stage::Spec, FormatArg::Text) => Ok(artifact.card().to_owned()),
         (Stage::Plan, FormatArg::Json) => pretty(&json!(artifact.manifests().map(|m| json!(m)).collect::<Vec<_>>())),
         (Stage::Plan, FormatArg::Text) => {
@@ -53,7 +59,7 @@ fn artifact(path: &Path, args: &InspectArgs) -> Result<String> {
             format!(
                 "{} is an artifact: it holds its plan and its description, not stage `{}`",
                 path.display(),
-                args.emit
+                emit(args)
             ),
             "use `--emit plan` or `--emit spec`, or give the card",
         )),
@@ -63,7 +69,11 @@ fn artifact(path: &Path, args: &InspectArgs) -> Result<String> {
 fn stage(loaded: &Loaded, args: &InspectArgs) -> Result<String> {
     let mut options = args.model.options()?;
     options.pass_limit = args.pass_limit;
-    match args.emit {
+    if args.emit.is_none() && args.format == FormatArg::Text && args.layer.is_none() && args.pass_limit.is_none() {
+        return Ok(summary::text(&loaded.model, loaded.is_published));
+    }
+    let emit = emit(args);
+    match emit {
         Stage::Spec => match args.format {
             FormatArg::Text => Ok(loaded.card.clone()),
             FormatArg::Json => yaml_as_json(&loaded.card),
@@ -86,7 +96,7 @@ fn stage(loaded: &Loaded, args: &InspectArgs) -> Result<String> {
                     "use `--pass-limit` with `--emit fused`",
                 ));
             }
-            options.keep = Keep { llvm: args.emit == Stage::Llvm, assembly: args.emit == Stage::Asm };
+            options.keep = Keep { llvm: emit == Stage::Llvm, assembly: emit == Stage::Asm };
             let fused = driver::fuse(&loaded.model, &options)?;
             let mut parts = Vec::new();
             for target in args.model.targets()? {
@@ -135,6 +145,7 @@ fn program(program: &Program, args: &InspectArgs) -> Result<String> {
 }
 
 fn kernels(built: &Built, args: &InspectArgs) -> Result<String> {
+    let emit = emit(args);
     let chosen: Vec<usize> = match args.layer {
         None => (0..built.kernels.len()).collect(),
         Some(n) => {
@@ -152,13 +163,13 @@ fn kernels(built: &Built, args: &InspectArgs) -> Result<String> {
     };
     let code = |k: usize| {
         let kernel = &built.kernels[k];
-        match args.emit {
+        match emit {
             Stage::Llvm => kernel.code.llvm.clone().unwrap_or_default(),
             Stage::Asm => kernel.code.assembly.clone().unwrap_or_default(),
             _ => kernel.mlir.clone(),
         }
     };
-    Ok(match (args.emit, args.format) {
+    Ok(match (emit, args.format) {
         (Stage::Plan, FormatArg::Json) => json!(built.manifest).to_string(),
         (Stage::Plan, _) => plan_text(&built.manifest, args.layer),
         (_, FormatArg::Json) => json!(
@@ -166,9 +177,9 @@ fn kernels(built: &Built, args: &InspectArgs) -> Result<String> {
         )
         .to_string(),
         _ => {
-            let comment = if args.emit == Stage::Asm {
+            let comment = if emit == Stage::Asm {
                 "#"
-            } else if args.emit == Stage::Llvm {
+            } else if emit == Stage::Llvm {
                 ";"
             } else {
                 "//"

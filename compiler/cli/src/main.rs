@@ -13,6 +13,7 @@ mod layer;
 mod model;
 mod output;
 mod run;
+mod summary;
 
 use std::process::ExitCode;
 

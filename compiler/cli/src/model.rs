@@ -71,6 +71,8 @@ pub(crate) struct Loaded {
     pub(crate) card: String,
     /// Everything that decides the model, as text: part of the cache's key.
     pub(crate) key: String,
+    /// Its sizes are those of the released model.
+    pub(crate) is_published: bool,
 }
 
 /// The library that `--models` names, else the one built in.
@@ -119,8 +121,9 @@ pub(crate) fn load(named: &Named, args: &ModelArgs) -> Result<Loaded> {
     let texts: Vec<&str> = (0..).map_while(|i| spec.sources.get(i)).map(|s| &*s.text).collect();
     let key = format!("{}\n{config:?}\n{sets:?}\n{}", texts.join("\n"), args.choices());
     let card = spec.sources.get(spec.source).map(|s| s.text.to_string()).unwrap_or_default();
+    let is_published = config.is_none() && sets.is_empty();
     let model = elaborate(&spec, &ElaborateOptions { config, sets, ..ElaborateOptions::default() })?;
-    Ok(Loaded { spec, model, card, key })
+    Ok(Loaded { spec, model, card, key, is_published })
 }
 
 fn split_set(set: &str) -> Result<(String, String)> {

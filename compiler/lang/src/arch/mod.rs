@@ -18,6 +18,7 @@ mod expand;
 mod instances;
 mod limits;
 mod names;
+mod numbers;
 mod patterns;
 mod positions;
 mod scope;
@@ -35,6 +36,7 @@ use std::sync::Arc;
 
 pub use self::builtins::NAMES as FUNCTIONS;
 pub use self::names::{Binding, Step};
+pub use self::numbers::Numbers;
 pub use self::patterns::matches_pattern;
 
 use self::expand::{Eval, Expander, Failed};
@@ -43,7 +45,7 @@ use crate::diagnostic::{Code, Diagnostic, Report, Span};
 use crate::graph::{AxisId, DType, Dim, Graph, InputDecl, Program, Type};
 use crate::ops::Core;
 use crate::spec::ast::{Expr, ExprKind, Item, Module, Param, TypeExpr};
-use crate::spec::{Datum, Spec};
+use crate::spec::{Datum, Published, Spec};
 
 /// What is chosen when a card is expanded.
 #[derive(Clone, Debug, Default)]
@@ -89,7 +91,7 @@ pub struct Arch {
     /// Absolute paths of what is kept per token, each with the size of what is kept.
     pub caches: Vec<(String, Vec<u64>)>,
     /// What the card says of the released model.
-    pub published: Option<(String, u64)>,
+    pub published: Option<Published>,
 }
 
 /// An instance.
@@ -141,9 +143,6 @@ pub fn elaborate(spec: &Spec, options: &ElaborateOptions) -> Result<Model, Repor
     parameters.sort_by_key(|(_, used)| used.order);
     let parameters: Vec<Parameter> =
         parameters.into_iter().map(|(path, used)| Parameter { path, shape: used.dims }).collect();
-    if options.config.is_none() && options.sets.is_empty() {
-        diagnostics.extend(published_count(spec, &parameters));
-    }
     let format = if options.format.is_empty() { "hf" } else { &options.format };
     let names = spec.names.iter().find(|(f, _)| **f == *format).map(|(_, n)| n.clone()).unwrap_or_default();
     let bound = names::bind(&names, &sizes, &parameters, &expander.aliases, &mut diagnostics);
@@ -164,21 +163,22 @@ pub fn elaborate(spec: &Spec, options: &ElaborateOptions) -> Result<Model, Repor
         parameters,
         aliases,
         caches: caches(&program.graphs, 0, ""),
-        published: spec.published.as_ref().and_then(|p| p.parameters.map(|n| (p.model.to_string(), n))),
+        published: spec.published.clone(),
     };
+    let is_published = options.config.is_none() && options.sets.is_empty();
+    if let Some(published) = arch.published.as_ref().filter(|p| is_published && p.note.is_none()) {
+        let differs = Numbers::of(&arch, &program).disagreements(published).into_iter();
+        let label = "other numbers than the wiring's";
+        diagnostics
+            .extend(differs.map(|d| Diagnostic::new(Code::ParameterCount, d, published.span).label(label).help(NOTE)));
+    }
+    if !diagnostics.is_empty() {
+        return fail(diagnostics);
+    }
     Ok(Model { arch, program, bindings: bound.bindings, ignore: bound.ignore })
 }
 
-/// What is wrong with the number of parameters, where the card states that of a released model.
-fn published_count(spec: &Spec, parameters: &[Parameter]) -> Option<Diagnostic> {
-    let published = spec.published.as_ref()?;
-    let stated = published.parameters?;
-    let wired = parameters.iter().map(|p| p.shape.iter().product::<u64>()).fold(0, u64::saturating_add);
-    (wired != stated).then(|| {
-        let message = format!("{} has {stated} parameters, and the wiring has {wired}", published.model);
-        Diagnostic::new(Code::ParameterCount, message, published.span).label("another number than the wiring's")
-    })
-}
+const NOTE: &str = "correct the number, or say in a `note` why it is another than the wiring's";
 
 /// The model's root, expanded.
 struct Root {

@@ -95,7 +95,7 @@ pub(super) fn bind(
         }
         rules.extend(alternatives(rule, sizes));
     }
-    let mut binder = Binder { names, rules: &rules, parameters, diagnostics };
+    let mut binder = Binder { names, rules: &rules, sizes, parameters, diagnostics };
     let bindings = binder.bindings();
     let mut ignore: Vec<String> = Vec::new();
     for (pattern, span) in &names.ignore {
@@ -164,6 +164,7 @@ fn alternatives(rule: &NameRule, sizes: &[(Arc<str>, Datum)]) -> Vec<NameRule> {
 pub(super) struct Binder<'a> {
     names: &'a Names,
     rules: &'a [NameRule],
+    pub(super) sizes: &'a [(Arc<str>, Datum)],
     pub(super) parameters: &'a [Parameter],
     diagnostics: &'a mut Vec<Diagnostic>,
 }
@@ -408,6 +409,18 @@ mod tests {
         assert_eq!(turned.steps, [Step::Slice { dim: 0, start: 3, len: 2 }]);
         let bias = binding(names, "a.q.bias");
         assert_eq!((bias.shape, bias.steps), (vec![5], vec![Step::Slice { dim: 0, start: 0, len: 2 }]));
+        let turns = binding("q.weight + k.weight: qk.weight[in, 1 * (q | k)]", "a.k.weight");
+        assert_eq!(turns.steps, [Step::Slice { dim: 1, start: 2, len: 3 }, Step::Transpose { perm: vec![1, 0] }]);
+        let turns = binding("e.0.e_0.weight + e.1.e_0.weight: e[5 * (0 | 1), in]", "e.1.e_0.weight");
+        assert_eq!(turns.shape, [10, 4]);
+        let pieces = [
+            Step::Reshape { shape: vec![5, 2, 4] },
+            Step::Slice { dim: 1, start: 1, len: 1 },
+            Step::Reshape { shape: vec![5, 4] },
+        ];
+        assert_eq!(turns.steps, pieces);
+        let padded = binding("n.weight: norm[1, 1, width]", "n.weight");
+        assert_eq!((padded.shape, padded.steps), (vec![1, 1, 4], vec![Step::Index { dim: 0, index: 0 }; 2]));
         let stacked = binding("e.*.e_0.weight: experts[expert, in, out]", "e.1.e_0.weight");
         assert_eq!((stacked.names, stacked.shape), (vec!["experts".to_string()], vec![2, 4, 5]));
         assert_eq!(stacked.steps, [Step::Index { dim: 0, index: 1 }, Step::Transpose { perm: vec![1, 0] }]);
@@ -422,6 +435,8 @@ mod tests {
         assert_eq!(bound("q.weight + k.weight: qk[q | k | v]").err(), Some(vec![Code::NameParts]));
         assert_eq!(bound("q.weight + k.weight: qk[q | q, in]").err(), Some(vec![Code::NameParts]));
         assert_eq!(bound("q.weight + k.weight: qk[q | v, in]").err(), Some(vec![Code::NameParts]));
+        assert_eq!(bound("q.weight + k.weight: qk[last * (q | k), in]").err(), Some(vec![Code::NameParts]));
+        assert_eq!(bound("q.weight + k.weight: qk[lost * (q | k), in]").err(), Some(vec![Code::NameParts]));
         assert_eq!(bound("'{q,k}': same").err(), Some(vec![Code::NamePattern]));
         assert_eq!(bound("e.*: block").err(), Some(vec![Code::NamePattern]));
         assert_eq!(bound("'e.{lost}': x").err(), Some(vec![Code::NamePattern]));

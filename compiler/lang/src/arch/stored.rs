@@ -1,9 +1,10 @@
-//! Stored tensors that hold a parameter otherwise than as wired: transposed, stacked, or one part after another.
+//! Stored tensors that hold a parameter otherwise than as wired: transposed, stacked, one part after another, or pieces of parts in turn.
 
 use std::sync::Arc;
 
 use super::Parameter;
 use super::names::{Binder, Match, Step};
+use crate::spec::{Datum, StoredDim};
 
 impl<'a> Binder<'a> {
     /// The stored shape and the steps of a parameter that is one part of a stored tensor.
@@ -12,7 +13,7 @@ impl<'a> Binder<'a> {
         parameter: &Parameter,
         path: &[&str],
         m: &Match<'a>,
-        layout: &[Vec<Arc<str>>],
+        layout: &[StoredDim],
     ) -> Result<(Vec<u64>, Vec<Step>), String> {
         let shapes =
             (0..m.rule.keys.len()).map(|part| self.part_shape(path, m, part)).collect::<Result<Vec<_>, _>>()?;
@@ -22,41 +23,54 @@ impl<'a> Binder<'a> {
             ("out", 2) => Some(0),
             _ => None,
         };
-        let named: Vec<usize> = layout.iter().filter(|d| d.len() == 1).filter_map(|d| label(&d[0])).collect();
+        let single = |dim: &StoredDim| if dim.parts.len() == 1 { label(&dim.parts[0]) } else { None };
+        let is_one = |dim: &StoredDim| dim.parts.len() == 1 && &*dim.parts[0] == "1";
+        let named: Vec<usize> = layout.iter().filter_map(single).collect();
         let mut free = (0..rank).filter(|d| !named.contains(d));
-        let (mut shape, mut slices, mut stacked, mut perm) = (Vec::new(), Vec::new(), Vec::new(), vec![None; rank]);
+        let n_ones = layout.iter().filter(|d| is_one(d)).count();
+        let (mut shape, mut parts, mut stacked, mut perm) = (Vec::new(), Vec::new(), Vec::new(), vec![None; rank]);
+        // What is left of the shape once the stacks are gone.
+        let mut now = Vec::new();
         let mut wildcards = m.wildcards.iter();
         for (stored, dim) in layout.iter().enumerate() {
-            let single = (dim.len() == 1).then(|| label(&dim[0])).flatten();
-            if dim.len() == 1 && single.is_none() && layout.len() > rank {
+            let kept = stored - stacked.len();
+            if is_one(dim) {
+                stacked.push(Step::Index { dim: kept, index: 0 });
+                shape.push(1);
+                continue;
+            }
+            if dim.parts.len() == 1 && single(dim).is_none() && layout.len() - n_ones > rank {
                 // A stack: the component that `*` matched is the element.
                 let index = wildcards
                     .next()
                     .and_then(|w| w.parse::<u64>().ok())
-                    .ok_or_else(|| format!("`{}` needs a `*` in the key that is a number", dim[0]))?;
-                stacked.push(Step::Index { dim: stored - stacked.len(), index });
+                    .ok_or_else(|| format!("`{}` needs a `*` in the key that is a number", dim.parts[0]))?;
+                stacked.push(Step::Index { dim: kept, index });
                 let count = self.stack_count(path, m);
                 shape.push(count);
                 continue;
             }
-            let d = single.or_else(|| free.next()).ok_or("more dimensions than the parameter has")?;
-            let kept = stored - stacked.len();
+            let d = single(dim).or_else(|| free.next()).ok_or("more dimensions than the parameter has")?;
             perm[d] = Some(kept);
-            if dim.len() == 1 {
+            if dim.parts.len() == 1 {
                 shape.push(parameter.shape[d]);
+                now.push(parameter.shape[d]);
                 continue;
             }
             // The parts in the order in which they are stored.
-            let order = part_order(dim, &m.rule.keys)?;
+            let order = part_order(&dim.parts, &m.rule.keys)?;
             let length = |part: usize| shapes[part].get(d).copied().ok_or("the parts have different ranks");
             let lengths = order.iter().map(|part| length(*part)).collect::<Result<Vec<_>, _>>()?;
             let at = order.iter().position(|part| *part == m.part).ok_or("one of its parts has no label")?;
-            slices.push(Step::Slice { dim: kept, start: lengths[..at].iter().sum(), len: lengths[at] });
+            parts.push(Part { dim: kept, lengths: lengths.clone(), at, times: self.times(dim, &lengths)? });
             shape.push(lengths.iter().sum());
+            now.push(lengths.iter().sum());
         }
         let perm = perm.into_iter().collect::<Option<Vec<usize>>>().ok_or("fewer dimensions than the parameter has")?;
         let mut steps = stacked;
-        steps.extend(slices);
+        for part in parts {
+            part.steps(&mut now, &mut steps);
+        }
         if perm.iter().enumerate().any(|(i, p)| i != *p) {
             steps.push(Step::Transpose { perm });
         }
@@ -78,6 +92,21 @@ impl<'a> Binder<'a> {
             .ok_or_else(|| format!("there is no parameter `{sibling}`"))
     }
 
+    /// How many times the parts of a stored dimension follow one another.
+    fn times(&self, dim: &StoredDim, lengths: &[u64]) -> Result<u64, String> {
+        let Some(times) = &dim.times else { return Ok(1) };
+        let n = match self.sizes.iter().find(|(name, _)| name == times) {
+            Some((_, Datum::Int(n))) => u64::try_from(*n).ok(),
+            Some((_, other)) => return Err(format!("`{times}` is {}, not a number of times", other.kind())),
+            None => times.parse::<u64>().ok(),
+        };
+        let n = n.filter(|n| *n > 0).ok_or_else(|| format!("`{times}` is no size of the card and no number of times"))?;
+        match lengths.iter().find(|length| !length.is_multiple_of(n)) {
+            Some(length) => Err(format!("{length} elements do not make {n} equal pieces")),
+            None => Ok(n),
+        }
+    }
+
     /// How many parameters a stack holds: those that differ in the first wildcard only.
     fn stack_count(&self, path: &[&str], m: &Match<'a>) -> u64 {
         let key: Vec<&str> = m.rule.keys[m.part].split('.').collect();
@@ -88,6 +117,38 @@ impl<'a> Binder<'a> {
                 && other.iter().zip(path).enumerate().all(|(i, (a, b))| a == b || i == m.start + at)
         };
         self.parameters.iter().filter(same).count() as u64
+    }
+}
+
+/// The part of a stored dimension that a parameter is.
+struct Part {
+    /// Of the stored tensor, once its stacks are gone.
+    dim: usize,
+    /// Of all the parts in the order in which they are stored.
+    lengths: Vec<u64>,
+    at: usize,
+    times: u64,
+}
+
+impl Part {
+    /// Cuts the part out of a tensor of the shape `now`.
+    fn steps(&self, now: &mut Vec<u64>, steps: &mut Vec<Step>) {
+        let (dim, len) = (self.dim, self.lengths[self.at]);
+        let before: u64 = self.lengths[..self.at].iter().sum();
+        if self.times == 1 {
+            steps.push(Step::Slice { dim, start: before, len });
+        } else {
+            // Each time the parts follow one another is an element of a further dimension.
+            let mut nested = now.clone();
+            nested[dim] /= self.times;
+            nested.insert(dim, self.times);
+            steps.push(Step::Reshape { shape: nested });
+            steps.push(Step::Slice { dim: dim + 1, start: before / self.times, len: len / self.times });
+            let mut joined = now.clone();
+            joined[dim] = len;
+            steps.push(Step::Reshape { shape: joined });
+        }
+        now[dim] = len;
     }
 }
 

@@ -14,7 +14,7 @@ pub use self::codes::Code;
 pub use self::suggest::{closest, did_you_mean};
 
 /// A range of bytes in one source of the [`SourceMap`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Span {
     /// Which source.
     pub source: u32,

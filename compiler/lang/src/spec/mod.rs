@@ -10,6 +10,7 @@
 pub mod ast;
 mod library;
 mod names;
+mod published;
 mod syntax_error;
 mod tree;
 mod xf_exprs;
@@ -19,7 +20,8 @@ mod yaml_to_spec;
 use std::sync::Arc;
 
 pub use self::library::{Library, load_card, pick_card};
-pub use self::names::{NameRule, Names, Target};
+pub use self::names::{NameRule, Names, StoredDim, Target};
+pub use self::published::{ActiveCounts, Count, Published};
 pub use self::tree::{Datum, Key, Node, NodeKind, parse_yaml};
 pub use self::xf_to_spec::{Origin, parse_items};
 pub use self::yaml_to_spec::parse_card;
@@ -66,17 +68,6 @@ pub struct Matches {
     pub under: Option<Arc<str>>,
     /// Whether they may lie at the top too.
     pub optional: bool,
-}
-
-/// What is known of the released model.
-#[derive(Clone, Debug)]
-pub struct Published {
-    /// Its name.
-    pub model: Arc<str>,
-    /// Its number of parameters, each tensor counted once.
-    pub parameters: Option<u64>,
-    /// Where the number stands.
-    pub span: Span,
 }
 
 /// A size: what it is in the published model and where a config has it.

@@ -39,8 +39,17 @@ pub struct Target {
     pub name: Arc<str>,
     /// A leading `/`: nothing stands before it, the prefix neither.
     pub absolute: bool,
-    /// `[in, q | k | v]`: the stored tensor's dimensions; the parts of a concatenated one.
-    pub layout: Option<Vec<Vec<Arc<str>>>>,
+    /// `[in, q | k | v]`: the stored tensor's dimensions.
+    pub layout: Option<Vec<StoredDim>>,
+}
+
+/// A dimension of a stored tensor as written: `in`, `q | k | v`, `heads * (q | k | v)`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredDim {
+    /// How many times the parts follow one another, each time a piece of each: a size, or a number.
+    pub times: Option<Arc<str>>,
+    /// A label, or the parts in the order in which they are stored.
+    pub parts: Vec<Arc<str>>,
 }
 
 /// Reads the rules of one format.
@@ -168,12 +177,7 @@ fn target(text: &str) -> Result<Target, &'static str> {
     let (name, layout) = match text.split_once('[') {
         Some((name, rest)) => {
             let inside = rest.trim_end().strip_suffix(']').ok_or("has a `[` without its `]`")?;
-            let dims: Vec<Vec<Arc<str>>> =
-                inside.split(',').map(|d| d.split('|').map(|p| Arc::from(p.trim())).collect()).collect();
-            if dims.iter().flatten().any(|p| p.is_empty()) {
-                return Err("has a dimension without a label");
-            }
-            (name.trim_end(), Some(dims))
+            (name.trim_end(), Some(inside.split(',').map(stored_dim).collect::<Result<Vec<_>, _>>()?))
         }
         None => (text, None),
     };
@@ -185,6 +189,26 @@ fn target(text: &str) -> Result<Target, &'static str> {
         return Err("has an empty component");
     }
     Ok(Target { name: name.into(), absolute, layout })
+}
+
+/// `a`, `a | b` or `n * (a | b)`.
+fn stored_dim(text: &str) -> Result<StoredDim, &'static str> {
+    let (times, parts) = match text.split_once('*') {
+        Some((times, rest)) => {
+            let inside = rest.trim().strip_prefix('(').and_then(|r| r.strip_suffix(')'));
+            let inside = inside.ok_or("has a `*` without parts in parentheses behind it, as in `n * (a | b)`")?;
+            (Some(Arc::from(times.trim())), inside)
+        }
+        None => (None, text),
+    };
+    let parts: Vec<Arc<str>> = parts.split('|').map(|p| Arc::from(p.trim())).collect();
+    if parts.iter().chain(&times).any(|p| p.is_empty()) {
+        return Err("has a dimension without a label");
+    }
+    if parts.iter().chain(&times).any(|p| p.contains(['(', ')', '*'])) {
+        return Err("has brackets or a `*` where a label is expected");
+    }
+    Ok(StoredDim { times, parts })
 }
 
 #[cfg(test)]
@@ -206,7 +230,11 @@ mod tests {
         assert_eq!(names.prefixes.len(), 2);
         assert!(names.rules[0].targets[1].absolute);
         assert_eq!(names.rules[1].within, [Arc::from("l.*")]);
-        assert_eq!(names.rules[1].targets[0].layout.as_ref().map(|l| l[1].len()), Some(2));
+        assert_eq!(names.rules[1].targets[0].layout.as_ref().map(|l| l[1].parts.len()), Some(2));
+        let (names, diagnostics) = parse("q + k: 'c[n * (q | k), in]'\n");
+        assert_eq!(diagnostics, []);
+        let dim = names.rules[0].targets[0].layout.as_ref().map(|l| l[0].clone()).expect("it has a layout");
+        assert_eq!((dim.times.as_deref(), dim.parts.len()), (Some("n"), 2));
     }
 
     #[test]
@@ -217,6 +245,9 @@ mod tests {
             ("a: b.*", Code::NamePattern),
             ("'a.*': {b: c.*}", Code::NamePattern),
             ("'a*': b", Code::NamePattern),
+            ("q + k: 'c[n * q | k]'", Code::NamePattern),
+            ("q + k: 'c[* (q | k)]'", Code::NamePattern),
+            ("q + k: 'c[n * (q | (k))]'", Code::NamePattern),
             ("prefix: 5", Code::WrongKind),
             ("prefix: [a., {b: c}]", Code::WrongKind),
         ] {

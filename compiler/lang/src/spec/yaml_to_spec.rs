@@ -8,12 +8,13 @@ use std::sync::Arc;
 use super::names::parse_names;
 use super::tree::{Datum, Key, Node, NodeKind, parse_yaml};
 use super::xf_to_spec::{Origin, parse_items};
-use super::{Library, Matches, Place, Published, Size, Spec};
+use super::{ActiveCounts, Count, Library, Matches, Place, Published, Size, Spec};
 use crate::diagnostic::{Code, Diagnostic, Report, Span, did_you_mean};
 
 const KEYS: &[&str] = &["xfc", "name", "source", "matches", "published", "sizes", "assumes", "wiring", "names"];
 const MATCHES_KEYS: &[&str] = &["model_type", "under", "optional"];
-const PUBLISHED_KEYS: &[&str] = &["model", "part", "parameters", "active", "active_counts", "cache_bytes_per_token"];
+const PUBLISHED_KEYS: &[&str] =
+    &["model", "part", "parameters", "active", "active_counts", "cache_bytes_per_token", "note"];
 const SIZE_KEYS: &[&str] = &["example", "default", "optional", "from"];
 
 /// Reads a card. `name` is how messages call it. What is wrong and leaves the card readable is in [`Spec::mistakes`].
@@ -167,15 +168,35 @@ impl Reader<'_> {
         let entries = self.map(node, "published")?;
         self.known(entries, PUBLISHED_KEYS, "`published`");
         let model = entry(entries, "model").and_then(|(_, n)| self.string(n, "model"))?;
-        let (parameters, span) = match entry(entries, "parameters").map(|(_, n)| (n.datum(), n.span)) {
-            None => (None, node.span),
-            Some((Datum::Int(v), span)) if v >= 0 => (Some(v as u64), span),
-            Some((other, span)) => {
-                self.wrong(span, "parameters", "a whole number", other.kind());
-                (None, span)
+        let mut text = |key: &str| entry(entries, key).and_then(|(_, n)| self.string(n, key));
+        let (part, note, counts) = (text("part"), text("note"), text("active_counts"));
+        let active_counts = match counts.as_deref().map(ActiveCounts::parse) {
+            None => ActiveCounts::default(),
+            Some(Some(counts)) => counts,
+            Some(None) => {
+                let span = entry(entries, "active_counts").map_or(node.span, |(_, n)| n.span);
+                self.wrong(span, "active_counts", "`all` or `without_lookups`", "another word");
+                ActiveCounts::default()
             }
         };
-        Some(Published { model, parameters, span })
+        let parameters = self.count(entries, "parameters");
+        let active = self.count(entries, "active");
+        let cache_bytes_per_token = self.count(entries, "cache_bytes_per_token").map(|c| c.value);
+        let span = entry(entries, "parameters").map_or(node.span, |(_, n)| n.span);
+        Some(Published { model, part, parameters, active, active_counts, cache_bytes_per_token, note, span })
+    }
+
+    /// A number as it was printed.
+    fn count(&mut self, entries: &Entries, key: &str) -> Option<Count> {
+        let (_, node) = entry(entries, key)?;
+        match node.datum() {
+            Datum::Int(v) if v >= 0 => Some(Count::exact(v as u64)),
+            Datum::Str(text) if Count::parse(&text).is_some() => Count::parse(&text),
+            other => {
+                self.wrong(node.span, key, "a whole number, or one as printed: 8.03B", other.kind());
+                None
+            }
+        }
     }
 
     fn sizes(&mut self, node: &Node) -> Vec<Size> {

@@ -75,8 +75,8 @@ fn every_card_expands() {
     for (at, text) in blocks(&reference(), "yaml") {
         if text.contains("xfc: 1") {
             let model = expand(at, &text);
-            let (_, published) = model.arch.published.clone().unwrap();
-            assert_eq!(model.arch.parameter_count(), published, "docs/language.md:{at}");
+            let stated = model.arch.published.as_ref().and_then(|p| p.parameters).unwrap();
+            assert!(stated.is(model.arch.parameter_count()), "docs/language.md:{at}");
             n_whole += 1;
         } else if text.starts_with("sizes:") {
             expand(at, &format!("xfc: 1\nname: Example\n{text}wiring: |\n{}", indented(SMALLEST)));

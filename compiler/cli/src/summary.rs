@@ -1,0 +1,78 @@
+//! What a person wants to know of a model first: its sizes in a dozen lines.
+
+use std::fmt::Write as _;
+
+use xfc_lang::Model;
+use xfc_lang::arch::Numbers;
+use xfc_lang::spec::ActiveCounts;
+
+/// The summary. `is_published` says that the sizes are those of the released model.
+pub(crate) fn text(model: &Model, is_published: bool) -> String {
+    let (arch, numbers) = (&model.arch, Numbers::of(&model.arch, &model.program));
+    let mut out = String::new();
+    let released = arch.published.as_ref().filter(|_| is_published);
+    let name = released.map_or_else(String::new, |p| match &p.part {
+        Some(part) => format!(" {}, {part}", p.model),
+        None => format!(" {}", p.model),
+    });
+    let _ = writeln!(out, "{}{}", arch.name, if name.is_empty() { name } else { format!(":{name}") });
+    let mut line = |what: &str, value: String| {
+        let _ = writeln!(out, "  {what:<12}{value}");
+    };
+    line("parameters", digits(numbers.parameters));
+    let (active, met) = (numbers.active(ActiveCounts::All), numbers.active(ActiveCounts::WithoutLookups));
+    line("active", format!("{} for a token; {} without tables that are only looked up", digits(active), digits(met)));
+    let stacks: Vec<String> = numbers.stacks.iter().map(|(path, n)| format!("{n} in {path}")).collect();
+    if !stacks.is_empty() {
+        line("layers", stacks.join(", "));
+    }
+    for (axis, values) in &numbers.kept {
+        let both = format!("{} bytes in bf16, {} in f32", digits(2 * values), digits(4 * values));
+        line("cache", format!("{both} for each of the {axis}, while it is kept"));
+    }
+    if numbers.kept.is_empty() {
+        line("cache", "nothing is kept between steps".to_owned());
+    }
+    line(
+        "weights",
+        format!("{} bytes in bf16, {} in f32", digits(2 * numbers.parameters), digits(4 * numbers.parameters)),
+    );
+    for (what, values) in [("takes", &arch.inputs), ("gives", &arch.outputs)] {
+        let values: Vec<String> = values.iter().map(|(name, ty)| format!("{name}: {ty}")).collect();
+        line(what, values.join(", "));
+    }
+    if let Some(published) = released {
+        let differs = numbers.disagreements(published);
+        let note = published.note.as_deref().map(|n| format!("; {n}")).unwrap_or_default();
+        line(
+            "published",
+            if differs.is_empty() { format!("the same numbers{note}") } else { format!("{}{note}", differs.join("; ")) },
+        );
+    }
+    out
+}
+
+/// Digits in groups of three.
+fn digits(n: u64) -> String {
+    let text = n.to_string();
+    let mut out = String::new();
+    for (i, c) in text.chars().enumerate() {
+        if i > 0 && (text.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(c);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::digits;
+
+    #[test]
+    fn groups_of_three() {
+        for (n, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (8_030_261_248, "8,030,261,248")] {
+            assert_eq!(digits(n), text);
+        }
+    }
+}
