@@ -46,7 +46,11 @@ pub(crate) fn text(model: &Model, is_published: bool) -> String {
         let note = published.note.as_deref().map(|n| format!("; {n}")).unwrap_or_default();
         line(
             "published",
-            if differs.is_empty() { format!("the same numbers{note}") } else { format!("{}{note}", differs.join("; ")) },
+            if differs.is_empty() {
+                format!("the same numbers{note}")
+            } else {
+                format!("{}{note}", differs.join("; "))
+            },
         );
     }
     out

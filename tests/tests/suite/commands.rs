@@ -105,6 +105,20 @@ fn every_stage_can_be_looked_at() -> Result<()> {
 }
 
 #[test]
+fn a_summary_says_the_published_numbers() -> Result<()> {
+    let shell = Shell::new()?;
+    let text = shell.run("xfc", &["inspect", "qwen3"])?.success()?;
+    for said in
+        ["596,049,920", "440,467,456", "28 in layers", "114,688 bytes", "input_ids: i64[tokens]", "the same numbers"]
+    {
+        assert!(text.contains(said), "`{said}` is not in:\n{text}");
+    }
+    let other = shell.run("xfc", &["inspect", "qwen3", "--set", "num_hidden_layers=2"])?.success()?;
+    assert!(other.contains("2 in layers") && !other.contains("published"), "{other}");
+    Ok(())
+}
+
+#[test]
 fn cards_that_ship_are_right() -> Result<()> {
     let shell = Shell::new()?;
     shell.run("xfc", &["check"])?.success()?;

@@ -64,7 +64,7 @@ codes! {
     AxisMismatch "E0401" "Axes of the same name have different sizes, or an axis is missing."
     WidthChanged "E0402" "An instance is applied to another width than at first."
     Misplaced "E0403" "A position, a score or a mask is used outside attention."
-    ParameterCount "E0404" "The wiring has another number of parameters than the released model."
+    ParameterCount "E0404" "The wiring's numbers (parameters, cache) are others than those of the released model."
     // Checkpoint names.
     NamePattern "E0501" "A pattern or a target of the names is malformed."
     NameTie "E0502" "Two equally long name rules match the same place."
