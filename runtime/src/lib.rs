@@ -37,6 +37,7 @@ pub mod artifact;
 pub mod weights;
 pub mod cache;
 pub mod device;
+pub mod cost;
 pub mod model;
 pub mod step;
 pub mod session;

@@ -73,6 +73,7 @@ pub(crate) fn artifact() -> Artifact {
         variants: variants(kernel),
         operands,
         collective: None,
+        cost: None,
     };
     manifest.launches = vec![
         launch("keep", false, 0, vec![sample::arena(0, 0, 1), slot(0), slot(1)]),

@@ -12,7 +12,7 @@ use xfc_lang::graph::Program;
 use xfc_runtime::artifact::manifest::{Kernel, Launch, Manifest, Variant};
 
 use crate::error::CodegenError;
-use crate::plan::{Plan, Stored, build};
+use crate::plan::{Plan, Stored, build, cost};
 use crate::target::{Compiled, Keep, Target};
 
 /// What is compiled.
@@ -99,6 +99,7 @@ pub fn build_for(input: &Input<'_>, target: &dyn Target, threads: usize, keep: K
                 .collect(),
             operands: launch.operands.clone(),
             collective: None,
+            cost: Some(cost(&plan.kernels[launch.kernel])),
         })
         .collect();
     let manifest = Manifest {

@@ -319,6 +319,44 @@ pub struct Launch {
     pub operands: Vec<BufferRef>,
     /// What devices do together with the last operand after the launch. Reserved: a runtime of one device refuses it.
     pub collective: Option<Collective>,
+    /// What it has to do, for measuring; no result depends on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<Cost>,
+}
+
+/// What a launch cannot do without, as a function of the rows and the context of a step: what a perfect kernel would read and multiply.
+/// [`crate::cost`] evaluates it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cost {
+    /// Bytes of weights that are read once, however many rows there are; padding of the packed form not counted.
+    pub weight_bytes: u64,
+    /// Bytes of weights that are read for each row: rows of tables.
+    pub row_weight_bytes: u64,
+    /// Bytes of values read and written for each row, besides weights and cached keys and values that attention reads.
+    pub row_bytes: u64,
+    /// Floating-point operations of products with weights for each row: two for each weight.
+    pub row_flops: u64,
+    /// Element type of what is multiplied, where something is.
+    pub products: Option<DType>,
+    /// Reading of a cache.
+    pub attention: Option<AttentionCost>,
+}
+
+/// What attention cannot do without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttentionCost {
+    /// Ragged axis of the keys.
+    pub axis: usize,
+    /// A query sees keys less than this many positions before itself; `None`: all before itself.
+    pub window: Option<u64>,
+    /// A query also sees all keys after itself.
+    pub future: bool,
+    /// Bytes of a key and its value.
+    pub key_bytes: u64,
+    /// Floating-point operations for a query and a key that it sees, over all heads.
+    pub pair_flops: u64,
 }
 
 /// A step that several devices take together. Reserved.

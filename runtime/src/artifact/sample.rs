@@ -83,6 +83,13 @@ pub(crate) fn manifest() -> Manifest {
             ],
             operands: vec![arena(0, 0, 1), BufferRef::Weight(0), BufferRef::Cache { group: 1, slot: 1 }],
             collective: None,
+            cost: Some(Cost {
+                weight_bytes: 48,
+                row_bytes: 8,
+                row_flops: 24,
+                products: Some(DType::F32),
+                ..Cost::default()
+            }),
         }],
         parameters: 12,
     }

@@ -4,7 +4,7 @@
 //! have the shape that their sources make, tilings have tiles.
 
 use super::VERSION;
-use super::manifest::{Arena, BufferRef, CacheGroup, DType, Keep, Launch, Manifest, Pack, Step, Weight};
+use super::manifest::{Arena, BufferRef, CacheGroup, Cost, DType, Keep, Launch, Manifest, Pack, Step, Weight};
 use std::collections::BTreeSet;
 
 type Check<T = ()> = Result<T, String>;
@@ -328,5 +328,35 @@ fn check_launch(m: &Manifest, launch: &Launch) -> Check {
             }
         }
     }
-    Ok(())
+    launch.cost.as_ref().map_or(Ok(()), |cost| check_cost(m, launch, cost))
+}
+
+/// A cost counts no more than the launch's operands hold, and nothing overflows when it is multiplied by rows.
+fn check_cost(m: &Manifest, launch: &Launch, cost: &Cost) -> Check {
+    let sum = |bytes: &dyn Fn(BufferRef) -> u64| launch.operands.iter().fold(0u64, |n, o| n.saturating_add(bytes(*o)));
+    let weights = sum(&|operand| match operand {
+        BufferRef::Weight(w) => {
+            let elements = m.weights[w].shape.iter().fold(1u64, |n, d| n.saturating_mul(*d));
+            elements.saturating_mul(m.weights[w].dtype.size_bytes() as u64)
+        }
+        BufferRef::Arena { .. } | BufferRef::Cache { .. } => 0,
+    });
+    let kept = sum(&|operand| match operand {
+        BufferRef::Cache { group, slot } => m.caches[group].slots[slot].token_bytes,
+        BufferRef::Arena { .. } | BufferRef::Weight(_) => 0,
+    });
+    let counts = [cost.weight_bytes, cost.row_weight_bytes, cost.row_bytes, cost.row_flops];
+    ensure(counts.iter().all(|&n| n <= MAX_COUNT), || "its cost is out of range".to_owned())?;
+    ensure(cost.weight_bytes <= weights, || {
+        format!("its cost counts {} bytes of weights, its operands hold {weights}", cost.weight_bytes)
+    })?;
+    ensure(cost.row_weight_bytes == 0 || weights > 0, || "its cost counts rows of a table it has not".to_owned())?;
+    let Some(attention) = &cost.attention else { return Ok(()) };
+    axis(m, attention.axis)?;
+    ensure(attention.window.is_none_or(|n| n <= MAX_COUNT) && attention.pair_flops <= MAX_COUNT, || {
+        "the cost of its attention is out of range".to_owned()
+    })?;
+    ensure(attention.key_bytes <= kept, || {
+        format!("its cost counts {} bytes a key, its caches hold {kept}", attention.key_bytes)
+    })
 }

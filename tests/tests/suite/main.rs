@@ -7,6 +7,7 @@ mod cases;
 mod commands;
 mod compare;
 mod compiled;
+mod costs;
 mod differential;
 mod embeddings;
 mod fill;

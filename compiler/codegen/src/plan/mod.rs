@@ -1,10 +1,12 @@
 //! Kernels, launches, buffers: what to run, in which order, on which memory. Knows the graph and the artifact, no instruction set.
 //!
 //! [`mod@build`] walks the fused program once per instance and appends launches; [`weights`] turns constant expressions over the checkpoint
-//! into packed weights; [`caches`] groups what is kept by how long; [`memory`] places the intermediate values by liveness.
+//! into packed weights; [`caches`] groups what is kept by how long; [`memory`] places the intermediate values by liveness;
+//! [`cost`](mod@cost) says what a kernel has to read and multiply.
 
 pub mod build;
 pub mod caches;
+pub mod cost;
 pub mod flatten;
 pub mod kernel;
 mod launches;
@@ -13,4 +15,5 @@ pub mod step_caches;
 pub mod weights;
 
 pub use self::build::{Plan, PlannedLaunch, build};
+pub use self::cost::cost;
 pub use self::weights::Stored;

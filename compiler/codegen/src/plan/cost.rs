@@ -1,0 +1,96 @@
+//! What a kernel has to read and multiply, from its specification alone: the limit that measuring holds it to.
+//!
+//! Given a specification, promises counts that no implementation can be below: each weight once a launch, each key and value once a step,
+//! two operations for each weight and row. Padding, scratch and recomputation are the kernel's own affair and not counted.
+
+use xfc_lang::graph::{Dim, Graph, Type, ValueId};
+use xfc_lang::ops::Core;
+use xfc_runtime::artifact::manifest::{AttentionCost, Cost};
+
+use super::kernel::{AttentionSpec, KernelSpec, LinearSpec, RowParam, RowsSpec, Sink, dtype_bytes};
+use super::weights::manifest_dtype;
+
+/// The cost of one launch of a kernel.
+pub fn cost(spec: &KernelSpec) -> Cost {
+    match spec {
+        KernelSpec::Linear(spec) => linear(spec),
+        KernelSpec::Attention(spec) => attention(spec),
+        KernelSpec::Rows(spec) => rows(spec),
+    }
+}
+
+fn linear(spec: &LinearSpec) -> Cost {
+    let weights = spec.inputs * spec.outputs * spec.parts as u64;
+    let (mut weight_bytes, mut row_bytes) = (weights * dtype_bytes(spec.operand), 0);
+    for extra in &spec.extras {
+        let bytes = dtype_bytes(extra.dtype) * if extra.per_column { spec.outputs } else { 1 };
+        *(if extra.per_row { &mut row_bytes } else { &mut weight_bytes }) += bytes;
+    }
+    row_bytes += spec.inputs * dtype_bytes(spec.operand) + spec.outputs * dtype_bytes(spec.result);
+    Cost {
+        weight_bytes,
+        row_bytes,
+        row_flops: 2 * weights,
+        products: Some(manifest_dtype(spec.operand)),
+        ..Cost::default()
+    }
+}
+
+fn attention(spec: &AttentionSpec) -> Cost {
+    let queries = spec.heads * spec.key_dim * dtype_bytes(spec.query);
+    let results = spec.heads * spec.value_dim * dtype_bytes(spec.result);
+    Cost {
+        row_bytes: queries + results,
+        products: Some(manifest_dtype(spec.kept)),
+        attention: Some(AttentionCost {
+            axis: spec.axis,
+            window: spec.reach.window,
+            future: spec.reach.future,
+            key_bytes: spec.kv_heads * (spec.key_dim + spec.value_dim) * dtype_bytes(spec.kept),
+            pair_flops: 2 * spec.heads * (spec.key_dim + spec.value_dim),
+        }),
+        ..Cost::default()
+    }
+}
+
+fn rows(spec: &RowsSpec) -> Cost {
+    let mut cost = Cost::default();
+    for (read, param) in spec.params.iter().zip(spec.body.params()) {
+        let ty = spec.body.ty(param.value);
+        match (read, gathered(&spec.body, param.value)) {
+            (RowParam::Shared, Some(row_bytes)) => cost.row_weight_bytes += row_bytes,
+            (RowParam::Shared, None) => cost.weight_bytes += fixed_bytes(ty),
+            (RowParam::PerRow | RowParam::Selected, _) => cost.row_bytes += fixed_bytes(ty),
+        }
+    }
+    let outputs = spec.body.outputs();
+    for (output, sink) in &spec.sinks {
+        let bytes = outputs.get(*output).map_or(0, |o| fixed_bytes(spec.body.ty(o.value)));
+        // One write each; where it goes does not matter.
+        cost.row_bytes += match sink {
+            Sink::Buffer | Sink::Cache { .. } => bytes,
+        };
+    }
+    cost
+}
+
+/// Bytes a row that gathers read of a table, when nothing else reads it.
+fn gathered(body: &Graph, table: ValueId) -> Option<u64> {
+    if body.is_output(table) {
+        return None;
+    }
+    let mut bytes = None;
+    for (user, operand) in body.uses(table) {
+        if !matches!(body.op(user).as_core(), Some(Core::Gather)) || operand != 0 {
+            return None;
+        }
+        *bytes.get_or_insert(0) += fixed_bytes(body.ty(ValueId { node: user, port: 0 }));
+    }
+    bytes
+}
+
+/// Bytes of one row of a type, or of all of it where it has no rows.
+fn fixed_bytes(ty: &Type) -> u64 {
+    let elements: u64 = ty.dims.iter().map(|d| if let Dim::Fixed(n) = d { *n } else { 1 }).product();
+    elements * dtype_bytes(ty.dtype)
+}

@@ -1,0 +1,216 @@
+//! What a step has to read and multiply: the costs of a manifest's launches, evaluated for the rows and the context of one step.
+//!
+//! Given a [`Cost`](crate::artifact::manifest::Cost) and a [`StepShape`], promises counts of bytes and operations that no kernel can be below. They are compared with the
+//! machine's limits by [`crate::bench`] and [`crate::profile`]; nothing else depends on them.
+
+use crate::artifact::manifest::{AttentionCost, DType, Launch, Manifest};
+use crate::device::AxisStep;
+
+/// One ragged axis of a step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AxisShape {
+    /// For each sequence: positions before the step, and elements that the step adds.
+    pub sequences: Vec<(u64, u64)>,
+    /// Selected elements, over all sequences.
+    pub selected: u64,
+}
+
+/// The axes of a step, in the manifest's order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StepShape {
+    /// All of them.
+    pub axes: Vec<AxisShape>,
+}
+
+/// Bytes and operations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Bytes of weights read.
+    pub weight_bytes: u64,
+    /// Bytes of keys and values that attention reads, each once a sequence.
+    pub cache_bytes: u64,
+    /// Bytes of other values read and written; they may never leave the processor's caches.
+    pub value_bytes: u64,
+    /// Floating-point operations on 32-bit numbers.
+    pub f32_flops: u64,
+    /// Floating-point operations on 16-bit numbers, summed in 32 bits.
+    pub half_flops: u64,
+}
+
+impl Work {
+    /// Adds up.
+    pub fn add(&mut self, other: &Self) {
+        self.weight_bytes = self.weight_bytes.saturating_add(other.weight_bytes);
+        self.cache_bytes = self.cache_bytes.saturating_add(other.cache_bytes);
+        self.value_bytes = self.value_bytes.saturating_add(other.value_bytes);
+        self.f32_flops = self.f32_flops.saturating_add(other.f32_flops);
+        self.half_flops = self.half_flops.saturating_add(other.half_flops);
+    }
+
+    /// Bytes that must come from memory: weights and caches.
+    pub fn memory_bytes(&self) -> u64 {
+        self.weight_bytes.saturating_add(self.cache_bytes)
+    }
+
+    /// Operations of any width.
+    pub fn flops(&self) -> u64 {
+        self.f32_flops.saturating_add(self.half_flops)
+    }
+}
+
+impl StepShape {
+    /// The shape of a step as devices are given it.
+    pub fn of(axes: &[AxisStep]) -> Self {
+        let shape = |axis: &AxisStep| {
+            let sequence = |pair: &[u32]| {
+                let before = axis.positions.get(pair[0] as usize).copied().filter(|_| pair[1] > pair[0]);
+                (u64::from(before.unwrap_or(0)), u64::from(pair[1].saturating_sub(pair[0])))
+            };
+            AxisShape { sequences: axis.offsets.windows(2).map(sequence).collect(), selected: axis.rows.len() as u64 }
+        };
+        Self { axes: axes.iter().map(shape).collect() }
+    }
+
+    /// Everything that the launches of `manifest` have to do in this step.
+    pub fn work(&self, manifest: &Manifest) -> Work {
+        let mut total = Work::default();
+        for launch in &manifest.launches {
+            total.add(&self.work_of(launch));
+        }
+        total
+    }
+
+    /// What one launch has to do; nothing when the compiler did not say.
+    pub fn work_of(&self, launch: &Launch) -> Work {
+        let (Some(cost), Some(axis)) = (&launch.cost, self.axes.get(launch.axis)) else { return Work::default() };
+        let rows = if launch.rows { axis.selected } else { axis.sequences.iter().map(|(_, new)| new).sum() };
+        if rows == 0 {
+            return Work::default();
+        }
+        let (pairs_flops, cache_bytes) =
+            cost.attention.as_ref().map_or((0, 0), |attention| self.attention(axis, attention, launch.axis));
+        let flops = cost.row_flops.saturating_mul(rows).saturating_add(pairs_flops);
+        let half = matches!(cost.products, Some(DType::BF16 | DType::F16));
+        Work {
+            weight_bytes: cost.weight_bytes.saturating_add(cost.row_weight_bytes.saturating_mul(rows)),
+            cache_bytes,
+            value_bytes: cost.row_bytes.saturating_mul(rows),
+            f32_flops: if half { 0 } else { flops },
+            half_flops: if half { flops } else { 0 },
+        }
+    }
+
+    /// Operations and bytes of attention from the rows of `axis`.
+    fn attention(&self, axis: &AxisShape, cost: &AttentionCost, own_axis: usize) -> (u64, u64) {
+        let (mut pairs, mut keys) = (0u64, 0u64);
+        for (s, &(before, new)) in axis.sequences.iter().enumerate().filter(|(_, (_, new))| *new > 0) {
+            let (of_queries, distinct) = if cost.axis == own_axis {
+                own_keys(before, new, cost.window, cost.future)
+            } else {
+                let (before, added) =
+                    self.axes.get(cost.axis).and_then(|a| a.sequences.get(s)).copied().unwrap_or((0, 0));
+                let all = before.saturating_add(added);
+                (all.saturating_mul(new), all)
+            };
+            pairs = pairs.saturating_add(of_queries);
+            keys = keys.saturating_add(distinct);
+        }
+        (pairs.saturating_mul(cost.pair_flops), keys.saturating_mul(cost.key_bytes))
+    }
+}
+
+/// Pairs of a query and a key that it sees, and keys that some query sees, for queries at `before .. before + new` of a sequence.
+fn own_keys(before: u64, new: u64, window: Option<u64>, future: bool) -> (u64, u64) {
+    let end = before.saturating_add(new);
+    let window = window.unwrap_or(u64::MAX).max(1);
+    // Query `q` sees `min(q + 1, window)` keys up to itself: first those that see everything, then those that see a window.
+    let growing = window.min(end).saturating_sub(before);
+    let up_to_itself = triangle(before + growing) - triangle(before) + u128::from(new - growing) * u128::from(window);
+    let after = if future { triangle(new.saturating_sub(1)) } else { 0 };
+    let oldest = (before + 1).saturating_sub(window);
+    (u64::try_from(up_to_itself + after).unwrap_or(u64::MAX), end - oldest)
+}
+
+/// `1 + 2 + .. + n`.
+fn triangle(n: u64) -> u128 {
+    u128::from(n) * (u128::from(n) + 1) / 2
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::artifact::manifest::Cost;
+    use crate::artifact::sample;
+
+    #[test]
+    fn keys_are_counted_as_one_by_one() {
+        for before in 0..9 {
+            for new in 1..9 {
+                for window in [None, Some(1), Some(3), Some(8), Some(40)] {
+                    for future in [false, true] {
+                        let sees = |q: u64, k: u64| (k <= q || future) && (k > q || window.is_none_or(|w| q - k < w));
+                        let end = before + new;
+                        let pairs =
+                            (before..end).flat_map(|q| (0..end).map(move |k| (q, k))).filter(|&(q, k)| sees(q, k));
+                        let keys = (0..end).filter(|&k| (before..end).any(|q| sees(q, k))).count() as u64;
+                        let expected = (pairs.count() as u64, keys);
+                        assert_eq!(
+                            own_keys(before, new, window, future),
+                            expected,
+                            "{before} {new} {window:?} {future}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_step_of_several_sequences_adds_up() {
+        let mut manifest = sample::manifest();
+        manifest.launches[0].cost = Some(Cost {
+            weight_bytes: 48,
+            row_weight_bytes: 3,
+            row_bytes: 8,
+            row_flops: 24,
+            products: Some(DType::BF16),
+            attention: Some(AttentionCost { axis: 0, window: None, future: false, key_bytes: 5, pair_flops: 7 }),
+        });
+        let axis = AxisStep {
+            offsets: vec![0, 2, 2, 3],
+            positions: vec![0, 1, 9],
+            sequences: vec![0, 0, 2],
+            rows: vec![1, 2],
+        };
+        let shape = StepShape::of(&[axis]);
+        assert_eq!(shape.axes[0], AxisShape { sequences: vec![(0, 2), (0, 0), (9, 1)], selected: 2 });
+        let work = shape.work(&manifest);
+        // Pairs: 1 + 2, and 10; keys: 2 and 10.
+        let expected = Work {
+            weight_bytes: 48 + 3 * 3,
+            cache_bytes: 12 * 5,
+            value_bytes: 24,
+            f32_flops: 0,
+            half_flops: 3 * 24 + 13 * 7,
+        };
+        assert_eq!(work, expected);
+        assert_eq!((work.memory_bytes(), work.flops()), (48 + 9 + 60, 163));
+        manifest.launches[0].rows = true;
+        assert_eq!(shape.work(&manifest).value_bytes, 16);
+        manifest.launches[0].cost = None;
+        assert_eq!(shape.work(&manifest), Work::default());
+    }
+
+    #[test]
+    fn other_axes_are_seen_whole_and_nothing_overflows() {
+        let attention = AttentionCost { axis: 1, window: None, future: true, key_bytes: 4, pair_flops: 2 };
+        let shape = StepShape {
+            axes: vec![
+                AxisShape { sequences: vec![(3, 2), (0, 1)], selected: 3 },
+                AxisShape { sequences: vec![(10, 0), (0, 6)], selected: 6 },
+            ],
+        };
+        assert_eq!(shape.attention(&shape.axes[0], &attention, 0), ((2 * 10 + 6) * 2, 16 * 4));
+        assert_eq!(own_keys(0, u64::MAX, None, true).0, u64::MAX);
+    }
+}
