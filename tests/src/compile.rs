@@ -49,9 +49,7 @@ pub fn load(case: &Case, target: &str, threads: usize) -> Result<Arc<Model>> {
 pub fn load_from(case: &Case, target: &str, threads: usize, checkpoint: &Checkpoint) -> Result<Arc<Model>> {
     let artifact = compiled(case)?;
     // `cpu` means this machine, under whatever name the artifact has it.
-    let wanted = TARGETS.iter().position(|name| *name == target).and_then(|i| artifact.manifests().nth(i));
-    let target =
-        wanted.map(|manifest| manifest.target.name.clone()).ok_or_else(|| format!("{target} is not compiled"))?;
+    let target = target::parse(target)?.name().to_owned();
     let options = ModelOptions { threads: Some(threads), target: Some(target), ..ModelOptions::default() };
     Ok(Model::load(&artifact, checkpoint, &options)?)
 }

@@ -42,8 +42,8 @@ pub(crate) struct ModelArgs {
     /// Set a size, over the config; may repeat
     #[arg(long = "set", value_name = "SIZE=VALUE")]
     pub(crate) set: Vec<String>,
-    /// Generate code for: cpu, cpu:x86-64-v3, cpu:x86-64-v4, cpu:x86-64-v4+avx512bf16+avx512vnni; may repeat
-    #[arg(long, value_name = "TARGET")]
+    /// Generate code for: cpu (this machine), cpu:LEVEL or cpu:PROCESSOR with any +FEATURE; may repeat
+    #[arg(long, value_name = "TARGET", long_help = target_help())]
     pub(crate) target: Vec<String>,
     /// Type of weights and of the inputs of products
     #[arg(long, value_enum, default_value_t = DTypeArg::F32)]
@@ -54,6 +54,15 @@ pub(crate) struct ModelArgs {
     /// Leave out an optional pass; may repeat
     #[arg(long = "skip-pass", value_name = "PASS")]
     pub(crate) skip_pass: Vec<String>,
+}
+
+fn target_help() -> String {
+    format!(
+        "Generate code for this machine (cpu), for every processor of a level (cpu:x86-64-v3) or for a processor (cpu:znver5), with any further \
+         features (cpu:x86-64-v4+avx512bf16+avx512vnni). Repeated, one artifact carries all, and the runtime picks the best that the machine \
+         can run. The {}",
+        xfc_codegen::target::known()
+    )
 }
 
 /// `--dtype`.

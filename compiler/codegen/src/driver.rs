@@ -220,13 +220,15 @@ fn stored(binding: &Binding) -> Stored {
     Stored { names: binding.names.clone(), shape: binding.shape.clone(), steps: steps.collect() }
 }
 
-/// Links what was built for each target and writes the artifact's bytes.
+/// Links what was built for each target and writes the artifact's bytes, the best variant first.
 ///
 /// # Errors
 /// Code that is not self-contained: a defect of xfc.
 pub fn write_artifact(card: &str, built: &[Built]) -> Result<Vec<u8>, CodegenError> {
     let mut variants = Vec::new();
-    for b in built {
+    let mut best_first: Vec<&Built> = built.iter().collect();
+    best_first.sort_by_key(|b| std::cmp::Reverse(b.rank));
+    for b in best_first {
         let objects: Vec<(String, Vec<u8>)> =
             b.kernels.iter().map(|k| (k.name.clone(), k.code.object.clone())).collect();
         let image = link(&objects, SYMBOL)?;

@@ -47,6 +47,8 @@ pub struct Built {
     pub plan: Plan,
     /// The manifest.
     pub manifest: Manifest,
+    /// The target's rank among others.
+    pub rank: u32,
     /// Kernels in the order of the entry table.
     pub kernels: Vec<CompiledKernel>,
     /// Time spent planning, and compiling kernels.
@@ -121,7 +123,13 @@ pub fn build_for(input: &Input<'_>, target: &dyn Target, threads: usize, keep: K
         launches,
         parameters: input.parameters,
     };
-    Ok(Built { plan, manifest, kernels, elapsed: [("plan", planned), ("kernels", start.elapsed())] })
+    Ok(Built {
+        plan,
+        manifest,
+        rank: target.rank(),
+        kernels,
+        elapsed: [("plan", planned), ("kernels", start.elapsed())],
+    })
 }
 
 fn compile_units(

@@ -180,17 +180,57 @@ impl Writer {
         self.op(a.ty, &text)
     }
 
-    /// `a * b + c`, rounded once.
+    /// `a * b + c`: rounded once where the machine can, else the product is rounded first.
     pub fn fma(&mut self, a: Val, b: Val, c: Val) -> Val {
         debug_assert!(a.ty == b.ty && b.ty == c.ty);
+        if !self.machine().fma {
+            let product = self.mul(a, b);
+            return self.add(product, c);
+        }
         let t = a.ty.text();
         self.op(a.ty, &format!("llvm.intr.fma({}, {}, {}) : ({t}, {t}, {t}) -> {t}", a, b, c))
     }
 
+    /// `a * b + c` of f32 with the exact product, on every machine.
+    pub fn fma_exact(&mut self, a: Val, b: Val, c: Val) -> Val {
+        if self.machine().fma {
+            return self.fma(a, b, c);
+        }
+        // A product of two f32 is exact in f64.
+        let wide = a.ty.with(Elem::F64);
+        let [x, y, z] = [a, b, c].map(|v| self.convert("arith.extf", v, wide));
+        let product = self.mul(x, y);
+        let sum = self.add(product, z);
+        self.convert("arith.truncf", sum, a.ty)
+    }
+
     /// The largest whole number not above.
     pub fn floor(&mut self, a: Val) -> Val {
-        let t = a.ty.text();
-        self.op(a.ty, &format!("llvm.intr.floor({}) : ({t}) -> {t}", a))
+        if self.machine().round {
+            let t = a.ty.text();
+            return self.op(a.ty, &format!("llvm.intr.floor({}) : ({t}) -> {t}", a));
+        }
+        // Through i32, one less where that rounded up. From 2^23 on every number is whole; NaN stays, as does the sign of zero.
+        let lanes = a.ty.lanes;
+        let zero = self.f32(0.0, lanes);
+        let one = self.f32(1.0, lanes);
+        let limit = self.f32(8_388_608.0, lanes);
+        let magnitude = self.fabs(a);
+        let has_fraction = self.cmp(Cmp::Lt, magnitude, limit);
+        let x = self.select(has_fraction, a, zero);
+        let bits = x.ty.with(Elem::I32);
+        let whole = self.convert("arith.fptosi", x, bits);
+        let whole = self.to_float(whole);
+        let is_above = self.cmp(Cmp::Gt, whole, x);
+        let less = self.sub(whole, one);
+        let whole = self.select(is_above, less, whole);
+        let sign_bit = self.int(i64::from(i32::MIN), bits);
+        let x_bits = self.bitcast(x, bits);
+        let sign = self.and(x_bits, sign_bit);
+        let whole = self.bitcast(whole, bits);
+        let whole = self.or(whole, sign);
+        let whole = self.bitcast(whole, a.ty);
+        self.select(has_fraction, whole, a)
     }
 
     /// Square root.

@@ -11,10 +11,11 @@ use xfc_runtime::artifact::abi::offsets as abi;
 
 use super::expr::{cast, constant, elem_of, scalar_graph};
 use super::frame::{Buffer, CacheTable, RowSpace};
+use super::machine::Machine;
+use super::schedule::AttentionSchedule;
 use super::writer::{Cmp, Elem, Ty, Val, Writer};
 use crate::error::CodegenError;
 use crate::plan::kernel::{AttentionSpec, HeadTable, dtype_bytes, page_bytes};
-use crate::target::cpu::schedule::AttentionSchedule;
 
 /// Below any score that a finite model computes; finite, so that a difference of two is never NaN.
 const LOWEST: f64 = -3.0e38;
@@ -23,8 +24,13 @@ const LOWEST: f64 = -3.0e38;
 ///
 /// # Errors
 /// An element type, or an operation of the mask or score, without a lowering.
-pub fn emit(symbol: &str, spec: &AttentionSpec, schedule: &AttentionSchedule) -> Result<String, CodegenError> {
-    let (mut w, params) = Writer::kernel(symbol);
+pub fn emit(
+    symbol: &str,
+    spec: &AttentionSpec,
+    machine: &Machine,
+    schedule: &AttentionSchedule,
+) -> Result<String, CodegenError> {
+    let (mut w, params) = Writer::kernel(symbol, machine);
     let args = params.args;
     let n_rows = w.n_rows(args, RowSpace { axis: spec.axis, selected: false });
     let kernel = Attention {

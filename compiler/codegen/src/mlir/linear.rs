@@ -9,20 +9,26 @@ use xfc_lang::graph::DType;
 
 use super::expr::{cast, elem_of, scalar_graph};
 use super::frame::Buffer;
+use super::machine::{Machine, PairDot};
+use super::schedule::{LinearSchedule, panel_depth};
 use super::writer::{Cmp, Elem, Ty, Val, Writer};
 use crate::error::CodegenError;
 use crate::plan::kernel::{Extra, LinearSpec, dtype_bytes};
-use crate::target::cpu::schedule::{LinearSchedule, panel_depth};
 
 /// Writes the kernel.
 ///
 /// # Errors
 /// An element type without a lowering.
-pub fn emit(symbol: &str, spec: &LinearSpec, schedule: &LinearSchedule) -> Result<String, CodegenError> {
+pub fn emit(
+    symbol: &str,
+    spec: &LinearSpec,
+    machine: &Machine,
+    schedule: &LinearSchedule,
+) -> Result<String, CodegenError> {
     if !matches!(spec.operand, DType::F32 | DType::BF16) {
         return Err(CodegenError::unsupported(format!("a product of {} operands", spec.operand), ""));
     }
-    let (mut w, params) = Writer::kernel(symbol);
+    let (mut w, params) = Writer::kernel(symbol, machine);
     let mut linear = Linear::new(&mut w, params.args, spec, schedule);
     let n_rows = w.n_rows(params.args, spec.space);
     let blocks = w.ceil_div(n_rows, schedule.rows_per_tile);
@@ -201,18 +207,10 @@ impl<'a> Linear<'a> {
                 weights.push(w.load(Ty::of(elem, s.lanes), at));
             }
         }
-        let high_mask =
-            (bf16 && !s.bf16_dot).then(|| w.int(i64::from(0xFFFF_0000_u32 as i32), Ty::of(Elem::I32, s.lanes)));
-        let halves: Vec<(Val, Val)> = match high_mask {
-            Some(mask) => weights
-                .iter()
-                .map(|x| {
-                    let low = w.shl(*x, 16);
-                    let high = w.and(*x, mask);
-                    (w.bitcast(low, low.ty.with(Elem::F32)), w.bitcast(high, high.ty.with(Elem::F32)))
-                })
-                .collect(),
-            None => Vec::new(),
+        let dot = w.machine().pair_dot;
+        let widened: Vec<(Val, Val)> = match dot {
+            PairDot::Widened if bf16 => weights.iter().map(|x| halves(w, *x)).collect(),
+            _ => Vec::new(),
         };
         let x_bytes = panel_depth(bf16) * dtype_bytes(self.spec.operand);
         for (i, x) in xs.iter().enumerate() {
@@ -233,21 +231,18 @@ impl<'a> Linear<'a> {
                 w.load(Ty::scalar(Elem::I32), at)
             };
             let pair = w.splat(pair, s.lanes);
-            match high_mask {
-                None => {
+            match dot {
+                PairDot::Intrinsic(name) => {
                     let packed = Ty::of(Elem::BF16, s.lanes * 2);
                     let pair = w.bitcast(pair, packed);
                     for (sum, weight) in mine.iter_mut().zip(&weights) {
                         let weight = w.bitcast(*weight, packed);
-                        *sum = w.intrinsic("llvm.x86.avx512bf16.dpbf16ps.512", &[*sum, weight, pair], sum.ty);
+                        *sum = w.intrinsic(name, &[*sum, weight, pair], sum.ty);
                     }
                 }
-                Some(mask) => {
-                    let low = w.shl(pair, 16);
-                    let low = w.bitcast(low, low.ty.with(Elem::F32));
-                    let high = w.and(pair, mask);
-                    let high = w.bitcast(high, high.ty.with(Elem::F32));
-                    for (sum, (w_low, w_high)) in mine.iter_mut().zip(&halves) {
+                PairDot::Widened => {
+                    let (low, high) = halves(w, pair);
+                    for (sum, (w_low, w_high)) in mine.iter_mut().zip(&widened) {
                         *sum = w.fma(low, *w_low, *sum);
                         *sum = w.fma(high, *w_high, *sum);
                     }
@@ -312,4 +307,12 @@ impl<'a> Linear<'a> {
             Some(mask) => w.load_masked(ty, at, mask),
         })
     }
+}
+
+/// Pairs of bf16 in 32 bits as two f32: the low half, the high half.
+fn halves(w: &mut Writer, pair: Val) -> (Val, Val) {
+    let mask = w.int(i64::from(0xFFFF_0000_u32 as i32), pair.ty);
+    let low = w.shl(pair, 16);
+    let high = w.and(pair, mask);
+    (w.bitcast(low, low.ty.with(Elem::F32)), w.bitcast(high, high.ty.with(Elem::F32)))
 }

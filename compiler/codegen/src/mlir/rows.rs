@@ -20,17 +20,23 @@ use xfc_runtime::artifact::abi::offsets as abi;
 use self::view::View;
 use super::expr::{constant, constant_of, elem_of, elementwise};
 use super::frame::Buffer;
+use super::machine::Machine;
+use super::schedule::RowsSchedule;
 use super::writer::{Elem, Val, Writer};
 use crate::error::CodegenError;
 use crate::plan::kernel::{RowParam, RowsSpec};
-use crate::target::cpu::schedule::RowsSchedule;
 
 /// Writes the kernel; gives its text and the bytes of scratch it needs.
 ///
 /// # Errors
 /// An operation or element type without a lowering.
-pub fn emit(symbol: &str, spec: &RowsSpec, schedule: &RowsSchedule) -> Result<(String, u64), CodegenError> {
-    let (mut w, params) = Writer::kernel(symbol);
+pub fn emit(
+    symbol: &str,
+    spec: &RowsSpec,
+    machine: &Machine,
+    schedule: &RowsSchedule,
+) -> Result<(String, u64), CodegenError> {
+    let (mut w, params) = Writer::kernel(symbol, machine);
     let args = params.args;
     let n_rows = w.n_rows(args, spec.space);
     let buffers: Vec<Buffer> = (0..spec.params.len() + spec.sinks.len()).map(|i| w.buffer(args, i)).collect();

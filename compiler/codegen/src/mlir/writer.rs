@@ -6,6 +6,7 @@
 
 use std::fmt::{self, Write as _};
 
+use super::machine::Machine;
 use crate::error::CodegenError;
 
 /// Element type of a value in a register.
@@ -25,6 +26,8 @@ pub enum Elem {
     I64,
     /// The type everything is computed in.
     F32,
+    /// Products of f32 without rounding; never in memory.
+    F64,
     /// Address; never in a vector.
     Ptr,
 }
@@ -39,13 +42,14 @@ impl Elem {
             Elem::I32 => "i32",
             Elem::I64 => "i64",
             Elem::F32 => "f32",
+            Elem::F64 => "f64",
             Elem::Ptr => "!llvm.ptr",
         }
     }
 
     /// Whether arithmetic on it is floating.
     pub fn is_float(self) -> bool {
-        self == Elem::F32
+        matches!(self, Elem::F32 | Elem::F64)
     }
 
     /// Bytes in memory.
@@ -54,7 +58,7 @@ impl Elem {
             Elem::I1 | Elem::I8 => 1,
             Elem::I16 | Elem::BF16 => 2,
             Elem::I32 | Elem::F32 => 4,
-            Elem::I64 | Elem::Ptr => 8,
+            Elem::I64 | Elem::F64 | Elem::Ptr => 8,
         }
     }
 }
@@ -125,8 +129,9 @@ pub enum Cmp {
 }
 
 /// The text of one module under construction.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Writer {
+    machine: Machine,
     globals: String,
     n_globals: usize,
     body: String,
@@ -148,16 +153,22 @@ pub struct KernelParams {
 }
 
 impl Writer {
-    /// Starts the function `symbol` with the kernel ABI.
-    pub fn kernel(symbol: &str) -> (Self, KernelParams) {
-        let mut w = Writer { depth: 2, ..Writer::default() };
+    /// Starts the function `symbol` with the kernel ABI, for `machine`.
+    pub fn kernel(symbol: &str, machine: &Machine) -> (Self, KernelParams) {
+        // The first four values are the parameters.
+        let mut w =
+            Writer { machine: *machine, globals: String::new(), n_globals: 0, body: String::new(), next: 4, depth: 2 };
         let p = |id| Val { id, port: None, ty: Ty::scalar(Elem::Ptr) };
         let i = |id| Val { id, port: None, ty: Ty::scalar(Elem::I32) };
-        w.next = 4;
         let _ = writeln!(w.body, "  func.func @{symbol}(%v0: !llvm.ptr, %v1: i32, %v2: i32, %v3: !llvm.ptr) {{");
         let tile_begin = w.convert("arith.extui", i(1), Ty::scalar(Elem::I64));
         let tile_end = w.convert("arith.extui", i(2), Ty::scalar(Elem::I64));
         (w, KernelParams { args: p(0), tile_begin, tile_end, scratch: p(3) })
+    }
+
+    /// What the kernel is written for.
+    pub fn machine(&self) -> &Machine {
+        &self.machine
     }
 
     /// Ends the function and gives the module's text.

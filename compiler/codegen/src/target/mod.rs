@@ -1,6 +1,7 @@
 //! L4: machine code, one folder a family of targets.
 //!
-//! To add a target: a folder here, and one line in [`parse`].
+//! To add a target: a folder here, and one line in [`parse`]. What kernels are made of (vectors, a fused multiply-add, products of bf16) a
+//! target gives as a [`Machine`](crate::mlir::machine::Machine), how they are tiled as a [`schedule`](crate::mlir::schedule).
 
 pub mod cpu;
 
@@ -34,6 +35,9 @@ pub trait Target: Sync {
 
     /// What the artifact says of it.
     fn describe(&self) -> manifest::Target;
+
+    /// How good it is beside other targets: of those that a machine can run, the runtime takes the highest.
+    fn rank(&self) -> u32;
 
     /// Layout of weight matrices of linears.
     fn pack(&self, bf16: bool) -> Pack;
@@ -94,6 +98,11 @@ pub struct Compiled {
 
 /// Name of the function in every emitted module.
 pub const SYMBOL: &str = "kernel";
+
+/// What names of targets are made of, for people.
+pub fn known() -> String {
+    cpu::isa::known()
+}
 
 /// The target that a name on the command line means.
 ///

@@ -1,128 +1,120 @@
 //! Instruction sets: what a named CPU target can do, and the features its code needs.
 
+use xfc_lang::diagnostic::did_you_mean;
+use xfc_runtime::artifact::HostFeatures;
+
+use super::levels::{FEATURES, LEVELS, Level, PROCESSORS, level};
 use crate::error::CodegenError;
+use crate::mlir::machine::{Machine, PairDot};
 
 /// A CPU that code is generated for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Isa {
     /// As on the command line, resolved: `cpu:x86-64-v3`.
     pub name: String,
-    /// Architecture: `x86_64`.
+    /// Architecture: `x86_64`, `aarch64`.
     pub arch: &'static str,
-    /// LLVM's name of the CPU to generate for.
+    /// LLVM's name of the processor whose features code may use.
     pub llvm_cpu: &'static str,
-    /// LLVM features beyond `llvm_cpu`.
+    /// LLVM's name of the processor whose timings decide between equal ways, where one was named.
+    pub tune: Option<&'static str>,
+    /// LLVM features beyond `llvm_cpu`, sorted.
     pub extra: Vec<String>,
     /// Every feature the code may use; what the runtime checks.
     pub needs: Vec<String>,
-    /// f32 lanes of a vector register.
-    pub lanes: u32,
     /// Vector registers.
     pub registers: u32,
-    /// Whether VDPBF16PS exists.
-    pub bf16_dot: bool,
+    /// Vectors and operations.
+    pub machine: Machine,
 }
 
-const V3: &[&str] =
-    &["avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "popcnt", "sse3", "sse4.1", "sse4.2", "ssse3"];
-const V4: &[&str] = &["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"];
-/// Features that may be named after a level, and what they need.
-const EXTRAS: &[&str] = &["avx512bf16", "avx512vnni"];
+/// What may follow `cpu:`, for messages.
+pub fn known() -> String {
+    let levels: Vec<&str> = LEVELS.iter().map(|level| level.name).collect();
+    let processors: Vec<&str> = PROCESSORS.iter().map(|processor| processor.name).collect();
+    format!("levels are {}; processors are {}", levels.join(", "), processors.join(", "))
+}
 
 impl Isa {
-    /// Parses what follows `cpu`: nothing (this host), or `:LEVEL[+feature...]`.
+    /// Parses what follows `cpu`: nothing (this host), or `:LEVEL` or `:PROCESSOR` with any `+feature`.
     ///
     /// # Errors
-    /// Unknown levels and features, and features that a level lacks, are named with what exists.
+    /// Unknown names and features, and features that a level cannot have, are named with what exists.
     pub fn parse(name: &str) -> Result<Isa, CodegenError> {
         let wrong = |reason: String| CodegenError::Target { name: name.to_owned(), reason };
+        let form = "targets are `cpu` (this host), `cpu:LEVEL` and `cpu:PROCESSOR`, with any `+FEATURE` after them";
         let Some(spec) = name.strip_prefix("cpu") else {
-            return Err(wrong(
-                "targets are `cpu`, `cpu:x86-64-v3` and `cpu:x86-64-v4[+avx512bf16][+avx512vnni]`".into(),
-            ));
+            return Err(wrong(format!("{form}; {}", known())));
         };
         if spec.is_empty() {
-            return Isa::host().ok_or_else(|| {
-                wrong("this CPU lacks AVX2 and FMA (x86-64-v3), the least that code is generated for".into())
-            });
+            return Isa::of_host(&HostFeatures::detect())
+                .ok_or_else(|| wrong("no code is generated for processors like this one".into()));
         }
-        let spec = spec.strip_prefix(':').ok_or_else(|| wrong("write `cpu` or `cpu:LEVEL`".into()))?;
+        let spec = spec.strip_prefix(':').ok_or_else(|| wrong(form.into()))?;
         let mut parts = spec.split('+');
-        let level = parts.next().unwrap_or_default();
-        let mut extra: Vec<String> = Vec::new();
-        for feature in parts {
-            if !EXTRAS.contains(&feature) {
-                return Err(wrong(format!("unknown feature `{feature}`; known are {}", EXTRAS.join(", "))));
-            }
-            if !extra.iter().any(|e| e == feature) {
-                extra.push(feature.to_owned());
-            }
+        let base = parts.next().unwrap_or_default();
+        let processor = PROCESSORS.iter().find(|processor| processor.name == base);
+        let Some(level) = level(processor.map_or(base, |processor| processor.level)) else {
+            let names = LEVELS.iter().map(|l| l.name).chain(PROCESSORS.iter().map(|p| p.name));
+            let near = did_you_mean(base, names).map(|near| format!("; {near}")).unwrap_or_default();
+            return Err(wrong(format!("unknown processor `{base}`; {}{near}", known())));
+        };
+        let asked: Vec<&str> = parts.collect();
+        for feature in &asked {
+            check(feature, level).map_err(wrong)?;
         }
-        extra.sort();
-        match level {
-            "x86-64-v3" if extra.is_empty() => Ok(Isa::v3()),
-            "x86-64-v3" => Err(wrong(format!("`{}` needs x86-64-v4", extra[0]))),
-            "x86-64-v4" => Ok(Isa::v4(extra)),
-            _ => Err(wrong(format!("unknown level `{level}`; known are x86-64-v3 and x86-64-v4"))),
-        }
+        let own = processor.map_or(&[][..], |processor| processor.features);
+        let mut isa = Isa::new(level, &[own, &asked[..]].concat());
+        let mut added: Vec<&str> = asked.into_iter().filter(|feature| !own.contains(feature)).collect();
+        added.sort_unstable();
+        added.dedup();
+        isa.name = format!("cpu:{base}{}", added.iter().map(|feature| format!("+{feature}")).collect::<String>());
+        isa.tune = processor.map(|processor| processor.name);
+        Ok(isa)
     }
 
-    fn v3() -> Isa {
+    /// Code of a level with features that processors of the level may have.
+    fn new<'f>(level: &'static Level, features: &[&'f str]) -> Isa {
+        let mut extra: Vec<&'f str> = features.to_vec();
+        for feature in FEATURES.iter().filter(|known| features.contains(&known.name) && known.fits(level)) {
+            extra.extend(feature.implies);
+        }
+        extra.sort_unstable();
+        extra.dedup();
+        let pair_dot = match level.machine.lanes {
+            16 if extra.contains(&"avx512bf16") => PairDot::Intrinsic("llvm.x86.avx512bf16.dpbf16ps.512"),
+            4 if extra.contains(&"bf16") => PairDot::Intrinsic("llvm.aarch64.neon.bfdot.v4f32.v8bf16"),
+            _ => PairDot::Widened,
+        };
+        let suffix: String = extra.iter().map(|feature| format!("+{feature}")).collect();
         Isa {
-            name: "cpu:x86-64-v3".into(),
-            arch: "x86_64",
-            llvm_cpu: "x86-64-v3",
-            extra: Vec::new(),
-            needs: V3.iter().map(|f| (*f).to_owned()).collect(),
-            lanes: 8,
-            registers: 16,
-            bf16_dot: false,
+            name: format!("cpu:{}{suffix}", level.name),
+            arch: level.arch,
+            llvm_cpu: level.llvm_cpu,
+            tune: None,
+            needs: level.features().map(str::to_owned).chain(extra.iter().map(|f| (*f).to_owned())).collect(),
+            extra: extra.into_iter().map(str::to_owned).collect(),
+            registers: level.registers,
+            machine: Machine { pair_dot, ..level.machine },
         }
     }
 
-    fn v4(extra: Vec<String>) -> Isa {
-        let mut needs: Vec<String> = V3.iter().chain(V4).map(|f| (*f).to_owned()).collect();
-        needs.extend(extra.iter().cloned());
-        let suffix: String = extra.iter().map(|e| format!("+{e}")).collect();
-        Isa {
-            name: format!("cpu:x86-64-v4{suffix}"),
-            arch: "x86_64",
-            llvm_cpu: "x86-64-v4",
-            bf16_dot: extra.iter().any(|e| e == "avx512bf16"),
-            extra,
-            needs,
-            lanes: 16,
-            registers: 32,
-        }
-    }
-
-    /// The best instruction set that this host has; `None` below x86-64-v3.
-    #[cfg(target_arch = "x86_64")]
-    fn host() -> Option<Isa> {
-        use std::is_x86_feature_detected as has;
-        if has!("avx512f") && has!("avx512bw") && has!("avx512cd") && has!("avx512dq") && has!("avx512vl") {
-            let mut extra = Vec::new();
-            if has!("avx512bf16") {
-                extra.push("avx512bf16".to_owned());
-            }
-            if has!("avx512vnni") {
-                extra.push("avx512vnni".to_owned());
-            }
-            return Some(Isa::v4(extra));
-        }
-        (has!("avx2") && has!("fma") && has!("bmi2") && has!("f16c")).then(Isa::v3)
-    }
-
-    #[cfg(not(target_arch = "x86_64"))]
-    fn host() -> Option<Isa> {
-        None
+    /// The best that a machine can run; `None` where code is generated for no processor of its architecture.
+    pub fn of_host(host: &HostFeatures) -> Option<Isa> {
+        let has = |feature: &str| host.features.contains(feature);
+        let level = LEVELS.iter().rfind(|level| level.arch == host.arch && level.features().all(has))?;
+        let features: Vec<&str> =
+            FEATURES.iter().filter(|f| f.host && f.fits(level) && has(f.name)).map(|feature| feature.name).collect();
+        Some(Isa::new(level, &features))
     }
 
     /// LLVM's feature string.
     pub fn llvm_features(&self) -> String {
         let mut features: Vec<String> = self.extra.iter().map(|f| format!("+{f}")).collect();
-        // Explicit vector widths are ours to choose.
-        features.push("-prefer-256-bit".into());
+        if self.arch == "x86_64" {
+            // Explicit vector widths are ours to choose.
+            features.push("-prefer-256-bit".into());
+        }
         features.join(",")
     }
 
@@ -132,25 +124,94 @@ impl Isa {
     }
 }
 
+/// Whether a feature may be added to a level; what is wrong with it.
+fn check(name: &str, to: &Level) -> Result<(), String> {
+    let same = |f: &&super::levels::Feature| level(f.level).is_some_and(|lowest| lowest.arch == to.arch);
+    if let Some(own) = LEVELS.iter().find(|level| level.arch == to.arch && level.adds.contains(&name)) {
+        return Err(format!("`{name}` is part of {}: leave it out, or name that level", own.name));
+    }
+    match FEATURES.iter().filter(same).find(|feature| feature.name == name) {
+        Some(feature) if feature.fits(to) => Ok(()),
+        Some(feature) => Err(format!("`{name}` needs {}", feature.level)),
+        None => {
+            let names: Vec<&str> = FEATURES.iter().filter(same).map(|feature| feature.name).collect();
+            Err(format!("unknown feature `{name}`; of {} they are {}", to.arch, names.join(", ")))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::Isa;
+    use std::collections::BTreeSet;
+
+    use super::*;
 
     #[test]
     fn names_resolve() {
-        assert_eq!(Isa::parse("cpu:x86-64-v3").unwrap().lanes, 8);
-        let v4 = Isa::parse("cpu:x86-64-v4+avx512vnni+avx512bf16").unwrap();
+        let lanes = |name: &str| Isa::parse(name).unwrap().machine.lanes;
+        assert_eq!([lanes("cpu:x86-64"), lanes("cpu:x86-64-v3"), lanes("cpu:aarch64")], [4, 8, 4]);
+        let v4 = Isa::parse("cpu:x86-64-v4+avx512vnni+avx512bf16+avx512vnni").unwrap();
         assert_eq!(v4.name, "cpu:x86-64-v4+avx512bf16+avx512vnni");
-        assert!(v4.bf16_dot && v4.needs.iter().any(|f| f == "avx512vnni"));
-        assert!(!Isa::parse("cpu:x86-64-v4").unwrap().bf16_dot);
+        assert!(v4.needs.iter().any(|f| f == "avx512vnni") && v4.needs.iter().any(|f| f == "avx2"));
+        assert_ne!(v4.machine.pair_dot, PairDot::Widened);
+        assert_eq!(Isa::parse("cpu:x86-64-v4").unwrap().machine.pair_dot, PairDot::Widened);
+        assert_eq!(Isa::parse("cpu:x86-64").unwrap().needs, ["sse", "sse2"]);
+    }
+
+    #[test]
+    fn processors_are_their_level_with_features() {
+        let zen = Isa::parse("cpu:znver5").unwrap();
+        assert_eq!((zen.name.as_str(), zen.llvm_cpu, zen.tune), ("cpu:znver5", "x86-64-v4", Some("znver5")));
+        assert!(zen.needs.iter().any(|f| f == "avx512bf16"));
+        assert_eq!(Isa::parse("cpu:znver5+avx512bf16+gfni").unwrap().name, "cpu:znver5+gfni");
+        let sve = Isa::parse("cpu:aarch64+sve+bf16").unwrap();
+        assert_eq!(sve.needs, ["fp-armv8", "neon", "bf16", "fullfp16", "sve"]);
+        assert_eq!(sve.name, "cpu:aarch64+bf16+sve");
+    }
+
+    #[test]
+    fn tables_agree_with_each_other() {
+        for processor in &PROCESSORS {
+            let level = level(processor.level).expect(processor.name);
+            for feature in processor.features {
+                check(feature, level).expect(processor.name);
+            }
+        }
+        for feature in &FEATURES {
+            let lowest = level(feature.level).expect(feature.name);
+            assert!(feature.implies.iter().all(|implied| check(implied, lowest).is_ok()), "{}", feature.name);
+            Isa::parse(&format!("cpu:{}+{}", feature.level, feature.name)).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_host_gets_the_highest_level_it_has() {
+        let host = |arch: &str, base: &str, also: &[&str]| {
+            let mut features: BTreeSet<String> =
+                level(base).into_iter().flat_map(Level::features).map(str::to_owned).collect();
+            features.extend(also.iter().map(|f| (*f).to_owned()));
+            HostFeatures { arch: arch.into(), features }
+        };
+        let name = |h: HostFeatures| Isa::of_host(&h).map(|isa| isa.name);
+        assert_eq!(name(host("x86_64", "x86-64", &["avx2", "fma"])).unwrap(), "cpu:x86-64");
+        assert_eq!(name(host("x86_64", "x86-64-v3", &["avx512bf16"])).unwrap(), "cpu:x86-64-v3");
+        assert_eq!(name(host("x86_64", "x86-64-v4", &["avx512vnni", "gfni"])).unwrap(), "cpu:x86-64-v4+avx512vnni");
+        assert_eq!(name(host("aarch64", "aarch64", &["dotprod", "sve"])).unwrap(), "cpu:aarch64+dotprod");
+        assert_eq!(name(host("riscv64", "", &[])), None);
     }
 
     #[test]
     fn wrong_names_say_what_exists() {
         for (name, part) in [
-            ("cpu:x86-64-v9", "unknown level `x86-64-v9`"),
+            ("cpu:x86-64-v9", "unknown processor `x86-64-v9`; levels are x86-64, "),
+            ("cpu:znver", "processors are nehalem, "),
+            ("cpu:", "unknown processor ``"),
             ("cpu:x86-64-v3+avx512bf16", "needs x86-64-v4"),
-            ("cpu:x86-64-v4+amx", "unknown feature `amx`"),
+            ("cpu:x86-64+avx2", "`avx2` is part of x86-64-v3"),
+            ("cpu:x86-64-v4+amx", "unknown feature `amx`; of x86_64 they are avx512bf16, "),
+            ("cpu:aarch64+avx512bf16", "unknown feature `avx512bf16`; of aarch64 they are aes, "),
+            ("cpu:aarch64+", "unknown feature ``"),
+            ("cpux", "targets are"),
             ("gpu", "targets are"),
         ] {
             let message = Isa::parse(name).unwrap_err().to_string();

@@ -7,12 +7,13 @@ use object::read::elf::{ElfFile64, FileHeader as _};
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _, RelocationTarget, SectionIndex, SectionKind};
 use std::collections::BTreeMap;
 
+use super::relocate::relocate;
 use crate::error::CodegenError;
 
 /// Machine code and constants of all kernels.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Image {
-    /// To be mapped at any 64-byte aligned address, readable and executable.
+    /// To be mapped at any multiple of 4096 bytes, readable and executable.
     pub bytes: Vec<u8>,
     /// Byte offset of each kernel, in order.
     pub entries: Vec<u64>,
@@ -89,24 +90,6 @@ fn link_one(image: &mut Image, symbol: &str, bytes: &[u8]) -> Result<(), String>
             "undefined symbol `{}`: generated code must call nothing",
             undefined.name().unwrap_or("?")
         ));
-    }
-    Ok(())
-}
-
-fn relocate(bytes: &mut [u8], machine: u16, r_type: u32, place: u64, value: i64) -> Result<(), String> {
-    use object::elf::{EM_X86_64, R_X86_64_PC32, R_X86_64_PC64, R_X86_64_PLT32};
-    if machine != EM_X86_64 {
-        return Err(format!("no relocations are known for ELF machine {machine}"));
-    }
-    let place_usize = usize::try_from(place).map_err(|e| e.to_string())?;
-    let relative = value - place as i64;
-    match r_type {
-        R_X86_64_PC32 | R_X86_64_PLT32 => {
-            let field = i32::try_from(relative).map_err(|_| "code image over 2 GiB".to_owned())?;
-            bytes[place_usize..place_usize + 4].copy_from_slice(&field.to_le_bytes());
-        }
-        R_X86_64_PC64 => bytes[place_usize..place_usize + 8].copy_from_slice(&relative.to_le_bytes()),
-        other => return Err(format!("relocation type {other} would need work at load time")),
     }
     Ok(())
 }

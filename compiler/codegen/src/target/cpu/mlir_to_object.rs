@@ -1,4 +1,4 @@
-//! A lowered MLIR module to x86-64 object code, through LLVM. One of the files that name inkwell.
+//! A lowered MLIR module to object code of a CPU, through LLVM. One of the files that name inkwell.
 //!
 //! Functions are marked `no-builtins`, so that LLVM recognises no loop as a call of `memset` or `memcpy`.
 
@@ -19,6 +19,7 @@ use crate::target::{Compiled, Keep};
 pub struct ObjectWriter {
     context: Context,
     machine: TargetMachine,
+    tune: Option<&'static str>,
 }
 
 impl ObjectWriter {
@@ -28,6 +29,7 @@ impl ObjectWriter {
     /// LLVM lacks the target.
     pub fn new(isa: &Isa) -> Result<Self, CodegenError> {
         Target::initialize_x86(&InitializationConfig::default());
+        Target::initialize_aarch64(&InitializationConfig::default());
         let triple = TargetTriple::create(&isa.triple());
         let failed = |message: String| CodegenError::Target { name: isa.name.clone(), reason: message };
         let target = Target::from_triple(&triple).map_err(|e| failed(e.to_string()))?;
@@ -41,7 +43,7 @@ impl ObjectWriter {
                 CodeModel::Small,
             )
             .ok_or_else(|| failed("LLVM has no such machine".into()))?;
-        Ok(ObjectWriter { context: Context::create(), machine })
+        Ok(ObjectWriter { context: Context::create(), machine, tune: isa.tune })
     }
 
     /// Compiles a module in the LLVM dialect.
@@ -69,8 +71,9 @@ impl ObjectWriter {
         module.set_triple(&self.machine.get_triple());
         module.set_data_layout(&self.machine.get_target_data().get_data_layout());
         for function in module.get_functions() {
-            for name in ["no-builtins", "nounwind"] {
-                function.add_attribute(AttributeLoc::Function, self.context.create_string_attribute(name, ""));
+            let tune = self.tune.map(|cpu| ("tune-cpu", cpu));
+            for (name, value) in [("no-builtins", ""), ("nounwind", "")].into_iter().chain(tune) {
+                function.add_attribute(AttributeLoc::Function, self.context.create_string_attribute(name, value));
             }
         }
         module.verify().map_err(|e| e.to_string())?;

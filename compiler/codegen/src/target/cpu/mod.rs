@@ -1,8 +1,10 @@
 //! CPU targets: instruction sets, schedules, object code, and the image that the runtime maps.
 
 pub mod isa;
+mod levels;
 pub mod link;
 pub mod mlir_to_object;
+mod relocate;
 pub mod schedule;
 
 use xfc_lang::graph::DType;
@@ -14,6 +16,7 @@ use self::schedule::Regime;
 use super::{Compiled, Compiler, Emitted, Keep, SYMBOL, Target, Tiling};
 use crate::error::CodegenError;
 use crate::mlir::pipeline::Lowering;
+use crate::mlir::schedule::panel_depth;
 use crate::mlir::{attention, linear, rows};
 use crate::plan::kernel::KernelSpec;
 
@@ -43,8 +46,14 @@ impl Target for Cpu {
         }
     }
 
+    fn rank(&self) -> u32 {
+        // Wider vectors first; of equal ones, the code that uses more of the machine; of equal needs, the one tuned for a processor.
+        let isa = &self.isa;
+        isa.machine.lanes * 1000 + isa.needs.len() as u32 * 2 + u32::from(isa.tune.is_some())
+    }
+
     fn pack(&self, bf16: bool) -> Pack {
-        Pack::Panels { columns: schedule::panel_columns(&self.isa), depth: schedule::panel_depth(bf16) }
+        Pack::Panels { columns: schedule::panel_columns(&self.isa), depth: panel_depth(bf16) }
     }
 
     fn page_tokens(&self) -> u64 {
@@ -82,17 +91,18 @@ impl Target for Cpu {
     }
 
     fn emit(&self, spec: &KernelSpec, phase: usize) -> Result<Emitted, CodegenError> {
+        let machine = &self.isa.machine;
         let (mlir, scratch_bytes) = match spec {
             KernelSpec::Linear(s) => {
                 if s.operand == DType::F16 {
                     return Err(CodegenError::unsupported("a product of f16 operands", ""));
                 }
-                (linear::emit(SYMBOL, s, &schedule::linear(&self.isa, Regime::ALL[phase], s.parts))?, 0)
+                (linear::emit(SYMBOL, s, machine, &schedule::linear(&self.isa, Regime::ALL[phase], s.parts))?, 0)
             }
             KernelSpec::Attention(s) => {
-                (attention::emit(SYMBOL, s, &schedule::attention(&self.isa))?, attention::scratch_bytes(s))
+                (attention::emit(SYMBOL, s, machine, &schedule::attention(&self.isa))?, attention::scratch_bytes(s))
             }
-            KernelSpec::Rows(s) => rows::emit(SYMBOL, s, &schedule::rows(&self.isa))?,
+            KernelSpec::Rows(s) => rows::emit(SYMBOL, s, machine, &schedule::rows(&self.isa))?,
         };
         Ok(Emitted { mlir, scratch_bytes })
     }

@@ -1,6 +1,7 @@
-//! How kernels are tiled on a CPU: chosen from the instruction set and the sizes, printable, never part of what is computed.
+//! How kernels are tiled on a CPU: chosen from the instruction set and the sizes.
 
 use super::isa::Isa;
+use crate::mlir::schedule::{AttentionSchedule, LinearSchedule, RowsSchedule};
 
 /// A regime of steps, by how many rows a launch has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -36,35 +37,9 @@ impl Regime {
     }
 }
 
-/// Tiling of a product with weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct LinearSchedule {
-    /// f32 lanes of a vector.
-    pub lanes: u32,
-    /// Rows of the register tile.
-    pub micro_rows: u32,
-    /// Vectors of each weight matrix in the register tile.
-    pub vectors: u32,
-    /// Independent accumulators for successive inputs, added at the end.
-    pub chains: u32,
-    /// Steps of the inner loop written out.
-    pub unroll: u32,
-    /// Outputs in a panel of the packed weights.
-    pub panel_columns: u64,
-    /// Rows of a tile.
-    pub rows_per_tile: u64,
-    /// Whether bf16 products use VDPBF16PS.
-    pub bf16_dot: bool,
-}
-
 /// Outputs in a panel of packed weights: the same for all regimes, since they share one copy.
 pub fn panel_columns(isa: &Isa) -> u64 {
-    u64::from(isa.lanes) * 4
-}
-
-/// Inputs in a group of packed weights.
-pub fn panel_depth(bf16: bool) -> u64 {
-    if bf16 { 2 } else { 1 }
+    u64::from(isa.machine.lanes) * 4
 }
 
 /// The schedule of a linear of `parts` matrices in a regime.
@@ -78,44 +53,25 @@ pub fn linear(isa: &Isa, regime: Regime, parts: usize) -> LinearSchedule {
         Regime::Many => (6, if wide { 4 / parts } else { 2 / parts }, 1, 48),
     };
     LinearSchedule {
-        lanes: isa.lanes,
+        lanes: isa.machine.lanes,
         micro_rows,
         vectors: vectors.max(1),
         chains,
         unroll: 4,
         panel_columns: panel_columns(isa),
         rows_per_tile,
-        bf16_dot: isa.bf16_dot,
     }
 }
 
-/// Tiling of attention.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct AttentionSchedule {
-    /// f32 lanes of a vector.
-    pub lanes: u32,
-    /// Query rows of a tile.
-    pub rows_per_tile: u64,
-}
-
-/// Tokens in a page of the caches: one vector of the widest instruction set, two of the next.
+/// Tokens in a page of the caches: one vector of the widest instruction set, four of the narrowest.
 pub const PAGE_TOKENS: u64 = 16;
 
 /// The schedule of attention.
 pub fn attention(isa: &Isa) -> AttentionSchedule {
-    AttentionSchedule { lanes: isa.lanes, rows_per_tile: 4 }
-}
-
-/// Tiling of token-wise kernels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct RowsSchedule {
-    /// f32 lanes of a vector.
-    pub lanes: u32,
-    /// Rows of a tile.
-    pub rows_per_tile: u64,
+    AttentionSchedule { lanes: isa.machine.lanes, rows_per_tile: 4 }
 }
 
 /// The schedule of token-wise kernels.
 pub fn rows(isa: &Isa) -> RowsSchedule {
-    RowsSchedule { lanes: isa.lanes, rows_per_tile: 4 }
+    RowsSchedule { lanes: isa.machine.lanes, rows_per_tile: 4 }
 }

@@ -1,0 +1,26 @@
+//! What a target gives to the kernels: the vectors and the operations that its machine has.
+//!
+//! Kernels name no target. Whatever differs from one instruction set to the next is a field here, or a number of a
+//! [`schedule`](super::schedule); the [`Writer`](super::writer::Writer) turns it into operations.
+
+/// Operations that some machines have and others lack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Machine {
+    /// f32 lanes of a vector register.
+    pub lanes: u32,
+    /// There is an instruction for `a * b + c`; without it, products are rounded before they are added.
+    pub fma: bool,
+    /// There is an instruction that rounds to whole numbers.
+    pub round: bool,
+    /// Products of pairs of bf16.
+    pub pair_dot: PairDot,
+}
+
+/// How `sum + a.low * b.low + a.high * b.high` is computed for each f32 lane of `sum` and the pairs of bf16 in the same 32 bits of `a` and `b`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PairDot {
+    /// As f32: each half is widened, multiplied and added.
+    Widened,
+    /// By an instruction: the name of LLVM's intrinsic `(sum, a, b) -> sum` on vectors of `Machine::lanes`.
+    Intrinsic(&'static str),
+}
