@@ -3,7 +3,8 @@
 //! ```text
 //! .xfm.table     the exported `xfm_entry_table`: where each variant's code and kernels are
 //! .xfm.card      the description that was compiled, UTF-8
-//! .xfm.plan.i    manifest of variant i, JSON
+//! .xfm.plan.0    manifest of variant 0, JSON
+//! .xfm.plan.i    what differs in the manifest of variant i, JSON
 //! .xfm.code.i    code and constants of variant i, one position-independent image
 //! .xfm.sums      checksums
 //! ```
@@ -16,10 +17,11 @@ use super::features::HostFeatures;
 use super::manifest::Manifest;
 use super::sums::{self, Sums};
 use super::table::{self, VariantEntries};
-use super::{VERSION, validate};
+use super::{VERSION, delta, validate};
 use crate::error::{Result, RuntimeError};
 use object::read::elf::ElfFile64;
 use object::{Endianness, Object, ObjectSection};
+use serde::Deserialize as _;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -42,7 +44,8 @@ pub struct VariantParts {
     pub code: CodeImage,
 }
 
-/// The bytes of an artifact that holds `card` (the description) and `variants`, best first. Equal inputs give equal bytes.
+/// The bytes of an artifact that holds `card` (the description) and `variants`, best first: of those that a machine can run, the runtime takes
+/// the first. Equal inputs give equal bytes.
 ///
 /// # Errors
 /// There is no variant, or a manifest does not pass [`validate::check`]: a mistake of the compiler.
@@ -64,8 +67,16 @@ pub fn write(card: &str, variants: &[VariantParts]) -> Result<Vec<u8>> {
         validate::check(&variant.manifest).map_err(|problem| bug(format!("variant {i}: {problem}")))?;
         check_entries(&variant.manifest, &variant.code.entries, variant.code.bytes.len())
             .map_err(|problem| bug(format!("variant {i}: {problem}")))?;
-        let plan = serde_json::to_vec(&variant.manifest).map_err(|error| bug(format!("variant {i}: {error}")))?;
-        sections.push(section(plan_name(i), plan, false));
+        // Layers, weights and operands are the same for all targets: they are written once.
+        let plan = if i == 0 {
+            serde_json::to_vec(&variant.manifest)
+        } else {
+            serde_json::to_vec(&delta::between(
+                &json(&first.manifest).map_err(bug)?,
+                &json(&variant.manifest).map_err(bug)?,
+            ))
+        };
+        sections.push(section(plan_name(i), plan.map_err(|error| bug(format!("variant {i}: {error}")))?, false));
     }
     let summed = (0..variants.len())
         .map(code_name)
@@ -77,8 +88,10 @@ pub fn write(card: &str, variants: &[VariantParts]) -> Result<Vec<u8>> {
         sections.push(section(code_name(i), variant.code.bytes.clone(), true));
     }
 
-    let elf::Written { mut bytes, offsets } =
-        elf::write(&first.manifest.target.arch, &sections, table::SYMBOL, 0).map_err(bug)?;
+    // Where variants are of several architectures, the file is of none.
+    let same_arch = variants.iter().all(|variant| variant.manifest.target.arch == first.manifest.target.arch);
+    let arch = if same_arch { first.manifest.target.arch.as_str() } else { "" };
+    let elf::Written { mut bytes, offsets } = elf::write(arch, &sections, table::SYMBOL, 0).map_err(bug)?;
     let code = |i: usize| offsets[sums_index + 1 + i] as u64 - offsets[0] as u64;
     let rows: Vec<VariantEntries> = variants
         .iter()
@@ -113,6 +126,10 @@ fn code_name(i: usize) -> String {
     format!(".xfm.code.{i}")
 }
 
+fn json(manifest: &Manifest) -> Result<serde_json::Value, String> {
+    serde_json::to_value(manifest).map_err(|error| error.to_string())
+}
+
 /// Kernels and entries correspond, and every entry lies in the code.
 fn check_entries(manifest: &Manifest, entries: &[u64], code_bytes: usize) -> Result<(), String> {
     if entries.len() != manifest.kernels.len() {
@@ -137,6 +154,7 @@ pub struct Artifact {
 /// Where a variant's code is.
 #[derive(Debug)]
 struct VariantCode {
+    plan_bytes: usize,
     range: Range<usize>,
     sum: u32,
     entries: Vec<u64>,
@@ -195,7 +213,7 @@ impl Artifact {
         self.manifests.iter().map(Arc::as_ref)
     }
 
-    /// The variant that suits this machine best: the most features among those that run, or the one called `wanted`.
+    /// The variant that suits this machine best, the first that it can run; or the one called `wanted`.
     ///
     /// # Errors
     /// No variant runs here; says what each lacks. There is no variant called `wanted`.
@@ -215,25 +233,24 @@ impl Artifact {
             ));
         }
         let mut refusals = Vec::new();
-        let mut best: Option<usize> = None;
-        for i in candidates {
-            let target = &self.manifests[i].target;
+        for index in candidates {
+            let target = &self.manifests[index].target;
             match host.missing(target) {
                 None => refusals.push(format!("{} is for {}", target.name, target.arch)),
-                Some(missing) if missing.is_empty() => {
-                    if best.is_none_or(|b| self.manifests[b].target.features.len() < target.features.len()) {
-                        best = Some(i);
-                    }
-                }
+                Some(missing) if missing.is_empty() => return Ok(Variant { artifact: self, index }),
                 Some(missing) => refusals.push(format!("{} needs {}", target.name, missing.join(", "))),
             }
         }
-        best.map(|index| Variant { artifact: self, index }).ok_or_else(|| RuntimeError::Unsupported {
+        Err(RuntimeError::Unsupported {
             subject: self.path.clone(),
             problem: format!("does not run on this {} processor: {}", host.arch, refusals.join("; ")),
-            help: "compile the model on this machine, or for a target that it has, such as `--target cpu:x86-64`"
-                .to_owned(),
+            help: "compile the model on this machine, or for a target that it has, with `--target`".to_owned(),
         })
+    }
+
+    /// The card's and each variant's bytes, for people: `(description, [(plan, code)])`.
+    pub fn sizes(&self) -> (usize, Vec<(usize, usize)>) {
+        (self.card.len(), self.variants.iter().map(|variant| (variant.plan_bytes, variant.range.len())).collect())
     }
 
     fn target_names(&self) -> Vec<&str> {
@@ -259,7 +276,7 @@ impl Variant<'_> {
     /// # Errors
     /// The system gives no executable memory.
     pub fn load_code(&self) -> Result<Code> {
-        let VariantCode { range, sum, entries } = &self.artifact.variants[self.index];
+        let VariantCode { range, sum, entries, .. } = &self.artifact.variants[self.index];
         Code::map(&self.artifact.bytes[range.clone()], *sum, entries)
     }
 }
@@ -321,9 +338,12 @@ fn parse(bytes: &[u8]) -> Result<Parsed, Refusal> {
     })?;
     let mut manifests = Vec::new();
     let mut variants = Vec::new();
+    let mut first = None;
     for (i, row) in rows.into_iter().enumerate() {
-        let manifest: Manifest = serde_json::from_slice(&bytes[need(&plan_name(i))?.0])
-            .map_err(|error| Refusal::damaged(format!("the plan of variant {i} cannot be read: {error}")))?;
+        let plan = need(&plan_name(i))?.0;
+        let plan_bytes = plan.len();
+        let manifest = read_plan(&bytes[plan], &mut first)
+            .map_err(|problem| Refusal::damaged(format!("the plan of variant {i} cannot be read: {problem}")))?;
         validate::check(&manifest)
             .map_err(|problem| Refusal::damaged(format!("the plan of variant {i} is not valid: {problem}")))?;
         let (range, sum) = need(&code_name(i))?;
@@ -333,7 +353,24 @@ fn parse(bytes: &[u8]) -> Result<Parsed, Refusal> {
         }
         check_entries(&manifest, &row.entries, range.len()).map_err(Refusal::damaged)?;
         manifests.push(manifest);
-        variants.push(VariantCode { range, sum, entries: row.entries });
+        variants.push(VariantCode { plan_bytes, range, sum, entries: row.entries });
     }
     Ok((card, manifests, variants))
+}
+
+/// The manifest that a plan section says: the whole of the first, of others what differs from it.
+fn read_plan(bytes: &[u8], first: &mut Option<serde_json::Value>) -> Result<Manifest, String> {
+    let text = |error: serde_json::Error| error.to_string();
+    match first {
+        None => {
+            let value: serde_json::Value = serde_json::from_slice(bytes).map_err(text)?;
+            let manifest = Manifest::deserialize(&value).map_err(text)?;
+            *first = Some(value);
+            Ok(manifest)
+        }
+        Some(first) => {
+            let change = serde_json::from_slice(bytes).map_err(text)?;
+            serde_json::from_value(delta::apply(first, &change)?).map_err(text)
+        }
+    }
 }

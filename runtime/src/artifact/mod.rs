@@ -9,6 +9,7 @@ pub mod validate;
 pub mod features;
 pub mod code;
 pub mod container;
+mod delta;
 mod elf;
 mod sums;
 mod table;
@@ -22,5 +23,5 @@ pub use container::{Artifact, CodeImage, Variant, VariantParts, write};
 pub use features::HostFeatures;
 
 /// Version of the container, the manifest and the kernel ABI together. A runtime refuses any other.
-/// 2: launches say what they cost.
-pub const VERSION: u32 = 2;
+/// 2: launches say what they cost. 3: plans of further variants say what differs from the first.
+pub const VERSION: u32 = 3;

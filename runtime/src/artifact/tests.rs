@@ -82,7 +82,7 @@ fn errors_name_the_file_and_what_to_do() {
 }
 
 #[test]
-fn selects_the_most_capable_variant_that_runs() {
+fn selects_the_first_variant_that_runs() {
     let with = |name: &str, arch: &str, features: &[&str]| {
         let mut parts = sample::parts();
         parts.manifest.target =
@@ -90,7 +90,7 @@ fn selects_the_most_capable_variant_that_runs() {
         parts
     };
     let variants =
-        [with("base", "x86_64", &[]), with("wide", "x86_64", &["avx2", "fma"]), with("other", "aarch64", &["neon"])];
+        [with("other", "aarch64", &["neon"]), with("wide", "x86_64", &["avx2", "fma"]), with("base", "x86_64", &[])];
     let artifact = Artifact::from_bytes(write("", &variants).unwrap()).unwrap();
     let host = |features: &[&str]| HostFeatures {
         arch: "x86_64".into(),
@@ -104,7 +104,43 @@ fn selects_the_most_capable_variant_that_runs() {
     let error = chosen(&["avx2"], Some("wide")).unwrap_err();
     assert!(error.to_string().contains("wide needs fma"), "{error}");
     assert_eq!(error.exit_code(), crate::error::EXIT_UNSUPPORTED);
-    assert!(chosen(&[], Some("nowhere")).unwrap_err().to_string().contains("only for base, wide, other"));
+    assert!(chosen(&[], Some("nowhere")).unwrap_err().to_string().contains("only for other, wide, base"));
+}
+
+#[test]
+fn variants_share_what_is_equal() {
+    let mut other = sample::parts();
+    other.manifest.target.name = "cpu:there".into();
+    other.manifest.weights[0].pack = Pack::Panels { columns: 64, depth: 1 };
+    other.manifest.kernels[0].scratch_bytes = 128;
+    let alone = sample().len();
+    let bytes = write("model: sample\n", &[sample::parts(), other.clone()]).unwrap();
+    let plan = serde_json::to_vec(&sample::manifest()).unwrap().len();
+    assert!(bytes.len() < alone + plan / 2, "{} bytes, one variant {alone}, a plan {plan}", bytes.len());
+    let artifact = Artifact::from_bytes(bytes.clone()).unwrap();
+    assert_eq!(artifact.manifests().collect::<Vec<_>>(), [&sample::manifest(), &other.manifest]);
+    for at in 0..bytes.len() {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 1 << (at % 8);
+        assert!(Artifact::from_bytes(damaged).is_err(), "flipped at {at}");
+    }
+}
+
+#[test]
+fn the_file_is_of_the_architecture_of_its_variants() {
+    let machine = |arches: &[&str]| {
+        let parts = arches.iter().map(|arch| {
+            let mut parts = sample::parts();
+            parts.manifest.target.arch = (*arch).into();
+            parts
+        });
+        let bytes = write("", &parts.collect::<Vec<_>>()).unwrap();
+        Artifact::from_bytes(bytes.clone()).unwrap();
+        u16::from_le_bytes([bytes[18], bytes[19]])
+    };
+    assert_eq!(machine(&["x86_64"]), object::elf::EM_X86_64);
+    assert_eq!(machine(&["aarch64", "aarch64"]), object::elf::EM_AARCH64);
+    assert_eq!(machine(&["aarch64", "x86_64"]), object::elf::EM_NONE);
 }
 
 /// Changes one field of the sample so that it must be refused.
