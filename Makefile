@@ -8,7 +8,7 @@ help:
 	@echo 'make demo        compile a real checkpoint and embed sentences with it'
 	@echo 'make test        everything that must hold: tests, formatting, lints, documentation'
 	@echo 'make test-full   the same in release, with longer fuzzing'
-	@echo 'make bench       how long the models take to compile'
+	@echo 'make bench       how long the models take to compile, and how fast two of them run'
 	@echo 'make lint        formatting, lints and documentation alone'
 	@echo 'make setup       install what building needs, and nothing else'
 	@echo 'make clean       remove what was built'
@@ -45,6 +45,7 @@ lint:
 bench:
 	@tools/setup.sh
 	@tools/bench_compile.sh
+	@tools/bench_speed.sh
 
 clean:
 	cargo clean

@@ -33,6 +33,7 @@
 
 pub mod error;
 pub mod files;
+pub mod memory;
 pub mod artifact;
 pub mod weights;
 pub mod cache;
@@ -42,6 +43,8 @@ pub mod model;
 pub mod step;
 pub mod session;
 pub mod generate;
+pub mod profile;
+pub mod bench;
 pub mod text;
 pub mod embed;
 pub mod commands;

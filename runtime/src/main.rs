@@ -8,7 +8,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use xfc_runtime::artifact::Artifact;
-use xfc_runtime::commands::{self, EXIT_CODES, EmbedArgs, LoadArgs, LogitsArgs, Output, RunArgs};
+use xfc_runtime::commands::{self, BenchArgs, EXIT_CODES, EmbedArgs, LoadArgs, LogitsArgs, Output, RunArgs};
 use xfc_runtime::error::{EXIT_OK, Result, RuntimeError};
 
 /// Runs a compiled transformer (.xfm).
@@ -42,6 +42,13 @@ enum Command {
         #[command(flatten)]
         args: EmbedArgs,
     },
+    /// Measure speed, and how far it is from what this machine can do
+    Bench {
+        #[command(flatten)]
+        artifact: ArtifactArgs,
+        #[command(flatten)]
+        args: BenchArgs,
+    },
 }
 
 #[derive(clap::Args, Debug)]
@@ -56,7 +63,11 @@ struct ArtifactArgs {
 
 impl ArtifactArgs {
     fn open(&self, load: &mut LoadArgs) -> Result<Artifact> {
-        load.target.clone_from(&self.target);
+        self.open_for(&mut load.target)
+    }
+
+    fn open_for(&self, target: &mut Option<String>) -> Result<Artifact> {
+        target.clone_from(&self.target);
         Artifact::open(&self.artifact)
     }
 }
@@ -75,6 +86,7 @@ fn execute(command: &mut Command, output: &mut Output<'_>) -> Result<()> {
     match command {
         Command::Run { artifact, args } => commands::run::run(&artifact.open(&mut args.load)?, args, output),
         Command::Logits { artifact, args } => commands::logits::run(&artifact.open(&mut args.load)?, args, output),
+        Command::Bench { artifact, args } => commands::bench::run(&artifact.open_for(&mut args.target)?, args, output),
         Command::Embed { artifact, args } => commands::embed::run(&artifact.open(&mut args.load)?, args, output),
     }
 }

@@ -33,6 +33,16 @@ impl fmt::Debug for ModelOptions<'_> {
     }
 }
 
+impl ModelOptions<'_> {
+    /// The pool that was given, or a new one.
+    fn pool(&self) -> Result<Arc<ThreadPool>> {
+        match &self.pool {
+            Some(pool) => Ok(Arc::clone(pool)),
+            None => Ok(Arc::new(new_pool(self.threads)?)),
+        }
+    }
+}
+
 /// A loaded model. Any number of sessions, on any threads, may use it at once.
 #[derive(Debug)]
 pub struct Model {
@@ -49,13 +59,26 @@ impl Model {
     pub fn load(artifact: &Artifact, checkpoint: &Checkpoint, options: &ModelOptions<'_>) -> Result<Arc<Self>> {
         let variant = artifact.select(&HostFeatures::detect(), options.target.as_deref())?;
         let manifest = Arc::clone(variant.manifest());
-        let pool = match &options.pool {
-            Some(pool) => Arc::clone(pool),
-            None => Arc::new(new_pool(options.threads)?),
-        };
+        let pool = options.pool()?;
         let packed = weights::bind(&manifest, checkpoint, pool.workers(), options.progress)?;
         let device = Arc::new(CpuDevice::new(&manifest, variant.load_code()?, pool)?);
         Self::on_device(manifest, device, packed)
+    }
+
+    /// The same model on other threads, as [`ModelOptions`] say; the weights are shared. `artifact` is what this model was loaded from.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn with_threads(&self, artifact: &Artifact, options: &ModelOptions<'_>) -> Result<Arc<Self>> {
+        let variant = artifact.select(&HostFeatures::detect(), Some(&self.manifest.target.name))?;
+        if **variant.manifest() != *self.manifest {
+            return Err(RuntimeError::request(
+                "the artifact is not the one that the model was loaded from",
+                "load it again",
+            ));
+        }
+        let device = Arc::new(CpuDevice::new(&self.manifest, variant.load_code()?, options.pool()?)?);
+        Ok(Arc::new(Self { manifest: Arc::clone(&self.manifest), device, weights: Arc::clone(&self.weights) }))
     }
 
     /// A model on any device that has the code of `manifest` loaded.
@@ -96,7 +119,8 @@ impl Model {
     }
 }
 
-fn new_pool(threads: Option<usize>) -> Result<ThreadPool> {
+/// A pool of so many workers; `None`: one for each processor that this process may use.
+pub(crate) fn new_pool(threads: Option<usize>) -> Result<ThreadPool> {
     let threads = match threads {
         Some(0) => return Err(RuntimeError::request("0 threads cannot run anything", "ask for at least one thread")),
         Some(threads) => threads,

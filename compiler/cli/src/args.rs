@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use xfc_runtime::commands::{EXIT_CODES, EmbedArgs, LogitsArgs, RunArgs};
+use xfc_runtime::commands::{BenchArgs, EXIT_CODES, EmbedArgs, LogitsArgs, RunArgs};
 
 /// Compiles a declarative description of a transformer to an optimised executable.
 #[derive(Debug, Parser)]
@@ -28,6 +28,8 @@ pub(crate) enum Command {
     Logits(LogitsCommand),
     /// Compute sentence embeddings and their similarities
     Embed(EmbedCommand),
+    /// Measure speed, and how far it is from what this machine can do
+    Bench(BenchCommand),
 }
 
 /// A model, and how it is compiled.
@@ -168,4 +170,13 @@ pub(crate) struct EmbedCommand {
     pub(crate) model: ModelArgs,
     #[command(flatten)]
     pub(crate) args: EmbedArgs,
+}
+
+/// `xfc bench`.
+#[derive(Args, Debug)]
+pub(crate) struct BenchCommand {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) args: BenchArgs,
 }

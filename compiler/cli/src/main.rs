@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(args),
         Command::Logits(args) => run::logits(args),
         Command::Embed(args) => run::embed(args),
+        Command::Bench(args) => run::bench(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

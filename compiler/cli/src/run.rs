@@ -1,4 +1,4 @@
-//! `xfc run`, `xfc logits`, `xfc embed`: compile on the way, then the runtime's own commands.
+//! `xfc run`, `xfc logits`, `xfc embed`, `xfc bench`: compile on the way, then the runtime's own commands.
 
 use std::path::Path;
 use std::time::Instant;
@@ -6,7 +6,7 @@ use std::time::Instant;
 use xfc_runtime::artifact::Artifact;
 use xfc_runtime::commands::{self, LoadArgs, Output};
 
-use crate::args::{EmbedCommand, LogitsCommand, ModelArgs, RunCommand};
+use crate::args::{BenchCommand, EmbedCommand, LogitsCommand, ModelArgs, RunCommand};
 use crate::cache;
 use crate::error::Result;
 use crate::model::{self, Named};
@@ -39,6 +39,18 @@ pub(crate) fn embed(command: &EmbedCommand) -> Result<()> {
     let mut args = command.args.clone();
     let artifact = open(&command.model, &mut args.load)?;
     with_output(|output| commands::embed::run(&artifact, &args, output))
+}
+
+/// Measures speed.
+///
+/// # Errors
+/// The model does not compile, or the runtime's command fails.
+pub(crate) fn bench(command: &BenchCommand) -> Result<()> {
+    let mut args = command.args.clone();
+    let mut load = LoadArgs { checkpoint: args.checkpoint.take(), ..LoadArgs::default() };
+    let artifact = open(&command.model, &mut load)?;
+    (args.checkpoint, args.target) = (load.checkpoint, load.target);
+    with_output(|output| commands::bench::run(&artifact, &args, output))
 }
 
 fn with_output(command: impl FnOnce(&mut Output<'_>) -> xfc_runtime::error::Result<()>) -> Result<()> {

@@ -39,14 +39,8 @@ impl LoadArgs {
             )
         })?;
         let checkpoint = Checkpoint::from_argument(checkpoint)?;
-        let style = ProgressStyle::with_template("loading weights {bar:40} {bytes}/{total_bytes}")
-            .unwrap_or_else(|_| ProgressStyle::default_bar());
-        // Draws nothing where standard error is not a terminal.
-        let bar = ProgressBar::new(0).with_style(style);
-        let progress = |done: u64, total: u64| {
-            bar.set_length(total);
-            bar.set_position(bar.position().max(done));
-        };
+        let bar = Self::progress_bar();
+        let progress = |done: u64, total: u64| Self::advance(&bar, done, total);
         let options = ModelOptions {
             threads: self.threads,
             target: self.target.clone(),
@@ -56,6 +50,19 @@ impl LoadArgs {
         let model = Model::load(artifact, &checkpoint, &options);
         bar.finish_and_clear();
         model
+    }
+
+    /// A bar for packing weights, which draws nothing where standard error is not a terminal.
+    pub(super) fn progress_bar() -> ProgressBar {
+        let style = ProgressStyle::with_template("loading weights {bar:40} {bytes}/{total_bytes}")
+            .unwrap_or_else(|_| ProgressStyle::default_bar());
+        ProgressBar::new(0).with_style(style)
+    }
+
+    /// Moves the bar; threads report in any order.
+    pub(super) fn advance(bar: &ProgressBar, done: u64, total: u64) {
+        bar.set_length(total);
+        bar.set_position(bar.position().max(done));
     }
 
     /// The folder with the checkpoint's other files, if there is a checkpoint.

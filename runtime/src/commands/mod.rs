@@ -1,16 +1,20 @@
-//! The bodies of `run`, `logits` and `embed`, shared by `xfrun` and `xfc`: arguments as plain structs, results written to the writers given.
+//! The bodies of `run`, `logits`, `embed` and `bench`, shared by `xfrun` and `xfc`: arguments as plain structs, results written to the writers given.
 
 mod inputs;
 mod load;
+mod profile;
+pub mod bench;
 pub mod embed;
 pub mod logits;
 pub mod run;
 #[cfg(test)]
 mod tests;
 
+pub use bench::{BenchArgs, BenchFormat};
 pub use embed::EmbedArgs;
 pub use load::LoadArgs;
 pub use logits::LogitsArgs;
+pub use profile::ProfileArgs;
 pub use run::RunArgs;
 
 use crate::error::{Result, RuntimeError};

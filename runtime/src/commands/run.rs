@@ -1,6 +1,7 @@
 //! `run`: continues a text, or token ids.
 
-use super::{LoadArgs, Output};
+use super::profile::Recorded;
+use super::{LoadArgs, Output, ProfileArgs};
 use crate::artifact::Artifact;
 use crate::error::{Result, RuntimeError};
 use crate::generate::{FinishReason, GenerateOptions};
@@ -61,6 +62,9 @@ pub struct RunArgs {
     /// Print {"ids": [...], "text": "..."} at the end instead of text as it comes
     #[arg(long)]
     pub json: bool,
+    /// Recording.
+    #[command(flatten)]
+    pub profile: ProfileArgs,
 }
 
 /// What is to be continued.
@@ -96,6 +100,7 @@ impl RunArgs {
 /// # Errors
 /// What loading, stepping and writing can fail with.
 pub fn run(artifact: &Artifact, args: &RunArgs, output: &mut Output<'_>) -> Result<()> {
+    args.profile.check()?;
     let prompt = args.prompt()?;
     let loading = Instant::now();
     let model = args.load.load(artifact)?;
@@ -121,6 +126,7 @@ pub fn run(artifact: &Artifact, args: &RunArgs, output: &mut Output<'_>) -> Resu
     };
     let mut stream = prompt.tokenizer.as_ref().map(Tokenizer::stream);
     let (mut ids, mut text) = (Vec::new(), String::new());
+    let recorded = Recorded::begin(&args.profile, &model);
     let started = Instant::now();
     let mut first_seconds = None;
     let mut tokens = session.generate(sequence, &prompt.ids, options)?;
@@ -154,7 +160,8 @@ pub fn run(artifact: &Artifact, args: &RunArgs, output: &mut Output<'_>) -> Resu
         if let (true, Some(result)) = (with_text, result.as_object_mut()) {
             result.insert("text".to_owned(), text.into());
         }
-        return output.print(format_args!("{result}\n"));
+        output.print(format_args!("{result}\n"))?;
+        return recorded.map_or(Ok(()), |recorded| recorded.end(output));
     }
     output.print(format_args!("\n"))?;
     let first = first_seconds.unwrap_or(seconds);
@@ -165,7 +172,8 @@ pub fn run(artifact: &Artifact, args: &RunArgs, output: &mut Output<'_>) -> Resu
         rate(prompt.ids.len(), first),
         ids.len(),
         rate(ids.len().saturating_sub(1), seconds - first),
-    ))
+    ))?;
+    recorded.map_or(Ok(()), |recorded| recorded.end(output))
 }
 
 fn reason(finish: Option<FinishReason>) -> &'static str {

@@ -14,6 +14,7 @@ enum Command {
     Run(RunArgs),
     Logits(LogitsArgs),
     Embed(EmbedArgs),
+    Bench(BenchArgs),
 }
 
 /// What a command wrote to its two writers.
@@ -25,6 +26,7 @@ fn execute(arguments: &[&str]) -> Result<(String, String)> {
         Command::Run(args) => run::run(&artifact(), &args, &mut output)?,
         Command::Logits(args) => logits::run(&artifact(), &args, &mut output)?,
         Command::Embed(args) => embed::run(&artifact(), &args, &mut output)?,
+        Command::Bench(args) => bench::run(&artifact(), &args, &mut output)?,
     }
     Ok((String::from_utf8(out).unwrap(), String::from_utf8(notes).unwrap()))
 }
@@ -140,4 +142,66 @@ fn logits_at_every_position() {
         execute(&["logits", "--checkpoint", "random", "--inputs", text(&inputs), "-o", "/none/out.safetensors"])
             .unwrap_err();
     assert!(unwritable.to_string().contains("/none/out.safetensors: cannot write"), "{unwritable}");
+}
+
+#[test]
+fn bench_writes_tables_json_and_recordings() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name);
+    let (trace, chart, result) = (file("trace.json"), file("chart.html"), file("result.json"));
+    let base = ["bench", "-p", "4", "-n", "3", "-b", "2", "-t", "2", "-r", "1", "--attempts", "1"];
+    let (out, notes) =
+        execute(&[&base[..], &["--profile-out", text(&trace), "--profile-out", text(&chart)]].concat()).unwrap();
+    assert!(out.contains("| sample f32 | 2 | 2 | pp4 |") && out.contains("| sample f32 | 2 | 2 | tg3 |"), "{out}");
+    assert!(out.contains("| keep | keep |") && out.contains("(between launches)"), "{out}");
+    assert!(out.contains("does not say what its launches cost"), "{out}");
+    assert!(notes.contains("tg3, batch 2, 2 threads: run 1 of 1"), "{notes}");
+    let trace: serde_json::Value = serde_json::from_slice(&std::fs::read(&trace).unwrap()).unwrap();
+    // One step of the prompt and three of generation.
+    let steps = trace["traceEvents"].as_array().unwrap().iter().filter(|e| e["cat"] == "step").count();
+    assert_eq!(steps, 4);
+    assert!(std::fs::read_to_string(&chart).unwrap().starts_with("<!doctype html>"));
+
+    let (out, notes) = execute(&[&base[..], &["--format", "json", "-o", text(&result)]].concat()).unwrap();
+    assert!(out.is_empty() && notes.contains("written to"), "{out}{notes}");
+    let result: serde_json::Value = serde_json::from_slice(&std::fs::read(&result).unwrap()).unwrap();
+    assert_eq!(result["rows"].as_array().unwrap().len(), 2);
+    assert_eq!(
+        (result["model"]["weights"].as_str(), result["model"]["has_costs"].as_bool()),
+        (Some("random weights"), Some(false))
+    );
+
+    for (arguments, problem) in [
+        (vec!["bench", "-p", "0", "-n", "0"], "nothing to time"),
+        (vec!["bench", "-t", "0"], "at least one"),
+        (vec!["bench", "-p", "100"], "the model has 40"),
+        (vec!["bench", "--profile-out", "x.txt"], "x.txt"),
+    ] {
+        let error = execute(&arguments).unwrap_err();
+        assert!(error.to_string().contains(problem) && error.exit_code() == EXIT_USAGE, "{error}");
+    }
+}
+
+#[test]
+fn run_says_where_the_time_went() {
+    let folder = tempfile::tempdir().unwrap();
+    let trace = folder.path().join("trace.json");
+    let arguments = [
+        "run",
+        "--checkpoint",
+        "random",
+        "--tokens",
+        "1,2",
+        "-n",
+        "3",
+        "-t",
+        "1",
+        "--profile",
+        "--profile-out",
+        text(&trace),
+    ];
+    let (out, notes) = execute(&arguments).unwrap();
+    assert_eq!(out.trim().split(',').count(), 3);
+    assert!(notes.contains("3 steps; limits afterwards") && notes.contains("| sum | sum | 3 |"), "{notes}");
+    assert!(notes.contains("3 recorded steps written to") && trace.is_file(), "{notes}");
 }

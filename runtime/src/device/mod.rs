@@ -16,9 +16,11 @@ pub mod workspace;
 use crate::artifact::abi::XfmBuffer;
 use crate::cache::BlockTable;
 use crate::error::{Result, RuntimeError};
+use crate::profile::Recorder;
 use memmap2::{MmapMut, MmapOptions};
 use std::fmt::Debug;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Memory of a device.
 #[derive(Debug)]
@@ -109,6 +111,9 @@ pub trait Device: Debug + Send + Sync {
 
     /// Workers that share the tiles of a launch.
     fn n_workers(&self) -> usize;
+
+    /// Records the steps from now on, or stops doing so. A device that cannot record ignores it.
+    fn record(&self, _recorder: Option<Arc<Recorder>>) {}
 
     /// Takes packed weights over, into the device's memory.
     ///

@@ -5,3 +5,5 @@ pub mod chat;
 pub mod settings;
 pub mod sampler;
 mod time;
+
+pub(crate) use time::format_utc;

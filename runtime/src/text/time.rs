@@ -20,7 +20,7 @@ const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "
 
 /// `time` as `format` says. Known: `%Y %y %m %d %e %B %b %A %a %j %H %I %M %S %p %F %T %%`, and `-` after `%` to leave out leading zeros;
 /// anything else stays as it is.
-pub(super) fn format_utc(format: &str, time: SystemTime) -> String {
+pub(crate) fn format_utc(format: &str, time: SystemTime) -> String {
     let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let (days, second) = (seconds / 86400, seconds % 86400);
     let (year, month, day) = civil(days);

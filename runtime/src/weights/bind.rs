@@ -7,6 +7,7 @@ use super::names;
 use super::pack::{Found, Job, Piece};
 use crate::artifact::manifest::{Manifest, Source};
 use crate::error::{Result, RuntimeError};
+use crate::memory;
 use memmap2::MmapMut;
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -53,6 +54,7 @@ pub fn bind(
         sizes.push(bytes);
         end = end.checked_add(bytes.next_multiple_of(ALIGN)).ok_or_else(|| too_large("too many".to_owned()))?;
     }
+    memory::ensure("holding the weights", end)?;
     let length = usize::try_from(end.max(1)).map_err(|_| too_large(format!("{end} bytes")))?;
     let mut block = MmapMut::map_anon(length).map_err(|error| too_large(format!("{end} bytes: {error}")))?;
 

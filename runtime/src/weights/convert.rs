@@ -43,9 +43,23 @@ fn convert_run(numbers: Numbers<'_>, base: usize, stride: usize, to: DType, out:
     let (from, bytes) = match numbers {
         Numbers::Stored(from, bytes) => (from, bytes),
         Numbers::Random(random) => {
-            let size = to.size_bytes();
-            for (k, element) in out.chunks_exact_mut(size).enumerate() {
-                store(f64::from(random.value((base + k * stride) as u64)), to, element);
+            let value = |k: usize| random.value((base + k * stride) as u64);
+            // The two that large models have, without a call an element; the value is an f32, so that one rounding is all there is.
+            match to {
+                DType::F32 => {
+                    let out = out.as_chunks_mut::<4>().0;
+                    out.iter_mut().enumerate().for_each(|(k, element)| *element = value(k).to_le_bytes());
+                }
+                DType::BF16 => {
+                    let out = out.as_chunks_mut::<2>().0;
+                    out.iter_mut()
+                        .enumerate()
+                        .for_each(|(k, element)| *element = bf16::from_f32(value(k)).to_le_bytes());
+                }
+                DType::F16 | DType::I64 | DType::I32 | DType::Bool => {
+                    let out = out.chunks_exact_mut(to.size_bytes()).enumerate();
+                    out.for_each(|(k, element)| store(f64::from(value(k)), to, element));
+                }
             }
             return;
         }
@@ -142,6 +156,22 @@ mod tests {
         assert!(f16::from_le_bytes(out).is_infinite());
         store(f64::NAN, DType::F16, &mut out);
         assert!(f16::from_le_bytes(out).is_nan());
+    }
+
+    #[test]
+    fn made_up_numbers_are_rounded_as_stored_ones() {
+        let random = super::super::Random { seed: 3 }.tensor("a.weight", &[4, 300]);
+        let lens = Lens::new(&[4, 300], &[]).unwrap();
+        for to in [DType::F32, DType::F16, DType::BF16] {
+            let size = to.size_bytes();
+            let (mut out, mut expected) = (vec![0; 500 * size], vec![0; 500 * size]);
+            fill(Numbers::Random(random), &lens, 200, to, &mut out);
+            for (k, element) in expected.chunks_mut(size).enumerate() {
+                store(f64::from(random.value(200 + k as u64)), to, element);
+            }
+            assert_eq!(out, expected);
+            assert!(out.chunks(size).all(|element| element.iter().any(|byte| *byte != 0)));
+        }
     }
 
     #[test]

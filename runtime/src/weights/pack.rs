@@ -106,11 +106,19 @@ impl Job<'_> {
                 let Some((source, row)) = self.source_of_row(output) else { continue };
                 let block = &mut block[..n * size];
                 fill(source.numbers, &source.lens, row * inputs as u64 + from as u64, self.weight.dtype, block);
-                let place = |k: usize| (((from + k) / depth) * columns + column) * depth + (from + k) % depth;
-                match size {
-                    2 => scatter::<2>(block, place, out),
-                    4 => scatter::<4>(block, place, out),
-                    _ => scatter::<8>(block, place, out),
+                let first = from / depth * columns + column;
+                match size * depth {
+                    // Blocks begin where groups begin, so that whole groups are moved; how many bytes they have must be known here to be fast.
+                    2 => scatter::<2>(block, first, columns, out),
+                    4 => scatter::<4>(block, first, columns, out),
+                    8 => scatter::<8>(block, first, columns, out),
+                    16 => scatter::<16>(block, first, columns, out),
+                    _ => {
+                        for (k, element) in block.chunks_exact(size).enumerate() {
+                            let place = (((from + k) / depth) * columns + column) * depth + (from + k) % depth;
+                            out[place * size..(place + 1) * size].copy_from_slice(element);
+                        }
+                    }
                 }
             }
         }
@@ -130,9 +138,14 @@ impl Job<'_> {
     }
 }
 
-fn scatter<const S: usize>(block: &[u8], place: impl Fn(usize) -> usize, out: &mut [u8]) {
-    let out = out.as_chunks_mut::<S>().0;
-    for (k, element) in block.as_chunks::<S>().0.iter().enumerate() {
-        out[place(k)] = *element;
+/// Writes groups of `G` bytes to the groups `first`, `first + columns`, ... of `out`; the last one may be shorter.
+fn scatter<const G: usize>(block: &[u8], first: usize, columns: usize, out: &mut [u8]) {
+    let (groups, rest) = block.as_chunks::<G>();
+    let places = out.as_chunks_mut::<G>().0;
+    for (group, place) in groups.iter().zip(places.iter_mut().skip(first).step_by(columns)) {
+        *place = *group;
+    }
+    if let Some(place) = places.get_mut(first + groups.len() * columns).filter(|_| !rest.is_empty()) {
+        place[..rest.len()].copy_from_slice(rest);
     }
 }

@@ -2,6 +2,7 @@
 
 mod architectures;
 mod artifact;
+mod bench;
 mod case;
 mod cases;
 mod commands;

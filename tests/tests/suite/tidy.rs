@@ -66,6 +66,30 @@ fn libraries_stay_in_their_folders() -> Result<()> {
     Ok(())
 }
 
+/// What may be `unsafe`: mapping files, code in memory and calling it, taking LLVM IR over, the loops that measure the machine; and tests of these.
+const UNSAFE: [&str; 7] = [
+    "runtime/src/weights/checkpoint.rs",
+    "runtime/src/artifact/code.rs",
+    "runtime/src/artifact/tests.rs",
+    "runtime/src/device/mod.rs",
+    "runtime/src/bench/limits/kernels.rs",
+    "compiler/codegen/src/mlir/pipeline.rs",
+    "compiler/codegen/src/mlir/tests.rs",
+];
+
+#[test]
+fn unsafety_is_where_it_is_said() -> Result<()> {
+    // Put together here, so that this file does not contain what it looks for.
+    let lint = ["unsafe", "_code"].concat();
+    let allowing: Vec<String> = rust()?.into_iter().filter(|f| f.text.contains(&lint)).map(|f| f.path).collect();
+    let others: Vec<String> = allowing.iter().filter(|path| !UNSAFE.contains(&path.as_str())).cloned().collect();
+    none("unsafe code is in the files that ARCHITECTURE.md means", &others);
+    let gone: Vec<String> =
+        UNSAFE.iter().filter(|path| !allowing.iter().any(|a| a == *path)).map(|p| (*p).to_owned()).collect();
+    none("the list names only files with unsafe code", &gone);
+    Ok(())
+}
+
 /// Families of models, in lower case without separators.
 const FAMILIES: [&str; 22] = [
     "llama",

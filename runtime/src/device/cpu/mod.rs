@@ -9,8 +9,9 @@ use crate::artifact::abi::{KernelFn, XfmArgs, XfmAxis, XfmBuffer, XfmCache};
 use crate::artifact::manifest::Manifest;
 use crate::artifact::{Code, VERSION};
 use crate::error::{Result, RuntimeError};
+use crate::profile::Recorder;
 use std::ffi::c_void;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Scratch of a worker begins at multiples of this, so that workers share no cache line and no page.
 const SCRATCH_ALIGN: u64 = 4096;
@@ -23,6 +24,7 @@ pub struct CpuDevice {
     /// `scratch_bytes` for each worker; locked while a step runs.
     scratch: Mutex<Memory>,
     scratch_bytes: usize,
+    recorder: Mutex<Option<Arc<Recorder>>>,
 }
 
 impl CpuDevice {
@@ -34,7 +36,13 @@ impl CpuDevice {
         let most = manifest.kernels.iter().map(|kernel| kernel.scratch_bytes).max().unwrap_or(0).max(1);
         let scratch_bytes = most.next_multiple_of(SCRATCH_ALIGN);
         let scratch = Memory::host(scratch_bytes.saturating_mul(pool.workers() as u64))?;
-        Ok(Self { code, pool, scratch: Mutex::new(scratch), scratch_bytes: scratch_bytes as usize })
+        Ok(Self {
+            code,
+            pool,
+            scratch: Mutex::new(scratch),
+            scratch_bytes: scratch_bytes as usize,
+            recorder: Mutex::default(),
+        })
     }
 }
 
@@ -84,6 +92,10 @@ impl Device for CpuDevice {
         self.pool.workers()
     }
 
+    fn record(&self, recorder: Option<Arc<Recorder>>) {
+        *self.recorder.lock().unwrap_or_else(PoisonError::into_inner) = recorder;
+    }
+
     unsafe fn run(&self, step: &Step<'_>) -> Result<()> {
         let fail = |problem: String| RuntimeError::Device { device: "cpu", problem };
         let mut kernels = Vec::with_capacity(step.launches.len());
@@ -108,7 +120,7 @@ impl Device for CpuDevice {
             page_tokens: cache.page_tokens,
         };
         // Scratch holds nothing between launches, so that poison does not matter.
-        let mut scratch = self.scratch.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let prepared = Prepared {
             kernels,
             first_buffers,
@@ -121,6 +133,21 @@ impl Device for CpuDevice {
         let tiles: Vec<u32> = step.launches.iter().map(|launch| launch.tiles).collect();
         // SAFETY: the caller of `run` promises what `call` asks for; the pool gives each thread its own index.
         let body = |worker, launch, begin, end| unsafe { prepared.call(worker, launch, begin, end) };
-        self.pool.run(&tiles, &body).map_err(|error| fail(error.to_string()))
+        let recorder = self.recorder.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let result = match recorder {
+            None => self.pool.run(&tiles, &body),
+            Some(recorder) => {
+                let recorded = |worker, launch, begin, end| {
+                    let begin_ns = recorder.now_ns();
+                    body(worker, launch, begin, end);
+                    recorder.part(worker, launch, begin_ns, end - begin);
+                };
+                recorder.begin_step(step);
+                let result = self.pool.run(&tiles, &recorded);
+                recorder.end_step();
+                result
+            }
+        };
+        result.map_err(|error| fail(error.to_string()))
     }
 }

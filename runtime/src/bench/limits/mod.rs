@@ -1,0 +1,309 @@
+//! What this machine can do at most, measured on the threads that will do the work.
+//!
+//! Given a pool and the instruction set of the code, [`Prober`] promises: the fastest that its threads read memory that no cache holds, the most
+//! that they multiply, and how long two of them take to answer each other. Memory speed of a shared machine changes within seconds, so a
+//! probe is short (about half a second) and is repeated around every measurement; [`disagreement`] says how far two are apart.
+
+mod kernels;
+
+pub use kernels::Isa;
+
+use crate::device::cpu::ThreadPool;
+use crate::error::{Result, RuntimeError};
+use crate::memory;
+use kernels::{Products, READ_UNIT, Streams, multiply, read};
+use memmap2::MmapMut;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// The memory read is this many times what the last caches hold.
+const TIMES_CACHE: u64 = 4;
+/// Bytes of memory that a thread takes at a time.
+const CHUNK: usize = 4 << 20;
+/// Turns of a loop of products that a thread takes at a time: some tens of microseconds.
+const TURNS: u32 = 4096;
+
+/// How thoroughly a probe measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Effort {
+    /// Bytes of the memory that is read, at least; four times the last caches where that is more.
+    pub buffer_bytes: u64,
+    /// Time for each of the two patterns of reading; at least one pass each.
+    pub read: Duration,
+    /// Time for each kind of product, and for the answers.
+    pub short: Duration,
+}
+
+impl Default for Effort {
+    /// Half a second in all, over 512 MB.
+    fn default() -> Self {
+        Self { buffer_bytes: 512 << 20, read: Duration::from_millis(125), short: Duration::from_millis(75) }
+    }
+}
+
+/// What the machine could do just now.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    /// Bytes a second that all threads together read from memory.
+    pub read: f64,
+    /// Operations a second on 32-bit numbers.
+    pub f32_flops: f64,
+    /// Operations a second on 16-bit numbers: of the instruction for them, or else as for 32 bits.
+    pub half_flops: f64,
+    /// Nanoseconds until one thread has the answer of another; `None` with one thread.
+    pub round_trip_ns: Option<f64>,
+}
+
+/// How the processors in use lie to each other, told by their answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Regime {
+    /// There is only one thread.
+    One,
+    /// They share a cache.
+    Near,
+    /// They share none.
+    Far,
+    /// Somebody else uses them.
+    Contended,
+}
+
+impl Regime {
+    /// As in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::One => "one",
+            Self::Near => "near",
+            Self::Far => "far",
+            Self::Contended => "contended",
+        }
+    }
+}
+
+impl Limits {
+    /// Below 250 ns for an answer two processors share a cache; above 750 ns no processor is that far away.
+    pub fn regime(&self) -> Regime {
+        match self.round_trip_ns {
+            None => Regime::One,
+            Some(ns) if ns < 250.0 => Regime::Near,
+            Some(ns) if ns < 750.0 => Regime::Far,
+            Some(_) => Regime::Contended,
+        }
+    }
+
+    /// Half of both: what a run between two probes is compared with.
+    pub fn mean(&self, other: &Self) -> Self {
+        let mean = |a: f64, b: f64| (a + b) / 2.0;
+        Self {
+            read: mean(self.read, other.read),
+            f32_flops: mean(self.f32_flops, other.f32_flops),
+            half_flops: mean(self.half_flops, other.half_flops),
+            round_trip_ns: self.round_trip_ns.zip(other.round_trip_ns).map(|(a, b)| mean(a, b)),
+        }
+    }
+}
+
+/// How far two probes are apart: the largest relative difference of their rates (0 for equal ones), and infinity when the regime changed.
+pub fn disagreement(a: &Limits, b: &Limits) -> f64 {
+    if a.regime() != b.regime() {
+        return f64::INFINITY;
+    }
+    let apart = |a: f64, b: f64| (a - b).abs() / a.max(b).max(f64::MIN_POSITIVE);
+    apart(a.read, b.read).max(apart(a.f32_flops, b.f32_flops)).max(apart(a.half_flops, b.half_flops))
+}
+
+/// Measures [`Limits`] again and again.
+#[derive(Debug)]
+pub struct Prober {
+    pool: Arc<ThreadPool>,
+    isa: Isa,
+    half: bool,
+    effort: Effort,
+    memory: MmapMut,
+}
+
+impl Prober {
+    /// A prober of the threads of `pool`, for code of `isa` that has an instruction for 16-bit products when `half` says so. Takes some
+    /// hundred megabytes, as `effort` says.
+    ///
+    /// # Errors
+    /// There is no memory for it.
+    pub fn new(pool: Arc<ThreadPool>, isa: Isa, half: bool, effort: Effort) -> Result<Self> {
+        let caches = TIMES_CACHE * memory::last_cache_bytes().unwrap_or(0);
+        // Not more than is worth waiting for; nor less than a chunk.
+        let bytes = effort.buffer_bytes.max(caches.min(8 * effort.buffer_bytes)).max(CHUNK as u64);
+        memory::ensure("measuring the memory's speed", bytes)?;
+        let no_memory = |error: std::io::Error| RuntimeError::Device {
+            device: "cpu",
+            problem: format!("no memory for {bytes} bytes to measure with: {error}"),
+        };
+        let bytes = bytes as usize / CHUNK * CHUNK;
+        let mut memory = MmapMut::map_anon(bytes).map_err(no_memory)?;
+        // As for weights: large pages where they are to be had.
+        #[cfg(target_os = "linux")]
+        let _ = memory.advise(memmap2::Advice::HugePage);
+        // Untouched pages are all the same page.
+        std::thread::scope(|scope| {
+            let part = (bytes / pool.workers()).next_multiple_of(READ_UNIT);
+            for part in memory.chunks_mut(part) {
+                scope.spawn(|| part.fill(1));
+            }
+        });
+        let half = half && isa.has_half();
+        Ok(Self { pool, isa, half, effort, memory })
+    }
+
+    /// The instruction set whose products are measured.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Measures.
+    ///
+    /// # Errors
+    /// A thread panicked.
+    pub fn probe(&self) -> Result<Limits> {
+        let read = self.read(Streams::One)?.max(self.read(Streams::Four)?);
+        let f32_flops = self.multiply(Products::Single)?;
+        let half_flops = if self.half { self.multiply(Products::Half)? } else { f32_flops };
+        Ok(Limits { read, f32_flops, half_flops, round_trip_ns: self.round_trip()? })
+    }
+
+    /// Runs `body` for `tiles` tiles on the pool; seconds.
+    fn time(&self, tiles: usize, body: &(dyn Fn(usize) + Sync)) -> Result<f64> {
+        let begin = Instant::now();
+        let each = |_, _, begin, end| (begin..end).for_each(|tile: u32| body(tile as usize));
+        let failed = |error: crate::device::cpu::WorkerPanicked| RuntimeError::Device {
+            device: "cpu",
+            problem: error.to_string(),
+        };
+        self.pool.run(&[tiles as u32], &each).map_err(failed)?;
+        Ok(begin.elapsed().as_secs_f64().max(1e-9))
+    }
+
+    /// The best of the passes over all memory that fit into the time, at least one.
+    fn read(&self, streams: Streams) -> Result<f64> {
+        let isa = Isa::host();
+        let chunks = self.memory.len() / CHUNK;
+        let body = |chunk: usize| read(isa, streams, &self.memory[chunk * CHUNK..(chunk + 1) * CHUNK]);
+        let (begin, mut best) = (Instant::now(), f64::INFINITY);
+        while best.is_infinite() || begin.elapsed() < self.effort.read {
+            best = best.min(self.time(chunks, &body)?);
+        }
+        Ok(self.memory.len() as f64 / best)
+    }
+
+    /// The best of the runs that fit into the time; where the instruction set has no loop, one operation at a time.
+    fn multiply(&self, products: Products) -> Result<f64> {
+        let tiles = self.pool.workers() * 64;
+        let done = AtomicU64::new(0);
+        let body = |_: usize| {
+            let flops = match multiply(self.isa, products, TURNS) {
+                0 => plain_products(),
+                flops => flops,
+            };
+            done.fetch_add(flops, Ordering::Relaxed);
+        };
+        let (begin, mut best) = (Instant::now(), 0.0f64);
+        while best == 0.0 || begin.elapsed() < self.effort.short {
+            done.store(0, Ordering::Relaxed);
+            let seconds = self.time(tiles, &body)?;
+            best = best.max(done.load(Ordering::Relaxed) as f64 / seconds);
+        }
+        Ok(best)
+    }
+
+    /// Two threads take turns in setting a flag. Each tile waits for the other, so that two threads have one each.
+    fn round_trip(&self) -> Result<Option<f64>> {
+        if self.pool.workers() < 2 {
+            return Ok(None);
+        }
+        let (ball, over) = ([Flag::default(), Flag::default()], AtomicBool::new(false));
+        let (rounds, nanoseconds) = (AtomicU64::new(0), AtomicU64::new(0));
+        let body = |tile: usize| {
+            let (own, other) = (&ball[tile].0, &ball[1 - tile].0);
+            // The first round tells that both are there.
+            let (mut n, mut begin) = (0u64, Instant::now());
+            while !over.load(Ordering::Relaxed) {
+                if tile == 0 {
+                    own.store(n + 1, Ordering::Release);
+                }
+                while other.load(Ordering::Acquire) <= n && !over.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+                if tile == 1 {
+                    own.store(n + 1, Ordering::Release);
+                    n += 1;
+                    continue;
+                }
+                n += 1;
+                if n == 1 {
+                    begin = Instant::now();
+                } else if n.is_multiple_of(64) && begin.elapsed() >= self.effort.short {
+                    rounds.store(n - 1, Ordering::Relaxed);
+                    nanoseconds.store(begin.elapsed().as_nanos() as u64, Ordering::Relaxed);
+                    over.store(true, Ordering::Relaxed);
+                }
+            }
+        };
+        self.time(2, &body)?;
+        Ok(Some(nanoseconds.into_inner() as f64 / rounds.into_inner().max(1) as f64))
+    }
+}
+
+/// Whether the instruction set of a target has products of 16-bit numbers that a loop measures.
+pub fn has_half(features: &[String]) -> bool {
+    features.iter().any(|feature| feature == "avx512bf16")
+}
+
+/// A flag on cache lines of its own: some processors fetch two at a time.
+#[derive(Default)]
+#[repr(align(128))]
+struct Flag(AtomicU64);
+
+/// Products without vectors; the number of operations.
+fn plain_products() -> u64 {
+    let mut sums = [0.0f32; 8];
+    for _ in 0..TURNS {
+        sums.iter_mut().for_each(|sum| *sum = std::hint::black_box(*sum) * 1.000_000_1 + 1e-9);
+    }
+    std::hint::black_box(sums);
+    u64::from(TURNS) * 16
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Enough to see that everything is measured.
+    pub(crate) const QUICK: Effort =
+        Effort { buffer_bytes: 8 << 20, read: Duration::from_millis(2), short: Duration::from_millis(2) };
+
+    fn limits(read: f64, round_trip_ns: Option<f64>) -> Limits {
+        Limits { read, f32_flops: 100.0, half_flops: 200.0, round_trip_ns }
+    }
+
+    #[test]
+    fn probes_are_compared() {
+        let near = limits(50.0, Some(105.0));
+        assert_eq!(disagreement(&near, &near), 0.0);
+        assert!((disagreement(&near, &limits(45.0, Some(140.0))) - 0.1).abs() < 1e-12);
+        assert_eq!(disagreement(&near, &limits(50.0, Some(500.0))), f64::INFINITY);
+        assert_eq!(limits(1.0, Some(900.0)).regime(), Regime::Contended);
+        assert_eq!(limits(1.0, None).regime(), Regime::One);
+        let mean = near.mean(&limits(60.0, Some(115.0)));
+        assert_eq!((mean.read, mean.round_trip_ns), (55.0, Some(110.0)));
+    }
+
+    #[test]
+    fn every_limit_is_measured() {
+        for threads in [1, 2, 3] {
+            let pool = Arc::new(ThreadPool::new(threads).unwrap());
+            let prober = Prober::new(pool, Isa::host(), true, QUICK).unwrap();
+            let limits = prober.probe().unwrap();
+            assert!(limits.read > 0.0 && limits.f32_flops > 0.0 && limits.half_flops > 0.0, "{limits:?}");
+            assert_eq!(limits.round_trip_ns.is_some(), threads > 1);
+            assert!(limits.round_trip_ns.is_none_or(|ns| ns > 0.0));
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! How fast a model runs on this machine, and how far that is from what the machine can do.
+//!
+//! ```text
+//! artifact + weights ──workload──▶ timed runs, each between two probes (settle, limits) ──▶ rows ──report──▶ Markdown, JSON
+//!                                  one more run with a recorder ──▶ profile
+//! ```
+//!
+//! Given what to time, promises for each test tokens a second and the bytes and operations that the model cannot do without, as shares of limits
+//! that were measured on the same threads just before and after.
+
+pub mod limits;
+mod machine;
+mod report;
+mod settle;
+mod workload;
+
+pub use machine::{Machine, Use};
+pub use report::{Report, Row, Spread};
+pub use settle::{AGREE_WITHIN, ATTEMPTS, Bracketed, OTHERS_AT_MOST, Settler};
+pub use workload::{Kind, PlannedStep, Test, Workload};
+
+use crate::artifact::Artifact;
+use crate::device::cpu::ThreadPool;
+use crate::error::{Result, RuntimeError};
+use crate::model::{Model, ModelOptions, new_pool};
+use crate::profile::{Recorder, Recording, Summary};
+use crate::weights::{Checkpoint, Progress};
+use limits::{Effort, Isa, Limits, Prober, has_half};
+use std::fmt;
+use std::sync::Arc;
+
+/// Steps of generation that are recorded.
+const RECORDED_STEPS: usize = 16;
+/// Steps of each test that a trace shows.
+const TRACED_STEPS: usize = 4;
+/// Steps of generation that are made before any is timed.
+const WARM_UP_STEPS: usize = 4;
+
+/// What to time.
+#[derive(Clone, Debug)]
+pub struct BenchOptions {
+    /// Lengths of prompts; 0 is none.
+    pub prompts: Vec<u64>,
+    /// Numbers of tokens to generate; 0 is none.
+    pub generate: Vec<u64>,
+    /// Tokens that sequences have before.
+    pub depths: Vec<u64>,
+    /// Numbers of sequences.
+    pub batches: Vec<u32>,
+    /// Numbers of threads; empty: one for each processor.
+    pub threads: Vec<usize>,
+    /// Runs that are timed for each test.
+    pub repeats: u32,
+    /// Most tokens of a step, over all sequences.
+    pub step_tokens: u64,
+    /// How often a run is made until the probes around it agree.
+    pub attempts: u32,
+    /// How thorough probes are.
+    pub effort: Effort,
+    /// Record one more run of each test.
+    pub profile: bool,
+}
+
+impl BenchOptions {
+    /// All tests for one number of threads, prompts first.
+    pub fn tests(&self) -> Vec<Test> {
+        let mut tests = Vec::new();
+        for &batch in &self.batches {
+            for &depth in &self.depths {
+                let prompts = self.prompts.iter().map(|&tokens| Test { kind: Kind::Prompt, tokens, depth, batch });
+                let generate = self.generate.iter().map(|&tokens| Test { kind: Kind::Generate, tokens, depth, batch });
+                tests.extend(prompts.chain(generate).filter(|test| test.tokens > 0));
+            }
+        }
+        tests
+    }
+
+    fn check(&self) -> Result<()> {
+        let problem = if self.tests().is_empty() {
+            "there is nothing to time"
+        } else if self.batches.contains(&0)
+            || self.threads.contains(&0)
+            || self.repeats == 0
+            || self.attempts == 0
+            || self.step_tokens == 0
+        {
+            "sequences, threads, repeats, attempts and tokens of a step are at least one"
+        } else {
+            return Ok(());
+        };
+        Err(RuntimeError::request(problem, "give `-p` or `-n`, and numbers above 0"))
+    }
+}
+
+/// Remarks on how far it is, for people.
+pub type Say<'a> = &'a mut dyn FnMut(fmt::Arguments<'_>) -> Result<()>;
+
+/// A recorded run of a test.
+#[derive(Clone, Debug)]
+pub struct Profile {
+    /// `tg128, 2 threads`.
+    pub title: String,
+    /// Where the time went.
+    pub summary: Summary,
+    /// Its first steps.
+    pub recording: Recording,
+}
+
+/// Times everything that `options` ask for.
+///
+/// # Errors
+/// What loading and stepping fail with; a test does not fit the model.
+pub fn run(
+    artifact: &Artifact,
+    checkpoint: &Checkpoint,
+    target: Option<String>,
+    options: &BenchOptions,
+    progress: Option<Progress<'_>>,
+    say: Say<'_>,
+) -> Result<Report> {
+    options.check()?;
+    let threads: Vec<Option<usize>> = match options.threads.as_slice() {
+        [] => vec![None],
+        list => list.iter().copied().map(Some).collect(),
+    };
+    let mut model: Option<Arc<Model>> = None;
+    let mut report: Option<Report> = None;
+    for threads in threads {
+        let pool = Arc::new(new_pool(threads)?);
+        let with =
+            ModelOptions { pool: Some(Arc::clone(&pool)), target: target.clone(), progress, ..ModelOptions::default() };
+        let loaded = match &model {
+            None => Model::load(artifact, checkpoint, &with)?,
+            Some(first) => first.with_threads(artifact, &with)?,
+        };
+        model.get_or_insert_with(|| Arc::clone(&loaded));
+        let report = report.get_or_insert_with(|| Report::new(loaded.manifest(), checkpoint.path(), options));
+        time_all(&loaded, &pool, options, report, say)?;
+    }
+    report.ok_or_else(|| RuntimeError::request("there is nothing to time", "give `-t` at least one number"))
+}
+
+/// All tests on one pool.
+fn time_all(
+    model: &Arc<Model>,
+    pool: &Arc<ThreadPool>,
+    options: &BenchOptions,
+    report: &mut Report,
+    say: Say<'_>,
+) -> Result<()> {
+    let manifest = model.manifest();
+    let isa = Isa::of(&manifest.target.arch, &manifest.target.features);
+    let prober = Prober::new(Arc::clone(pool), isa, has_half(&manifest.target.features), options.effort)?;
+    let mut used = Use::now();
+    let mut probe = || {
+        let limits = prober.probe()?;
+        let others = used.others_since();
+        used = Use::now();
+        Ok((limits, others))
+    };
+    let mut settler = Settler::new(&mut probe, options.attempts);
+    for test in options.tests() {
+        let title = format!("{}, batch {}, {}", test.name(), test.batch, threads_text(pool.workers()));
+        if manifest.whole_sequences && test.kind == Kind::Generate {
+            say(format_args!("{title}: left out, the model takes whole sequences\n"))?;
+            continue;
+        }
+        let mut workload = Workload::new(model, test, options.step_tokens)?;
+        workload.run(Some(if test.kind == Kind::Generate { WARM_UP_STEPS } else { usize::MAX }))?;
+        let mut row = Row { threads: pool.workers(), test, work: workload.work(), runs: Vec::new() };
+        for repeat in 1..=options.repeats {
+            let mut timed = || workload.run(None);
+            let mut retry = |why: &str| say(format_args!("{title}: run {repeat} is made again: {why}\n"));
+            let run = settler.run(&mut timed, &mut retry)?;
+            let rate = test.total_tokens() as f64 / run.seconds;
+            say(format_args!("{title}: run {repeat} of {}: {rate:.2} tokens/s\n", options.repeats))?;
+            row.runs.push(run);
+        }
+        if options.profile {
+            let limits = row.runs.last().map(Bracketed::limits);
+            report.profiles.push(record(model, &mut workload, title, limits.as_ref())?);
+        }
+        report.rows.push(row);
+    }
+    Ok(())
+}
+
+/// One more run, recorded.
+fn record(model: &Arc<Model>, workload: &mut Workload, title: String, limits: Option<&Limits>) -> Result<Profile> {
+    let recorder = Arc::new(Recorder::new(model.device().n_workers()));
+    model.device().record(Some(Arc::clone(&recorder)));
+    let ran = workload.run(Some(RECORDED_STEPS));
+    model.device().record(None);
+    ran?;
+    let recording = recorder.take();
+    let summary = Summary::of(&recording, model.manifest(), limits);
+    Ok(Profile { title, summary, recording: recording.first_steps(TRACED_STEPS) })
+}
+
+/// `1 thread`, `2 threads`.
+fn threads_text(n: usize) -> String {
+    if n == 1 { "1 thread".to_owned() } else { format!("{n} threads") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(super) fn options() -> BenchOptions {
+        BenchOptions {
+            prompts: vec![6],
+            generate: vec![3, 0],
+            depths: vec![0],
+            batches: vec![1, 2],
+            threads: vec![1],
+            repeats: 1,
+            step_tokens: 8,
+            attempts: 1,
+            effort: limits::tests::QUICK,
+            profile: false,
+        }
+    }
+
+    #[test]
+    fn tests_are_all_combinations() {
+        let names = |options: &BenchOptions| {
+            options.tests().iter().map(|t| format!("{}x{}", t.name(), t.batch)).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&options()), ["pp6x1", "tg3x1", "pp6x2", "tg3x2"]);
+        let deep = BenchOptions { depths: vec![0, 5], batches: vec![1], ..options() };
+        assert_eq!(names(&deep), ["pp6x1", "tg3x1", "pp6 @ d5x1", "tg3 @ d5x1"]);
+        for wrong in [
+            BenchOptions { prompts: vec![0], generate: vec![0], ..options() },
+            BenchOptions { batches: vec![0], ..options() },
+            BenchOptions { repeats: 0, ..options() },
+        ] {
+            assert!(wrong.check().is_err(), "{wrong:?}");
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn a_model_is_timed_and_recorded() {
+        let artifact = crate::tests::artifact();
+        let mut said = String::new();
+        let mut say = |text: fmt::Arguments<'_>| {
+            said.push_str(&text.to_string());
+            Ok(())
+        };
+        let options = BenchOptions { depths: vec![4], threads: vec![1, 2], profile: true, ..options() };
+        let report = run(&artifact, &Checkpoint::random(0), None, &options, None, &mut say).unwrap();
+        assert_eq!((report.rows.len(), report.profiles.len()), (8, 8));
+        for row in &report.rows {
+            assert_eq!(row.runs.len(), 1);
+            assert!(row.runs[0].seconds > 0.0 && row.runs[0].before.read > 0.0);
+        }
+        let profile = &report.profiles[1];
+        assert_eq!((profile.title.as_str(), profile.summary.steps), ("tg3 @ d4, batch 1, 1 thread", 3));
+        assert_eq!(profile.summary.rows.iter().map(|row| row.calls).sum::<u64>(), 6);
+        assert!(said.contains("pp6 @ d4, batch 2, 2 threads: run 1 of 1"), "{said}");
+        let too_deep = BenchOptions { depths: vec![100], ..options };
+        let error = run(&artifact, &Checkpoint::random(0), None, &too_deep, None, &mut |_| Ok(())).unwrap_err();
+        assert!(error.to_string().contains("the model has 40"), "{error}");
+    }
+}

@@ -1,0 +1,279 @@
+//! What is timed: prompts of some length, or tokens one after another, for several sequences at once.
+//!
+//! Given a model and a [`Test`], promises steps over made-up tokens, the same for every run, and what they have to do at least. Only the steps
+//! are timed: sequences, inputs and what lies before them are made beforehand.
+
+use crate::artifact::manifest::{DType, Input, Manifest};
+use crate::cache::SequenceId;
+use crate::cost::{AxisShape, StepShape, Work};
+use crate::error::{Result, RuntimeError};
+use crate::memory;
+use crate::model::Model;
+use crate::session::{Session, SessionOptions};
+use crate::step::{InputData, StepInput, Wanted};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Elements on ragged axes besides the first (the source of a translation, the patches of a picture), where a model has them.
+pub(super) const OTHER_AXES_ELEMENTS: u64 = 128;
+
+/// What is done with the tokens of a test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// All of them at once, in as few steps as their size allows; outputs of the last one.
+    Prompt,
+    /// One after another, with outputs of each.
+    Generate,
+}
+
+/// One thing to time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Test {
+    /// What is done.
+    pub kind: Kind,
+    /// Tokens of each sequence.
+    pub tokens: u64,
+    /// Tokens that each sequence has before.
+    pub depth: u64,
+    /// Sequences.
+    pub batch: u32,
+}
+
+/// One step of a test: all sequences take part alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlannedStep {
+    /// Positions before it.
+    pub before: u64,
+    /// Tokens that it adds to each sequence.
+    pub new: u64,
+    /// Whether outputs of the last token are wanted.
+    pub wanted: bool,
+}
+
+impl Test {
+    /// `pp512`, `tg128`, `tg128 @ d4096`.
+    pub fn name(&self) -> String {
+        let kind = match self.kind {
+            Kind::Prompt => "pp",
+            Kind::Generate => "tg",
+        };
+        let depth = if self.depth > 0 { format!(" @ d{}", self.depth) } else { String::new() };
+        format!("{kind}{}{depth}", self.tokens)
+    }
+
+    /// Tokens of a run, over all sequences.
+    pub fn total_tokens(&self) -> u64 {
+        self.tokens * u64::from(self.batch)
+    }
+
+    /// Its steps, of at most `step_tokens` tokens over all sequences; one step where sequences are taken `whole`.
+    pub fn steps(&self, step_tokens: u64, whole: bool) -> Vec<PlannedStep> {
+        let piece = match self.kind {
+            Kind::Generate => 1,
+            Kind::Prompt if whole => self.tokens,
+            Kind::Prompt => (step_tokens / u64::from(self.batch)).clamp(1, self.tokens.max(1)),
+        };
+        let step = |at: u64| {
+            let new = piece.min(self.tokens - at);
+            PlannedStep { before: self.depth + at, new, wanted: self.kind == Kind::Generate || at + new == self.tokens }
+        };
+        (0..self.tokens).step_by(piece.max(1) as usize).map(step).collect()
+    }
+
+    /// What `steps` have to read and multiply, besides what other axes than the first need once.
+    pub fn work(&self, manifest: &Manifest, steps: &[PlannedStep]) -> Work {
+        let mut total = Work::default();
+        for step in steps {
+            let n = u64::from(self.batch);
+            let first = AxisShape {
+                sequences: vec![(step.before, step.new); self.batch as usize],
+                selected: if step.wanted { n } else { 0 },
+            };
+            let others = |_| {
+                let given = step.before == 0;
+                let sequence = if given { (0, OTHER_AXES_ELEMENTS) } else { (OTHER_AXES_ELEMENTS, 0) };
+                AxisShape {
+                    sequences: vec![sequence; self.batch as usize],
+                    selected: if given { n * OTHER_AXES_ELEMENTS } else { 0 },
+                }
+            };
+            let axes = std::iter::once(first).chain((1..manifest.axes.len()).map(others)).collect();
+            total.add(&StepShape { axes }.work(manifest));
+        }
+        total
+    }
+}
+
+/// A test that is ready to run on a model.
+#[derive(Debug)]
+pub struct Workload {
+    session: Session,
+    test: Test,
+    steps: Vec<PlannedStep>,
+    /// Sequences of the test's depth, forked for each run.
+    base: Vec<SequenceId>,
+}
+
+impl Workload {
+    /// Makes room, and fills the sequences up to the test's depth.
+    ///
+    /// # Errors
+    /// The model has fewer positions, takes sequences only whole, or there is no memory.
+    pub fn new(model: &Arc<Model>, test: Test, step_tokens: u64) -> Result<Self> {
+        let manifest = model.manifest();
+        let whole = manifest.whole_sequences;
+        if whole && (test.kind == Kind::Generate || test.depth > 0) {
+            return Err(RuntimeError::request(
+                format!("{}: the model takes whole sequences and keeps nothing", test.name()),
+                "time prompts alone: `-n 0`, without `-d`",
+            ));
+        }
+        let context_tokens = test.depth + test.tokens;
+        let steps = test.steps(step_tokens, whole);
+        let widest = steps.iter().map(|step| step.new).max().unwrap_or(1);
+        let step_tokens = (widest * u64::from(test.batch)).max(if test.depth > 0 { step_tokens } else { 1 });
+        let max_sequences = if test.depth > 0 { 2 * test.batch } else { test.batch };
+        memory::ensure(&format!("timing {}", test.name()), session_bytes(manifest, &test, step_tokens))?;
+        let options =
+            SessionOptions { max_sequences, context_tokens: Some(context_tokens), step_tokens, pool_tokens: None };
+        let mut workload = Self { session: model.session(&options)?, test, steps, base: Vec::new() };
+        if test.depth > 0 {
+            let depth = Test { kind: Kind::Prompt, tokens: test.depth, depth: 0, ..test };
+            workload.base = workload.add()?;
+            for step in depth.steps(step_tokens, false) {
+                let inputs = workload.inputs(&workload.base, PlannedStep { wanted: false, ..step });
+                workload.session.step(&inputs)?;
+            }
+        }
+        Ok(workload)
+    }
+
+    /// What one run has to do.
+    pub fn work(&self) -> Work {
+        self.test.work(self.session.model().manifest(), &self.steps)
+    }
+
+    /// Runs the first `most_steps` steps, or all; seconds.
+    ///
+    /// # Errors
+    /// A step failed.
+    pub fn run(&mut self, most_steps: Option<usize>) -> Result<f64> {
+        let sequences = match self.test.depth {
+            0 => self.add()?,
+            _ => self.base.clone().into_iter().map(|base| self.session.fork(base)).collect::<Result<Vec<_>>>()?,
+        };
+        let steps = self.steps.iter().take(most_steps.unwrap_or(usize::MAX));
+        let inputs: Vec<Vec<StepInput>> = steps.map(|step| self.inputs(&sequences, *step)).collect();
+        let begin = Instant::now();
+        for inputs in &inputs {
+            self.session.step(inputs)?;
+        }
+        let seconds = begin.elapsed().as_secs_f64();
+        for sequence in sequences {
+            self.session.free(sequence)?;
+        }
+        Ok(seconds)
+    }
+
+    fn add(&mut self) -> Result<Vec<SequenceId>> {
+        (0..self.test.batch).map(|_| self.session.add_sequence()).collect()
+    }
+
+    fn inputs(&self, sequences: &[SequenceId], step: PlannedStep) -> Vec<StepInput> {
+        let manifest = self.session.model().manifest();
+        let wanted = if step.wanted { Wanted::Last } else { Wanted::None };
+        let of = |(s, sequence): (usize, &SequenceId)| {
+            let given = manifest.inputs.iter().filter(|input| input.default.is_none());
+            let inputs = given.filter_map(|input| {
+                let n = match input.axis {
+                    0 => step.new,
+                    _ if step.before == 0 => OTHER_AXES_ELEMENTS,
+                    _ => return None,
+                };
+                Some((input.name.clone(), made_up(input, s as u64, step.before, n)))
+            });
+            StepInput { sequence: *sequence, inputs: inputs.collect(), wanted: wanted.clone() }
+        };
+        sequences.iter().enumerate().map(of).collect()
+    }
+}
+
+/// Values for `n` elements from position `before` on of sequence `s`: they follow from where they are.
+fn made_up(input: &Input, s: u64, before: u64, n: u64) -> InputData {
+    let width = input.dims.iter().product::<u64>();
+    let bits = |i: u64| {
+        let z = (s << 40 ^ (before * width + i)).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (z ^ (z >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 33
+    };
+    match input.dtype {
+        DType::F32 | DType::F16 | DType::BF16 => {
+            InputData::Floats((0..n * width).map(|i| bits(i) as f32 / (1u64 << 30) as f32 - 1.0).collect())
+        }
+        DType::I64 | DType::I32 | DType::Bool => {
+            let limit = input.limit.unwrap_or(2).max(1);
+            InputData::Ints((0..n * width).map(|i| (bits(i) % limit) as i64).collect())
+        }
+    }
+}
+
+/// Bytes that a session for `test` touches, about: working memory of its steps and the pages of its sequences.
+fn session_bytes(manifest: &Manifest, test: &Test, step_tokens: u64) -> u64 {
+    let arenas = manifest.arenas.iter().map(|arena| match arena.rows {
+        true => arena.bytes_per_row.saturating_mul(test.batch.into()),
+        false => arena.bytes_per_row.saturating_mul(step_tokens),
+    });
+    let tokens = (test.depth + test.tokens).saturating_mul(test.batch.into());
+    let kept = manifest.caches.iter().flat_map(|group| {
+        let pages = tokens.div_ceil(group.page_tokens);
+        group.slots.iter().map(move |slot| if slot.alias.is_some() { 0 } else { slot.page_bytes.saturating_mul(pages) })
+    });
+    arenas.chain(kept).fold(0, u64::saturating_add)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::artifact::sample;
+
+    fn test(kind: Kind, tokens: u64, depth: u64, batch: u32) -> Test {
+        Test { kind, tokens, depth, batch }
+    }
+
+    #[test]
+    fn prompts_are_cut_and_tokens_come_one_by_one() {
+        let prompt = test(Kind::Prompt, 10, 3, 2);
+        assert_eq!((prompt.name().as_str(), prompt.total_tokens()), ("pp10 @ d3", 20));
+        let planned = |steps: Vec<PlannedStep>| steps.iter().map(|s| (s.before, s.new, s.wanted)).collect::<Vec<_>>();
+        assert_eq!(planned(prompt.steps(8, false)), [(3, 4, false), (7, 4, false), (11, 2, true)]);
+        assert_eq!(planned(prompt.steps(8, true)), [(3, 10, true)]);
+        assert_eq!(planned(prompt.steps(1, false)).len(), 10);
+        let generate = test(Kind::Generate, 3, 0, 4);
+        assert_eq!(generate.name(), "tg3");
+        assert_eq!(planned(generate.steps(512, false)), [(0, 1, true), (1, 1, true), (2, 1, true)]);
+        assert_eq!(test(Kind::Prompt, 0, 0, 1).steps(512, false), []);
+    }
+
+    #[test]
+    fn work_is_that_of_all_steps() {
+        let manifest = sample::manifest();
+        let generate = test(Kind::Generate, 3, 0, 4);
+        let work = generate.work(&manifest, &generate.steps(512, false));
+        assert_eq!((work.weight_bytes, work.value_bytes, work.f32_flops), (3 * 48, 12 * 8, 12 * 24));
+        let prompt = test(Kind::Prompt, 3, 0, 4);
+        let work = prompt.work(&manifest, &prompt.steps(512, false));
+        assert_eq!((work.weight_bytes, work.f32_flops), (48, 12 * 24));
+    }
+
+    #[test]
+    fn made_up_values_fit_their_input() {
+        let mut input = sample::manifest().inputs[0].clone();
+        let InputData::Ints(values) = made_up(&input, 1, 5, 1000) else { panic!("integers are wanted") };
+        assert!(values.iter().all(|v| (0..10).contains(v)) && (0..10).all(|v| values.contains(&v)));
+        assert_eq!(made_up(&input, 1, 7, 3), InputData::Ints(values[2..5].to_vec()));
+        input.dtype = DType::F32;
+        input.dims = vec![3];
+        let InputData::Floats(values) = made_up(&input, 0, 0, 100) else { panic!("floats are wanted") };
+        assert!(values.len() == 300 && values.iter().all(|v| (-1.0..1.0).contains(v)));
+        assert!(values.iter().any(|v| *v < -0.5) && values.iter().any(|v| *v > 0.5));
+    }
+}
