@@ -124,6 +124,8 @@ proptest! {
         let source = |name: &str, outputs| Source {
             path: name.into(), names: vec![name.into()], shape: vec![inputs, outputs], steps: vec![Step::Transpose { perm: vec![1, 0] }],
         };
+        // The sample's cost is of another weight.
+        manifest.launches[0].cost = None;
         manifest.weights = vec![Weight {
             name: "w".into(), dtype, shape: vec![a + b, inputs], sources: vec![source("a", a), source("b", b)],
             pack: Pack::Panels { columns, depth },
