@@ -185,6 +185,23 @@ fn hostile_manifests_are_refused() {
     refused(|m| m.phases[1].max_rows = Some(1));
     refused(|m| m.phases[0].max_rows = None);
     refused(|m| m.launches[0].variants[0].kernel = 1);
+    let cost = |m: &mut Manifest, change: &dyn Fn(&mut Cost)| m.launches[0].cost.iter_mut().for_each(change);
+    refused(|m| cost(m, &|cost| cost.weight_bytes = 49));
+    refused(|m| cost(m, &|cost| cost.row_bytes = u64::MAX));
+    refused(|m| cost(m, &|cost| cost.row_flops = u64::MAX));
+    refused(|m| {
+        m.launches[0].operands.remove(1);
+        cost(m, &|cost| (cost.weight_bytes, cost.row_weight_bytes) = (0, 1));
+    });
+    let attention = AttentionCost { axis: 0, window: None, future: false, key_bytes: 32, pair_flops: 1 };
+    for attention in [
+        AttentionCost { axis: 1, ..attention },
+        AttentionCost { key_bytes: 33, ..attention },
+        AttentionCost { pair_flops: u64::MAX, ..attention },
+        AttentionCost { window: Some(u64::MAX), ..attention },
+    ] {
+        refused(|m| cost(m, &|cost| cost.attention = Some(attention)));
+    }
     refused(|m| m.launches[0].variants[1].rows_per_tile = 0);
     refused(|m| m.launches[0].variants[1].tiles_per_block = 0);
     refused(|m| m.launches[0].variants.truncate(1));

@@ -245,8 +245,7 @@ impl Report {
             let reads = row.counted().iter().flat_map(|run| [run.before.read, run.after.read]).collect();
             let trips: Vec<f64> =
                 row.counted().iter().flat_map(|run| [run.before, run.after]).filter_map(|l| l.round_trip_ns).collect();
-            let trip =
-                if trips.is_empty() { String::new() } else { format!("{} ns, {}", range(&trips, 0), row.regimes()) };
+            let trip = if trips.is_empty() { String::new() } else { format!("{}, {}", times(&trips), row.regimes()) };
             line(format_args!(
                 "| {} {} | {} | {} | {} | {:.2} ± {:.2} | {:.2} | {:.1} | {:.0} % | {:.1} | {:.0} % | {} | {} | {trip} | {} |",
                 self.model,
@@ -315,6 +314,17 @@ fn range(values: &[f64], digits: usize) -> String {
     if least == most { least } else { format!("{least}-{most}") }
 }
 
+/// Nanoseconds for people: `105 ns`, `31-37 ms`.
+fn times(ns: &[f64]) -> String {
+    let most = ns.iter().copied().fold(0.0, f64::max);
+    let (unit, name) = match most {
+        _ if most >= 1e7 => (1e6, "ms"),
+        _ if most >= 1e4 => (1e3, "us"),
+        _ => (1.0, "ns"),
+    };
+    format!("{} {name}", range(&ns.iter().map(|ns| ns / unit).collect::<Vec<_>>(), 0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::limits::Limits;
@@ -378,5 +388,6 @@ mod tests {
         assert_eq!(json["machine"]["version"], concat!("xfc ", env!("CARGO_PKG_VERSION")));
         assert_eq!(range(&[1.04, 1.01], 1), "1.0");
         assert_eq!(range(&[1.0, 2.0], 1), "1.0-2.0");
+        assert_eq!((times(&[105.0, 104.6]).as_str(), times(&[3.1e7, 3.7e7]).as_str()), ("105 ns", "31-37 ms"));
     }
 }

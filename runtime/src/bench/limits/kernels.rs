@@ -80,13 +80,15 @@ impl Isa {
         }
     }
 
-    /// Whether there is an instruction for [`Products::Half`].
+    /// Whether this processor has an instruction for [`Products::Half`].
     pub fn has_half(self) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        if self == Self::Avx512 {
-            return self.is_here() && std::is_x86_feature_detected!("avx512bf16");
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => self.is_here() && std::is_x86_feature_detected!("avx512bf16"),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => std::arch::is_aarch64_feature_detected!("bf16"),
+            _ => false,
         }
-        false
     }
 
     /// As in reports.
@@ -163,6 +165,12 @@ pub(super) fn multiply(isa: Isa, products: Products, turns: u32) -> u64 {
             // SAFETY: as above.
             unsafe { arm::fma_neon(turns) };
             turns * 24 * 4 * 2
+        }
+        #[cfg(target_arch = "aarch64")]
+        (Isa::Neon, Products::Half) => {
+            // SAFETY: as above.
+            unsafe { arm::bfdot_neon(turns) };
+            turns * 24 * 8 * 2
         }
         _ => 0,
     }
@@ -409,8 +417,11 @@ mod arm {
         }
     }
 
-    macro_rules! fmla {
-        ($($acc:literal)*) => { concat!($("fmla v", $acc, ".4s, v30.4s, v31.4s\n"),*) };
+    /// One instruction on each of the accumulators, none of which waits for another.
+    macro_rules! accumulate {
+        ($op:literal, $lanes:literal, $($acc:literal)*) => {
+            concat!($($op, " v", $acc, ".4s, v30.", $lanes, ", v31.", $lanes, "\n"),*)
+        };
     }
 
     /// # Safety
@@ -423,9 +434,30 @@ mod arm {
                 "fmov v30.4s, #1.0",
                 "fmov v31.4s, #1.0",
                 "2:",
-                fmla!("0" "1" "2" "3" "4" "5" "6" "7" "8" "9" "10" "11" "12" "13" "14" "15" "16" "17" "18" "19" "20" "21" "22" "23"),
+                accumulate!("fmla", "4s", "0" "1" "2" "3" "4" "5" "6" "7" "8" "9" "10" "11" "12" "13" "14" "15" "16" "17" "18" "19" "20" "21" "22" "23"),
                 "subs x9, x9, #1",
                 "b.ne 2b",
+                inout("x9") turns => _,
+                clobber_abi("C"),
+                options(nostack, nomem)
+            )
+        }
+    }
+
+    /// # Safety
+    /// The processor has the instruction (`bf16`); `turns` is at least one.
+    pub(super) unsafe fn bfdot_neon(turns: u64) {
+        // SAFETY: touches registers only, and says which.
+        unsafe {
+            asm!(
+                ".arch_extension bf16",
+                "movi v30.8h, #0x3c, lsl #8",
+                "movi v31.8h, #0x3c, lsl #8",
+                "2:",
+                accumulate!("bfdot", "8h", "0" "1" "2" "3" "4" "5" "6" "7" "8" "9" "10" "11" "12" "13" "14" "15" "16" "17" "18" "19" "20" "21" "22" "23"),
+                "subs x9, x9, #1",
+                "b.ne 2b",
+                ".arch_extension nobf16",
                 inout("x9") turns => _,
                 clobber_abi("C"),
                 options(nostack, nomem)
