@@ -44,6 +44,9 @@ pub(crate) struct ModelArgs {
     /// Set a size, over the config; may repeat
     #[arg(long = "set", value_name = "SIZE=VALUE")]
     pub(crate) set: Vec<String>,
+    /// A small model of the same pattern: every kind of layer, the same ratios, random weights
+    #[arg(long)]
+    pub(crate) tiny: bool,
     /// Generate code for: cpu (this machine), cpu:LEVEL or cpu:PROCESSOR with any +FEATURE; may repeat
     #[arg(long, value_name = "TARGET", long_help = target_help())]
     pub(crate) target: Vec<String>,
@@ -137,6 +140,9 @@ pub(crate) struct CheckArgs {
     /// Sizes from this config.json
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+    /// Of the small model that `--tiny` makes elsewhere
+    #[arg(long)]
+    pub(crate) tiny: bool,
     /// Cards and library from this folder instead of those built in
     #[arg(long, value_name = "DIR")]
     pub(crate) models: Option<PathBuf>,

@@ -1,7 +1,7 @@
 //! `xfc check`: reads and expands cards, and reports everything that is wrong with each.
 
 use xfc_lang::diagnostic::Report;
-use xfc_lang::{ElaborateOptions, elaborate, load_card};
+use xfc_lang::{ElaborateOptions, elaborate, load_card, tiny};
 
 use crate::args::CheckArgs;
 use crate::compile::group_digits;
@@ -23,7 +23,8 @@ pub(crate) fn run(args: &CheckArgs) -> Result<()> {
     let mut results = Vec::new();
     for card in &cards {
         let checked = load_card(card, &library).and_then(|spec| {
-            elaborate(&spec, &ElaborateOptions { config: config.clone(), ..ElaborateOptions::default() })
+            let options = ElaborateOptions { config: config.clone(), ..ElaborateOptions::default() };
+            elaborate(&spec, &if args.tiny { tiny(&spec, &options)? } else { options })
         });
         match checked {
             Ok(model) => {

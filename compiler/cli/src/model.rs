@@ -6,7 +6,7 @@ use xfc_codegen::driver;
 use xfc_codegen::target::{self, Target};
 use xfc_lang::diagnostic::did_you_mean;
 use xfc_lang::graph::DType;
-use xfc_lang::{ElaborateOptions, Library, Model, Spec, elaborate, load_card, pick_card};
+use xfc_lang::{ElaborateOptions, Library, Model, Spec, elaborate, load_card, pick_card, tiny};
 use xfc_runtime::artifact::container::Artifact;
 
 use crate::args::{DTypeArg, ModelArgs};
@@ -121,8 +121,10 @@ pub(crate) fn load(named: &Named, args: &ModelArgs) -> Result<Loaded> {
     let texts: Vec<&str> = (0..).map_while(|i| spec.sources.get(i)).map(|s| &*s.text).collect();
     let key = format!("{}\n{config:?}\n{sets:?}\n{}", texts.join("\n"), args.choices());
     let card = spec.sources.get(spec.source).map(|s| s.text.to_string()).unwrap_or_default();
-    let is_published = config.is_none() && sets.is_empty();
-    let model = elaborate(&spec, &ElaborateOptions { config, sets, ..ElaborateOptions::default() })?;
+    let is_published = config.is_none() && sets.is_empty() && !args.tiny;
+    let options = ElaborateOptions { config, sets, ..ElaborateOptions::default() };
+    let options = if args.tiny { tiny(&spec, &options)? } else { options };
+    let model = elaborate(&spec, &options)?;
     Ok(Loaded { spec, model, card, key, is_published })
 }
 
@@ -136,7 +138,7 @@ fn split_set(set: &str) -> Result<(String, String)> {
 impl ModelArgs {
     /// What of the arguments decides the artifact, besides the texts.
     fn choices(&self) -> String {
-        format!("{:?} {:?}", self.dtype, self.skip_pass)
+        format!("{:?} {:?} {}", self.dtype, self.skip_pass, self.tiny)
     }
 
     /// The targets named, or this host.

@@ -8,7 +8,7 @@ use xfc_runtime::commands::{self, LoadArgs, Output};
 
 use crate::args::{BenchCommand, EmbedCommand, LogitsCommand, ModelArgs, RunCommand};
 use crate::cache;
-use crate::error::Result;
+use crate::error::{CliError, Result};
 use crate::model::{self, Named};
 
 /// Generates text or tokens.
@@ -71,7 +71,17 @@ fn open(args: &ModelArgs, load: &mut LoadArgs) -> Result<Artifact> {
         load.target = Some(one.name().to_owned());
     }
     if let Named::Artifact(path) = &named {
+        if args.tiny {
+            return Err(CliError::usage(
+                format!("{} is compiled: its sizes are fixed", path.display()),
+                "give `--tiny` with the card or the checkpoint folder",
+            ));
+        }
         return Ok(Artifact::open(path)?);
+    }
+    if args.tiny {
+        // No checkpoint has these sizes.
+        load.checkpoint.get_or_insert_with(|| "random".to_owned());
     }
     if let (Named::Checkpoint(dir), None) = (&named, &load.checkpoint) {
         load.checkpoint = Some(dir.display().to_string());

@@ -17,5 +17,5 @@ pub mod passes;
 pub mod reference;
 pub mod view;
 
-pub use arch::{ElaborateOptions, Model, elaborate};
+pub use arch::{ElaborateOptions, Model, elaborate, tiny};
 pub use spec::{Library, Spec, load_card, pick_card};

@@ -17,3 +17,4 @@ mod interpreter;
 mod programs;
 mod readme;
 mod tidy;
+mod tiny;

@@ -27,6 +27,7 @@ mod sizes;
 mod stored;
 #[cfg(test)]
 mod testing;
+mod tiny;
 mod value;
 mod view;
 
@@ -38,6 +39,7 @@ pub use self::builtins::NAMES as FUNCTIONS;
 pub use self::names::{Binding, Step};
 pub use self::numbers::Numbers;
 pub use self::patterns::matches_pattern;
+pub use self::tiny::tiny;
 
 use self::expand::{Eval, Expander, Failed};
 use self::value::{Axis, AxisName, Def, Entry, Frame, Instance, Place, Scope, Value};

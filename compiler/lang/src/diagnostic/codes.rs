@@ -43,6 +43,7 @@ codes! {
     WrongSize "E0121" "A size has another type than the card's."
     UnknownSize "E0122" "--set names a size that the card does not have."
     Assumption "E0123" "The config has a value under which this card would compute something else."
+    NotShrunk "E0124" "The model cannot be made tiny by itself."
     // Names and modules.
     UnknownName "E0201" "A name that is not defined where it is used."
     DuplicateName "E0202" "A name is bound twice in one scope."

@@ -47,6 +47,8 @@ pub struct Spec {
     pub sizes: Vec<Size>,
     /// Config keys whose other values would change the result: key, value, place.
     pub assumes: Vec<(Key, Datum)>,
+    /// Sizes of its tiny model, where they are not left to be derived: key, value.
+    pub tiny: Vec<(Key, Datum)>,
     /// The equations.
     pub wiring: Vec<ast::Item>,
     /// Where the equations stand.

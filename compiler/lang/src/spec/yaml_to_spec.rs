@@ -11,7 +11,7 @@ use super::xf_to_spec::{Origin, parse_items};
 use super::{ActiveCounts, Count, Library, Matches, Place, Published, Size, Spec};
 use crate::diagnostic::{Code, Diagnostic, Report, Span, did_you_mean};
 
-const KEYS: &[&str] = &["xfc", "name", "source", "matches", "published", "sizes", "assumes", "wiring", "names"];
+const KEYS: &[&str] = &["xfc", "name", "source", "matches", "published", "sizes", "assumes", "tiny", "wiring", "names"];
 const MATCHES_KEYS: &[&str] = &["model_type", "under", "optional"];
 const PUBLISHED_KEYS: &[&str] =
     &["model", "part", "parameters", "active", "active_counts", "cache_bytes_per_token", "note"];
@@ -116,7 +116,8 @@ impl Reader<'_> {
         let matches = entry(entries, "matches").map(|(_, n)| self.matches(n)).unwrap_or_default();
         let published = entry(entries, "published").and_then(|(_, n)| self.published(n));
         let sizes = entry(entries, "sizes").map(|(_, n)| self.sizes(n)).unwrap_or_default();
-        let assumes = entry(entries, "assumes").map(|(_, n)| self.assumes(n)).unwrap_or_default();
+        let assumes = entry(entries, "assumes").map(|(_, n)| self.values(n, "assumes")).unwrap_or_default();
+        let tiny = entry(entries, "tiny").map(|(_, n)| self.values(n, "tiny")).unwrap_or_default();
         let names = entry(entries, "names").map(|(_, n)| self.names(n)).unwrap_or_default();
         let wiring = entry(entries, "wiring").map(|(_, n)| (self.wiring(n), n.span));
         let (wiring, wiring_span) = wiring?;
@@ -129,6 +130,7 @@ impl Reader<'_> {
             published,
             sizes,
             assumes,
+            tiny,
             wiring,
             wiring_span,
             names,
@@ -255,8 +257,8 @@ impl Reader<'_> {
         }
     }
 
-    fn assumes(&mut self, node: &Node) -> Vec<(Key, Datum)> {
-        let entries = self.map(node, "assumes");
+    fn values(&mut self, node: &Node, key: &str) -> Vec<(Key, Datum)> {
+        let entries = self.map(node, key);
         entries.unwrap_or_default().iter().map(|(k, n)| (k.clone(), n.datum())).collect()
     }
 

@@ -1,13 +1,14 @@
 //! Cards with one kind of mistake each: the code they are refused with, and the whole message.
 //!
-//! A fixture is `reject/E0000_what.yaml`; comments at its top give a config (`# config: {..}`) or a `--set` (`# set: name=value`).
+//! A fixture is `reject/E0000_what.yaml`; comments at its top give a config (`# config: {..}`), a `--set` (`# set: name=value`) or
+//! `--tiny` (`# tiny: true`).
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use xfc_lang::diagnostic::{Code, Report};
 use xfc_lang::spec::parse_card;
-use xfc_lang::{ElaborateOptions, Library, elaborate, load_card, pick_card};
+use xfc_lang::{ElaborateOptions, Library, elaborate, load_card, pick_card, tiny};
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/reject")
@@ -24,7 +25,11 @@ fn refuse(name: &str, text: &str) -> Report {
     let config = header("config:").map(|json| serde_json::from_str(json).unwrap());
     let sets = header("set:").and_then(|set| set.split_once('=')).map(|(k, v)| (k.to_string(), v.to_string()));
     let options = ElaborateOptions { config, sets: sets.into_iter().collect(), ..ElaborateOptions::default() };
-    match parse_card(name, text, &library()).and_then(|spec| elaborate(&spec, &options)) {
+    let expand = |spec| match header("tiny:") {
+        Some(_) => tiny(&spec, &options).and_then(|options| elaborate(&spec, &options)),
+        None => elaborate(&spec, &options),
+    };
+    match parse_card(name, text, &library()).and_then(expand) {
         Ok(_) => panic!("{name} is accepted"),
         Err(report) => report,
     }

@@ -1,0 +1,59 @@
+//! Every card made tiny, compiled, and run as the interpreter runs it: a prompt longer than any window, then tokens one by one.
+
+use xfc_lang::arch::Model;
+use xfc_lang::graph::{DType, Dim, InputDecl};
+use xfc_lang::{ElaborateOptions, Library, elaborate, load_card, tiny};
+use xfc_runtime::step::InputData;
+use xfc_tests::Result;
+use xfc_tests::command::Shell;
+use xfc_tests::program::{Given, agree};
+use xfc_tests::synthetic::Draw;
+
+/// Values of an input for so many elements of its axis.
+fn values(draw: &mut Draw, input: &InputDecl, elements: usize) -> InputData {
+    let row: u64 = input.ty.dims.iter().map(|d| if let Dim::Fixed(n) = d { *n } else { 1 }).product();
+    let n = elements as u64 * row;
+    match input.ty.dtype {
+        DType::F32 => InputData::Floats((0..n).map(|_| draw.below(2001) as f32 / 1000.0 - 1.0).collect()),
+        DType::Bool => InputData::Ints((0..n).map(|_| draw.below(2) as i64).collect()),
+        // Rows of the smallest table that `--tiny` makes of a large one.
+        _ => InputData::Ints((0..n).map(|_| draw.below(131) as i64).collect()),
+    }
+}
+
+fn steps(model: &Model) -> Vec<Vec<Given<'_>>> {
+    let mut draw = Draw::new(11);
+    let needed: Vec<&InputDecl> = model.program.inputs.iter().filter(|i| i.default.is_none()).collect();
+    let mut step = |n| needed.iter().map(|i| (i.name.as_str(), values(&mut draw, i, n))).collect();
+    vec![step(21), step(1), step(1), step(5)]
+}
+
+#[test]
+fn every_card_is_compiled_as_it_is_interpreted() {
+    let library = Library::embedded();
+    let one = |name: &str| -> Result<()> {
+        let spec = load_card(name, &library)?;
+        let model = elaborate(&spec, &tiny(&spec, &ElaborateOptions::default())?)?;
+        agree(&model.program.to_string(), &steps(&model))
+    };
+    let failed: Vec<String> = library.cards().filter_map(|c| one(c).err().map(|e| format!("{c}: {e}"))).collect();
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+#[test]
+fn the_commands_take_it() -> Result<()> {
+    let shell = Shell::new()?;
+    let text = shell.run("xfc", &["inspect", "llama", "--tiny", "--emit", "arch"])?.success()?;
+    assert!(text.contains("num_key_value_heads: 2"), "{text}");
+    let ids = || -> Result<serde_json::Value> {
+        let ran = shell.run("xfc", &["run", "llama", "--tiny", "--tokens", "1,2,3", "-n", "4", "--json"])?.success()?;
+        Ok(serde_json::from_str::<serde_json::Value>(&ran)?["ids"].clone())
+    };
+    assert_eq!(ids()?, ids()?);
+    shell.run("xfc", &["compile", "llama", "--tiny", "-o", "t.xfm"])?.success()?;
+    shell.run("xfc", &["run", "t.xfm", "--tiny", "--tokens", "1"])?.failure(2, &["t.xfm", "--tiny"])?;
+    shell.run("xfrun", &["run", "t.xfm", "--checkpoint", "random", "--tokens", "1,2", "-n", "2"])?.success()?;
+    let checked = shell.run("xfc", &["check", "llama", "--tiny"])?.success()?;
+    assert!(checked.contains("llama: ok"), "{checked}");
+    Ok(())
+}
