@@ -41,8 +41,8 @@ pub(crate) struct ModelArgs {
     /// Sizes from this config.json instead of the card's published ones
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Set a size, over the config; may repeat
-    #[arg(long = "set", value_name = "SIZE=VALUE")]
+    /// Set a size, over the config, or a line of the wiring: `layer.h = x + norm(attn(x))`; may repeat
+    #[arg(long = "set", value_name = "SIZE=VALUE|LINE")]
     pub(crate) set: Vec<String>,
     /// A small model of the same pattern: every kind of layer, the same ratios, random weights
     #[arg(long)]

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use serde::Deserialize as _;
 use serde_json::json;
 use xfc_codegen::driver::{self, Stage};
 use xfc_codegen::kernels::Built;
@@ -113,10 +114,18 @@ fn stage(loaded: &Loaded, args: &InspectArgs) -> Result<String> {
     }
 }
 
+/// A card that extends others is a list: itself, then what it extends.
 fn yaml_as_json(text: &str) -> Result<String> {
-    let value: serde_json::Value = serde_yaml::from_str(text)
-        .map_err(|e| CliError::usage(format!("the YAML has no JSON form: {e}"), "use `--format text`"))?;
-    pretty(&value)
+    let mut documents = Vec::new();
+    for document in serde_yaml::Deserializer::from_str(text) {
+        let value = serde_json::Value::deserialize(document)
+            .map_err(|e| CliError::usage(format!("the YAML has no JSON form: {e}"), "use `--format text`"))?;
+        documents.push(value);
+    }
+    match documents.len() {
+        1 => pretty(&documents[0]),
+        _ => pretty(&serde_json::Value::Array(documents)),
+    }
 }
 
 fn pretty(value: &serde_json::Value) -> Result<String> {

@@ -6,6 +6,7 @@ use xfc_codegen::driver;
 use xfc_codegen::target::{self, Target};
 use xfc_lang::diagnostic::did_you_mean;
 use xfc_lang::graph::DType;
+use xfc_lang::spec::apply_sets;
 use xfc_lang::{ElaborateOptions, Library, Model, Spec, elaborate, load_card, pick_card, tiny};
 use xfc_runtime::artifact::container::Artifact;
 
@@ -107,7 +108,7 @@ pub(crate) fn load(named: &Named, args: &ModelArgs) -> Result<Loaded> {
         _ => None,
     };
     let config = config_path.as_deref().map(read_json).transpose()?;
-    let spec = match (named, &config) {
+    let mut spec = match (named, &config) {
         (Named::Checkpoint(_), Some(config)) => pick_card(config, &library)?,
         (Named::Card(card), _) => load_card(card, &library)?,
         _ => {
@@ -117,22 +118,15 @@ pub(crate) fn load(named: &Named, args: &ModelArgs) -> Result<Loaded> {
             ));
         }
     };
-    let sets = args.set.iter().map(|s| split_set(s)).collect::<Result<Vec<_>>>()?;
+    let sets = apply_sets(&mut spec, &args.set)?;
     let texts: Vec<&str> = (0..).map_while(|i| spec.sources.get(i)).map(|s| &*s.text).collect();
     let key = format!("{}\n{config:?}\n{sets:?}\n{}", texts.join("\n"), args.choices());
-    let card = spec.sources.get(spec.source).map(|s| s.text.to_string()).unwrap_or_default();
-    let is_published = config.is_none() && sets.is_empty() && !args.tiny;
+    let is_published = config.is_none() && args.set.is_empty() && !args.tiny;
+    let card = spec.text();
     let options = ElaborateOptions { config, sets, ..ElaborateOptions::default() };
     let options = if args.tiny { tiny(&spec, &options)? } else { options };
     let model = elaborate(&spec, &options)?;
     Ok(Loaded { spec, model, card, key, is_published })
-}
-
-fn split_set(set: &str) -> Result<(String, String)> {
-    let (name, value) = set
-        .split_once('=')
-        .ok_or_else(|| CliError::usage(format!("`--set {set}` has no value"), "write `--set SIZE=VALUE`"))?;
-    Ok((name.trim().to_owned(), value.trim().to_owned()))
 }
 
 impl ModelArgs {

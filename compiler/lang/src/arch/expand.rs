@@ -54,12 +54,12 @@ pub(super) struct Expander {
     pub(super) calls: Vec<Span>,
     /// The modules and functions being expanded, outermost first, each with the place where it is applied.
     pub(super) expanding: Vec<(Ident, Span)>,
-    /// The source of the card.
-    pub(super) card: u32,
+    /// The first source that is not of the library.
+    pub(super) first_card: u32,
 }
 
 impl Expander {
-    pub(super) fn new(card: u32) -> Self {
+    pub(super) fn new(first_card: u32) -> Self {
         Expander {
             diagnostics: Vec::new(),
             builders: Builders::default(),
@@ -77,7 +77,7 @@ impl Expander {
             path: String::new(),
             calls: Vec::new(),
             expanding: Vec::new(),
-            card,
+            first_card,
         }
     }
 
@@ -85,8 +85,8 @@ impl Expander {
     /// where the card led there too.
     pub(super) fn report(&mut self, mut diagnostic: Diagnostic) -> Failed {
         let place = diagnostic.primary.as_ref().map(|p| p.span);
-        if place.is_some_and(|p| p.source != self.card)
-            && let Some(call) = self.calls.iter().rev().find(|c| c.source == self.card)
+        if place.is_some_and(|p| p.source < self.first_card)
+            && let Some(call) = self.calls.iter().rev().find(|c| c.source >= self.first_card)
         {
             diagnostic = diagnostic.other(*call, "expanded from here");
         }

@@ -134,7 +134,7 @@ pub fn elaborate(spec: &Spec, options: &ElaborateOptions) -> Result<Model, Repor
     let sizes = sizes::resolve(spec, options.config.as_ref(), &options.sets, &mut diagnostics);
     let fail = |diagnostics| Err(Report::new(spec.sources.clone(), diagnostics));
     // A size that is wrong is the published one from here on, so that mistakes in the wiring are found in the same run.
-    let mut expander = Expander::new(spec.source);
+    let mut expander = Expander::new(spec.first_card);
     let root = expander.model(spec, &sizes);
     diagnostics.append(&mut expander.diagnostics);
     let root = match root {

@@ -56,6 +56,16 @@ impl SourceMap {
         (self.sources.len() - 1) as u32
     }
 
+    /// How many there are: the number that the next one gets.
+    pub fn len(&self) -> u32 {
+        self.sources.len() as u32
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.sources.is_empty()
+    }
+
     /// The source of that number.
     pub fn get(&self, source: u32) -> Option<&Source> {
         self.sources.get(source as usize)

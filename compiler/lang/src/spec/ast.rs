@@ -37,7 +37,7 @@ impl Item {
 }
 
 /// A module: options, inputs, a body and what it returns.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Module {
     /// Its name.
     pub name: Ident,
@@ -52,7 +52,7 @@ pub struct Module {
 }
 
 /// A function of sizes, modules or tensors, expanded in place. A mask without parameters is one of none.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Function {
     /// Its name.
     pub name: Ident,
@@ -65,7 +65,7 @@ pub struct Function {
 }
 
 /// One or more names bound to a value.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Binding {
     /// At least one.
     pub names: Vec<Ident>,
@@ -74,7 +74,7 @@ pub struct Binding {
 }
 
 /// A parameter of a module or function.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Param {
     /// Its name.
     pub name: Ident,
@@ -85,7 +85,7 @@ pub struct Param {
 }
 
 /// The type of a parameter.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum TypeExpr {
     /// `int?`, `module`.
     Named {

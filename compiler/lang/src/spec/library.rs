@@ -7,8 +7,10 @@ use std::sync::Arc;
 use include_dir::{Dir, include_dir};
 
 use super::ast::Item;
-use super::tree::{MAX_BYTES, NodeKind, parse_yaml};
+use super::extends::{card_name, is_path, read_text};
+use super::tree::{NodeKind, parse_yaml};
 use super::xf_to_spec::{Origin, parse_items};
+use super::yaml_to_spec::parse_card_at;
 use super::{Spec, parse_card};
 use crate::diagnostic::{Code, Diagnostic, Report, SourceMap, did_you_mean};
 
@@ -68,8 +70,10 @@ impl Library {
                     cards.insert(stem, text);
                 }
                 Some("xf") => {
-                    let source = sources.add(path.to_string_lossy().replace('\\', "/"), text.as_str());
-                    items.extend(parse_items(&text, &Origin { source, lines: Vec::new() }, &mut diagnostics));
+                    // A byte order mark is no text.
+                    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+                    let source = sources.add(path.to_string_lossy().replace('\\', "/"), text);
+                    items.extend(parse_items(text, &Origin { source, lines: Vec::new() }, &mut diagnostics));
                 }
                 _ => {}
             }
@@ -113,17 +117,16 @@ impl Library {
     }
 }
 
-/// Reads a card: the path of a file, or the name of a card of the library.
+/// Reads a card, and those that it extends: the path of a file, or the name of a card of the library.
 ///
 /// # Errors
 /// A file that cannot be read, a name that no card has, and everything that is wrong with the card.
 pub fn load_card(name_or_path: &str, library: &Library) -> Result<Spec, Report> {
     if let Some(text) = library.card_text(name_or_path) {
-        return parse_card(&format!("models/{name_or_path}.yaml"), text, library);
+        return parse_card(&card_name(name_or_path), text, library);
     }
     let path = Path::new(name_or_path);
-    let looks_like_path = name_or_path.contains(['/', '\\']) || path.extension().is_some();
-    if !looks_like_path && !path.is_file() {
+    if !is_path(name_or_path) && !path.is_file() {
         let message = format!("no card is named `{name_or_path}`");
         let help = did_you_mean(name_or_path, library.cards())
             .unwrap_or_else(|| format!("the cards are {}", library.cards().collect::<Vec<_>>().join(", ")));
@@ -131,16 +134,8 @@ pub fn load_card(name_or_path: &str, library: &Library) -> Result<Spec, Report> 
         report.diagnostics[0].help = Some(help);
         return Err(report);
     }
-    let unreadable = |e: std::io::Error| Report::unplaced(Code::Unreadable, format!("cannot read {name_or_path}: {e}"));
-    let size = std::fs::metadata(path).map_err(unreadable)?.len();
-    if size > MAX_BYTES as u64 {
-        return Err(Report::unplaced(
-            Code::TooLarge,
-            format!("{name_or_path} has {size} bytes; a card has at most {MAX_BYTES}"),
-        ));
-    }
-    let text = std::fs::read_to_string(path).map_err(unreadable)?;
-    parse_card(name_or_path, &text, library)
+    let text = read_text(path).map_err(|p| Report::unplaced(p.code, p.message))?;
+    parse_card_at(name_or_path, &text, Some(path), library)
 }
 
 /// The card that serves a config.json, by its `model_type`.

@@ -8,9 +8,11 @@
 //! Everything is read before anything is said: a card's mistakes in data and in grammar are reported together.
 
 pub mod ast;
+mod extends;
 mod library;
 mod names;
 mod published;
+mod rewire;
 mod syntax_error;
 mod tree;
 mod xf_exprs;
@@ -22,6 +24,7 @@ use std::sync::Arc;
 pub use self::library::{Library, load_card, pick_card};
 pub use self::names::{NameRule, Names, StoredDim, Target};
 pub use self::published::{ActiveCounts, Count, Published};
+pub use self::rewire::apply_sets;
 pub use self::tree::{Datum, Key, Node, NodeKind, parse_yaml};
 pub use self::xf_to_spec::{Origin, parse_items};
 pub use self::yaml_to_spec::parse_card;
@@ -35,6 +38,8 @@ pub struct Spec {
     pub sources: SourceMap,
     /// The card's number among them.
     pub source: u32,
+    /// The number of the first that is not of the library: the card, what it extends, and what `--set` says come from there on.
+    pub first_card: u32,
     /// For people.
     pub name: Arc<str>,
     /// Where the architecture is described: a paper.
@@ -59,6 +64,19 @@ pub struct Spec {
     pub library: Arc<Vec<ast::Item>>,
     /// What is wrong with it and left it readable (keys that do not exist): refused when it is expanded, with what is wrong in the wiring.
     pub mistakes: Vec<Diagnostic>,
+}
+
+impl Spec {
+    /// What was written, whole: the card, and behind it as further documents what it extends and what was set.
+    pub fn text(&self) -> String {
+        let mut sources = (self.first_card..).map_while(|i| self.sources.get(i));
+        let mut text = sources.next().map(|s| s.text.to_string()).unwrap_or_default();
+        for source in sources {
+            let end = if text.ends_with('\n') { "" } else { "\n" };
+            text = format!("{text}{end}---\n# {}\n{}", source.name, source.text);
+        }
+        text
+    }
 }
 
 /// Which config.json files a card serves.

@@ -3,45 +3,82 @@
 //! Given the text of a card, gives the spec as far as it can be read, and a diagnostic for every key that is unknown, missing or of
 //! another kind.
 
+use std::path::Path;
 use std::sync::Arc;
 
+use super::ast::Item;
+use super::extends::{Link, chain, merge, merge_items};
 use super::names::parse_names;
-use super::tree::{Datum, Key, Node, NodeKind, parse_yaml};
+use super::tree::{Datum, Key, Node, NodeKind};
 use super::xf_to_spec::{Origin, parse_items};
 use super::{ActiveCounts, Count, Library, Matches, Place, Published, Size, Spec};
 use crate::diagnostic::{Code, Diagnostic, Report, Span, did_you_mean};
 
-const KEYS: &[&str] = &["xfc", "name", "source", "matches", "published", "sizes", "assumes", "tiny", "wiring", "names"];
+const KEYS: &[&str] =
+    &["xfc", "name", "extends", "source", "matches", "published", "sizes", "assumes", "tiny", "wiring", "names"];
 const MATCHES_KEYS: &[&str] = &["model_type", "under", "optional"];
 const PUBLISHED_KEYS: &[&str] =
     &["model", "part", "parameters", "active", "active_counts", "cache_bytes_per_token", "note"];
 const SIZE_KEYS: &[&str] = &["example", "default", "optional", "from"];
 
 /// Reads a card. `name` is how messages call it. What is wrong and leaves the card readable is in [`Spec::mistakes`].
+/// It may extend cards of the library, and no files.
 ///
 /// # Errors
 /// Everything that is wrong with its YAML, its keys and its grammar, where something of it cannot be read.
 pub fn parse_card(name: &str, text: &str, library: &Library) -> Result<Spec, Report> {
-    // A byte order mark is no text.
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    parse_card_at(name, text, None, library)
+}
+
+/// [`parse_card`] of a file, which may extend others.
+pub(super) fn parse_card_at(name: &str, text: &str, file: Option<&Path>, library: &Library) -> Result<Spec, Report> {
     let mut sources = library.sources().clone();
-    let source = sources.add(name, text);
-    let mut reader = Reader { source, text, diagnostics: library.diagnostics().to_vec() };
-    let spec = parse_yaml(text, source, &mut reader.diagnostics).and_then(|root| reader.card(&root));
+    let mut diagnostics = library.diagnostics().to_vec();
+    let first_card = sources.len();
+    let links = chain(name, text, file, library, &mut sources, &mut diagnostics);
+    let spec = read(&links, &mut diagnostics);
     match spec {
-        Some(mut spec) if reader.diagnostics.iter().all(|d| d.code == Code::UnknownKey) => {
-            spec.mistakes = reader.diagnostics;
+        Some(mut spec) if diagnostics.iter().all(|d| d.code == Code::UnknownKey) => {
+            spec.mistakes = diagnostics;
             spec.sources = sources;
+            spec.first_card = first_card;
             spec.library = library.items();
             Ok(spec)
         }
-        _ => Err(Report::new(sources, reader.diagnostics)),
+        _ => Err(Report::new(sources, diagnostics)),
     }
 }
 
-struct Reader<'a> {
+/// The spec of a chain of cards, each over the next.
+fn read(links: &[Link], diagnostics: &mut Vec<Diagnostic>) -> Option<Spec> {
+    let card = links.first()?;
+    let reader = |link: &Link| Reader { source: link.source, text: link.text.clone(), diagnostics: Vec::new() };
+    let mut root = links.last()?.root.clone();
+    let mut wiring: Option<(Vec<Item>, Span)> = None;
+    for (i, link) in links.iter().enumerate().rev() {
+        if i + 1 < links.len() {
+            root = merge(&link.root, &root);
+        }
+        let NodeKind::Map(entries) = &link.root.kind else { continue };
+        if let Some((_, node)) = entry(entries, "wiring") {
+            let mut reader = reader(link);
+            let items = reader.wiring(node);
+            diagnostics.append(&mut reader.diagnostics);
+            let below = wiring.take().map(|(items, _)| items).unwrap_or_default();
+            wiring = Some((merge_items(items, below), node.span));
+        }
+    }
+    let followed =
+        links.last().is_some_and(|l| !matches!(&l.root.kind, NodeKind::Map(e) if entry(e, "extends").is_some()));
+    let mut reader = reader(card);
+    let spec = reader.card(&root, wiring, followed);
+    diagnostics.append(&mut reader.diagnostics);
+    spec
+}
+
+struct Reader {
     source: u32,
-    text: &'a str,
+    text: Arc<str>,
     diagnostics: Vec<Diagnostic>,
 }
 
@@ -51,7 +88,7 @@ fn entry<'a>(entries: &'a Entries, key: &str) -> Option<&'a (Key, Node)> {
     entries.iter().find(|(k, _)| &*k.text == key)
 }
 
-impl Reader<'_> {
+impl Reader {
     fn wrong(&mut self, span: Span, key: &str, expected: &str, found: &str) {
         let message = format!("`{key}` must be {expected}, not {found}");
         self.diagnostics.push(Diagnostic::new(Code::WrongKind, message, span).label(format!("expected {expected}")));
@@ -91,11 +128,13 @@ impl Reader<'_> {
         }
     }
 
-    fn card(&mut self, root: &Node) -> Option<Spec> {
+    /// `followed`: what the card extends, if anything, was found.
+    fn card(&mut self, root: &Node, wiring: Option<(Vec<Item>, Span)>, followed: bool) -> Option<Spec> {
         let entries = self.map(root, "a card")?;
         self.known(entries, KEYS, "a card");
-        for key in ["xfc", "name", "sizes", "wiring"] {
-            if entry(entries, key).is_none() {
+        let required: &[&str] = if followed { &["xfc", "name", "sizes", "wiring"] } else { &["xfc", "name"] };
+        for key in required {
+            if entry(entries, key).is_none() && !(*key == "wiring" && wiring.is_some()) {
                 let span = Span { end: root.span.start, ..root.span };
                 self.diagnostics.push(
                     Diagnostic::new(Code::MissingKey, format!("the card has no `{key}`"), span)
@@ -119,11 +158,11 @@ impl Reader<'_> {
         let assumes = entry(entries, "assumes").map(|(_, n)| self.values(n, "assumes")).unwrap_or_default();
         let tiny = entry(entries, "tiny").map(|(_, n)| self.values(n, "tiny")).unwrap_or_default();
         let names = entry(entries, "names").map(|(_, n)| self.names(n)).unwrap_or_default();
-        let wiring = entry(entries, "wiring").map(|(_, n)| (self.wiring(n), n.span));
         let (wiring, wiring_span) = wiring?;
         Some(Spec {
             sources: Default::default(),
             source: self.source,
+            first_card: 0,
             name: name?,
             reference,
             matches,
@@ -268,7 +307,7 @@ impl Reader<'_> {
         entries.iter().map(|(k, n)| (k.text.clone(), parse_names(n, &mut self.diagnostics))).collect()
     }
 
-    fn wiring(&mut self, node: &Node) -> Vec<super::ast::Item> {
+    fn wiring(&mut self, node: &Node) -> Vec<Item> {
         match &node.kind {
             NodeKind::Scalar { text, literal: true, .. } => {
                 let origin = Origin { source: self.source, lines: self.block_lines(text, node.span) };
