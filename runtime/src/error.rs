@@ -43,7 +43,7 @@ pub enum RuntimeError {
         help: String,
     },
     /// A checkpoint's tensors are not those that the artifact reads; every one is named.
-    #[error("{path}: {} of the checkpoint's tensors do not fit the artifact:\n  {}", problems.len(), problems.join("\n  "))]
+    #[error("{path}: {} of the checkpoint's tensors do not fit the artifact:\n  {}", problems.len(), first_lines(problems))]
     Binding {
         /// The checkpoint.
         path: String,
@@ -76,6 +76,16 @@ pub enum RuntimeError {
         /// What happened.
         problem: String,
     },
+}
+
+/// The lines of a list, the first of a long one.
+fn first_lines(lines: &[String]) -> String {
+    const MOST_LINES: usize = 40;
+    let mut text = lines.iter().take(MOST_LINES).map(String::as_str).collect::<Vec<_>>().join("\n  ");
+    if lines.len() > MOST_LINES {
+        text.push_str(&format!("\n  and {} more", lines.len() - MOST_LINES));
+    }
+    text
 }
 
 /// Exit code of success.
@@ -119,7 +129,8 @@ impl RuntimeError {
                 _ => None,
             },
             Self::Binding { .. } => Some(
-                "compile the model with this checkpoint's config.json, or give the checkpoint that it was compiled for",
+                "compile the model with this checkpoint's config.json, or give the checkpoint that it was compiled for; \
+                 `--allow-missing` makes up what is missing",
             ),
             Self::Device { .. } => None,
         }

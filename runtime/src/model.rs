@@ -49,6 +49,7 @@ pub struct Model {
     manifest: Arc<Manifest>,
     device: Arc<dyn Device>,
     weights: Arc<LoadedWeights>,
+    remarks: Vec<String>,
 }
 
 impl Model {
@@ -86,13 +87,19 @@ impl Model {
     /// # Errors
     /// The device has no memory for the weights.
     pub fn on_device(manifest: Arc<Manifest>, device: Arc<dyn Device>, packed: PackedWeights) -> Result<Arc<Self>> {
-        let memory = device.adopt(packed.block)?;
-        Ok(Arc::new(Self { manifest, device, weights: Arc::new(LoadedWeights { memory, offsets: packed.offsets }) }))
+        let PackedWeights { block, offsets, remarks } = packed;
+        let memory = device.adopt(block)?;
+        Ok(Arc::new(Self { manifest, device, weights: Arc::new(LoadedWeights { memory, offsets }), remarks }))
     }
 
     /// What the model is: inputs, outputs, target.
     pub fn manifest(&self) -> &Arc<Manifest> {
         &self.manifest
+    }
+
+    /// What a user should know of how the checkpoint fits: tensors that nothing reads, tensors that were made up.
+    pub fn remarks(&self) -> &[String] {
+        &self.remarks
     }
 
     /// Where it runs.

@@ -93,7 +93,9 @@ pub(crate) fn library(models: Option<&Path>) -> Result<Library> {
 /// A file that cannot be read, or is not JSON.
 pub(crate) fn read_json(path: &Path) -> Result<serde_json::Value> {
     let text = std::fs::read_to_string(path).map_err(|e| CliError::file(path, format!("cannot read: {e}")))?;
-    serde_json::from_str(&text).map_err(|e| CliError::file(path, format!("not JSON: {e}")))
+    // A byte order mark is no text.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    serde_json::from_str(text).map_err(|e| CliError::file(path, format!("not JSON: {e}")))
 }
 
 /// Reads and expands a card or a checkpoint's family.
@@ -123,7 +125,12 @@ pub(crate) fn load(named: &Named, args: &ModelArgs) -> Result<Loaded> {
     let key = format!("{}\n{config:?}\n{sets:?}\n{}", texts.join("\n"), args.choices());
     let is_published = config.is_none() && args.set.is_empty() && !args.tiny;
     let card = spec.text();
-    let options = ElaborateOptions { config, sets, ..ElaborateOptions::default() };
+    let options = ElaborateOptions {
+        config,
+        config_name: config_path.map(|p| p.display().to_string()).unwrap_or_default(),
+        sets,
+        ..ElaborateOptions::default()
+    };
     let options = if args.tiny { tiny(&spec, &options)? } else { options };
     let model = elaborate(&spec, &options)?;
     Ok(Loaded { spec, model, card, key, is_published })

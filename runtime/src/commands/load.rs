@@ -6,6 +6,7 @@ use crate::model::{Model, ModelOptions};
 use crate::text::tokenizer::Tokenizer;
 use crate::weights::Checkpoint;
 use indicatif::{ProgressBar, ProgressStyle};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,6 +16,9 @@ pub struct LoadArgs {
     /// Weights: a checkpoint folder, a safetensors file, or `random`
     #[arg(long, value_name = "PATH|random")]
     pub checkpoint: Option<String>,
+    /// Make up numbers for tensors that the checkpoint lacks, and say which
+    #[arg(long)]
+    pub allow_missing: bool,
     /// Tokenizer: tokenizer.json or its folder [default: the checkpoint's]
     #[arg(long, value_name = "PATH")]
     pub tokenizer: Option<PathBuf>,
@@ -38,7 +42,10 @@ impl LoadArgs {
                 "give `--checkpoint PATH`, or `--checkpoint random` to try without one",
             )
         })?;
-        let checkpoint = Checkpoint::from_argument(checkpoint)?;
+        let mut checkpoint = Checkpoint::from_argument(checkpoint)?;
+        if self.allow_missing {
+            checkpoint = checkpoint.with_missing_made_up(0);
+        }
         let bar = Self::progress_bar();
         let progress = |done: u64, total: u64| Self::advance(&bar, done, total);
         let options = ModelOptions {
@@ -49,6 +56,10 @@ impl LoadArgs {
         };
         let model = Model::load(artifact, &checkpoint, &options);
         bar.finish_and_clear();
+        for remark in model.iter().flat_map(|model| model.remarks()) {
+            // Where standard error cannot be written, nobody is there to be warned.
+            let _ = writeln!(std::io::stderr(), "warning: {remark}");
+        }
         model
     }
 

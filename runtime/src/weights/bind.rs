@@ -5,6 +5,7 @@ use super::convert::{Numbers, is_supported};
 use super::lens::Lens;
 use super::names;
 use super::pack::{Found, Job, Piece};
+use super::random::Random;
 use crate::artifact::manifest::{Manifest, Source};
 use crate::error::{Result, RuntimeError};
 use crate::memory;
@@ -15,6 +16,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Missing tensors for which similar names are looked up.
 const MOST_SUGGESTIONS: usize = 50;
+/// Tensors named in a remark.
+const MOST_NAMED: usize = 12;
 /// Weights begin at multiples of this.
 const ALIGN: u64 = 64;
 
@@ -28,19 +31,22 @@ pub struct PackedWeights {
     pub block: MmapMut,
     /// First byte of each of [`Manifest::weights`].
     pub offsets: Vec<u64>,
+    /// What a user should know though it is no error: tensors that were made up, tensors that nothing reads.
+    pub remarks: Vec<String>,
 }
 
 /// Reads what `manifest` asks for from `checkpoint` and packs it, with `threads` threads (at least one).
 ///
 /// # Errors
-/// Tensors that are missing, misshapen, of an unknown type, or read by nothing: all of them in one [`RuntimeError::Binding`]. No memory.
+/// Tensors that are missing, misshapen or of an unknown type: all of them in one [`RuntimeError::Binding`], with those that nothing reads,
+/// which may be the same under another name. No memory.
 pub fn bind(
     manifest: &Manifest,
     checkpoint: &Checkpoint,
     threads: usize,
     progress: Option<Progress<'_>>,
 ) -> Result<PackedWeights> {
-    let jobs = find(manifest, checkpoint)?;
+    let (jobs, remarks) = find(manifest, checkpoint)?;
     let too_large = |problem: String| RuntimeError::Device {
         device: "cpu",
         problem: format!("the weights do not fit into memory: {problem}"),
@@ -94,13 +100,18 @@ pub fn bind(
         }
         work();
     });
-    Ok(PackedWeights { block, offsets })
+    Ok(PackedWeights { block, offsets, remarks })
 }
 
-/// Finds every source, or reports every tensor that does not fit.
-fn find<'a>(manifest: &'a Manifest, checkpoint: &'a Checkpoint) -> Result<Vec<Job<'a>>> {
+/// Finds every source and says what is remarkable, or reports every tensor that does not fit.
+fn find<'a>(manifest: &'a Manifest, checkpoint: &'a Checkpoint) -> Result<(Vec<Job<'a>>, Vec<String>)> {
     let mut problems = Vec::new();
+    let mut remarks = Vec::new();
     let mut missing: Vec<&Source> = Vec::new();
+    let mut made_up: Vec<&str> = Vec::new();
+    let made = |random: &Random, source: &Source| {
+        Numbers::Random(random.tensor(source.names.first().unwrap_or(&source.path), &source.shape))
+    };
     let mut jobs = Vec::with_capacity(manifest.weights.len());
     for weight in &manifest.weights {
         let mut sources = Vec::with_capacity(weight.sources.len());
@@ -108,24 +119,35 @@ fn find<'a>(manifest: &'a Manifest, checkpoint: &'a Checkpoint) -> Result<Vec<Jo
             // The manifest was validated, so the steps apply.
             let Ok(lens) = Lens::new(&source.shape, &source.steps) else { continue };
             match checkpoint {
-                Checkpoint::Random(random) => {
-                    let name = source.names.first().map_or(source.path.as_str(), String::as_str);
-                    sources.push(Found { numbers: Numbers::Random(random.tensor(name, &source.shape)), lens });
-                }
-                Checkpoint::Stored(stored) => match take(stored, source) {
-                    Some(Ok(numbers)) => sources.push(Found { numbers, lens }),
-                    Some(Err(problem)) => problems.push(problem),
-                    None => missing.push(source),
+                Checkpoint::Random(random) => sources.push(Found { numbers: made(random, source), lens }),
+                Checkpoint::Stored(stored) => match (take(stored, source), stored.instead_of_missing()) {
+                    (Some(Ok(numbers)), _) => sources.push(Found { numbers, lens }),
+                    (Some(Err(problem)), _) => problems.push(problem),
+                    (None, Some(random)) => {
+                        made_up.push(source.names.first().unwrap_or(&source.path));
+                        sources.push(Found { numbers: made(random, source), lens });
+                    }
+                    (None, None) => missing.push(source),
                 },
             }
         }
         jobs.push(Job { weight, sources });
     }
     if let Checkpoint::Stored(stored) = checkpoint {
-        report_names(manifest, stored, &missing, &mut problems);
+        let unread = unread(manifest, stored);
+        report_missing(&missing, &unread, &mut problems);
+        if problems.is_empty() {
+            remarks.extend(remark("the checkpoint lacks these tensors, and numbers were made up for them", &made_up));
+            remarks.extend(remark("nothing reads these tensors of the checkpoint", &unread));
+            return Ok((jobs, remarks));
+        }
+        for name in unread {
+            let shape = stored.tensor(name).map(|tensor| tensor.shape.clone()).unwrap_or_default();
+            problems.push(format!("`{name}`: shape {shape:?}, nothing reads it"));
+        }
     }
     if problems.is_empty() {
-        return Ok(jobs);
+        return Ok((jobs, remarks));
     }
     let mut seen = BTreeSet::new();
     problems.retain(|problem| seen.insert(problem.clone()));
@@ -144,16 +166,21 @@ fn take<'a>(stored: &'a Stored, source: &Source) -> Option<Result<Numbers<'a>, S
     Some(Ok(Numbers::Stored(tensor.dtype, stored.bytes(tensor))))
 }
 
-/// Adds a line for each tensor that is missing, and for each that nothing reads.
-fn report_names(manifest: &Manifest, stored: &Stored, missing: &[&Source], problems: &mut Vec<String>) {
-    let sources = || manifest.weights.iter().flat_map(|weight| &weight.sources);
-    let known: BTreeSet<&str> = sources().flat_map(|source| &source.names).map(String::as_str).collect();
-    let unread: Vec<&str> = stored.tensors().map(|(name, _)| name).filter(|name| !known.contains(name)).collect();
+/// The tensors that nothing reads and that the card does not pass over.
+fn unread<'a>(manifest: &Manifest, stored: &'a Stored) -> Vec<&'a str> {
+    let sources = manifest.weights.iter().flat_map(|weight| &weight.sources);
+    let known: BTreeSet<&str> = sources.flat_map(|source| &source.names).map(String::as_str).collect();
+    let ignored = |name: &str| manifest.ignore.iter().any(|pattern| names::matches(pattern, name));
+    stored.tensors().map(|(name, _)| name).filter(|name| !known.contains(name) && !ignored(name)).collect()
+}
+
+/// Adds a line for each tensor that is missing, with those of `unread` that it resembles.
+fn report_missing(missing: &[&Source], unread: &[&str], problems: &mut Vec<String>) {
     for (i, source) in missing.iter().enumerate() {
         let names: Vec<String> = source.names.iter().map(|name| format!("`{name}`")).collect();
         let mut problem = format!("{}: missing, expected shape {:?}", names.join(" or "), source.shape);
         let similar = match source.names.first() {
-            Some(name) if i < MOST_SUGGESTIONS => names::closest(name, &unread),
+            Some(name) if i < MOST_SUGGESTIONS => names::closest(name, unread),
             _ => Vec::new(),
         };
         if !similar.is_empty() {
@@ -161,10 +188,13 @@ fn report_names(manifest: &Manifest, stored: &Stored, missing: &[&Source], probl
         }
         problems.push(problem);
     }
-    for name in unread {
-        if !manifest.ignore.iter().any(|pattern| names::matches(pattern, name)) {
-            let shape = stored.tensor(name).map(|tensor| tensor.shape.clone()).unwrap_or_default();
-            problems.push(format!("`{name}`: shape {shape:?}, nothing reads it"));
-        }
-    }
+}
+
+/// One line about tensors, the first of them named; `None` for none.
+fn remark(what: &str, names: &[&str]) -> Option<String> {
+    let unique: BTreeSet<&str> = names.iter().copied().collect();
+    let more = unique.len().saturating_sub(MOST_NAMED);
+    let shown: Vec<String> = unique.iter().take(MOST_NAMED).map(|name| format!("`{name}`")).collect();
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    (!names.is_empty()).then(|| format!("{what}: {}{more}", shown.join(", ")))
 }

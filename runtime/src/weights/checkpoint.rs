@@ -48,6 +48,15 @@ impl Checkpoint {
         Self::Random(Random { seed })
     }
 
+    /// The same, with numbers made up where a tensor is missing: for a model that departs from the checkpoint's.
+    #[must_use]
+    pub fn with_missing_made_up(mut self, seed: u64) -> Self {
+        if let Self::Stored(stored) = &mut self {
+            stored.instead_of_missing = Some(Random { seed });
+        }
+        self
+    }
+
     /// For messages.
     pub fn path(&self) -> String {
         match self {
@@ -63,6 +72,7 @@ pub struct Stored {
     path: PathBuf,
     files: Vec<Mmap>,
     tensors: BTreeMap<String, Tensor>,
+    instead_of_missing: Option<Random>,
 }
 
 /// A tensor in a mapped file.
@@ -79,7 +89,8 @@ pub struct Tensor {
 impl Stored {
     fn open(path: &Path) -> Result<Self> {
         let metadata = fs::metadata(path).map_err(|source| RuntimeError::io(path, "open", source))?;
-        let mut stored = Self { path: path.to_owned(), files: Vec::new(), tensors: BTreeMap::new() };
+        let mut stored =
+            Self { path: path.to_owned(), files: Vec::new(), tensors: BTreeMap::new(), instead_of_missing: None };
         let file = if metadata.is_dir() { find_in_folder(path)? } else { path.to_owned() };
         if file.extension().is_some_and(|extension| extension == "json") {
             stored.add_index(&file)?;
@@ -162,6 +173,11 @@ impl Stored {
             return Err(invalid(format!("names tensors that its files do not hold: {}", absent.join(", "))));
         }
         Ok(())
+    }
+
+    /// What stands for a tensor that is missing; `None`: it is an error.
+    pub(super) fn instead_of_missing(&self) -> Option<&Random> {
+        self.instead_of_missing.as_ref()
     }
 
     /// All tensors, by name.

@@ -68,6 +68,26 @@ fn every_wrong_tensor_is_named_at_once() {
 }
 
 #[test]
+fn what_is_missing_may_be_made_up_and_what_is_unread_is_remarked() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.safetensors");
+    write(&path, &[("a.weight", &[2, 3], 0.0), ("stray", &[1], 0.0)]);
+    let open = || Checkpoint::open(&path).unwrap();
+    let error = bind(&sample::manifest(), &open(), 1, None).unwrap_err().to_string();
+    assert!(error.contains("`b.weight`: missing"), "{error}");
+    let filled = bind(&sample::manifest(), &open().with_missing_made_up(3), 1, None).unwrap();
+    assert!(
+        filled.remarks[0].contains("made up") && filled.remarks[0].ends_with(": `b.weight`"),
+        "{:?}",
+        filled.remarks
+    );
+    assert!(filled.remarks[1].ends_with(": `stray`"), "{:?}", filled.remarks);
+    write(&path, &[("a.weight", &[2, 3], 0.0), ("b.weight", &[2, 3], 0.0), ("stray", &[1], 0.0)]);
+    let whole = bind(&sample::manifest(), &open(), 1, None).unwrap();
+    assert_eq!(whole.remarks.len(), 1);
+}
+
+#[test]
 fn shards_and_their_mistakes() {
     let folder = tempfile::tempdir().unwrap();
     write(&folder.path().join("one.safetensors"), &[("a.weight", &[2, 3], 0.0)]);

@@ -54,6 +54,8 @@ use crate::spec::{Datum, Published, Spec};
 pub struct ElaborateOptions {
     /// A config.json. Without it the sizes are the published model's.
     pub config: Option<serde_json::Value>,
+    /// What messages call it, a path; `the config` when empty.
+    pub config_name: String,
     /// `--set name=value`; the value is YAML. The last of a name wins.
     pub sets: Vec<(String, String)>,
     /// The checkpoint format whose names are bound; `hf` when empty.
@@ -131,7 +133,7 @@ impl Arch {
 /// Everything that is wrong with the card's keys, the sizes, the wiring and the names.
 pub fn elaborate(spec: &Spec, options: &ElaborateOptions) -> Result<Model, Report> {
     let mut diagnostics = spec.mistakes.clone();
-    let sizes = sizes::resolve(spec, options.config.as_ref(), &options.sets, &mut diagnostics);
+    let sizes = sizes::resolve(spec, options, &mut diagnostics);
     let fail = |diagnostics| Err(Report::new(spec.sources.clone(), diagnostics));
     // A size that is wrong is the published one from here on, so that mistakes in the wiring are found in the same run.
     let mut expander = Expander::new(spec.first_card);

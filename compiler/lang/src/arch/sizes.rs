@@ -4,18 +4,19 @@
 
 use std::sync::Arc;
 
+use super::ElaborateOptions;
 use crate::diagnostic::{Code, Diagnostic, did_you_mean};
 use crate::spec::{Datum, Place, Size, Spec, parse_yaml};
 
 /// The value of each size in the card's order.
 pub(super) fn resolve(
     spec: &Spec,
-    config: Option<&serde_json::Value>,
-    sets: &[(String, String)],
+    options: &ElaborateOptions,
     diagnostics: &mut Vec<Diagnostic>,
 ) -> Vec<(Arc<str>, Datum)> {
-    let config = config.map(|c| under(spec, &Datum::from(c)));
-    let sets = read_sets(spec, sets, diagnostics);
+    let called = if options.config_name.is_empty() { "the config" } else { &options.config_name };
+    let config = options.config.as_ref().map(|c| Config { values: under(spec, &Datum::from(c)), called });
+    let sets = read_sets(spec, &options.sets, diagnostics);
     if let Some(config) = &config {
         check_assumptions(spec, config, diagnostics);
     }
@@ -23,15 +24,23 @@ pub(super) fn resolve(
         .iter()
         .map(|size| {
             let set = sets.iter().rfind(|(name, _)| *name == size.name).map(|(_, v)| v.clone());
-            let value = match (set, &config) {
-                (Some(value), _) => value,
-                (None, Some(config)) => from_config(size, config, diagnostics),
-                (None, None) => size.example.clone().or_else(|| size.default.clone()).unwrap_or(Datum::Null),
+            let (value, from) = match (set, &config) {
+                (Some(value), _) => (value, "--set"),
+                (None, Some(config)) => (from_config(size, config, diagnostics), config.called),
+                (None, None) => {
+                    (size.example.clone().or_else(|| size.default.clone()).unwrap_or(Datum::Null), "the card")
+                }
             };
-            let value = check_type(size, normalise(value), diagnostics);
+            let value = check_type(size, normalise(value), from, diagnostics);
             (size.name.clone(), value)
         })
         .collect()
+}
+
+/// A config and what messages call it.
+struct Config<'a> {
+    values: Datum,
+    called: &'a str,
 }
 
 /// The part of the config that the card reads.
@@ -70,9 +79,9 @@ fn read_sets(spec: &Spec, sets: &[(String, String)], diagnostics: &mut Vec<Diagn
     read
 }
 
-fn check_assumptions(spec: &Spec, config: &Datum, diagnostics: &mut Vec<Diagnostic>) {
+fn check_assumptions(spec: &Spec, config: &Config<'_>, diagnostics: &mut Vec<Diagnostic>) {
     for (key, expected) in &spec.assumes {
-        let Some(found) = lookup(config, &key.text) else { continue };
+        let Some(found) = lookup(&config.values, &key.text) else { continue };
         let same = match expected {
             Datum::List(allowed) if !matches!(found, Datum::List(_)) => allowed.iter().any(|a| equal(a, found)),
             one => equal(one, found),
@@ -81,7 +90,10 @@ fn check_assumptions(spec: &Spec, config: &Datum, diagnostics: &mut Vec<Diagnost
             diagnostics.push(
                 Diagnostic::new(
                     Code::Assumption,
-                    format!("the config has `{}: {found}`, for which this card would compute something else", key.text),
+                    format!(
+                        "{} has `{}: {found}`, for which this card would compute something else",
+                        config.called, key.text
+                    ),
                     key.span,
                 )
                 .label(format!("the card is for {expected}")),
@@ -105,10 +117,10 @@ fn lookup<'a>(config: &'a Datum, key: &str) -> Option<&'a Datum> {
     })
 }
 
-fn from_config(size: &Size, config: &Datum, diagnostics: &mut Vec<Diagnostic>) -> Datum {
+fn from_config(size: &Size, config: &Config<'_>, diagnostics: &mut Vec<Diagnostic>) -> Datum {
     let own = [Place::Key(size.name.clone())];
     let places = if size.from.is_empty() { &own[..] } else { &size.from };
-    if let Some(found) = places.iter().find_map(|place| at(place, config)) {
+    if let Some(found) = places.iter().find_map(|place| at(place, &config.values)) {
         return found;
     }
     if let Some(default) = &size.default {
@@ -124,10 +136,13 @@ fn from_config(size: &Size, config: &Datum, diagnostics: &mut Vec<Diagnostic>) -
                 }
             })
             .collect();
-        let mut d =
-            Diagnostic::new(Code::MissingSize, format!("the config has no {}", keys.join(" and no ")), size.span)
-                .label("the card needs it");
-        if let (Datum::Map(entries), [Place::Key(key)]) = (config, places) {
+        let mut d = Diagnostic::new(
+            Code::MissingSize,
+            format!("{} has no {}", config.called, keys.join(" and no ")),
+            size.span,
+        )
+        .label("the card needs it");
+        if let (Datum::Map(entries), [Place::Key(key)]) = (&config.values, places) {
             d = d.maybe_help(
                 did_you_mean(key, entries.iter().map(|(k, _)| &**k))
                     .map(|h| h.replace("did you mean", "is it the config's")),
@@ -182,7 +197,7 @@ fn normalise(value: Datum) -> Datum {
 }
 
 /// The value, or the card's when it is of another type.
-fn check_type(size: &Size, value: Datum, diagnostics: &mut Vec<Diagnostic>) -> Datum {
+fn check_type(size: &Size, value: Datum, from: &str, diagnostics: &mut Vec<Diagnostic>) -> Datum {
     let Some(expected) = size.example.as_ref().or(size.default.as_ref()).filter(|e| **e != Datum::Null) else {
         return value;
     };
@@ -195,7 +210,7 @@ fn check_type(size: &Size, value: Datum, diagnostics: &mut Vec<Diagnostic>) -> D
         return value;
     }
     let shown = if let Datum::Str(s) = &value { format!("'{s}'") } else { value.to_string() };
-    let message = format!("`{}` is {shown}, which is {}", size.name, value.kind());
+    let message = format!("`{}` is {shown} in {from}, which is {}", size.name, value.kind());
     let label = format!("the card has {} here", expected.kind());
     diagnostics.push(Diagnostic::new(Code::WrongSize, message, size.span).label(label));
     normalise(expected.clone())

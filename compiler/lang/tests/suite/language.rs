@@ -75,9 +75,10 @@ fn every_card_expands() {
     for (at, text) in blocks(&reference(), "yaml") {
         if text.contains("xfc: 1") {
             let model = expand(at, &text);
-            let stated = model.arch.published.as_ref().and_then(|p| p.parameters).unwrap();
-            assert!(stated.is(model.arch.parameter_count()), "docs/language.md:{at}");
-            n_whole += 1;
+            if let Some(stated) = model.arch.published.as_ref().and_then(|p| p.parameters) {
+                assert!(stated.is(model.arch.parameter_count()), "docs/language.md:{at}");
+                n_whole += 1;
+            }
         } else if text.starts_with("sizes:") {
             expand(at, &format!("xfc: 1\nname: Example\n{text}wiring: |\n{}", indented(SMALLEST)));
         } else {
