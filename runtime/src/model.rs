@@ -79,7 +79,12 @@ impl Model {
             ));
         }
         let device = Arc::new(CpuDevice::new(&self.manifest, variant.load_code()?, options.pool()?)?);
-        Ok(Arc::new(Self { manifest: Arc::clone(&self.manifest), device, weights: Arc::clone(&self.weights) }))
+        Ok(Arc::new(Self {
+            manifest: Arc::clone(&self.manifest),
+            device,
+            weights: Arc::clone(&self.weights),
+            remarks: self.remarks.clone(),
+        }))
     }
 
     /// A model on any device that has the code of `manifest` loaded.

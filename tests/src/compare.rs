@@ -19,6 +19,8 @@ pub enum Tier {
     Accumulate(usize),
     /// A whole model against another implementation in f64.
     Model,
+    /// A drawn model against the interpreter in f64, where the interpreter in f32 departs from it by this much at most.
+    Conditioned(f64),
     /// Normalised embeddings of a whole model against another implementation in f32.
     Embedding,
 }
@@ -52,6 +54,8 @@ pub fn allowed(tier: Tier, precision: Precision, want: f64, largest: f64) -> f64
         (Tier::Close, _) => 16.0 * epsilon * want.abs().max(1.0),
         // Errors of a sum grow with the square root of its length, relative to its terms; 8 covers the tail.
         (Tier::Accumulate(k), _) => 8.0 * epsilon * (k.max(1) as f64).sqrt() * largest.max(1.0),
+        // Another order of sums errs as much, and its tail more.
+        (Tier::Conditioned(error), _) => 32.0 * error + 256.0 * epsilon * largest.max(1.0),
         (Tier::Model, Precision::F64) => 2e-6,
         (Tier::Model, Precision::F32) => 2e-4,
         (Tier::Model, Precision::BF16) => 1.0 / 8.0,

@@ -8,7 +8,9 @@
 //!
 //! Everything here is for the suites in `tests/suite/`, which are one binary. Harness errors are [`Error`], which name the file.
 
+pub mod cards;
 pub mod case;
+pub mod choices;
 pub mod command;
 pub mod compare;
 pub mod compile;
@@ -29,6 +31,13 @@ pub struct Error(Box<dyn std::error::Error + Send + Sync>);
 impl<E: Into<Box<dyn std::error::Error + Send + Sync>>> From<E> for Error {
     fn from(error: E) -> Self {
         Error(error.into())
+    }
+}
+
+impl Error {
+    /// The error of that type, if it is one.
+    pub fn downcast_ref<T: std::error::Error + 'static>(&self) -> Option<&T> {
+        self.0.downcast_ref()
     }
 }
 

@@ -67,6 +67,84 @@ pub fn agree(text: &str, steps: &[Vec<Given<'_>>]) -> Result<()> {
     Ok(())
 }
 
+/// Steps of several sequences: what each is given in each step, by input; `None` when it has no part in it.
+pub type Schedule = Vec<Vec<Option<Vec<(String, InputData)>>>>;
+
+/// How a comparison ended that found nothing wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compared {
+    /// Every output agrees.
+    Same,
+    /// The interpreter itself has no digits in f32: nothing could be compared.
+    IllConditioned,
+}
+
+/// Runs the steps through the compiled program and the interpreter in f64 on each target, and compares every output of every sequence as
+/// closely as the interpreter's own error in f32 allows.
+pub fn compare_with_interpreter(text: &str, schedule: &Schedule, targets: &[&str]) -> Result<Compared> {
+    let program = parse(text)?;
+    let shapes = weight_shapes(&program);
+    let fused = fuse(&program)?;
+    let weights = made_up(&shapes);
+    let verified = || verify(&program).map_err(|v| v.to_string());
+    let (exact, rounded) =
+        (Interpreter::<f64>::new(verified()?, &weights)?, Interpreter::<f32>::new(verified()?, &weights)?);
+    for name in targets {
+        let artifact = Artifact::from_bytes(write_artifact("", &[built(&fused, &shapes, name)?])?)?;
+        let options = ModelOptions { threads: Some(2), ..ModelOptions::default() };
+        let model = Model::load(&artifact, &Checkpoint::random(SEED), &options)?;
+        let n = schedule.first().map_or(0, Vec::len);
+        let options = SessionOptions { max_sequences: n as u32, context_tokens: Some(96), ..SessionOptions::default() };
+        let mut session = model.session(&options)?;
+        let ids: Vec<_> = (0..n).map(|_| session.add_sequence()).collect::<std::result::Result<_, _>>()?;
+        let mut states: Vec<(State<f64>, State<f32>)> = (0..n).map(|_| (State::new(), State::new())).collect();
+        for (number, step) in schedule.iter().enumerate() {
+            let present: Vec<usize> = (0..n).filter(|s| step[*s].is_some()).collect();
+            let inputs = |s: &usize| step[*s].clone().unwrap_or_default();
+            let given = |s: &usize| StepInput { sequence: ids[*s], inputs: inputs(s), wanted: Wanted::All };
+            let got = session.step(&present.iter().map(given).collect::<Vec<_>>())?;
+            for (index, s) in present.iter().enumerate() {
+                if model.manifest().whole_sequences {
+                    states[*s] = (State::new(), State::new());
+                }
+                let owned = inputs(s);
+                let named: Vec<Given<'_>> = owned.iter().map(|(name, data)| (name.as_str(), data.clone())).collect();
+                let tensors = tensors(&program, &named)?;
+                let want = exact.step(&mut states[*s].0, &tensors)?;
+                let near = rounded.step(&mut states[*s].1, &tensors)?;
+                for (output, want) in &want {
+                    let (values, rounded) = (want.to_f64(), near[output].to_f64());
+                    let largest = values.iter().fold(1.0f64, |m, v| m.max(v.abs()));
+                    let error = values.iter().zip(&rounded).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+                    if !(error < 1e-3 * largest && largest < 1e6) {
+                        return Ok(Compared::IllConditioned);
+                    }
+                    let got =
+                        got.get(output).and_then(|o| o.rows_of(index)).ok_or_else(|| format!("no output {output}"))?;
+                    let what = format!("{output} of sequence {s} in step {number} on {name}");
+                    compare(&what, &want.dims, got, &values, Tier::Conditioned(error), Precision::F32)?;
+                }
+            }
+        }
+    }
+    Ok(Compared::Same)
+}
+
+/// Seed of the made-up weights.
+const SEED: u64 = 3;
+
+/// The runtime's made-up weights, for the interpreter.
+fn made_up(
+    shapes: &HashMap<String, Vec<u64>>,
+) -> impl Fn(&str) -> std::result::Result<Tensor, Box<dyn std::error::Error + Send + Sync>> {
+    move |path: &str| {
+        let shape = shapes.get(path).ok_or_else(|| format!("there is no {path}"))?;
+        let tensor = Random { seed: SEED }.tensor(path, shape);
+        let values: Vec<f32> = (0..shape.iter().product()).map(|i| tensor.value(i)).collect();
+        Ok(Tensor::f32(shape.iter().map(|n| *n as usize).collect::<Vec<_>>(), values))
+    }
+}
+
 /// The manifest of a program for the first target.
 pub fn manifest(text: &str) -> Result<Manifest> {
     let program = parse(text)?;

@@ -1,8 +1,10 @@
 //! Every suite, in one binary: one module a stage of the pipeline, and one for each part of the harness.
 
+mod ablation;
 mod architectures;
 mod artifact;
 mod bench;
+mod cards;
 mod case;
 mod cases;
 mod commands;

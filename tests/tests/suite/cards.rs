@@ -1,0 +1,66 @@
+//! Drawn cards: what is compiled of them means what is interpreted, and what is refused is refused in words.
+//!
+//! A quick run draws a few; `XFC_SEEDS` asks for more, `XFC_FIRST_SEED` for others. A card that fails is made smaller and printed.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use xfc_tests::cards::{Outcome, card, check};
+use xfc_tests::choices::{Choices, shrink};
+use xfc_tests::compile::TARGETS;
+
+/// A card and its run from one list of choices, in which a panic is a failure like any other.
+fn run(mut choices: Choices, targets: &[&str]) -> (Choices, Result<Outcome, String>, String) {
+    let text = card(&mut choices);
+    let outcome = catch_unwind(AssertUnwindSafe(|| check(&text, &mut choices, targets)));
+    let outcome = match outcome {
+        Ok(Ok(outcome)) => Ok(outcome),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(panic) => {
+            let said = panic.downcast_ref::<String>().cloned();
+            Err(format!(
+                "panicked: {}",
+                said.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap_or_default()
+            ))
+        }
+    };
+    (choices, outcome, text)
+}
+
+fn number(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(otherwise)
+}
+
+#[test]
+fn drawn_cards_mean_the_same_compiled_and_interpreted() {
+    let (first, n) = (number("XFC_FIRST_SEED", 0), number("XFC_SEEDS", 12));
+    let last = std::env::temp_dir().join(format!("xfc-card-{}", std::process::id()));
+    let (mut agree, mut failed) = (0, Vec::new());
+    let mut counts = std::collections::BTreeMap::new();
+    for seed in first..first + n {
+        // One that takes the process with it stays in the file.
+        let targets = &TARGETS[..1 + usize::from(seed % 4 == 0)];
+        let choices = Choices::of_seed(seed);
+        let written = format!("# seed {seed}\n{}", card(&mut choices.clone()));
+        std::fs::write(&last, written).expect("the folder for temporary files can be written");
+        let (drawn, outcome, text) = run(choices, targets);
+        match outcome {
+            Ok(outcome) => {
+                agree += u64::from(outcome == Outcome::Agrees);
+                *counts.entry(format!("{outcome:?}")).or_insert(0) += 1;
+            }
+            Err(error) => {
+                let small = shrink(drawn.drawn().to_vec(), Duration::from_secs(90), |list| {
+                    run(Choices::of_list(list.to_vec()), targets).1.is_err()
+                });
+                let (_, outcome, small) = run(Choices::of_list(small), targets);
+                let smaller = outcome.err().unwrap_or_default();
+                failed.push(format!("seed {seed}: {error}\n{text}\nmade smaller: {smaller}\n{small}"));
+            }
+        }
+    }
+    // The file is only for failures; where it cannot be removed, nothing is lost.
+    let _ = std::fs::remove_file(&last);
+    assert!(failed.is_empty(), "{} of {n} cards fail\n{}", failed.len(), failed.join("\n\n"));
+    assert!(agree * 2 >= n, "only {agree} of {n} cards were compared: {counts:?}");
+}
