@@ -7,7 +7,7 @@ MAKEFLAGS += --no-print-directory
 help:
 	@echo 'make demo        compile a real checkpoint and embed sentences with it'
 	@echo 'make test        everything that must hold: tests, formatting, lints, documentation'
-	@echo 'make test-full   the same in release, with longer fuzzing'
+	@echo 'make test-full   the same in release, with longer fuzzing and hundreds of drawn models'
 	@echo 'make bench       how long the models take to compile, and how fast two of them run'
 	@echo 'make lint        formatting, lints and documentation alone'
 	@echo 'make setup       install what building needs, and nothing else'
@@ -33,7 +33,7 @@ test-full:
 	@tools/setup.sh --download --lint
 	@tools/fetch_minilm.sh >/dev/null
 	cargo build --release --bins -p xfc-cli -p xfc-runtime
-	XFC_FUZZ_SECONDS=60 cargo test --release --workspace
+	XFC_FUZZ_SECONDS=60 XFC_SEEDS=200 cargo test --release --workspace
 	@$(MAKE) lint
 
 lint:
@@ -41,6 +41,8 @@ lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- --deny warnings
 	RUSTDOCFLAGS='--deny warnings' cargo doc --quiet --workspace --no-deps
+	tools/check_portable.sh
+	tools/check_dependencies.sh
 
 bench:
 	@tools/setup.sh

@@ -41,6 +41,9 @@ if [ -n "$want_lint" ]; then
     say "Adding $tool to the Rust toolchain"
     rustup component add "$tool" >/dev/null 2>&1 || stop "\`$command\` fails. Run: rustup component add $tool"
   done
+  # The check that wants it says so where it cannot be had.
+  wasm=wasm32-unknown-unknown
+  [ -d "$(rustc --print target-libdir --target $wasm)" ] || rustup target add $wasm >/dev/null 2>&1 || true
 fi
 
 # ---- Elsewhere than on Debian: look at what is there, say what is missing.

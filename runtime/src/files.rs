@@ -6,9 +6,11 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-/// Writes `bytes` to `path`: a temporary file in the same folder, synced, then renamed into place. A crash, a full disk or
-/// another writer of the same path leaves the old file or the new one, whole.
+/// Writes `bytes` to `path`: a temporary file in the same folder, synced, then renamed into place. A crash, an interrupt, a full disk or
+/// another writer of the same path leaves the old file or the new one, whole. What a killed process left beside it is removed by the next
+/// writer. A link is followed; a device or a pipe is written to as it is.
 ///
 /// # Errors
 /// The folder does not exist or cannot be written; names `path`. Nothing is left behind.
@@ -28,6 +30,14 @@ pub fn write_atomic_with(path: &Path, fill: impl FnOnce(&mut File) -> std::io::R
         ));
     }
     let fail = |error| RuntimeError::io(path, "write", error);
+    // A device is not replaced by a file of its name.
+    if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        return OpenOptions::new().write(true).open(path).and_then(|mut file| fill(&mut file)).map_err(fail);
+    }
+    let followed =
+        if path.is_symlink() { fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()) } else { path.to_owned() };
+    let path = followed.as_path();
+    remove_left_behind(path);
     let (temporary, mut file) = create_beside(path).map_err(fail)?;
     let written = fill(&mut file).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&temporary, path));
     if let Err(error) = written {
@@ -36,6 +46,30 @@ pub fn write_atomic_with(path: &Path, fill: impl FnOnce(&mut File) -> std::io::R
         return Err(fail(error));
     }
     Ok(())
+}
+
+/// Temporary files younger than this are left alone: another machine may share the folder and not the process numbers.
+const LEFT_BEHIND: Duration = Duration::from_secs(600);
+
+/// Removes temporary files of `path` whose process is gone. Nothing depends on it: what cannot be looked at or removed stays.
+fn remove_left_behind(path: &Path) {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else { return };
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let file = entry.file_name();
+        let process = file.to_str().and_then(|file| {
+            file.strip_prefix('.')?.strip_prefix(name)?.strip_prefix('.')?.strip_suffix(".tmp")?.split_once('.')
+        });
+        let Some((process, _)) = process.filter(|(process, _)| process.bytes().all(|b| b.is_ascii_digit())) else {
+            continue;
+        };
+        let age = entry.metadata().and_then(|found| found.modified()).ok().and_then(|time| time.elapsed().ok());
+        let gone = !Path::new("/proc").join(process).exists();
+        if gone && age.is_some_and(|age| age > LEFT_BEHIND) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// A new file next to `path` with a name of its own.
@@ -71,6 +105,35 @@ mod tests {
         write_atomic_with(&path, |_| Err(std::io::Error::other("stop"))).unwrap_err();
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_removed_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let left = |process: u32, seconds: u64| {
+            let path = folder.path().join(format!(".out.bin.{process}.0.tmp"));
+            let file = File::create(&path).unwrap();
+            file.set_modified(std::time::SystemTime::now() - Duration::from_secs(seconds)).unwrap();
+            path
+        };
+        // No process has a number this large.
+        let (old, new, alive) = (left(4_000_000_000, 4000), left(4_000_000_001, 1), left(process::id(), 4000));
+        write_atomic(&folder.path().join("out.bin"), b"one").unwrap();
+        assert_eq!([old.exists(), new.exists(), alive.exists()], [false, true, true]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_are_followed_and_devices_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("file"), folder.path().join("link"));
+        write_atomic(&file, b"one").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        write_atomic(&link, b"two").unwrap();
+        assert_eq!(fs::read(&file).unwrap(), b"two");
+        assert!(link.is_symlink());
+        write_atomic(Path::new("/dev/null"), b"three").unwrap();
+        assert!(!fs::metadata("/dev/null").unwrap().is_file());
     }
 
     #[test]

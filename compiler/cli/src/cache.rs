@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use xfc_codegen::driver;
 use xfc_codegen::target::Target;
+use xfc_runtime::artifact::container::Artifact;
 
 use crate::args::ModelArgs;
 use crate::error::{CliError, Result};
@@ -41,7 +42,9 @@ pub(crate) fn artifact(loaded: &Loaded, args: &ModelArgs) -> Result<Entry> {
     let targets = args.targets()?;
     let dir = folder()?.join("artifacts");
     let path = dir.join(format!("{}.xfm", key(loaded, &targets)));
-    if path.is_file() {
+    // A damaged entry is compiled again.
+    let is_whole = || path.is_file() && Artifact::open(&path).is_ok();
+    if is_whole() {
         return Ok(Entry { path, fresh: false });
     }
     std::fs::create_dir_all(&dir).map_err(|e| CliError::file(&dir, format!("cannot make the cache folder: {e}")))?;
@@ -49,7 +52,7 @@ pub(crate) fn artifact(loaded: &Loaded, args: &ModelArgs) -> Result<Entry> {
     let lock = File::create(&lock_path).map_err(|e| CliError::file(&lock_path, format!("cannot write: {e}")))?;
     lock.lock().map_err(|e| CliError::file(&lock_path, format!("cannot lock: {e}")))?;
     // Another process may have compiled it while this one waited.
-    if path.is_file() {
+    if is_whole() {
         return Ok(Entry { path, fresh: false });
     }
     let compiled = driver::compile(&loaded.model, &loaded.card, &targets, &args.options()?)?;

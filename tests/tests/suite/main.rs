@@ -16,6 +16,7 @@ mod embeddings;
 mod fill;
 mod fuzz;
 mod interpreter;
+mod interrupted;
 mod programs;
 mod readme;
 mod tidy;

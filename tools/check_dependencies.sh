@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Holds the dependencies to deny.toml: licences, sources, bans, and known vulnerabilities.
+#
+# Needs cargo-deny (`cargo install --locked cargo-deny`); without it, or without the database of vulnerabilities, it says what was not checked.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+if ! cargo deny --version >/dev/null 2>&1; then
+  echo 'dependencies: NOT CHECKED against deny.toml, cargo-deny is not installed (cargo install --locked cargo-deny)' >&2
+  exit 0
+fi
+cargo deny --log-level error check --hide-inclusion-graph licenses bans sources
+# The database is fetched; a copy from an earlier run does.
+if said=$(cargo deny --log-level error check advisories 2>&1); then
+  echo "$said"
+elif grep -qiE 'failed to (fetch|open|load|clone)|advisory database' <<<"$said"; then
+  echo 'dependencies: known vulnerabilities NOT CHECKED, their database cannot be fetched' >&2
+else
+  echo "$said" >&2
+  exit 1
+fi
