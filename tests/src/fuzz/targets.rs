@@ -7,9 +7,12 @@ use std::sync::OnceLock;
 use xfc_lang::arch::{ElaborateOptions, elaborate};
 use xfc_lang::graph::parse::parse;
 use xfc_lang::graph::verify::verify;
-use xfc_lang::spec::{Library, Origin, Spec, parse_card, parse_items, pick_card};
+use xfc_lang::spec::{Library, Origin, Spec, apply_sets, load_card, parse_card, parse_items, pick_card};
 use xfc_runtime::artifact::manifest::Manifest;
 use xfc_runtime::artifact::{Artifact, validate};
+use xfc_runtime::text::chat::ChatTemplate;
+use xfc_runtime::text::settings::{embed_settings, stop_ids};
+use xfc_runtime::text::tokenizer::{SpecialTokens, Tokenizer};
 use xfc_runtime::weights::Checkpoint;
 
 fn library() -> &'static Library {
@@ -40,6 +43,54 @@ pub fn card(data: &[u8]) {
         Ok(spec) => expand(&spec, &ElaborateOptions::default()),
         Err(report) => said(&report),
     }
+}
+
+/// What `--set` says, one text a line, over a card as it ships.
+///
+/// # Panics
+/// When the library lacks its first card.
+pub fn set(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let first = library().cards().next().expect("the library has cards");
+    let mut spec = load_card(first, library()).expect("the card is right");
+    let sets: Vec<String> = text.lines().take(8).map(str::to_owned).collect();
+    match apply_sets(&mut spec, &sets) {
+        // Full sizes take long, and what is set is about the wiring.
+        Ok(mut sets) => {
+            sets.extend(spec.sizes.iter().filter(|s| s.name.contains("layers")).map(|s| (s.name.to_string(), "2".to_owned())));
+            expand(&spec, &ElaborateOptions { sets, ..ElaborateOptions::default() });
+        }
+        Err(report) => said(&report),
+    }
+}
+
+/// A tokenizer.json: read, and used on a text.
+pub fn tokenizer(data: &[u8]) {
+    match Tokenizer::from_bytes(data, "tokenizer.json".to_owned()) {
+        Ok(tokenizer) => {
+            if let Ok(encoded) = tokenizer.encode("to be, or not to be: é", SpecialTokens::Add) {
+                let _ = tokenizer.decode(&encoded.ids);
+            }
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
+
+/// The small JSON files of a checkpoint's folder, each with these bytes: the index of its parts, its ends of text, its chat template.
+pub fn settings(data: &[u8]) {
+    let Ok(folder) = tempfile::tempdir() else { return };
+    for name in
+        ["model.safetensors.index.json", "generation_config.json", "config.json", "tokenizer_config.json", "modules.json"]
+    {
+        if std::fs::write(folder.path().join(name), data).is_err() {
+            return;
+        }
+    }
+    // Whatever they say, it is an answer or a refusal.
+    let _ = Checkpoint::open(folder.path()).map_err(|error| assert!(!error.to_string().is_empty()));
+    let _ = stop_ids(folder.path()).map_err(|error| assert!(!error.to_string().is_empty()));
+    let _ = embed_settings(folder.path()).map_err(|error| assert!(!error.to_string().is_empty()));
+    let _ = ChatTemplate::open(folder.path()).map_err(|error| assert!(!error.to_string().is_empty()));
 }
 
 /// A file of the module library.

@@ -151,6 +151,54 @@ fn safetensors() -> Result<()> {
 }
 
 #[test]
+fn set() -> Result<()> {
+    let corpus = [
+        "layer.attention = gqa(2, 2, 4, mask = causal)",
+        "layer.return = norm_2(h + mlp(h))\nlayer.h = x",
+        "layer.extra = norm\nlayer.h = extra(x)\nhidden_size=768",
+        "norm(x) {\n  y = x\n  return y\n}",
+        "mask all = true\nmodel.predictions.dense = linear(8)",
+        "gqa.q = q_proj(x)",
+    ];
+    let corpus: Vec<Vec<u8>> = corpus.iter().map(|text| text.as_bytes().to_vec()).collect();
+    let inputs = fuzz::drive("set", &corpus, CARD_WORDS, fuzz::set);
+    assert!(inputs > 10, "only {inputs} inputs in {:?}", fuzz::budget());
+    Ok(())
+}
+
+#[test]
+fn tokenizer() -> Result<()> {
+    let text = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [
+            {"id": 0, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}
+        ],
+        "normalizer": {"type": "NFC"}, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        "post_processor": null, "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null, "end_of_word_suffix": null,
+                  "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+                  "vocab": {"<s>": 0, "t": 1, "o": 2, "to": 3, "b": 4, "e": 5, "be": 6}, "merges": [["t", "o"], ["b", "e"]]}
+    });
+    let words = ["null", "-1", "\"WordPiece\"", "\"Unigram\"", "99999999999", "{", "[", "\"\"", "true"];
+    let inputs = fuzz::drive("tokenizer", &[serde_json::to_vec(&text)?], &words, fuzz::tokenizer);
+    assert!(inputs > 10, "only {inputs} inputs in {:?}", fuzz::budget());
+    Ok(())
+}
+
+#[test]
+fn settings() -> Result<()> {
+    let corpus = [
+        r#"{"metadata": {"total_size": 8}, "weight_map": {"a": "a.safetensors", "b": "b.safetensors"}}"#,
+        r#"{"eos_token_id": [1, 2], "chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}", "eos_token": "</s>"}"#,
+        r#"[{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}, {"idx": 1, "path": "1_Pooling"}]"#,
+    ];
+    let corpus: Vec<Vec<u8>> = corpus.iter().map(|text| text.as_bytes().to_vec()).collect();
+    let words = ["null", "-1", "99999999999999999999", "{", "[", "\"../x\"", "{{", "{%", "true", "\"weight_map\": {"];
+    let inputs = fuzz::drive("settings", &corpus, &words, fuzz::settings);
+    assert!(inputs > 10, "only {inputs} inputs in {:?}", fuzz::budget());
+    Ok(())
+}
+
+#[test]
 fn graph_text() -> Result<()> {
     let corpus = corpus("compiler/lang/tests/fixtures", ".xg")?;
     let inputs = fuzz::drive("graph_text", &corpus, GRAPH_WORDS, fuzz::graph_text);
