@@ -57,7 +57,9 @@ pub fn set(data: &[u8]) {
     match apply_sets(&mut spec, &sets) {
         // Full sizes take long, and what is set is about the wiring.
         Ok(mut sets) => {
-            sets.extend(spec.sizes.iter().filter(|s| s.name.contains("layers")).map(|s| (s.name.to_string(), "2".to_owned())));
+            sets.extend(
+                spec.sizes.iter().filter(|s| s.name.contains("layers")).map(|s| (s.name.to_string(), "2".to_owned())),
+            );
             expand(&spec, &ElaborateOptions { sets, ..ElaborateOptions::default() });
         }
         Err(report) => said(&report),
@@ -79,9 +81,13 @@ pub fn tokenizer(data: &[u8]) {
 /// The small JSON files of a checkpoint's folder, each with these bytes: the index of its parts, its ends of text, its chat template.
 pub fn settings(data: &[u8]) {
     let Ok(folder) = tempfile::tempdir() else { return };
-    for name in
-        ["model.safetensors.index.json", "generation_config.json", "config.json", "tokenizer_config.json", "modules.json"]
-    {
+    for name in [
+        "model.safetensors.index.json",
+        "generation_config.json",
+        "config.json",
+        "tokenizer_config.json",
+        "modules.json",
+    ] {
         if std::fs::write(folder.path().join(name), data).is_err() {
             return;
         }
