@@ -17,7 +17,7 @@ mod workload;
 pub use machine::{Machine, Use};
 pub use report::{Report, Row, Spread};
 pub use settle::{AGREE_WITHIN, ATTEMPTS, Bracketed, OTHERS_AT_MOST, Settler};
-pub use workload::{Kind, PlannedStep, Test, Workload};
+pub use workload::{AxisKind, Kind, PlannedStep, Test, Workload};
 
 use crate::artifact::Artifact;
 use crate::device::cpu::ThreadPool;
@@ -160,12 +160,13 @@ fn time_all(
     };
     let mut settler = Settler::new(&mut probe, options.attempts);
     for test in options.tests() {
-        let title = format!("{}, batch {}, {}", test.name(), test.batch, threads_text(pool.workers()));
         if manifest.whole_sequences && test.kind == Kind::Generate {
-            say(format_args!("{title}: left out, the model takes whole sequences\n"))?;
+            say(format_args!("{}: left out, the model takes whole sequences\n", test.name()))?;
             continue;
         }
         let mut workload = Workload::new(model, test, options.step_tokens)?;
+        let test = workload.test();
+        let title = format!("{}, batch {}, {}", test.name(), test.batch, threads_text(pool.workers()));
         workload.run(Some(if test.kind == Kind::Generate { WARM_UP_STEPS } else { usize::MAX }))?;
         let mut row = Row { threads: pool.workers(), test, work: workload.work(), runs: Vec::new() };
         for repeat in 1..=options.repeats {

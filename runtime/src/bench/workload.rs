@@ -14,8 +14,8 @@ use crate::step::{InputData, StepInput, Wanted};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Elements on ragged axes besides the first (the source of a translation, the patches of a picture), where a model has them.
-pub(super) const OTHER_AXES_ELEMENTS: u64 = 128;
+/// Elements of a source (of a translation) while tokens are generated from it.
+const SOURCE_ELEMENTS: u64 = 128;
 
 /// What is done with the tokens of a test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,13 +39,31 @@ pub struct Test {
     pub batch: u32,
 }
 
-/// One step of a test: all sequences take part alike.
+/// How sequences are given the elements of an axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AxisKind {
+    /// As many as wanted, in any number of steps.
+    Growing,
+    /// Once, as many as wanted: a source.
+    Once,
+    /// So many, no more and no fewer: an image.
+    Fixed(u64),
+}
+
+impl AxisKind {
+    /// The axes of a model. What is long in it is the prompt: its source, if it has one, or else its first axis.
+    pub fn of(manifest: &Manifest) -> Vec<Self> {
+        (0..manifest.axes.len()).map(|axis| if axis == 0 { Self::Growing } else { Self::Once }).collect()
+    }
+}
+
+/// One step of a test: all sequences take part alike.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlannedStep {
-    /// Positions before it.
-    pub before: u64,
-    /// Tokens that it adds to each sequence.
-    pub new: u64,
+    /// For each axis, elements before it.
+    pub before: Vec<u64>,
+    /// For each axis, elements that it adds to each sequence.
+    pub new: Vec<u64>,
     /// Whether outputs of the last token are wanted.
     pub wanted: bool,
 }
@@ -66,38 +84,86 @@ impl Test {
         self.tokens * u64::from(self.batch)
     }
 
+    /// The test as a model with these axes takes it: a prompt is as long as what it is made of.
+    pub fn on(self, axes: &[AxisKind]) -> Self {
+        match axes.first() {
+            Some(AxisKind::Fixed(n)) if self.kind == Kind::Prompt => Self { tokens: *n, ..self },
+            _ => self,
+        }
+    }
+
+    /// What is done before anything is timed: sources, and the tokens of the test's depth.
+    pub fn preparation(&self, axes: &[AxisKind], step_tokens: u64) -> Vec<PlannedStep> {
+        let mut steps = Vec::new();
+        let source = axes.contains(&AxisKind::Once);
+        // A prompt's source is what is timed.
+        if source && (self.kind == Kind::Generate || self.depth > 0) {
+            let new = axes.iter().map(|axis| if *axis == AxisKind::Once { SOURCE_ELEMENTS } else { 0 }).collect();
+            steps.push(PlannedStep { before: vec![0; axes.len()], new, wanted: false });
+        }
+        let before = |at| {
+            axes.iter().enumerate().map(move |(i, axis)| match axis {
+                _ if i == 0 => at,
+                AxisKind::Once => SOURCE_ELEMENTS,
+                AxisKind::Growing | AxisKind::Fixed(_) => 0,
+            })
+        };
+        let piece = (step_tokens / u64::from(self.batch)).max(1);
+        for at in (0..self.depth).step_by(piece as usize) {
+            let mut new = vec![0; axes.len()];
+            new[0] = piece.min(self.depth - at);
+            steps.push(PlannedStep { before: before(at).collect(), new, wanted: false });
+        }
+        steps
+    }
+
     /// Its steps, of at most `step_tokens` tokens over all sequences; one step where sequences are taken `whole`.
-    pub fn steps(&self, step_tokens: u64, whole: bool) -> Vec<PlannedStep> {
+    pub fn steps(&self, axes: &[AxisKind], step_tokens: u64, whole: bool) -> Vec<PlannedStep> {
+        let source = axes.contains(&AxisKind::Once);
+        let prepared = source && (self.kind == Kind::Generate || self.depth > 0);
+        if source && !prepared {
+            // The whole source and the first token after it.
+            let new = axes.iter().map(|axis| match axis {
+                AxisKind::Growing => 1,
+                AxisKind::Once => self.tokens,
+                AxisKind::Fixed(n) => *n,
+            });
+            return vec![PlannedStep { before: vec![0; axes.len()], new: new.collect(), wanted: true }];
+        }
         let piece = match self.kind {
             Kind::Generate => 1,
             Kind::Prompt if whole => self.tokens,
             Kind::Prompt => (step_tokens / u64::from(self.batch)).clamp(1, self.tokens.max(1)),
         };
         let step = |at: u64| {
-            let new = piece.min(self.tokens - at);
-            PlannedStep { before: self.depth + at, new, wanted: self.kind == Kind::Generate || at + new == self.tokens }
+            let tokens = piece.min(self.tokens - at);
+            let of = |(i, axis): (usize, &AxisKind)| match axis {
+                _ if i == 0 => (self.depth + at, tokens),
+                AxisKind::Once => (SOURCE_ELEMENTS, 0),
+                // Such sequences are given whole.
+                AxisKind::Growing => (0, tokens),
+                AxisKind::Fixed(n) => (0, *n),
+            };
+            let (before, new) = axes.iter().enumerate().map(of).unzip();
+            PlannedStep { before, new, wanted: self.kind == Kind::Generate || at + tokens == self.tokens }
         };
         (0..self.tokens).step_by(piece.max(1) as usize).map(step).collect()
     }
 
-    /// What `steps` have to read and multiply, besides what other axes than the first need once.
+    /// What `steps` have to read and multiply.
     pub fn work(&self, manifest: &Manifest, steps: &[PlannedStep]) -> Work {
         let mut total = Work::default();
+        let sequences = u64::from(self.batch);
         for step in steps {
-            let n = u64::from(self.batch);
-            let first = AxisShape {
-                sequences: vec![(step.before, step.new); self.batch as usize],
-                selected: if step.wanted { n } else { 0 },
+            let axis = |(i, (&before, &new)): (usize, (&u64, &u64))| AxisShape {
+                sequences: vec![(before, new); self.batch as usize],
+                selected: match i {
+                    0 if step.wanted => sequences,
+                    0 => 0,
+                    _ => sequences * new,
+                },
             };
-            let others = |_| {
-                let given = step.before == 0;
-                let sequence = if given { (0, OTHER_AXES_ELEMENTS) } else { (OTHER_AXES_ELEMENTS, 0) };
-                AxisShape {
-                    sequences: vec![sequence; self.batch as usize],
-                    selected: if given { n * OTHER_AXES_ELEMENTS } else { 0 },
-                }
-            };
-            let axes = std::iter::once(first).chain((1..manifest.axes.len()).map(others)).collect();
+            let axes = step.before.iter().zip(&step.new).enumerate().map(axis).collect();
             total.add(&StepShape { axes }.work(manifest));
         }
         total
@@ -110,7 +176,7 @@ pub struct Workload {
     session: Session,
     test: Test,
     steps: Vec<PlannedStep>,
-    /// Sequences of the test's depth, forked for each run.
+    /// Sequences that were prepared, forked for each run.
     base: Vec<SequenceId>,
 }
 
@@ -128,24 +194,36 @@ impl Workload {
                 "time prompts alone: `-n 0`, without `-d`",
             ));
         }
-        let context_tokens = test.depth + test.tokens;
-        let steps = test.steps(step_tokens, whole);
-        let widest = steps.iter().map(|step| step.new).max().unwrap_or(1);
-        let step_tokens = (widest * u64::from(test.batch)).max(if test.depth > 0 { step_tokens } else { 1 });
-        let max_sequences = if test.depth > 0 { 2 * test.batch } else { test.batch };
-        memory::ensure(&format!("timing {}", test.name()), session_bytes(manifest, &test, step_tokens))?;
+        let axes = AxisKind::of(manifest);
+        let test = test.on(&axes);
+        let preparation = test.preparation(&axes, step_tokens);
+        let steps = test.steps(&axes, step_tokens, whole);
+        let all = || preparation.iter().chain(&steps);
+        let most = |elements: &dyn Fn(&PlannedStep) -> u64| all().map(elements).max().unwrap_or(1).max(1);
+        let context_tokens = most(&|step| step.before.iter().zip(&step.new).map(|(b, n)| b + n).max().unwrap_or(1));
+        let step_tokens = most(&|step| step.new.iter().copied().max().unwrap_or(1)) * u64::from(test.batch);
+        let max_sequences = if preparation.is_empty() { test.batch } else { 2 * test.batch };
+        let tokens = context_tokens.saturating_mul(test.batch.into());
+        memory::ensure(
+            &format!("timing {}", test.name()),
+            session_bytes(manifest, test.batch.into(), tokens, step_tokens),
+        )?;
         let options =
             SessionOptions { max_sequences, context_tokens: Some(context_tokens), step_tokens, pool_tokens: None };
         let mut workload = Self { session: model.session(&options)?, test, steps, base: Vec::new() };
-        if test.depth > 0 {
-            let depth = Test { kind: Kind::Prompt, tokens: test.depth, depth: 0, ..test };
+        if !preparation.is_empty() {
             workload.base = workload.add()?;
-            for step in depth.steps(step_tokens, false) {
-                let inputs = workload.inputs(&workload.base, PlannedStep { wanted: false, ..step });
+            for step in &preparation {
+                let inputs = workload.inputs(&workload.base, step);
                 workload.session.step(&inputs)?;
             }
         }
         Ok(workload)
+    }
+
+    /// The test as the model takes it.
+    pub fn test(&self) -> Test {
+        self.test
     }
 
     /// What one run has to do.
@@ -158,12 +236,12 @@ impl Workload {
     /// # Errors
     /// A step failed.
     pub fn run(&mut self, most_steps: Option<usize>) -> Result<f64> {
-        let sequences = match self.test.depth {
-            0 => self.add()?,
-            _ => self.base.clone().into_iter().map(|base| self.session.fork(base)).collect::<Result<Vec<_>>>()?,
+        let sequences = match self.base.is_empty() {
+            true => self.add()?,
+            false => self.base.clone().into_iter().map(|base| self.session.fork(base)).collect::<Result<Vec<_>>>()?,
         };
         let steps = self.steps.iter().take(most_steps.unwrap_or(usize::MAX));
-        let inputs: Vec<Vec<StepInput>> = steps.map(|step| self.inputs(&sequences, *step)).collect();
+        let inputs: Vec<Vec<StepInput>> = steps.map(|step| self.inputs(&sequences, step)).collect();
         let begin = Instant::now();
         for inputs in &inputs {
             self.session.step(inputs)?;
@@ -179,18 +257,14 @@ impl Workload {
         (0..self.test.batch).map(|_| self.session.add_sequence()).collect()
     }
 
-    fn inputs(&self, sequences: &[SequenceId], step: PlannedStep) -> Vec<StepInput> {
+    fn inputs(&self, sequences: &[SequenceId], step: &PlannedStep) -> Vec<StepInput> {
         let manifest = self.session.model().manifest();
         let wanted = if step.wanted { Wanted::Last } else { Wanted::None };
         let of = |(s, sequence): (usize, &SequenceId)| {
             let given = manifest.inputs.iter().filter(|input| input.default.is_none());
             let inputs = given.filter_map(|input| {
-                let n = match input.axis {
-                    0 => step.new,
-                    _ if step.before == 0 => OTHER_AXES_ELEMENTS,
-                    _ => return None,
-                };
-                Some((input.name.clone(), made_up(input, s as u64, step.before, n)))
+                let (before, new) = (*step.before.get(input.axis)?, *step.new.get(input.axis)?);
+                (new > 0).then(|| (input.name.clone(), made_up(input, s as u64, before, new)))
             });
             StepInput { sequence: *sequence, inputs: inputs.collect(), wanted: wanted.clone() }
         };
@@ -216,13 +290,12 @@ fn made_up(input: &Input, s: u64, before: u64, n: u64) -> InputData {
     }
 }
 
-/// Bytes that a session for `test` touches, about: working memory of its steps and the pages of its sequences.
-fn session_bytes(manifest: &Manifest, test: &Test, step_tokens: u64) -> u64 {
-    let arenas = manifest.arenas.iter().map(|arena| match arena.rows {
-        true => arena.bytes_per_row.saturating_mul(test.batch.into()),
-        false => arena.bytes_per_row.saturating_mul(step_tokens),
+/// Bytes that a session of so many sequences touches, about: working memory of its steps, and the pages of `tokens` positions in all.
+fn session_bytes(manifest: &Manifest, sequences: u64, tokens: u64, step_tokens: u64) -> u64 {
+    let arenas = manifest.arenas.iter().map(|arena| {
+        let rows = if arena.rows && arena.axis == 0 { sequences } else { step_tokens };
+        arena.bytes_per_row.saturating_mul(rows)
     });
-    let tokens = (test.depth + test.tokens).saturating_mul(test.batch.into());
     let kept = manifest.caches.iter().flat_map(|group| {
         let pages = tokens.div_ceil(group.page_tokens);
         group.slots.iter().map(move |slot| if slot.alias.is_some() { 0 } else { slot.page_bytes.saturating_mul(pages) })
@@ -239,28 +312,61 @@ mod tests {
         Test { kind, tokens, depth, batch }
     }
 
+    const TOKENS: [AxisKind; 1] = [AxisKind::Growing];
+
     #[test]
     fn prompts_are_cut_and_tokens_come_one_by_one() {
         let prompt = test(Kind::Prompt, 10, 3, 2);
         assert_eq!((prompt.name().as_str(), prompt.total_tokens()), ("pp10 @ d3", 20));
-        let planned = |steps: Vec<PlannedStep>| steps.iter().map(|s| (s.before, s.new, s.wanted)).collect::<Vec<_>>();
-        assert_eq!(planned(prompt.steps(8, false)), [(3, 4, false), (7, 4, false), (11, 2, true)]);
-        assert_eq!(planned(prompt.steps(8, true)), [(3, 10, true)]);
-        assert_eq!(planned(prompt.steps(1, false)).len(), 10);
+        let planned =
+            |steps: Vec<PlannedStep>| steps.iter().map(|s| (s.before[0], s.new[0], s.wanted)).collect::<Vec<_>>();
+        assert_eq!(planned(prompt.preparation(&TOKENS, 4)), [(0, 2, false), (2, 1, false)]);
+        assert_eq!(planned(prompt.steps(&TOKENS, 8, false)), [(3, 4, false), (7, 4, false), (11, 2, true)]);
+        assert_eq!(planned(prompt.steps(&TOKENS, 8, true)), [(3, 10, true)]);
+        assert_eq!(planned(prompt.steps(&TOKENS, 1, false)).len(), 10);
         let generate = test(Kind::Generate, 3, 0, 4);
         assert_eq!(generate.name(), "tg3");
-        assert_eq!(planned(generate.steps(512, false)), [(0, 1, true), (1, 1, true), (2, 1, true)]);
-        assert_eq!(test(Kind::Prompt, 0, 0, 1).steps(512, false), []);
+        assert_eq!(planned(generate.steps(&TOKENS, 512, false)), [(0, 1, true), (1, 1, true), (2, 1, true)]);
+        assert_eq!(generate.preparation(&TOKENS, 512), []);
+        assert_eq!(test(Kind::Prompt, 0, 0, 1).steps(&TOKENS, 512, false), []);
+    }
+
+    #[test]
+    fn sources_are_prompts_and_images_are_whole() {
+        let axes = [AxisKind::Growing, AxisKind::Once];
+        let step =
+            |before: [u64; 2], new: [u64; 2], wanted| PlannedStep { before: before.into(), new: new.into(), wanted };
+        let prompt = test(Kind::Prompt, 300, 0, 1);
+        assert_eq!(
+            (prompt.preparation(&axes, 64), prompt.steps(&axes, 64, false)),
+            (vec![], vec![step([0, 0], [1, 300], true)])
+        );
+        let generate = test(Kind::Generate, 2, 5, 1);
+        let source = SOURCE_ELEMENTS;
+        assert_eq!(
+            generate.preparation(&axes, 64),
+            [step([0, 0], [0, source], false), step([0, source], [5, 0], false)]
+        );
+        assert_eq!(
+            generate.steps(&axes, 64, false),
+            [step([5, source], [1, 0], true), step([6, source], [1, 0], true)]
+        );
+        let image = [AxisKind::Fixed(197), AxisKind::Fixed(1)];
+        let prompt = test(Kind::Prompt, 512, 0, 1).on(&image);
+        assert_eq!(
+            (prompt.name().as_str(), prompt.steps(&image, 64, true)),
+            ("pp197", vec![step([0, 0], [197, 1], true)])
+        );
     }
 
     #[test]
     fn work_is_that_of_all_steps() {
         let manifest = sample::manifest();
         let generate = test(Kind::Generate, 3, 0, 4);
-        let work = generate.work(&manifest, &generate.steps(512, false));
+        let work = generate.work(&manifest, &generate.steps(&TOKENS, 512, false));
         assert_eq!((work.weight_bytes, work.value_bytes, work.f32_flops), (3 * 48, 12 * 8, 12 * 24));
         let prompt = test(Kind::Prompt, 3, 0, 4);
-        let work = prompt.work(&manifest, &prompt.steps(512, false));
+        let work = prompt.work(&manifest, &prompt.steps(&TOKENS, 512, false));
         assert_eq!((work.weight_bytes, work.f32_flops), (48, 12 * 24));
     }
 
