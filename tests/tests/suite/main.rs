@@ -10,6 +10,7 @@ mod cases;
 mod commands;
 mod compare;
 mod compiled;
+mod completions;
 mod costs;
 mod differential;
 mod embeddings;

@@ -1,0 +1,42 @@
+//! Text in, text out: the demo's checkpoint, its tokenizer and its weights, against what transformers writes from them.
+
+use std::fs;
+
+use serde::Deserialize;
+use serde_json::Value;
+use xfc_tests::command::Shell;
+use xfc_tests::{Result, repository};
+
+/// What follows a prompt by the largest logit.
+#[derive(Deserialize)]
+struct Completion {
+    prompt: String,
+    ids: Vec<i64>,
+    text: String,
+}
+
+/// Runs a command on each prompt and holds its tokens and its text to the stored ones.
+fn completes(shell: &Shell, program: &str, model: &str, checkpoint: &str, wanted: &[Completion]) -> Result<()> {
+    for Completion { prompt, ids, text } in wanted {
+        let n = ids.len().to_string();
+        let arguments = ["run", model, "--checkpoint", checkpoint, "-p", prompt, "-n", &n, "--temp", "0"];
+        let json: Value =
+            serde_json::from_str(&shell.run(program, &[&arguments[..], &["--json"]].concat())?.success()?)?;
+        assert_eq!(serde_json::from_value::<Vec<i64>>(json["ids"].clone())?, *ids, "{program}: after {prompt:?}");
+        let printed = shell.run(program, &arguments)?.success()?;
+        assert!(printed.contains(text.trim_end()), "{program}: after {prompt:?}\n{printed}\nlacks\n{text}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_demo_completes_python() -> Result<()> {
+    let checkpoint = repository().join("examples/demo/dense");
+    let checkpoint = checkpoint.to_str().ok_or("the checkpoint's path is not UTF-8")?;
+    let wanted: Vec<Completion> =
+        serde_json::from_slice(&fs::read(repository().join("tests/reference/demo/dense.json"))?)?;
+    let shell = Shell::new()?;
+    completes(&shell, "xfc", checkpoint, checkpoint, &wanted[..1])?;
+    shell.run("xfc", &["compile", checkpoint, "-o", "model.xfm"])?.success()?;
+    completes(&shell, "xfrun", "model.xfm", checkpoint, &wanted)
+}
