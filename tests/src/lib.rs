@@ -12,7 +12,6 @@ pub mod cards;
 pub mod case;
 pub mod choices;
 pub mod command;
-pub mod compare;
 pub mod compile;
 pub mod embeddings;
 pub mod fill;
@@ -21,6 +20,8 @@ pub mod model;
 pub mod program;
 pub mod source;
 pub mod synthetic;
+
+pub use xfc_check::compare;
 
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -1,13 +1,13 @@
 //! A reference case, expanded by the front end and given its weights.
 //!
 //! Given a [`Case`], [`expand`] picks the card as a user's checkpoint folder would, and [`parameters`] makes every parameter of the model
-//! from the case's tensors as the bindings say. The steps of a binding are carried out here in the plainest way, so that the
-//! interpreter's results depend on no code of the runtime.
+//! from the case's tensors as the bindings say, so that the interpreter's results depend on no code of the runtime.
 
 use std::collections::BTreeMap;
 
 use serde_json::Value;
-use xfc_lang::arch::{Binding, ElaborateOptions, Model, Step, elaborate};
+use xfc_check::weights::bind;
+use xfc_lang::arch::{ElaborateOptions, Model, elaborate};
 use xfc_lang::reference::Tensor;
 use xfc_lang::spec::{Library, Spec, pick_card};
 
@@ -57,65 +57,4 @@ pub fn parameters(case: &Case, model: &Model) -> Result<Parameters> {
 
 fn sizes(shape: &[u64]) -> Vec<usize> {
     shape.iter().map(|&n| n as usize).collect()
-}
-
-/// The parameter that a binding makes of a stored tensor.
-fn bind(binding: &Binding, values: Vec<f32>) -> Result<Tensor> {
-    let (mut dims, mut values) = (sizes(&binding.shape), values);
-    for step in &binding.steps {
-        (dims, values) = match step {
-            Step::Transpose { perm } => {
-                let new = perm.iter().map(|&p| dims[p]).collect::<Vec<_>>();
-                let pick = |at: &[usize]| {
-                    let mut old = vec![0; dims.len()];
-                    perm.iter().zip(at).for_each(|(&p, &i)| old[p] = i);
-                    old
-                };
-                (new.clone(), gather(&dims, &values, &new, pick))
-            }
-            Step::Slice { dim, start, len } => {
-                let mut new = dims.clone();
-                new[*dim] = *len as usize;
-                let pick = |at: &[usize]| {
-                    let mut old = at.to_vec();
-                    old[*dim] += *start as usize;
-                    old
-                };
-                (new.clone(), gather(&dims, &values, &new, pick))
-            }
-            Step::Index { dim, index } => {
-                let mut new = dims.clone();
-                new.remove(*dim);
-                let pick = |at: &[usize]| {
-                    let mut old = at.to_vec();
-                    old.insert(*dim, *index as usize);
-                    old
-                };
-                (new.clone(), gather(&dims, &values, &new, pick))
-            }
-            Step::Reshape { shape } => (sizes(shape), values),
-        };
-        if dims.iter().product::<usize>() != values.len() {
-            return Err(format!("a step makes {dims:?} of {} elements", values.len()).into());
-        }
-    }
-    Ok(Tensor::f32(dims, values))
-}
-
-/// The elements of a tensor of shape `new`, each read where `pick` says.
-fn gather(dims: &[usize], values: &[f32], new: &[usize], pick: impl Fn(&[usize]) -> Vec<usize>) -> Vec<f32> {
-    let mut at = vec![0; new.len()];
-    let mut out = Vec::with_capacity(new.iter().product());
-    for _ in 0..new.iter().product() {
-        let flat = pick(&at).iter().zip(dims).fold(0, |flat, (i, size)| flat * size + i);
-        out.push(values[flat]);
-        for d in (0..new.len()).rev() {
-            at[d] += 1;
-            if at[d] < new[d] {
-                break;
-            }
-            at[d] = 0;
-        }
-    }
-    out
 }

@@ -7,7 +7,8 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::value::{Axis, Tensor, dims};
-use crate::graph::{DType, Graph, NodeId, Origin, Type, ValueId};
+use crate::diagnostic::Span;
+use crate::graph::{DType, Graph, Label, NodeId, Origin, Type, ValueId};
 use crate::ops::{Core, Op};
 
 /// A graph under construction.
@@ -123,6 +124,20 @@ impl Builders {
             }
         };
         Tensor { graph: top.id, value, dtype, axes, uncached: None }
+    }
+
+    /// Names a tensor that the top graph computes after an absolute path. A body's own result is named by its caller.
+    pub(super) fn label(&mut self, path: &str, tensor: &Tensor, span: Span) {
+        if path == self.top().base {
+            return;
+        }
+        let path = self.relative(path);
+        let top = self.top();
+        let is_param = top.graph.params().iter().any(|p| p.value == tensor.value);
+        let known = top.graph.labels().iter().any(|l| l.path == path && l.value == tensor.value);
+        if tensor.graph == top.id && !is_param && !known {
+            top.graph.add_label(Label { path, value: tensor.value, span: Some(span) });
+        }
     }
 
     /// Ends the top graph, a body with the given results. Gives the index of the body and the captured tensors of the graph below.

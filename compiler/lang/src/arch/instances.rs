@@ -77,6 +77,9 @@ impl Expander {
         };
         for (ident, value) in binding.names.iter().zip(values) {
             let named = value.and_then(|v| self.name_value(ident, v, span, instance));
+            if let Ok(value) = &named {
+                self.label(&join(&instance.path, &ident.name), value, span);
+            }
             let entry = named.map_or(Entry::Failed, Entry::Ready);
             place.scope.names.borrow_mut().insert(ident.name.clone(), entry);
         }
@@ -175,7 +178,24 @@ impl Expander {
         self.expanding.push((module.name.clone(), span));
         let result = self.body(&module, instance, &place);
         self.expanding.pop();
+        if let Ok(value) = &result {
+            self.label(&instance.path, value, module.result.span);
+        }
         result
+    }
+
+    /// Names what is computed after the instance that returns it, or after the name that it is bound to.
+    fn label(&mut self, path: &str, value: &Value, span: Span) {
+        match value {
+            Value::Tensor(tensor) => self.builders.label(path, tensor, span),
+            Value::Tuple(items) => {
+                items.iter().enumerate().for_each(|(i, item)| self.label(&join(path, &i.to_string()), item, span));
+            }
+            Value::Map(entries) => {
+                entries.iter().for_each(|(name, item)| self.label(&join(path, name), item, span));
+            }
+            _ => {}
+        }
     }
 
     /// The bindings of a body in order, and its result.
@@ -282,11 +302,13 @@ impl Expander {
                 uncached: None,
             })
         });
-        match (outputs.next(), outputs.len()) {
-            (Some(one), 0) => Ok(one),
-            (Some(first), _) => Ok(Value::Tuple(Rc::new(std::iter::once(first).chain(outputs).collect()))),
-            (None, _) => Err(Failed),
-        }
+        let result = match (outputs.next(), outputs.len()) {
+            (Some(one), 0) => one,
+            (Some(first), _) => Value::Tuple(Rc::new(std::iter::once(first).chain(outputs).collect())),
+            (None, _) => return Err(Failed),
+        };
+        self.label(&instance.path, &result, instance.def.module.result.span);
+        Ok(result)
     }
 }
 

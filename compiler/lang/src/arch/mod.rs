@@ -26,7 +26,7 @@ mod shaping;
 mod sizes;
 mod stored;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod tiny;
 mod value;
 mod view;

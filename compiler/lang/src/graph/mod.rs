@@ -7,6 +7,7 @@
 //! petgraph holds the nodes and edges; nothing outside this file names it. Edges carry ports: `{result, operand}`.
 
 pub mod build;
+pub mod named;
 pub mod parse;
 pub mod path;
 pub mod print;
@@ -93,6 +94,17 @@ pub struct Origin {
     pub span: Option<Span>,
 }
 
+/// What people call a value: kept beside the graph as its origin is. Passes that replace a value pass its labels on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Label {
+    /// Path of the instance whose result it is, or of a name bound in its body, relative to the body: `self_attn.q_proj`.
+    pub path: String,
+    /// The value.
+    pub value: ValueId,
+    /// The equation that gives it this name.
+    pub span: Option<Span>,
+}
+
 #[derive(Clone, Debug)]
 struct Node {
     op: Op,
@@ -114,6 +126,7 @@ pub struct Graph {
     nodes: StableDiGraph<Node, Edge>,
     params: Vec<Param>,
     outputs: Vec<Output>,
+    labels: Vec<Label>,
 }
 
 /// A parameter of a graph.
@@ -153,6 +166,18 @@ impl Graph {
         self.outputs.push(Output { name: name.into(), value });
     }
 
+    /// Gives a value a name for people.
+    pub fn add_label(&mut self, label: Label) {
+        self.labels.push(label);
+    }
+
+    /// Adds a further result to a call whose body has got a further output.
+    pub fn add_result(&mut self, node: NodeId, ty: Type) -> ValueId {
+        let types = &mut self.nodes[node.0].types;
+        types.push(ty);
+        ValueId { node, port: types.len() - 1 }
+    }
+
     /// Adds a node of one result.
     pub fn add(&mut self, op: impl Into<Op>, operands: &[ValueId], ty: Type, origin: Origin) -> ValueId {
         ValueId { node: self.add_node(op, operands, vec![ty], origin), port: 0 }
@@ -175,6 +200,11 @@ impl Graph {
     /// The outputs in order.
     pub fn outputs(&self) -> &[Output] {
         &self.outputs
+    }
+
+    /// The names of values, in the order they were given.
+    pub fn labels(&self) -> &[Label] {
+        &self.labels
     }
 
     /// The operation of a node.
@@ -235,6 +265,11 @@ impl Graph {
                 output.value = new;
             }
         }
+        for label in &mut self.labels {
+            if label.value == old {
+                label.value = new;
+            }
+        }
     }
 
     /// Makes operand number `operand` of `node` the value `new`.
@@ -269,6 +304,7 @@ impl Graph {
     pub fn remove(&mut self, node: NodeId) {
         debug_assert!(self.nodes.edges_directed(node.0, Direction::Outgoing).next().is_none());
         self.nodes.remove_node(node.0);
+        self.labels.retain(|label| label.value.node != node);
     }
 
     /// All nodes, in the order they were added.

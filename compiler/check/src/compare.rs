@@ -21,6 +21,8 @@ pub enum Tier {
     Model,
     /// A drawn model against the interpreter in f64, where the interpreter in f32 departs from it by this much at most.
     Conditioned(f64),
+    /// Any value of a model, computed in two ways: relative to the largest of its elements, where that is above 1.
+    Value,
     /// Normalised embeddings of a whole model against another implementation in f32.
     Embedding,
 }
@@ -59,6 +61,9 @@ pub fn allowed(tier: Tier, precision: Precision, want: f64, largest: f64) -> f64
         (Tier::Model, Precision::F64) => 2e-6,
         (Tier::Model, Precision::F32) => 2e-4,
         (Tier::Model, Precision::BF16) => 1.0 / 8.0,
+        (Tier::Value, Precision::F64) => 2e-6 * largest.max(1.0),
+        (Tier::Value, Precision::F32) => 2e-4 * largest.max(1.0),
+        (Tier::Value, Precision::BF16) => largest.max(1.0) / 16.0,
         (Tier::Embedding, Precision::F64 | Precision::F32) => 1e-4,
         (Tier::Embedding, Precision::BF16) => 2e-2,
     }
@@ -89,6 +94,63 @@ impl fmt::Display for Departure {
 
 impl std::error::Error for Departure {}
 
+/// An element of two tensors.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Element {
+    /// Its number in row-major order.
+    pub index: usize,
+    /// What was computed.
+    pub got: f64,
+    /// What was expected.
+    pub want: f64,
+    /// How far apart they are; infinite where only one is finite.
+    pub difference: f64,
+    /// How far apart they may be.
+    pub allowed: f64,
+}
+
+/// How two tensors of equal length differ.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Measure {
+    /// The element that is furthest off; `None` where all are equal.
+    pub furthest: Option<Element>,
+    /// The first element that is further off than allowed.
+    pub first: Option<Element>,
+    /// Elements that are further off than allowed.
+    pub departing: usize,
+}
+
+impl Measure {
+    /// The largest difference.
+    pub fn largest(&self) -> f64 {
+        self.furthest.map_or(0.0, |e| e.difference)
+    }
+}
+
+/// Looks at every element of two tensors.
+pub fn measure<G, W>(got: &[G], want: &[W], tier: Tier, precision: Precision) -> Measure
+where
+    G: Copy + Into<f64>,
+    W: Copy + Into<f64>,
+{
+    let largest = want.iter().map(|&w| w.into().abs()).filter(|w| w.is_finite()).fold(0.0, f64::max);
+    let mut measure = Measure::default();
+    for (index, (&got, &want)) in got.iter().zip(want).enumerate() {
+        let (got, want): (f64, f64) = (got.into(), want.into());
+        let difference = difference(got, want);
+        let allowed = allowed(tier, precision, want, largest);
+        let element = Element { index, got, want, difference, allowed };
+        if difference > measure.largest() {
+            measure.furthest = Some(element);
+        }
+        if !(difference.is_finite() && difference <= allowed) {
+            measure.departing += 1;
+            measure.first.get_or_insert(element);
+        }
+    }
+    measure
+}
+
 /// Compares `got` with `want`, both in row-major order of `shape`; `what` names the tensor in the error.
 ///
 /// # Errors
@@ -111,28 +173,20 @@ where
         let (got, want) = (got.len(), want.len());
         return depart(format!("has {got} elements where {want} are expected, shape {shape:?}"));
     }
-    let largest = want.iter().map(|&w| w.into().abs()).filter(|w| w.is_finite()).fold(0.0, f64::max);
-    let (mut first, mut worst, mut departing) = (None, (0, 0.0), 0usize);
-    for (index, (&got, &want)) in got.iter().zip(want).enumerate() {
-        let (got, want): (f64, f64) = (got.into(), want.into());
-        let difference = difference(got, want);
-        if difference.is_finite() && difference <= allowed(tier, precision, want, largest) {
-            continue;
-        }
-        departing += 1;
-        first.get_or_insert((index, got, want, difference));
-        if difference > worst.1 {
-            worst = (index, difference);
-        }
-    }
-    let Some((index, got, want, difference)) = first else { return Ok(()) };
+    let measure = measure(got, want, tier, precision);
+    let (Some(first), Some(furthest)) = (measure.first, measure.furthest) else { return Ok(()) };
     depart(format!(
-        "departs first at {:?} (element {index}): got {got:e}, want {want:e}, difference {difference:.3e} where {tier:?} in \
-         {precision:?} allows {:.3e}; {departing} of {count} elements depart, the furthest by {:.3e} at {:?}",
-        position(index, shape),
-        allowed(tier, precision, want, largest),
-        worst.1,
-        position(worst.0, shape),
+        "departs first at {:?} (element {}): got {:e}, want {:e}, difference {:.3e} where {tier:?} in \
+         {precision:?} allows {:.3e}; {} of {count} elements depart, the furthest by {:.3e} at {:?}",
+        position(first.index, shape),
+        first.index,
+        first.got,
+        first.want,
+        first.difference,
+        first.allowed,
+        measure.departing,
+        furthest.difference,
+        position(furthest.index, shape),
     ))
 }
 
@@ -146,7 +200,7 @@ fn difference(got: f64, want: f64) -> f64 {
 }
 
 /// The index of element number `element` in each dimension.
-fn position(element: usize, shape: &[usize]) -> Vec<usize> {
+pub fn position(element: usize, shape: &[usize]) -> Vec<usize> {
     let mut rest = element;
     let mut position: Vec<_> = shape
         .iter()

@@ -1,0 +1,27 @@
+//! Checking: a compiled model against the interpreter, against values computed elsewhere, and against another model on a text.
+//!
+//! ```text
+//! Model + Checkpoint ──weights──▶ interpreter ─┐
+//!         │                                    ├─compare──▶ table, first value that departs
+//!         └──tap──▶ driver ──▶ session ────────┘
+//! dump.safetensors ──dump──▶ values by name ───┘
+//! text ──eval──▶ perplexity, divergence
+//! ```
+//!
+//! Prints nothing; [`compare`] is the one table of tolerances, which the test suite uses too.
+
+pub mod compare;
+pub mod dump;
+pub mod error;
+pub mod eval;
+pub mod inputs;
+pub mod locate;
+pub mod modules;
+pub mod records;
+pub mod reference;
+pub mod subject;
+pub mod taps;
+pub mod verify;
+pub mod weights;
+
+pub use error::CheckError;

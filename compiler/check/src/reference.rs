@@ -1,0 +1,185 @@
+//! A model against values computed elsewhere: every value that both have, in the order in which it is computed.
+
+use std::path::Path;
+
+use safetensors::Dtype;
+use xfc_codegen::target::Target;
+use xfc_lang::graph::DType;
+use xfc_lang::graph::named::{Named, named_values};
+use xfc_runtime::artifact::manifest::Manifest;
+use xfc_runtime::error::RuntimeError;
+
+use crate::compare::{Measure, Precision, Tier, measure};
+use crate::dump::{Dump, Dumped};
+use crate::error::Result;
+use crate::inputs::{self, Inputs};
+use crate::modules;
+use crate::subject::{Outputs, Subject, run};
+
+/// Multiplications up to which the interpreter runs too: about a minute.
+const MOST_INTERPRETED: u64 = 5_000_000_000;
+
+/// A value that both have.
+#[derive(Clone, Debug)]
+pub struct Pair {
+    /// Ours; `None` for an output of the model.
+    pub value: Option<Named>,
+    /// Our path, or the output's name.
+    pub path: String,
+    /// Its name in the dump.
+    pub dumped: String,
+}
+
+/// One value compared.
+#[derive(Clone, Debug)]
+pub struct Compared {
+    /// Which.
+    pub pair: Pair,
+    /// Our shape.
+    pub dims: Vec<usize>,
+    /// How it differs; `None` where the shapes do not fit each other.
+    pub measure: Option<Measure>,
+}
+
+/// What one way of computing came to.
+#[derive(Clone, Debug)]
+pub struct Side {
+    /// `interpreter (f64)`, or a target's name.
+    pub by: String,
+    /// Every value, in the order in which it is computed.
+    pub values: Vec<Compared>,
+}
+
+impl Side {
+    /// The first value that departs.
+    pub fn first(&self) -> Option<&Compared> {
+        self.values.iter().find(|v| v.measure.is_some_and(|m| m.first.is_some()))
+    }
+
+    /// The furthest departure, as a share of what is allowed.
+    pub fn worst(&self) -> Option<&Compared> {
+        let share = |v: &&Compared| v.measure.and_then(|m| m.furthest).map_or(0.0, |e| e.difference / e.allowed);
+        self.values.iter().max_by(|a, b| share(a).total_cmp(&share(b)))
+    }
+}
+
+/// Everything compared.
+#[derive(Clone, Debug, Default)]
+pub struct Comparison {
+    /// The interpreter first, unless the model is too large for it, then each target.
+    pub sides: Vec<Side>,
+    /// Whether the interpreter was left out.
+    pub too_large: bool,
+    /// Tensors of the dump that are compared with nothing.
+    pub unmatched: Vec<String>,
+    /// The inputs.
+    pub inputs: Inputs,
+}
+
+/// The pairs of our values and a dump's, in the order in which ours are computed, and what of the dump is left.
+pub fn pairs(subject: &Subject<'_>, dump: &Dump, is_input: impl Fn(&str) -> bool) -> (Vec<Pair>, Vec<String>) {
+    let program = &subject.model.program;
+    let named: Vec<Named> =
+        named_values(program).into_iter().filter(|n| n.is_per_element() && n.is_float()).collect();
+    let modules = modules::of_checkpoint(subject.model);
+    let layers: Vec<&Named> = named.iter().filter(|n| n.is_call(program)).collect();
+    let dumped_name = |value: &Named| -> Option<String> {
+        if dump.tensors.contains_key(&value.path) {
+            return Some(value.path.clone());
+        }
+        let of_module = modules.iter().find(|(path, _)| *path == value.path);
+        if let Some(name) = of_module.and_then(|(_, names)| names.iter().find(|n| dump.tensors.contains_key(*n))) {
+            return Some(name.clone());
+        }
+        // What goes into layer N is what layer N - 1 returns; what the last returns has no such name.
+        let index = layers.iter().position(|layer| *layer == value)? + 1;
+        let name = format!("hidden_states.{index}");
+        (index < layers.len() && dump.tensors.contains_key(&name)).then_some(name)
+    };
+    let mut pairs: Vec<Pair> = named
+        .iter()
+        .filter_map(|value| {
+            Some(Pair { dumped: dumped_name(value)?, path: value.path.clone(), value: Some(value.clone()) })
+        })
+        .collect();
+    for output in program.graphs.first().map(|g| g.outputs()).unwrap_or_default() {
+        if dump.tensors.contains_key(&output.name) {
+            pairs.push(Pair { value: None, path: output.name.clone(), dumped: output.name.clone() });
+        }
+    }
+    let matched = |name: &String| is_input(name) || pairs.iter().any(|p| p.dumped == *name);
+    let unmatched = dump.tensors.keys().filter(|name| !matched(name)).cloned().collect();
+    (pairs, unmatched)
+}
+
+/// Compares a model with a dump: interpreted in f64 where it is small enough, and compiled for each target.
+///
+/// # Errors
+/// The dump does not hold the inputs or nothing that can be compared; the model cannot be compiled or run.
+pub fn compare_with(
+    subject: &Subject<'_>,
+    targets: &[Box<dyn Target>],
+    dump: &Dump,
+    path: &Path,
+    progress: &mut dyn FnMut(&str),
+) -> Result<Comparison> {
+    let is_input = |name: &str| {
+        let name = name.strip_prefix("inputs.").unwrap_or(name);
+        subject.model.program.inputs.iter().any(|i| i.name == name) || name == "attention_mask"
+    };
+    let (pairs, unmatched) = pairs(subject, dump, is_input);
+    if pairs.is_empty() {
+        let some: Vec<&str> = unmatched.iter().take(5).map(String::as_str).collect();
+        return Err(RuntimeError::input(
+            path.display().to_string(),
+            format!("holds nothing that this model computes: it has {}", some.join(", ")),
+            "name values by the checkpoint's modules, by our paths (`xfc inspect MODEL --values`) or by outputs",
+        )
+        .into());
+    }
+    let taps: Vec<&Named> = pairs.iter().filter_map(|p| p.value.as_ref()).collect();
+    let program = subject.program(&taps);
+    let mut done = Comparison { unmatched, ..Comparison::default() };
+    for target in targets {
+        progress(&format!("compiling for {}", target.name()));
+        let model = subject.compile(&program, &**target)?;
+        if done.sides.is_empty() {
+            done.inputs = dump.inputs(model.manifest(), path)?;
+            let tokens = tokens(model.manifest(), &done.inputs);
+            done.too_large = subject.model.arch.parameter_count().saturating_mul(tokens) > MOST_INTERPRETED;
+            if !done.too_large {
+                progress("interpreting");
+                let outputs = subject.interpret::<f64>(&program, &[&done.inputs])?.remove(0);
+                let precision = if subject.options.dtype == DType::F32 { Precision::F64 } else { Precision::BF16 };
+                let by = "interpreter (f64)".to_owned();
+                done.sides.push(Side { by, values: compare_all(&pairs, dump, &outputs, precision) });
+            }
+        }
+        progress(&format!("running on {}", target.name()));
+        let whole = vec![vec![tokens(model.manifest(), &done.inputs)]];
+        let outputs = run(&model, &[&done.inputs], &whole)?.remove(0);
+        done.sides.push(Side {
+            by: target.name().to_owned(),
+            values: compare_all(&pairs, dump, &outputs, subject.precision()),
+        });
+    }
+    Ok(done)
+}
+
+fn tokens(manifest: &Manifest, inputs: &Inputs) -> u64 {
+    inputs::length(manifest, inputs, 0)
+}
+
+fn compare_all(pairs: &[Pair], dump: &Dump, outputs: &Outputs, precision: Precision) -> Vec<Compared> {
+    let compare = |pair: &Pair| {
+        let (got, Dumped { rows: want, dtype }) = (outputs.get(&pair.path)?, dump.tensors.get(&pair.dumped)?);
+        // Heads may be one dimension or two, and a batch of 1 may lead.
+        let rows = |dims: &[usize]| dims.iter().copied().find(|d| *d != 1);
+        let alike = got.values.len() == want.values.len() && rows(&got.dims) == rows(&want.dims);
+        // Another implementation's own rounding is no departure.
+        let precision = if precision == Precision::F64 && *dtype != Dtype::F64 { Precision::F32 } else { precision };
+        let measure = alike.then(|| measure(&got.values, &want.values, Tier::Value, precision));
+        Some(Compared { pair: pair.clone(), dims: got.dims.clone(), measure })
+    };
+    pairs.iter().filter_map(compare).collect()
+}

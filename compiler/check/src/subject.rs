@@ -1,0 +1,148 @@
+//! What is checked: a model with its weights, compiled for a target or interpreted, with any of its values among its outputs.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use xfc_codegen::driver::{self, Options};
+use xfc_codegen::target::Target;
+use xfc_lang::arch::Model;
+use xfc_lang::graph::named::{Named, tap};
+use xfc_lang::graph::verify::verify;
+use xfc_lang::graph::{DType, Program};
+use xfc_lang::passes::precision;
+use xfc_lang::reference::{Float, Interpreter, State};
+use xfc_runtime::artifact::Artifact;
+use xfc_runtime::model::{Model as Loaded, ModelOptions};
+use xfc_runtime::session::SessionOptions;
+use xfc_runtime::step::{StepInput, Wanted};
+use xfc_runtime::weights::Checkpoint;
+
+use crate::compare::Precision;
+use crate::error::{CheckError, Result};
+use crate::inputs::{self, Inputs};
+use crate::weights::parameter;
+
+/// A tensor of numbers.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Rows {
+    /// Sizes, rows first.
+    pub dims: Vec<usize>,
+    /// Row-major.
+    pub values: Vec<f64>,
+}
+
+/// Outputs by name.
+pub type Outputs = BTreeMap<String, Rows>;
+
+/// A model and everything that decides what it computes.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<'a> {
+    /// Expanded, in f32.
+    pub model: &'a Model,
+    /// Its weights.
+    pub checkpoint: &'a Checkpoint,
+    /// The weights that the interpreter reads, where they are others: a test plants a difference so.
+    pub truth: Option<&'a Checkpoint>,
+    /// How it is compiled; the dtype is the interpreter's too.
+    pub options: &'a Options,
+    /// Threads of compiled code; `None`: one for each processor.
+    pub threads: Option<usize>,
+}
+
+impl Subject<'_> {
+    /// The precision that its values have.
+    pub fn precision(&self) -> Precision {
+        if self.options.dtype == DType::F32 { Precision::F32 } else { Precision::BF16 }
+    }
+
+    /// The program with `taps` among its outputs.
+    pub fn program(&self, taps: &[&Named]) -> Program {
+        if taps.is_empty() { self.model.program.clone() } else { tap(&self.model.program, taps) }
+    }
+
+    /// What the interpreter makes of each sequence, whole and alone, in `F`.
+    ///
+    /// # Errors
+    /// Weights or inputs that do not fit.
+    pub fn interpret<F: Float>(&self, program: &Program, sequences: &[&Inputs]) -> Result<Vec<Outputs>> {
+        let mut program = program.clone();
+        precision::apply(&mut program, self.options.dtype)?;
+        let verified = verify(&program).map_err(|v| CheckError::request(v.to_string(), "this is a defect of xfc"))?;
+        let checkpoint = self.truth.unwrap_or(self.checkpoint);
+        let weights = |path: &str| parameter(self.model, checkpoint, path).map_err(Into::into);
+        let interpreter = Interpreter::<F>::new(verified, &weights)?;
+        let run = |inputs: &&Inputs| {
+            let outputs = interpreter.step(&mut State::new(), &inputs::tensors(&program, inputs))?;
+            Ok(outputs
+                .into_iter()
+                .map(|(name, tensor)| (name, Rows { values: tensor.to_f64(), dims: tensor.dims }))
+                .collect())
+        };
+        sequences.iter().map(run).collect()
+    }
+
+    /// The program compiled for a target and loaded with the checkpoint.
+    ///
+    /// # Errors
+    /// A construct without a lowering, a checkpoint that does not fit, a machine that cannot run the code.
+    pub fn compile(&self, program: &Program, target: &dyn Target) -> Result<Arc<Loaded>> {
+        let model = Model { program: program.clone(), ..self.model.clone() };
+        let fused = driver::fuse(&model, self.options)?;
+        let built = driver::build_kernels(&model, &fused.program, target, self.options)?;
+        let artifact = Artifact::from_bytes(driver::write_artifact("", &[built])?)?;
+        let options = ModelOptions { threads: self.threads, ..ModelOptions::default() };
+        Ok(Loaded::load(&artifact, self.checkpoint, &options)?)
+    }
+}
+
+/// How sequences are cut into steps: for each, how many elements of the first axis each step adds; 0 leaves it out of the step.
+pub type Cuts = Vec<Vec<u64>>;
+
+/// What a compiled model makes of sequences that share steps as `cuts` say: the outputs of each sequence's steps, one below the other.
+///
+/// # Errors
+/// Inputs that the model does not take, or a device that failed.
+pub fn run(model: &Arc<Loaded>, sequences: &[&Inputs], cuts: &Cuts) -> Result<Vec<Outputs>> {
+    let manifest = model.manifest();
+    let n_steps = cuts.iter().map(Vec::len).max().unwrap_or(0);
+    let longest = (0..manifest.axes.len())
+        .flat_map(|axis| sequences.iter().map(move |inputs| inputs::length(manifest, inputs, axis)))
+        .max()
+        .unwrap_or(1);
+    let at_once = |step: usize| cuts.iter().map(|c| c.get(step).copied().unwrap_or(0)).sum::<u64>();
+    let options = SessionOptions {
+        max_sequences: sequences.len().max(1) as u32,
+        context_tokens: Some(longest.max(1)),
+        step_tokens: (0..n_steps).map(at_once).max().unwrap_or(1).max(longest).max(1),
+        ..SessionOptions::default()
+    };
+    let mut session = model.session(&options)?;
+    let ids = sequences.iter().map(|_| session.add_sequence()).collect::<Result<Vec<_>, _>>()?;
+    let mut starts = vec![0; sequences.len()];
+    let mut results: Vec<Outputs> = vec![Outputs::new(); sequences.len()];
+    for step in 0..n_steps {
+        let length = |s: &usize| cuts[*s].get(step).copied().unwrap_or(0);
+        let present: Vec<usize> = (0..sequences.len()).filter(|s| length(s) > 0).collect();
+        let input = |s: &usize| StepInput {
+            sequence: ids[*s],
+            inputs: inputs::piece(manifest, sequences[*s], starts[*s], length(s)),
+            wanted: Wanted::All,
+        };
+        let given: Vec<StepInput> = present.iter().map(input).collect();
+        let outputs = session.step(&given)?;
+        for (index, s) in present.iter().enumerate() {
+            for output in &outputs.outputs {
+                let rows = output.rows_of(index).unwrap_or_default();
+                let row_len = output.row_len().max(1);
+                let all = results[*s].entry(output.name.clone()).or_insert_with(|| Rows {
+                    dims: std::iter::once(0).chain(output.dims.iter().map(|d| *d as usize)).collect(),
+                    values: Vec::new(),
+                });
+                all.dims[0] += rows.len() / row_len;
+                all.values.extend(rows.iter().map(|x| f64::from(*x)));
+            }
+            starts[*s] += length(s);
+        }
+    }
+    Ok(results)
+}
