@@ -3,7 +3,7 @@
 use crate::cache::SequenceId;
 use crate::error::{Result, RuntimeError};
 use crate::session::Session;
-use crate::step::{InputData, StepInput, StepOutputs, Wanted};
+use crate::step::{InputData, StepInput, StepOutput, StepOutputs, Wanted};
 use crate::text::sampler::{Sampler, SamplerOptions};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,6 +19,8 @@ pub struct GenerateOptions {
     pub stop_ids: Vec<u32>,
     /// Set by another thread to end after the current token.
     pub cancel: Option<Arc<AtomicBool>>,
+    /// Outputs to keep of every token that is run: see [`Generate::recorded`].
+    pub record: Vec<String>,
 }
 
 /// Why there are no more tokens.
@@ -47,6 +49,7 @@ pub struct Generate<'a> {
     pending: Vec<i64>,
     sampler: Sampler,
     options: GenerateOptions,
+    recorded: StepOutputs,
     made: u64,
     finished: Option<FinishReason>,
 }
@@ -93,6 +96,7 @@ impl Session {
             pending,
             sampler,
             options,
+            recorded: StepOutputs::default(),
             made: 0,
             finished: None,
         })
@@ -103,6 +107,11 @@ impl Generate<'_> {
     /// Why it ended, once it has.
     pub fn finish_reason(&self) -> Option<FinishReason> {
         self.finished
+    }
+
+    /// The outputs named in [`GenerateOptions::record`], a row for each token run so far: the prompt, and all that was made but the last.
+    pub fn recorded(&self) -> &StepOutputs {
+        &self.recorded
     }
 
     /// The session, for what it can tell between tokens.
@@ -124,9 +133,14 @@ impl Generate<'_> {
             return Err((FinishReason::Context, None));
         }
         let outputs = self.step().map_err(failed)?;
-        let logits = outputs.get(&self.logits).and_then(|output| output.row(0));
+        let last = |output: &StepOutput| output.data.len().checked_div(output.row_len()).unwrap_or(0).saturating_sub(1);
+        let logits = outputs.get(&self.logits).and_then(|output| output.row(last(output)));
         let logits = logits.ok_or_else(|| failed(RuntimeError::request("the step returned no logits", "")))?;
         let token = self.sampler.sample(logits).map_err(failed)?;
+        if !self.options.record.is_empty() {
+            let kept = outputs.outputs.into_iter().filter(|output| self.options.record.contains(&output.name));
+            self.recorded.extend(StepOutputs { outputs: kept.collect() });
+        }
         if self.options.stop_ids.contains(&token) {
             return Err((FinishReason::Stop, None));
         }
@@ -138,8 +152,8 @@ impl Generate<'_> {
     /// Runs what is pending: all of the prompt, or the last token.
     fn step(&mut self) -> Result<StepOutputs> {
         let data = InputData::Ints(std::mem::take(&mut self.pending));
-        let input =
-            StepInput { sequence: self.sequence, inputs: vec![(self.token_input.clone(), data)], wanted: Wanted::Last };
+        let wanted = if self.options.record.is_empty() { Wanted::Last } else { Wanted::All };
+        let input = StepInput { sequence: self.sequence, inputs: vec![(self.token_input.clone(), data)], wanted };
         self.session.step_in_pieces(&input)
     }
 }

@@ -62,8 +62,8 @@ pub fn allowed(tier: Tier, precision: Precision, want: f64, largest: f64) -> f64
         (Tier::Model, Precision::F32) => 2e-4,
         (Tier::Model, Precision::BF16) => 1.0 / 8.0,
         (Tier::Value, Precision::F64) => 2e-6 * largest.max(1.0),
-        (Tier::Value, Precision::F32) => 2e-4 * largest.max(1.0),
-        (Tier::Value, Precision::BF16) => largest.max(1.0) / 16.0,
+        (Tier::Value, Precision::F32) => 5e-5 * largest.max(1.0),
+        (Tier::Value, Precision::BF16) => largest.max(1.0) / 32.0,
         (Tier::Embedding, Precision::F64 | Precision::F32) => 1e-4,
         (Tier::Embedding, Precision::BF16) => 2e-2,
     }

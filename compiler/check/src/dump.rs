@@ -85,7 +85,8 @@ impl Dump {
                 [1, rest @ ..] if rest.len() == input.dims.len() + 1 => rest,
                 dims => dims,
             };
-            if dims.len() != input.dims.len() + 1 || dims[1..].iter().map(|d| *d as u64).ne(input.dims.iter().copied()) {
+            if dims.len() != input.dims.len() + 1 || dims[1..].iter().map(|d| *d as u64).ne(input.dims.iter().copied())
+            {
                 let expected: String = input.dims.iter().map(|dim| format!(", {dim}")).collect();
                 return Err(RuntimeError::input(
                     path.display().to_string(),
@@ -94,8 +95,12 @@ impl Dump {
                 ));
             }
             let data = match input.dtype {
-                DType::F32 | DType::F16 | DType::BF16 => InputData::Floats(rows.values.iter().map(|x| *x as f32).collect()),
-                DType::I64 | DType::I32 | DType::Bool => InputData::Ints(rows.values.iter().map(|x| *x as i64).collect()),
+                DType::F32 | DType::F16 | DType::BF16 => {
+                    InputData::Floats(rows.values.iter().map(|x| *x as f32).collect())
+                }
+                DType::I64 | DType::I32 | DType::Bool => {
+                    InputData::Ints(rows.values.iter().map(|x| *x as i64).collect())
+                }
             };
             inputs.insert(input.name.clone(), data);
         }

@@ -48,9 +48,8 @@ fn of_choice(model: &Model, choice: usize) -> Vec<(String, String)> {
     for (module, mut paths) in claims {
         // Several may claim a module only if each holds the next; then the innermost is it.
         paths.sort_by_key(|path| path.len());
-        let nested = paths.windows(2).all(|pair| {
-            pair[1].strip_prefix(pair[0]).is_some_and(|rest| rest.starts_with('.'))
-        });
+        let nested =
+            paths.windows(2).all(|pair| pair[1].strip_prefix(pair[0]).is_some_and(|rest| rest.starts_with('.')));
         if let Some(innermost) = paths.last().filter(|_| nested) {
             matched.push(((*innermost).to_owned(), module.to_owned()));
         }

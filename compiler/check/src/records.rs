@@ -1,7 +1,7 @@
 //! What a run predicted, in a file: written row by row, read without loading it whole.
 //!
-//! A safetensors file with `tokens` (i64, the text), `scored` (i64, the place of each scored token) and `logits` (f32, a row for each of
-//! them). It appears under its name only once it is whole.
+//! A safetensors file with `tokens` (i64, the text), `windows` (i64, start, end and first scored token of each) and `logits` (f32, a row
+//! for each scored token). It appears under its name only once it is whole.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write as _};
@@ -29,14 +29,15 @@ impl Recorder {
     /// # Errors
     /// It cannot be written.
     pub fn create(path: &Path, tokens: &[i64], windows: &[Window], width: usize) -> Result<Self> {
-        let scored: Vec<i64> = windows.iter().flat_map(|w| w.scored..w.end).map(|t| t as i64).collect();
-        let (a, b) = (tokens.len() * 8, (tokens.len() + scored.len()) * 8);
-        let c = b + scored.len() * width * 4;
+        let windows_flat = flat(windows);
+        let rows: usize = windows.iter().map(Window::len).sum();
+        let (a, b) = (tokens.len() * 8, (tokens.len() + windows_flat.len()) * 8);
+        let c = b + rows * width * 4;
         let header = json!({
             "__metadata__": { "format": "xfc eval 1" },
             "tokens": { "dtype": "I64", "shape": [tokens.len()], "data_offsets": [0, a] },
-            "scored": { "dtype": "I64", "shape": [scored.len()], "data_offsets": [a, b] },
-            "logits": { "dtype": "F32", "shape": [scored.len(), width], "data_offsets": [b, c] },
+            "windows": { "dtype": "I64", "shape": [windows.len(), 3], "data_offsets": [a, b] },
+            "logits": { "dtype": "F32", "shape": [rows, width], "data_offsets": [b, c] },
         });
         let mut header = header.to_string().into_bytes();
         header.resize(header.len().next_multiple_of(8), b' ');
@@ -46,7 +47,7 @@ impl Recorder {
         let mut recorder = Recorder { path: path.to_owned(), part, file: Some(BufWriter::new(file)) };
         recorder.write(&(header.len() as u64).to_le_bytes())?;
         recorder.write(&header)?;
-        for id in tokens.iter().chain(&scored) {
+        for id in tokens.iter().chain(&windows_flat) {
             recorder.write(&id.to_le_bytes())?;
         }
         Ok(recorder)
@@ -71,7 +72,8 @@ impl Recorder {
     /// It cannot be written.
     pub fn finish(mut self) -> Result<()> {
         let Some(mut file) = self.file.take() else { return Ok(()) };
-        let written = file.flush().and_then(|()| file.get_ref().sync_all()).and_then(|()| fs::rename(&self.part, &self.path));
+        let written =
+            file.flush().and_then(|()| file.get_ref().sync_all()).and_then(|()| fs::rename(&self.part, &self.path));
         if written.is_err() {
             // What is left of a failed write is in nobody's way; the error to report is the first.
             let _ = fs::remove_file(&self.part);
@@ -88,6 +90,11 @@ impl Drop for Recorder {
     }
 }
 
+/// Start, end and first scored token of each window.
+fn flat(windows: &[Window]) -> Vec<i64> {
+    windows.iter().flat_map(|w| [w.start, w.end, w.scored]).map(|t| t as i64).collect()
+}
+
 /// A file that a run wrote.
 #[derive(Debug)]
 pub struct Record {
@@ -102,9 +109,8 @@ impl Record {
     /// # Errors
     /// It cannot be read, is no such file, or is of another text.
     pub fn open(path: &Path, tokens: &[i64], windows: &[Window]) -> Result<Self> {
-        let refuse = |problem: &str, help: &str| {
-            Err(RuntimeError::input(path.display().to_string(), problem, help).into())
-        };
+        let refuse =
+            |problem: &str, help: &str| Err(RuntimeError::input(path.display().to_string(), problem, help).into());
         let Checkpoint::Stored(stored) = Checkpoint::open(path)? else {
             return refuse("is no file of logits", "give what `xfc eval --save` wrote");
         };
@@ -113,7 +119,7 @@ impl Record {
             Some(stored.bytes(tensor).as_chunks().0.iter().map(|x| i64::from_le_bytes(*x)).collect())
         };
         let logits = stored.tensor("logits").filter(|t| t.dtype == Dtype::F32 && t.shape.len() == 2);
-        let (Some(text), Some(scored), Some(logits)) = (ids("tokens"), ids("scored"), logits) else {
+        let (Some(text), Some(cut), Some(logits)) = (ids("tokens"), ids("windows"), logits) else {
             return refuse("is no file of logits", "give what `xfc eval --save` wrote");
         };
         if text != tokens {
@@ -122,8 +128,8 @@ impl Record {
                 "give the same text, tokenizer and number of chunks",
             );
         }
-        let expected = windows.iter().flat_map(|w| w.scored..w.end).map(|t| t as i64);
-        if !scored.iter().copied().eq(expected) || logits.shape[0] != scored.len() as u64 {
+        let rows: usize = windows.iter().map(Window::len).sum();
+        if cut != flat(windows) || logits.shape[0] != rows as u64 {
             return refuse("was made with other windows", "give the same `-c` and `--stride`");
         }
         let width = logits.shape[1] as usize;

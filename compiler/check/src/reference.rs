@@ -79,8 +79,7 @@ pub struct Comparison {
 /// The pairs of our values and a dump's, in the order in which ours are computed, and what of the dump is left.
 pub fn pairs(subject: &Subject<'_>, dump: &Dump, is_input: impl Fn(&str) -> bool) -> (Vec<Pair>, Vec<String>) {
     let program = &subject.model.program;
-    let named: Vec<Named> =
-        named_values(program).into_iter().filter(|n| n.is_per_element() && n.is_float()).collect();
+    let named: Vec<Named> = named_values(program).into_iter().filter(|n| n.is_per_element() && n.is_float()).collect();
     let modules = modules::of_checkpoint(subject.model);
     let layers: Vec<&Named> = named.iter().filter(|n| n.is_call(program)).collect();
     let dumped_name = |value: &Named| -> Option<String> {

@@ -39,9 +39,11 @@ fn unknown(named: &[Named], pattern: &str) -> RuntimeError {
     close.extend(paths.iter().filter(below));
     close.extend(paths.iter().filter(ends_alike));
     let mut seen = Vec::new();
-    close.retain(|path| !seen.contains(path) && {
-        seen.push(*path);
-        true
+    close.retain(|path| {
+        !seen.contains(path) && {
+            seen.push(*path);
+            true
+        }
     });
     let help = match &close[..] {
         [] => "`xfc inspect MODEL --values` lists all names".to_owned(),

@@ -100,7 +100,11 @@ pub fn checks(manifest: &Manifest, sequences: &[Inputs]) -> Vec<Check> {
         checks.push(check(format!("whole, all inputs: {a} tokens"), vec![3], vec![vec![length(3)]]));
     }
     if manifest.whole_sequences {
-        checks.push(check(format!("3 sequences: {a}, {b} and {c} tokens"), vec![0, 1, 2], vec![vec![a], vec![b], vec![c]]));
+        checks.push(check(
+            format!("3 sequences: {a}, {b} and {c} tokens"),
+            vec![0, 1, 2],
+            vec![vec![a], vec![b], vec![c]],
+        ));
         return checks;
     }
     if a > 1 {

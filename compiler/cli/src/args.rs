@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use xfc_runtime::commands::{BenchArgs, EXIT_CODES, EmbedArgs, LogitsArgs, RunArgs};
 
+use crate::eval::EvalArgs;
+use crate::verify::VerifyArgs;
+
 /// Compiles a declarative description of a transformer to an optimised executable.
 #[derive(Debug, Parser)]
 #[command(name = "xfc", version, about, propagate_version = true, after_help = EXIT_CODES)]
@@ -30,6 +33,10 @@ pub(crate) enum Command {
     Embed(EmbedCommand),
     /// Measure speed, and how far it is from what this machine can do
     Bench(BenchCommand),
+    /// Check compiled code against the interpreter, or against values computed elsewhere
+    Verify(VerifyArgs),
+    /// Measure perplexity over a text, and how far two runs are apart
+    Eval(EvalArgs),
 }
 
 /// A model, and how it is compiled.
@@ -123,6 +130,9 @@ pub(crate) struct InspectArgs {
     /// Form of the output
     #[arg(long, value_enum, default_value_t = FormatArg::Text)]
     pub(crate) format: FormatArg,
+    /// List the values that `--tap` takes, in the order they are computed, instead of a stage
+    #[arg(long)]
+    pub(crate) values: bool,
     /// Run only the first N passes
     #[arg(long = "pass-limit", value_name = "N")]
     pub(crate) pass_limit: Option<usize>,
@@ -158,6 +168,12 @@ pub(crate) struct RunCommand {
     pub(crate) model: ModelArgs,
     #[command(flatten)]
     pub(crate) args: RunArgs,
+    /// Write this value, for every token that is run, to `--tap-output`; a path, or a pattern with * and **; may repeat
+    #[arg(long, value_name = "PATH", requires = "tap_output")]
+    pub(crate) tap: Vec<String>,
+    /// Write tapped values here: safetensors, f32
+    #[arg(short = 'o', long, value_name = "FILE", requires = "tap")]
+    pub(crate) tap_output: Option<PathBuf>,
 }
 
 /// `xfc logits`.
@@ -167,6 +183,9 @@ pub(crate) struct LogitsCommand {
     pub(crate) model: ModelArgs,
     #[command(flatten)]
     pub(crate) args: LogitsArgs,
+    /// Write this value too, beside the outputs; a path, or a pattern with * and **; may repeat
+    #[arg(long, value_name = "PATH")]
+    pub(crate) tap: Vec<String>,
 }
 
 /// `xfc embed`.

@@ -2,9 +2,11 @@
 
 use std::process::ExitCode;
 
+use xfc_check::CheckError;
 use xfc_codegen::error::CodegenError;
 use xfc_lang::diagnostic::Report;
 use xfc_lang::passes::PassError;
+use xfc_lang::reference::InterpretError;
 use xfc_runtime::error::{EXIT_FAILURE, EXIT_INPUT, EXIT_USAGE, RuntimeError};
 
 /// Result of a subcommand.
@@ -22,6 +24,9 @@ pub(crate) enum CliError {
     /// Files, devices, requests.
     #[error("{0}")]
     Runtime(#[from] RuntimeError),
+    /// The interpreter cannot run the model.
+    #[error("the interpreter: {0}")]
+    Interpret(InterpretError),
     /// Arguments that do not fit together.
     #[error("{problem}")]
     Usage {
@@ -30,6 +35,9 @@ pub(crate) enum CliError {
         /// What to do.
         help: String,
     },
+    /// A check found values that depart.
+    #[error("{0}")]
+    Departed(String),
     /// A file named on the command line.
     #[error("{path}: {problem}")]
     File {
@@ -38,6 +46,16 @@ pub(crate) enum CliError {
         /// What is wrong with it.
         problem: String,
     },
+}
+
+impl From<CheckError> for CliError {
+    fn from(error: CheckError) -> Self {
+        match error {
+            CheckError::Runtime(e) => CliError::Runtime(e),
+            CheckError::Codegen(e) => CliError::Codegen(e),
+            CheckError::Interpret(e) => CliError::Interpret(e),
+        }
+    }
 }
 
 impl CliError {
@@ -77,7 +95,7 @@ impl CliError {
             | CliError::Codegen(
                 CodegenError::Target { .. } | CodegenError::Pass(PassError::Unknown { .. } | PassError::Required(_)),
             ) => EXIT_USAGE,
-            CliError::Codegen(_) => EXIT_FAILURE,
+            CliError::Codegen(_) | CliError::Interpret(_) | CliError::Departed(_) => EXIT_FAILURE,
         })
     }
 }

@@ -17,6 +17,7 @@ use crate::layer;
 use crate::model::{self, Loaded, Named};
 use crate::output::print;
 use crate::summary;
+use crate::values;
 
 /// Runs the subcommand.
 ///
@@ -25,7 +26,14 @@ use crate::summary;
 pub(crate) fn run(args: &InspectArgs) -> Result<()> {
     let named = model::name(&args.model.model)?;
     let text = match &named {
+        Named::Artifact(path) if args.values => {
+            return Err(CliError::usage(
+                format!("{} is compiled: names follow from its description", path.display()),
+                "give its card or checkpoint folder",
+            ));
+        }
         Named::Artifact(path) => artifact(path, args)?,
+        named if args.values => values::list(&model::load(named, &args.model)?),
         named => stage(&model::load(named, &args.model)?, args)?,
     };
     match &args.output {

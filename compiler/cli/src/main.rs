@@ -8,12 +8,15 @@ mod cache;
 mod check;
 mod compile;
 mod error;
+mod eval;
 mod inspect;
 mod layer;
 mod model;
 mod output;
 mod run;
 mod summary;
+mod values;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -31,6 +34,8 @@ fn main() -> ExitCode {
         Command::Logits(args) => run::logits(args),
         Command::Embed(args) => run::embed(args),
         Command::Bench(args) => run::bench(args),
+        Command::Verify(args) => verify::run(args),
+        Command::Eval(args) => eval::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,7 +3,11 @@
 use std::path::Path;
 use std::time::Instant;
 
+use xfc_check::taps::choose;
+use xfc_lang::arch::matches_pattern;
+use xfc_lang::graph::named::{named_values, tap};
 use xfc_runtime::artifact::Artifact;
+use xfc_runtime::commands::run::Record;
 use xfc_runtime::commands::{self, LoadArgs, Output};
 
 use crate::args::{BenchCommand, EmbedCommand, LogitsCommand, ModelArgs, RunCommand};
@@ -17,7 +21,12 @@ use crate::model::{self, Named};
 /// The model does not compile, or the runtime's command fails.
 pub(crate) fn run(command: &RunCommand) -> Result<()> {
     let mut args = command.args.clone();
-    let artifact = open(&command.model, &mut args.load)?;
+    let artifact = open(&command.model, &mut args.load, &command.tap)?;
+    if let Some(path) = &command.tap_output {
+        let outputs = artifact.manifests().next().map(|m| &m.outputs[..]).unwrap_or_default();
+        let names = outputs.iter().map(|o| o.name.clone()).filter(|name| command.taps(name)).collect();
+        args.record = Some(Record { names, path: path.clone() });
+    }
     with_output(|output| commands::run::run(&artifact, &args, output))
 }
 
@@ -27,7 +36,7 @@ pub(crate) fn run(command: &RunCommand) -> Result<()> {
 /// The model does not compile, or the runtime's command fails.
 pub(crate) fn logits(command: &LogitsCommand) -> Result<()> {
     let mut args = command.args.clone();
-    let artifact = open(&command.model, &mut args.load)?;
+    let artifact = open(&command.model, &mut args.load, &command.tap)?;
     with_output(|output| commands::logits::run(&artifact, &args, output))
 }
 
@@ -37,7 +46,7 @@ pub(crate) fn logits(command: &LogitsCommand) -> Result<()> {
 /// The model does not compile, or the runtime's command fails.
 pub(crate) fn embed(command: &EmbedCommand) -> Result<()> {
     let mut args = command.args.clone();
-    let artifact = open(&command.model, &mut args.load)?;
+    let artifact = open(&command.model, &mut args.load, &[])?;
     with_output(|output| commands::embed::run(&artifact, &args, output))
 }
 
@@ -48,9 +57,16 @@ pub(crate) fn embed(command: &EmbedCommand) -> Result<()> {
 pub(crate) fn bench(command: &BenchCommand) -> Result<()> {
     let mut args = command.args.clone();
     let mut load = LoadArgs { checkpoint: args.checkpoint.take(), ..LoadArgs::default() };
-    let artifact = open(&command.model, &mut load)?;
+    let artifact = open(&command.model, &mut load, &[])?;
     (args.checkpoint, args.target) = (load.checkpoint, load.target);
     with_output(|output| commands::bench::run(&artifact, &args, output))
+}
+
+impl RunCommand {
+    /// Whether an output is one of the tapped values.
+    fn taps(&self, name: &str) -> bool {
+        self.tap.iter().any(|pattern| matches_pattern(pattern, name))
+    }
 }
 
 fn with_output(command: impl FnOnce(&mut Output<'_>) -> xfc_runtime::error::Result<()>) -> Result<()> {
@@ -61,9 +77,10 @@ fn with_output(command: impl FnOnce(&mut Output<'_>) -> xfc_runtime::error::Resu
     }
 }
 
-/// The artifact that MODEL names, or that was compiled from it into the cache. A checkpoint folder is also where weights come from.
+/// The artifact that MODEL names, or that was compiled from it into the cache, with the values that `taps` name among its outputs. A
+/// checkpoint folder is also where weights come from.
 #[expect(clippy::print_stderr, reason = "says what was compiled, and where it went")]
-fn open(args: &ModelArgs, load: &mut LoadArgs) -> Result<Artifact> {
+pub(crate) fn open(args: &ModelArgs, load: &mut LoadArgs, taps: &[String]) -> Result<Artifact> {
     let named = model::name(&args.model)?;
     if let [one] = &args.targets()?[..]
         && !args.target.is_empty()
@@ -77,6 +94,12 @@ fn open(args: &ModelArgs, load: &mut LoadArgs) -> Result<Artifact> {
                 "give `--tiny` with the card or the checkpoint folder",
             ));
         }
+        if !taps.is_empty() {
+            return Err(CliError::usage(
+                format!("{} is compiled: its outputs are fixed", path.display()),
+                "give `--tap` with the card or the checkpoint folder",
+            ));
+        }
         return Ok(Artifact::open(path)?);
     }
     if args.tiny {
@@ -87,7 +110,13 @@ fn open(args: &ModelArgs, load: &mut LoadArgs) -> Result<Artifact> {
         load.checkpoint = Some(dir.display().to_string());
     }
     let start = Instant::now();
-    let loaded = model::load(&named, args)?;
+    let mut loaded = model::load(&named, args)?;
+    if !taps.is_empty() {
+        let named = named_values(&loaded.model.program);
+        let chosen = choose(&named, taps)?;
+        loaded.model.program = tap(&loaded.model.program, &chosen);
+        loaded.key.push_str(&format!("\ntaps {:?}", chosen.iter().map(|n| &n.path).collect::<Vec<_>>()));
+    }
     let entry = cache::artifact(&loaded, args)?;
     let family = format!("{} ({})", loaded.model.arch.name, card_name(&loaded));
     if entry.fresh {

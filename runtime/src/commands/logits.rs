@@ -63,7 +63,7 @@ fn shape(output: &StepOutput) -> Vec<usize> {
 }
 
 /// The outputs as a safetensors file, all in f32.
-fn to_safetensors(outputs: &[StepOutput]) -> Result<Vec<u8>> {
+pub(super) fn to_safetensors(outputs: &[StepOutput]) -> Result<Vec<u8>> {
     let failed = |error: safetensors::SafeTensorError| output_error("outputs", std::io::Error::other(error));
     let data: Vec<Vec<u8>> =
         outputs.iter().map(|output| output.data.iter().flat_map(|x| x.to_le_bytes()).collect()).collect();

@@ -1,9 +1,11 @@
 //! `run`: continues a text, or token ids.
 
+use super::logits::to_safetensors;
 use super::profile::Recorded;
 use super::{LoadArgs, Output, ProfileArgs};
 use crate::artifact::Artifact;
 use crate::error::{Result, RuntimeError};
+use crate::files::write_atomic;
 use crate::generate::{FinishReason, GenerateOptions};
 use crate::session::{DEFAULT_CONTEXT_TOKENS, SessionOptions};
 use crate::text::chat::{ChatTemplate, Message};
@@ -11,6 +13,7 @@ use crate::text::sampler::SamplerOptions;
 use crate::text::settings::stop_ids;
 use crate::text::tokenizer::{SpecialTokens, Tokenizer};
 use serde_json::json;
+use std::path::PathBuf;
 use std::time::Instant;
 
 /// Tokens to make of a text where the caller does not say.
@@ -65,6 +68,18 @@ pub struct RunArgs {
     /// Recording.
     #[command(flatten)]
     pub profile: ProfileArgs,
+    /// Where further outputs of the artifact go; set by a command that has an option for it
+    #[arg(skip)]
+    pub record: Option<Record>,
+}
+
+/// Outputs besides the logits, and the file that takes them.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// Names of the outputs.
+    pub names: Vec<String>,
+    /// A safetensors file: a row for each token that was run.
+    pub path: PathBuf,
 }
 
 /// What is to be continued.
@@ -123,6 +138,7 @@ pub fn run(artifact: &Artifact, args: &RunArgs, output: &mut Output<'_>) -> Resu
         },
         stop_ids: prompt.stop_ids,
         cancel: None,
+        record: args.record.as_ref().map(|record| record.names.clone()).unwrap_or_default(),
     };
     let mut stream = prompt.tokenizer.as_ref().map(Tokenizer::stream);
     let (mut ids, mut text) = (Vec::new(), String::new());
@@ -145,6 +161,9 @@ pub fn run(artifact: &Artifact, args: &RunArgs, output: &mut Output<'_>) -> Resu
         text.push_str(&piece);
     }
     let finish = tokens.finish_reason();
+    if let Some(record) = &args.record {
+        write_atomic(&record.path, &to_safetensors(&tokens.recorded().outputs)?)?;
+    }
     let seconds = started.elapsed().as_secs_f64();
     let with_text = stream.is_some();
     if let Some(stream) = stream {

@@ -8,7 +8,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::value::{Axis, Tensor, dims};
 use crate::diagnostic::Span;
-use crate::graph::{DType, Graph, Label, NodeId, Origin, Type, ValueId};
+use crate::graph::{DType, Graph, Label, LabelKind, NodeId, Origin, Type, ValueId};
 use crate::ops::{Core, Op};
 
 /// A graph under construction.
@@ -127,7 +127,7 @@ impl Builders {
     }
 
     /// Names a tensor that the top graph computes after an absolute path. A body's own result is named by its caller.
-    pub(super) fn label(&mut self, path: &str, tensor: &Tensor, span: Span) {
+    pub(super) fn label(&mut self, path: &str, kind: LabelKind, tensor: &Tensor, span: Span) {
         if path == self.top().base {
             return;
         }
@@ -136,7 +136,7 @@ impl Builders {
         let is_param = top.graph.params().iter().any(|p| p.value == tensor.value);
         let known = top.graph.labels().iter().any(|l| l.path == path && l.value == tensor.value);
         if tensor.graph == top.id && !is_param && !known {
-            top.graph.add_label(Label { path, value: tensor.value, span: Some(span) });
+            top.graph.add_label(Label { path, value: tensor.value, span: Some(span), kind });
         }
     }
 

@@ -8,7 +8,7 @@ use super::calls::Given;
 use super::expand::{Eval, Expander, Failed};
 use super::value::{AxisName, Def, Entry, Frame, Instance, ParamRef, Place, Scope, Tensor, Value};
 use crate::diagnostic::{Code, Diagnostic, Span};
-use crate::graph::{Origin, Type};
+use crate::graph::{LabelKind, Origin, Type};
 use crate::ops::Core;
 use crate::spec::ast::{Binding, Ident, Item, Param};
 
@@ -78,7 +78,7 @@ impl Expander {
         for (ident, value) in binding.names.iter().zip(values) {
             let named = value.and_then(|v| self.name_value(ident, v, span, instance));
             if let Ok(value) = &named {
-                self.label(&join(&instance.path, &ident.name), value, span);
+                self.label(&join(&instance.path, &ident.name), LabelKind::Binding, value, span);
             }
             let entry = named.map_or(Entry::Failed, Entry::Ready);
             place.scope.names.borrow_mut().insert(ident.name.clone(), entry);
@@ -179,20 +179,23 @@ impl Expander {
         let result = self.body(&module, instance, &place);
         self.expanding.pop();
         if let Ok(value) = &result {
-            self.label(&instance.path, value, module.result.span);
+            self.label(&instance.path, LabelKind::Instance, value, module.result.span);
         }
         result
     }
 
     /// Names what is computed after the instance that returns it, or after the name that it is bound to.
-    fn label(&mut self, path: &str, value: &Value, span: Span) {
+    fn label(&mut self, path: &str, kind: LabelKind, value: &Value, span: Span) {
         match value {
-            Value::Tensor(tensor) => self.builders.label(path, tensor, span),
+            Value::Tensor(tensor) => self.builders.label(path, kind, tensor, span),
             Value::Tuple(items) => {
-                items.iter().enumerate().for_each(|(i, item)| self.label(&join(path, &i.to_string()), item, span));
+                items
+                    .iter()
+                    .enumerate()
+                    .for_each(|(i, item)| self.label(&join(path, &i.to_string()), kind, item, span));
             }
             Value::Map(entries) => {
-                entries.iter().for_each(|(name, item)| self.label(&join(path, name), item, span));
+                entries.iter().for_each(|(name, item)| self.label(&join(path, name), kind, item, span));
             }
             _ => {}
         }
@@ -307,7 +310,7 @@ impl Expander {
             (Some(first), _) => Value::Tuple(Rc::new(std::iter::once(first).chain(outputs).collect())),
             (None, _) => return Err(Failed),
         };
-        self.label(&instance.path, &result, instance.def.module.result.span);
+        self.label(&instance.path, LabelKind::Instance, &result, instance.def.module.result.span);
         Ok(result)
     }
 }

@@ -103,6 +103,17 @@ pub struct Label {
     pub value: ValueId,
     /// The equation that gives it this name.
     pub span: Option<Span>,
+    /// What the path is of.
+    pub kind: LabelKind,
+}
+
+/// What gives a value its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LabelKind {
+    /// An instance, whose result it is.
+    Instance,
+    /// A binding in a body.
+    Binding,
 }
 
 #[derive(Clone, Debug)]
@@ -166,8 +177,17 @@ impl Graph {
         self.outputs.push(Output { name: name.into(), value });
     }
 
-    /// Gives a value a name for people.
-    pub fn add_label(&mut self, label: Label) {
+    /// Gives a value a name for people. A name that the instance's own body has for its result goes; its equation stays.
+    pub fn add_label(&mut self, mut label: Label) {
+        if label.kind == LabelKind::Instance {
+            let own = |l: &Label| {
+                let name = l.path.strip_prefix(&label.path).and_then(|rest| rest.strip_prefix('.'));
+                l.kind == LabelKind::Binding && l.value == label.value && name.is_some_and(|name| !name.contains('.'))
+            };
+            if let Some(at) = self.labels.iter().rposition(own) {
+                label.span = self.labels.remove(at).span;
+            }
+        }
         self.labels.push(label);
     }
 

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::path::{MAX_INSTANCES, join};
-use super::{DType, Dim, Graph, NodeId, Program, Type, ValueId};
+use super::{DType, Dim, Graph, LabelKind, NodeId, Program, Type, ValueId};
 use crate::diagnostic::Span;
 use crate::ops::{Core, Op};
 
@@ -16,6 +16,8 @@ use crate::ops::{Core, Op};
 pub struct Named {
     /// Absolute path, distinct: the second value of one path is called `path@2`.
     pub path: String,
+    /// Absolute path of the instance whose result it is, or in whose body it has its name.
+    pub module: String,
     /// Its type.
     pub ty: Type,
     /// The equation that gives it its name.
@@ -104,8 +106,14 @@ impl Walk<'_> {
                 calls.pop();
             }
             for label in labels.get(&node).into_iter().flatten() {
+                let path = join(at, &label.path);
+                let module = match label.kind {
+                    LabelKind::Instance => path.clone(),
+                    LabelKind::Binding => path.rsplit_once('.').map_or("", |(module, _)| module).to_owned(),
+                };
                 self.found.push(Named {
-                    path: join(at, &label.path),
+                    path,
+                    module,
                     ty: graph.ty(label.value).clone(),
                     span: label.span,
                     calls: calls.clone(),
@@ -242,7 +250,7 @@ mod tests {
     use crate::graph::verify::verify;
     use crate::reference::{Interpreter, State, Tensor};
 
-    const LAYERS: &str = "scale(x) { weight = param[width(x)] y = x * weight return y + 1 }
+    const LAYERS: &str = "scale(x) { weight = param[width(x)] t = x * weight y = t + 1 return y }
 layer(x) { a = scale h = a(x) again = a(h) return x + again }
 model(x: f32[tokens, 4]) { layers = [layer for i in 0..3] first = x * 2 return {y: layers(first)} }";
 
@@ -261,13 +269,14 @@ model(x: f32[tokens, 4]) { layers = [layer for i in 0..3] first = x * 2 return {
         let named = named_values(&model(LAYERS).program);
         let paths: Vec<&str> = named.iter().map(|n| n.path.as_str()).collect();
         let layer = |i: usize| {
-            ["a.y", "a", "h", "a.y@2", "a@2", "again", ""]
+            ["a.t", "a", "h", "a.t@2", "a@2", "again", ""]
                 .map(|p| format!("layers.{i}.{p}").trim_end_matches('.').to_owned())
         };
         let expected: Vec<String> = std::iter::once("first".to_owned()).chain((0..3).flat_map(layer)).collect();
         assert_eq!(paths, expected);
         let (inside, around) = (&named[8], &named[14]);
         assert!(inside.is_inside(around) && !inside.is_inside(&named[7]) && inside.span.is_some());
+        assert_eq!((named[11].path.as_str(), named[11].module.as_str()), ("layers.1.a.t@2", "layers.1.a"));
     }
 
     #[test]
@@ -277,7 +286,7 @@ model(x: f32[tokens, 4]) { layers = [layer for i in 0..3] first = x * 2 return {
         let plain = run(&program);
         let pick =
             |paths: &[&str]| -> Vec<&Named> { named.iter().filter(|n| paths.contains(&n.path.as_str())).collect() };
-        let some = tap(&program, &pick(&["first", "layers.1.h", "layers.2.a.y@2"]));
+        let some = tap(&program, &pick(&["first", "layers.1.h", "layers.2.a.t@2"]));
         assert_eq!(some.graphs.len(), 4, "one body for the layer without taps, two with");
         let outputs = run(&some);
         assert_eq!(outputs["y"], plain["y"]);

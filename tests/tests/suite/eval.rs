@@ -1,0 +1,89 @@
+//! `xfc eval`: perplexity equals what the logits say, a run is at no distance from itself, and bf16 is a little away from f32.
+
+use std::fs;
+
+use serde_json::Value;
+use xfc_tests::Result;
+use xfc_tests::case::{Case, Layout};
+use xfc_tests::command::Shell;
+
+fn shell(case: &Case, tokens: usize) -> Result<(Shell, Vec<i64>)> {
+    let shell = Shell::new()?;
+    fs::create_dir(shell.folder().join("checkpoint"))?;
+    case.write_checkpoint(&shell.folder().join("checkpoint"), Layout::Single)?;
+    let prompt = case.prompt()?;
+    let ids: Vec<i64> = prompt.iter().cycle().take(tokens).copied().collect();
+    fs::write(shell.folder().join("ids.txt"), format!("{ids:?}"))?;
+    Ok((shell, ids))
+}
+
+fn eval(shell: &Shell, rest: &[&str]) -> Result<Value> {
+    let arguments = [&["eval", "checkpoint", "--token-file", "ids.txt", "--json"], rest].concat();
+    Ok(serde_json::from_str(&shell.run("xfc", &arguments)?.success()?)?)
+}
+
+#[test]
+fn perplexity_is_what_the_logits_say() -> Result<()> {
+    let case = Case::load("llama3")?;
+    let (shell, ids) = shell(&case, 24)?;
+    let golden = case.golden("logits")?;
+    let width = golden.shape[1];
+    let loss = |t: usize| {
+        let row = &golden.values[(t - 1) * width..t * width];
+        let sum: f64 = row.iter().map(|x| f64::from(*x).exp()).sum();
+        sum.ln() - f64::from(row[ids[t] as usize])
+    };
+    let expected = (1..24).map(loss).sum::<f64>() / 23.0;
+    let said = eval(&shell, &[])?;
+    assert_eq!((said["scored"].as_u64(), said["windows"].as_u64()), (Some(23), Some(1)), "{said}");
+    assert!((said["nats"].as_f64().ok_or("no nats")? - expected).abs() < 1e-4, "{said}, not {expected}");
+    // In windows, each of which begins anew.
+    let said = eval(&shell, &["-c", "8", "--stride", "4"])?;
+    assert_eq!((said["scored"].as_u64(), said["windows"].as_u64()), (Some(23), Some(5)), "{said}");
+    let said = eval(&shell, &["-c", "8", "--stride", "8"])?;
+    assert_eq!((said["scored"].as_u64(), said["windows"].as_u64()), (Some(21), Some(3)), "{said}");
+    Ok(())
+}
+
+#[test]
+fn runs_are_compared_through_a_file_and_side_by_side() -> Result<()> {
+    let case = Case::load("mistral")?;
+    let (shell, _) = shell(&case, 100)?;
+    let plain = eval(&shell, &["-c", "32", "--save", "f32.logits"])?;
+    let same = eval(&shell, &["-c", "32", "--against", "f32.logits"])?;
+    assert_eq!(same["perplexity"], plain["perplexity"]);
+    assert_eq!((&same["against"]["top1"], same["against"]["kl"]["largest"].as_f64()), (&Value::from(1.0), Some(0.0)));
+    let file = eval(&shell, &["-c", "32", "--dtype", "bf16", "--against", "f32.logits"])?;
+    let model = eval(&shell, &["-c", "32", "--dtype", "bf16", "--against", "checkpoint"])?;
+    assert_eq!(file["against"]["kl"], model["against"]["kl"]);
+    let kl = file["against"]["kl"]["mean"].as_f64().ok_or("no divergence")?;
+    assert!(kl > 0.0 && kl < 1e-2, "{file}");
+    assert!(file["against"]["top1_clear"].as_f64().ok_or("no share")? > 0.98, "{file}");
+    let arguments = ["eval", "checkpoint", "--token-file", "ids.txt", "-c", "16", "--against", "f32.logits"];
+    shell.run("xfc", &arguments)?.failure(3, &["f32.logits", "other windows"])?;
+    Ok(())
+}
+
+#[test]
+fn texts_and_models_that_cannot_be_measured_are_refused() -> Result<()> {
+    let case = Case::load("bert")?;
+    let (whole, _) = shell(&case, 24)?;
+    whole.run("xfc", &["eval", "checkpoint", "--token-file", "ids.txt"])?.failure(2, &["as a whole"])?;
+    let case = Case::load("llama3")?;
+    let (shell, _) = shell(&case, 1)?;
+    fs::write(shell.folder().join("bad.txt"), "1 2 x")?;
+    fs::write(shell.folder().join("far.txt"), "1 2 9999")?;
+    for (arguments, code, named) in [
+        (&["--token-file", "ids.txt"][..], 2, "nothing to score"),
+        (&["--token-file", "bad.txt"], 3, "`x`"),
+        (&["--token-file", "far.txt"], 2, "9999"),
+        (&["--token-file", "missing.txt"], 3, "missing.txt"),
+        (&["--text", "bad.txt"], 3, "tokenizer.json"),
+        (&["--token-file", "far.txt", "-c", "1"], 2, "windows of 1"),
+        (&["--token-file", "far.txt", "--stride", "0"], 2, "stride of 0"),
+        (&[], 2, "--text"),
+    ] {
+        shell.run("xfc", &[&["eval", "checkpoint"], arguments].concat())?.failure(code, &[named])?;
+    }
+    Ok(())
+}

@@ -1,0 +1,198 @@
+//! `xfc verify`: what is right passes, and what was planted is found, by its module, its equation and its numbers.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use safetensors::SafeTensors;
+use serde_json::Value;
+use xfc_check::dump;
+use xfc_check::inputs::Inputs;
+use xfc_check::locate::locate;
+use xfc_check::subject::Subject;
+use xfc_check::verify::{Extent, verify};
+use xfc_codegen::driver::Options;
+use xfc_codegen::target;
+use xfc_lang::graph::named::named_values;
+use xfc_runtime::step::InputData;
+use xfc_runtime::weights::Checkpoint;
+use xfc_tests::Result;
+use xfc_tests::case::{Case, Layout};
+use xfc_tests::command::Shell;
+use xfc_tests::model;
+
+use crate::cases::every_case;
+
+/// A checkpoint of the case with one number of one tensor changed.
+fn spoil(folder: &Path, tensor: &str, element: usize) -> Result<()> {
+    let path = folder.join("model.safetensors");
+    let mut bytes = fs::read(&path)?;
+    let (header, metadata) = SafeTensors::read_metadata(&bytes)?;
+    let info = metadata.info(tensor).ok_or_else(|| format!("there is no {tensor}"))?;
+    let at = 8 + header + info.data_offsets.0 + element * 4;
+    let number: &mut [u8; 4] = (&mut bytes[at..at + 4]).try_into()?;
+    *number = (f32::from_le_bytes(*number) + 0.5).to_le_bytes();
+    Ok(fs::write(path, bytes)?)
+}
+
+fn inputs(case: &Case) -> Inputs {
+    case.inputs.iter().map(|(name, ids)| (name.clone(), InputData::Ints(ids.clone()))).collect()
+}
+
+/// Every value of the case, by the interpreter in f64, in a file that another implementation might have written.
+fn dump_of(case: &Case, folder: &Path, rename: impl Fn(&str) -> Option<String>) -> Result<()> {
+    let (model, options) = (model::expand(case)?, Options::default());
+    let checkpoint = case.checkpoint(Layout::Single)?;
+    let checkpoint = Checkpoint::open(checkpoint.path())?;
+    let subject = Subject { model: &model, checkpoint: &checkpoint, truth: None, options: &options, threads: Some(2) };
+    let named = named_values(&model.program);
+    let taps: Vec<_> = named.iter().filter(|n| n.is_per_element() && n.is_float()).collect();
+    let mut outputs = subject.interpret::<f64>(&subject.program(&taps), &[&inputs(case)])?.remove(0);
+    outputs = outputs.into_iter().filter_map(|(name, rows)| Some((rename(&name)?, rows))).collect();
+    Ok(dump::write(&folder.join("dump.safetensors"), &inputs(case), &outputs)?)
+}
+
+/// A shell with the case's checkpoint.
+fn shell(case: &Case) -> Result<Shell> {
+    let shell = Shell::new()?;
+    fs::create_dir(shell.folder().join("checkpoint"))?;
+    case.write_checkpoint(&shell.folder().join("checkpoint"), Layout::Single)?;
+    Ok(shell)
+}
+
+#[test]
+fn every_case_agrees_with_the_interpreter() {
+    every_case(|case| {
+        let shell = shell(case)?;
+        let arguments = ["verify", "checkpoint", "--target", "cpu", "--tokens", "19", "--json"];
+        let said: Value = serde_json::from_str(&shell.run("xfc", &arguments)?.success()?)?;
+        assert_eq!(said["pass"], true, "{said}");
+        let checks = said["checks"].as_array().ok_or("no checks")?;
+        assert!(checks.len() >= if case.greedy_steps > 0 { 4 } else { 2 }, "{said}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_planted_weight_is_found_by_its_module() -> Result<()> {
+    for (name, tensor, module, place) in [
+        ("llama3", "model.layers.1.mlp.up_proj.weight", "layers.1.mlp.up_proj", "linear.xf"),
+        ("llama3", "model.norm.weight", "final", "norm.xf"),
+        ("mistral", "model.layers.2.self_attn.o_proj.weight", "layers.2.self_attn.o_proj", "linear.xf"),
+        ("gpt2", "transformer.h.1.ln_2.bias", "h.1.ln_2", "norm.xf"),
+        ("bert", "bert.encoder.layer.0.attention.self.query.weight", "layers.0.attention.q_proj", "linear.xf"),
+    ] {
+        let case = Case::load(name)?;
+        let shell = shell(&case)?;
+        dump_of(&case, shell.folder(), |path| Some(path.to_owned()))?;
+        let arguments = ["verify", "checkpoint", "--reference", "dump.safetensors", "--target", "cpu", "--json"];
+        if name != "gpt2" {
+            shell.run("xfc", &arguments)?.success().map_err(|e| format!("{name} as it is: {e}"))?;
+        }
+        spoil(&shell.folder().join("checkpoint"), tensor, 5)?;
+        let ran = shell.run("xfc", &arguments)?;
+        let said: Value = serde_json::from_str(&ran.stdout)?;
+        ran.failure(1, &["is the first"])?;
+        for side in said["sides"].as_array().ok_or("no sides")? {
+            let first = &side["first"];
+            assert_eq!(first["module"], module, "{name} by {}", side["by"]);
+            assert!(first["equation"]["place"].as_str().is_some_and(|p| p.contains(place)), "{name}: {first}");
+            assert!(first["parameters"].as_array().is_some_and(|p| p.contains(&tensor.into())), "{name}: {first}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn values_are_found_under_the_names_of_a_checkpoint() -> Result<()> {
+    // What another implementation calls the modules; hidden_states.1 is the only name for a layer's result.
+    for (name, tensor, module) in [
+        ("llama3", "model.layers.0.self_attn.k_proj.weight", "layers.0.self_attn.k_proj"),
+        ("bert", "bert.encoder.layer.1.output.dense.weight", "layers.1.mlp.fc2"),
+    ] {
+        let case = Case::load(name)?;
+        let shell = shell(&case)?;
+        let model = model::expand(&case)?;
+        let names: BTreeMap<String, Vec<String>> = xfc_check::modules::of_checkpoint(&model).into_iter().collect();
+        assert!(names.len() > 15, "{names:?}");
+        dump_of(&case, shell.folder(), |path| match (names.get(path), path) {
+            (_, "layers.0") => Some("hidden_states.1".to_owned()),
+            (Some(names), _) => names.first().cloned(),
+            (None, _) => (path == "logits").then(|| path.to_owned()),
+        })?;
+        spoil(&shell.folder().join("checkpoint"), tensor, 70)?;
+        let arguments = ["verify", "checkpoint", "--reference", "dump.safetensors", "--target", "cpu"];
+        let ran = shell.run("xfc", &arguments)?;
+        ran.failure(1, &[&format!("`{module}` is the first")]).map_err(|e| format!("{name}: {e}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn hidden_states_of_another_implementation_agree() {
+    every_case(|case| {
+        let shell = shell(case)?;
+        let golden = fs::read(case.folder.join("golden.safetensors"))?;
+        let golden = SafeTensors::deserialize(&golden)?;
+        let ids: Vec<(String, Vec<u8>)> = case
+            .inputs
+            .iter()
+            .map(|(name, ids)| (name.clone(), ids.iter().flat_map(|id| id.to_le_bytes()).collect()))
+            .collect();
+        let mut tensors: Vec<_> = golden.tensors();
+        for (name, bytes) in &ids {
+            let view = safetensors::tensor::TensorView::new(safetensors::Dtype::I64, vec![1, bytes.len() / 8], bytes)?;
+            tensors.push((name.clone(), view));
+        }
+        fs::write(shell.folder().join("golden.safetensors"), safetensors::serialize(tensors, None)?)?;
+        let arguments = ["verify", "checkpoint", "--reference", "golden.safetensors", "--target", "cpu", "--json"];
+        let said: Value = serde_json::from_str(&shell.run("xfc", &arguments)?.success()?)?;
+        let values = said["sides"][0]["values"].as_array().ok_or("no values")?;
+        assert!(values.len() >= 3, "{said}");
+        Ok(())
+    });
+}
+
+/// The weights of the compiled model are spoiled, those of the interpreter are not: as if one kernel were wrong.
+#[test]
+fn a_wrong_kernel_is_found_by_its_first_value() -> Result<()> {
+    let case = Case::load("llama3")?;
+    let (model, options) = (model::expand(&case)?, Options::default());
+    let (right, wrong) = (case.checkpoint(Layout::Single)?, case.checkpoint(Layout::Single)?);
+    spoil(wrong.path(), "model.layers.1.self_attn.v_proj.weight", 3)?;
+    let (right, wrong) = (Checkpoint::open(right.path())?, Checkpoint::open(wrong.path())?);
+    let subject =
+        Subject { model: &model, checkpoint: &wrong, truth: Some(&right), options: &options, threads: Some(2) };
+    let targets = vec![target::parse("cpu")?];
+    let found = verify(&subject, &targets, Extent { tokens: 19, seed: 0 }, &mut |_| {})?;
+    assert!(found.findings.iter().all(|f| !f.passed()));
+    let check = &found.findings[2].check;
+    let first = locate(&subject, &*targets[0], check, &found.sequences, &mut |_| {})?;
+    let first = first.ok_or("nothing was found")?;
+    assert_eq!(first.value.path, "layers.1.self_attn.v_proj");
+    assert!(first.measure.first.is_some() && !first.alone);
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_checked_is_said() -> Result<()> {
+    let case = Case::load("llama3")?;
+    let shell = shell(&case)?;
+    dump_of(&case, shell.folder(), |path| (path != "layers.0").then(|| format!("other.{path}")))?;
+    shell.run("xfc", &["compile", "checkpoint", "-o", "model.xfm"])?.success()?;
+    for (arguments, code, named) in [
+        (&["verify", "model.xfm"][..], 2, &["model.xfm", "card or checkpoint folder"][..]),
+        (&["verify", "checkpoint", "--reference", "missing.safetensors"], 3, &["missing.safetensors"]),
+        (
+            &["verify", "checkpoint", "--reference", "dump.safetensors"],
+            3,
+            &["dump.safetensors", "nothing that this model computes"],
+        ),
+        (&["verify", "checkpoint", "--tap", "layers.0.mpl", "-o", "x"], 2, &["layers.0.mpl", "layers.0.mlp"]),
+        (&["verify", "checkpoint", "--tap", "layers.0.mlp"], 2, &["--tap-output"]),
+    ] {
+        shell.run("xfc", arguments)?.failure(code, named)?;
+    }
+    assert!(!shell.folder().join("x").exists());
+    Ok(())
+}
