@@ -24,6 +24,8 @@ use crate::error::{CliError, Result};
 use crate::model::{self, Loaded, Named as NamedModel};
 use crate::output::print;
 
+/// Sizes above which a card without a checkpoint is shrunk.
+const MOST_PARAMETERS: u64 = 50_000_000;
 /// Sizes above which weights do not fit the interpreter, which holds all of them in f32.
 const MOST_INTERPRETED: u64 = 3_000_000_000;
 /// Multiplications that the interpreter is given, unless `--tokens` says otherwise.
@@ -102,6 +104,7 @@ struct Prepared {
 type Outcome = Result<(Option<String>, Inputs)>;
 
 impl Prepared {
+    #[expect(clippy::print_stderr, reason = "says that another model than the one named is checked")]
     fn new(args: &VerifyArgs) -> Result<Self> {
         let named = model::name(&args.model.model)?;
         if let NamedModel::Artifact(path) = &named {
@@ -112,11 +115,22 @@ impl Prepared {
         }
         let checkpoint = match (&args.checkpoint, &named) {
             (Some(given), _) => given.clone(),
-            (None, NamedModel::Checkpoint(dir)) => dir.display().to_string(),
+            (None, NamedModel::Checkpoint(dir)) if !args.model.tiny => dir.display().to_string(),
             (None, _) => "random".to_owned(),
         };
         let random = checkpoint == "random";
-        let loaded = model::load(&named, &args.model)?;
+        let mut model_args = args.model.clone();
+        let mut loaded = model::load(&named, &model_args)?;
+        let full = loaded.model.arch.parameter_count();
+        if random && !model_args.tiny && full > MOST_PARAMETERS && args.reference.is_none() {
+            model_args.tiny = true;
+            loaded = model::load(&named, &model_args)?;
+            eprintln!(
+                "{} has {} parameters: a small model of its pattern is checked (--tiny); give `--checkpoint` to check the model itself",
+                args.model.model,
+                group_digits(full)
+            );
+        }
         let parameters = loaded.model.arch.parameter_count();
         if parameters > MOST_INTERPRETED && args.reference.is_none() {
             return Err(CliError::usage(
@@ -131,8 +145,9 @@ impl Prepared {
         }
         let checkpoint = if random { Checkpoint::random(args.seed) } else { Checkpoint::from_argument(&checkpoint)? };
         let about = format!(
-            "{}, {} parameters, {}, {}",
+            "{}{}, {} parameters, {}, {}",
             loaded.model.arch.name,
+            if model_args.tiny { " (tiny)" } else { "" },
             group_digits(parameters),
             if random { format!("random weights (seed {})", args.seed) } else { checkpoint.path() },
             args.model.options()?.dtype,
