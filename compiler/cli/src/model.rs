@@ -120,6 +120,10 @@ pub(crate) fn load(named: &Named, args: &ModelArgs) -> Result<Loaded> {
             ));
         }
     };
+    if let Some(set) = args.set.iter().find(|set| !set.contains(['=', '{'])) {
+        let help = "write `--set SIZE=VALUE`, or a line of the wiring as in `--set 'layer.h = x + attn(x)'`";
+        return Err(CliError::usage(format!("`--set {set}` has no value"), help));
+    }
     let sets = apply_sets(&mut spec, &args.set)?;
     let texts: Vec<&str> = (0..).map_while(|i| spec.sources.get(i)).map(|s| &*s.text).collect();
     let key = format!("{}\n{config:?}\n{sets:?}\n{}", texts.join("\n"), args.choices());

@@ -31,6 +31,25 @@ fn number(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(otherwise)
 }
 
+/// What drawn cards have found: an equation on `x`, of width 6, in a layer.
+const FOUND: &[&str] = &[
+    // A product times arithmetic on a weight.
+    "up = linear(4)\n    gain = param[4]\n    down = linear(6)\n    return x + down(up(x) * (1 + gain))",
+];
+
+#[test]
+fn cards_that_failed_once() {
+    for body in FOUND {
+        let text = format!(
+            "xfc: 1\nname: Found\nsizes: {{}}\nwiring: |\n  layer(x) {{\n    {body}\n  }}\n  model(x0: f32[tokens, 6]) {{\n    layers = [layer for i in 0..2]\n    return {{y: layers(x0)}}\n  }}\n"
+        );
+        for choice in 0..4 {
+            let outcome = check(&text, &mut Choices::of_list(vec![choice]), &TARGETS[..1]);
+            assert!(matches!(outcome, Ok(Outcome::Agrees)), "{outcome:?}\n{text}");
+        }
+    }
+}
+
 #[test]
 fn drawn_cards_mean_the_same_compiled_and_interpreted() {
     let (first, n) = (number("XFC_FIRST_SEED", 0), number("XFC_SEEDS", 12));

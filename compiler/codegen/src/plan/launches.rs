@@ -32,7 +32,10 @@ impl Planner<'_> {
             let inputs = x_dims.last().copied().unwrap_or(1);
             let outputs = out_dims.last().copied().unwrap_or(1);
             if x_dims.len() != 1 || out_dims.len() != 1 {
-                return Err(CodegenError::unsupported(format!("a product of {x_ty}"), name));
+                let dims =
+                    |dims: &[u64]| format!("[{}]", dims.iter().map(u64::to_string).collect::<Vec<_>>().join(", "));
+                let what = format!("a product of {} of each token that gives {}", dims(&x_dims), dims(&out_dims));
+                return Err(CodegenError::unsupported(what, name));
             }
             let extras = values[1 + linear.parts..]
                 .iter()

@@ -58,8 +58,8 @@ fn check(graph: &Graph, node: NodeId) -> Result<(), String> {
             }
             _ if is_weight_expression(graph, ValueId { node, port: 0 }) => Ok(()),
             Core::Reshape => Ok(()),
-            _ if is_constant(graph, node) => Err("arithmetic on weights is not part of a kernel".into()),
-            _ => Err("is not part of a kernel".into()),
+            _ if is_constant(graph, node) => Err("arithmetic on weights has no compiled form here".into()),
+            _ => Err("has no compiled form".into()),
         },
         op => {
             if let Some(linear) = op.as_fused::<Linear>() {
@@ -76,7 +76,7 @@ fn check(graph: &Graph, node: NodeId) -> Result<(), String> {
             }
             match op.as_fused::<Rows>() {
                 Some(rows) => rows.body.topological().into_iter().try_for_each(|n| check_row(&rows.body, n)),
-                None => Err("is not part of a kernel".into()),
+                None => Err("has no compiled form".into()),
             }
         }
     }

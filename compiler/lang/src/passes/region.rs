@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::matching::{is_elementwise, uniform};
+use super::matching::{is_constant, is_elementwise, is_weight_expression, uniform};
 use crate::graph::build::Builder;
 use crate::graph::{DType, Graph, NodeId, Type, ValueId};
+use crate::ops::Core;
 use crate::ops::shape::broadcasts_to;
 
 /// Elementwise nodes between some accumulators and one result, used nowhere else.
@@ -107,7 +108,10 @@ impl Region {
 
 fn may_be_extra(graph: &Graph, value: ValueId, dims: &[crate::graph::Dim]) -> bool {
     let ty = graph.ty(value);
-    broadcasts_to(&ty.dims, dims) && (ty.dtype == DType::F32 || uniform(graph, value).is_some())
+    let is_known = matches!(graph.op(value.node).as_core(), Some(Core::Const { .. }));
+    // Arithmetic on weights is nothing that is packed: a group of rows does it for itself.
+    let has_value = is_known || is_weight_expression(graph, value) || !is_constant(graph, value.node);
+    has_value && broadcasts_to(&ty.dims, dims) && (ty.dtype == DType::F32 || uniform(graph, value).is_some())
 }
 
 /// Whether all that `node` needs is used by what it needs, or by itself, alone.

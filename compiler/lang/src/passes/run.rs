@@ -86,7 +86,7 @@ pub enum PassError {
         violations: Violations,
     },
     /// Operations that no kernel takes are left.
-    #[error("operations are left that no kernel takes:\n{0}")]
+    #[error("these operations can be interpreted and not compiled yet:\n{0}")]
     Unfused(Violations),
 }
 
