@@ -1,12 +1,19 @@
 //! What launches say they cost, against the model: each parameter is read once, and multiplied as often as the formula says.
 
+use std::collections::BTreeMap;
+
 use serde_json::json;
 use xfc_codegen::driver::{Options, build_kernels, fuse};
 use xfc_codegen::target;
-use xfc_lang::graph::DType;
+use xfc_lang::graph::path::instances;
+use xfc_lang::graph::{DType, Dim, Graph, Type};
+use xfc_lang::ops::Core;
 use xfc_runtime::artifact::manifest::Manifest;
 use xfc_runtime::cost::{AxisShape, StepShape, Work};
+use xfc_tests::compile::compiled;
 use xfc_tests::{Result, model};
+
+use crate::cases::every_case;
 
 const VOCABULARY: u64 = 96;
 const WIDTH: u64 = 48;
@@ -92,4 +99,47 @@ fn caches_are_read_as_far_as_the_mask_reaches() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Operations of the products of a graph before any pass, for one element of everything that is ragged. A product without a sum is none.
+fn products(graph: &Graph) -> u64 {
+    let size = |dim: &Dim| if let Dim::Fixed(n) = dim { *n } else { 1 };
+    let of = |spec: &str, types: &[&Type]| {
+        let (inputs, output) = spec.split_once("->")?;
+        let mut sizes = BTreeMap::new();
+        for (labels, ty) in inputs.split(',').zip(types) {
+            sizes.extend(labels.trim().chars().zip(ty.dims.iter().map(size)));
+        }
+        let sums = sizes.keys().any(|label| !output.contains(*label));
+        Some(if sums { 2 * sizes.values().product::<u64>() } else { 0 })
+    };
+    graph
+        .nodes()
+        .filter_map(|node| match graph.op(node).as_core() {
+            Some(Core::Contract { spec }) => {
+                let types: Vec<&Type> = graph.operands(node).iter().map(|value| graph.ty(*value)).collect();
+                of(spec, &types)
+            }
+            _ => None,
+        })
+        .sum()
+}
+
+#[test]
+fn launches_multiply_as_often_as_the_equations() {
+    every_case(|case| {
+        let model = model::expand(case)?;
+        let graph = fuse(&model, &Options::default())?.graph;
+        let list = instances(&graph).ok_or("the program has no finite list of instances")?;
+        let expected: u64 = list.iter().map(|instance| products(&graph.graphs[instance.graph])).sum();
+        let artifact = compiled(case)?;
+        let manifest = artifact.manifests().next().ok_or("there is no variant")?;
+        let axes = manifest.axes.iter().map(|_| AxisShape { sequences: vec![(0, 1)], selected: 1 }).collect();
+        let flops = StepShape { axes }.work(manifest).flops();
+        if flops == expected {
+            Ok(())
+        } else {
+            Err(format!("{flops} operations, the equations have {expected}").into())
+        }
+    });
 }
