@@ -2,6 +2,8 @@
 
 MAKEFLAGS += --no-print-directory
 
+emulated = aarch64-unknown-linux-musl
+
 .PHONY: help setup demo test test-full lint bench clean
 
 help:
@@ -20,19 +22,21 @@ demo:
 	@tools/setup.sh --download
 	@examples/demo/run.sh
 
-# The suite runs the two commands, so they are built before it.
+# The suite runs the two commands, so they are built before it; the runtime also for an architecture that it emulates.
 test:
-	@tools/setup.sh --download --lint
+	@tools/setup.sh --download --lint --emulate
 	@tools/fetch_minilm.sh >/dev/null
 	cargo fmt --all --check
 	cargo build --bins -p xfc-cli -p xfc-runtime
+	cargo build --bin xfrun -p xfc-runtime --target $(emulated)
 	cargo test --workspace
 	@$(MAKE) lint
 
 test-full:
-	@tools/setup.sh --download --lint
+	@tools/setup.sh --download --lint --emulate
 	@tools/fetch_minilm.sh >/dev/null
 	cargo build --release --bins -p xfc-cli -p xfc-runtime
+	cargo build --bin xfrun -p xfc-runtime --target $(emulated)
 	XFC_FUZZ_SECONDS=60 XFC_SEEDS=200 cargo test --release --workspace
 	@$(MAKE) lint
 

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Makes sure that what building xfc needs is there; says nothing when it is.
 #
-#   tools/setup.sh [--download] [--lint]
+#   tools/setup.sh [--download] [--lint] [--emulate]
 #
 #   --download   also what tools/fetch_minilm.sh needs (python3 with pip)
 #   --lint       also rustfmt and clippy
+#   --emulate    also what tests of other processors need: QEMU's user mode, and Rust's library for AArch64
 #
 # On Debian and its relatives, missing packages are listed with their size and installed with apt-get (through sudo when not root).
 # Elsewhere it prints what to install and stops.
@@ -18,11 +19,12 @@ system_packages=(libzstd-dev zlib1g-dev libxml2-dev libz3-dev libffi-dev)
 say() { printf '%s\n' "$*" >&2; }
 stop() { say "$@"; exit 1; }
 
-want_download= want_lint=
+want_download= want_lint= want_emulate=
 for argument in "$@"; do
   case $argument in
     --download) want_download=1 ;;
     --lint) want_lint=1 ;;
+    --emulate) want_emulate=1 ;;
     *) stop "setup.sh: unknown argument $argument" ;;
   esac
 done
@@ -46,6 +48,14 @@ if [ -n "$want_lint" ]; then
   [ -d "$(rustc --print target-libdir --target $wasm)" ] || rustup target add $wasm >/dev/null 2>&1 || true
 fi
 
+if [ -n "$want_emulate" ]; then
+  emulated=aarch64-unknown-linux-musl
+  if [ ! -d "$(rustc --print target-libdir --target "$emulated")" ]; then
+    say "Adding Rust's library for $emulated"
+    rustup target add "$emulated" >/dev/null 2>&1 || stop "Rust's library for $emulated is missing, which tests of AArch64 need. Run: rustup target add $emulated"
+  fi
+fi
+
 # ---- Elsewhere than on Debian: look at what is there, say what is missing.
 
 if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
@@ -57,6 +67,11 @@ if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
   esac
   if [ -n "$want_download" ]; then
     python3 -m pip --version >/dev/null 2>&1 || missing+=("python3 with pip (downloads the demo's checkpoint)")
+  fi
+  if [ -n "$want_emulate" ]; then
+    for tool in qemu-aarch64 qemu-x86_64; do
+      command -v "$tool" >/dev/null || missing+=("$tool (QEMU's user mode, for tests of other processors)")
+    done
   fi
   [ "${#missing[@]}" -gt 0 ] || exit 0
   say "This machine has no apt-get, so please install what is missing:"
@@ -75,6 +90,8 @@ if [ -n "$want_download" ]; then
   command -v python3 >/dev/null || wanted+=(python3)
   python3 -m pip --version >/dev/null 2>&1 || wanted+=(python3-pip)
 fi
+
+[ -z "$want_emulate" ] || wanted+=(qemu-user)
 
 missing=()
 for package in "${wanted[@]}"; do

@@ -9,6 +9,7 @@ use std::process::{Command, Output};
 use tempfile::TempDir;
 
 use crate::Result;
+use crate::emulate::Processor;
 
 /// Where `xfc` or `xfrun` was built: beside the folder of the running test.
 pub fn path(name: &str) -> Result<PathBuf> {
@@ -52,12 +53,21 @@ impl Shell {
 
     /// Runs `xfc` or `xfrun` with arguments in the folder.
     pub fn run(&self, name: &str, arguments: &[&str]) -> Result<Ran> {
+        self.run_command(Command::new(path(name)?), name, arguments)
+    }
+
+    /// Runs `xfrun` with arguments in the folder, on a processor that this machine may not have.
+    pub fn run_emulated(&self, processor: &Processor, arguments: &[&str]) -> Result<Ran> {
+        let shown = format!("{} {} xfrun", processor.emulator, processor.options.join(" "));
+        self.run_command(processor.command()?, &shown, arguments)
+    }
+
+    fn run_command(&self, mut command: Command, shown: &str, arguments: &[&str]) -> Result<Ran> {
         let folder = self.folder.path();
-        let mut command = Command::new(path(name)?);
         command.args(arguments).current_dir(folder).env("NO_COLOR", "1").env("XFC_CACHE_DIR", folder.join(".cache"));
         let Output { status, stdout, stderr } = command.output()?;
         Ok(Ran {
-            command: format!("{name} {}", arguments.join(" ")),
+            command: format!("{shown} {}", arguments.join(" ")),
             code: status.code(),
             stdout: String::from_utf8(stdout)?,
             stderr: String::from_utf8(stderr)?,

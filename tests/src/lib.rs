@@ -14,6 +14,7 @@ pub mod choices;
 pub mod command;
 pub mod compile;
 pub mod embeddings;
+pub mod emulate;
 pub mod fill;
 pub mod fuzz;
 pub mod model;

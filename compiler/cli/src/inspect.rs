@@ -9,7 +9,7 @@ use xfc_codegen::kernels::Built;
 use xfc_codegen::target::Keep;
 use xfc_lang::graph::Program;
 use xfc_lang::view;
-use xfc_runtime::artifact::container::Artifact;
+use xfc_runtime::artifact::{Artifact, HostFeatures};
 
 use crate::args::{FormatArg, InspectArgs};
 use crate::error::{CliError, Result};
@@ -18,6 +18,7 @@ use crate::model::{self, Loaded, Named};
 use crate::output::print;
 use crate::summary;
 use crate::values;
+use crate::variants;
 
 /// Runs the subcommand.
 ///
@@ -55,10 +56,21 @@ fn no_form(args: &InspectArgs) -> CliError {
     )
 }
 
-/// An artifact holds its description and its plan.
+/// An artifact holds its description and a plan for each target; without a stage, what it holds.
 fn artifact(path: &Path, args: &InspectArgs) -> Result<String> {
     let artifact = Artifact::open(path)?;
-    match (args.emit.unwrap_or(Stage::Plan), args.format) {
+    let Some(emit) = args.emit else {
+        let host = HostFeatures::detect();
+        return match args.format {
+            FormatArg::Text => Ok(variants::text(&artifact, &host)),
+            FormatArg::Json => pretty(&variants::json(&artifact, &host)),
+            _ => Err(CliError::usage(
+                format!("what {} holds is shown as text or json", path.display()),
+                "leave `--format` out, or give the card",
+            )),
+        };
+    };
+    match (emit, args.format) {
         (Stage::Spec, FormatArg::Text) => Ok(artifact.card().to_owned()),
         (Stage::Plan, FormatArg::Json) => pretty(&json!(artifact.manifests().map(|m| json!(m)).collect::<Vec<_>>())),
         (Stage::Plan, FormatArg::Text) => {

@@ -17,6 +17,7 @@ mod run;
 mod summary;
 mod values;
 mod verify;
+mod variants;
 
 use std::process::ExitCode;
 

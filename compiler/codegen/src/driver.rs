@@ -158,7 +158,7 @@ pub struct Compilation {
     pub built: Vec<Built>,
     /// Before and after the passes.
     pub fused: Fused,
-    /// Time of each part, in order.
+    /// Time of each part, in order; of all targets together.
     pub elapsed: Vec<(&'static str, Duration)>,
 }
 
@@ -177,7 +177,12 @@ pub fn compile(
     let mut built = Vec::new();
     for target in targets {
         let b = build_kernels(model, &fused.program, &**target, options)?;
-        elapsed.extend(b.elapsed);
+        for (name, time) in b.elapsed {
+            match elapsed.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, sum)) => *sum += time,
+                None => elapsed.push((name, time)),
+            }
+        }
         if let Some(dir) = &options.dump {
             // One folder a target where there are several.
             let name = target.name().replace(':', "-");

@@ -50,15 +50,30 @@ impl Code {
     }
 }
 
-/// Makes freshly written code visible to instruction fetch, where the processor does not do so by itself.
+/// Makes freshly written code visible to instruction fetch, where the processor does not do so by itself: data lines to the point of
+/// unification, then the instruction lines away.
 #[cfg(target_arch = "aarch64")]
 fn flush_instructions(code: &[u8]) {
-    unsafe extern "C" {
-        fn __clear_cache(begin: *const u8, end: *const u8);
-    }
+    use std::arch::asm;
+    let types: usize;
+    // SAFETY: reads a register that Linux lets every process read, and changes nothing.
+    unsafe { asm!("mrs {}, ctr_el0", out(reg) types, options(nomem, nostack, preserves_flags)) };
+    // Fields hold the logarithm of a line's words.
+    let (data_line, code_line) = (4_usize << (types >> 16 & 15), 4_usize << (types & 15));
     let range = code.as_ptr_range();
-    // SAFETY: the range is that of a live slice; the function only maintains caches.
-    unsafe { __clear_cache(range.start, range.end) }
+    let lines = |bytes: usize| (range.start.addr() & !(bytes - 1)..range.end.addr()).step_by(bytes);
+    for line in lines(data_line) {
+        // SAFETY: the line holds bytes of a live, readable slice; the instruction writes back what it holds and changes no value.
+        unsafe { asm!("dc cvau, {}", in(reg) line, options(nostack, preserves_flags)) };
+    }
+    // SAFETY: waits until the lines are written back.
+    unsafe { asm!("dsb ish", options(nostack, preserves_flags)) };
+    for line in lines(code_line) {
+        // SAFETY: as above; the instruction forgets a cached copy of the line.
+        unsafe { asm!("ic ivau, {}", in(reg) line, options(nostack, preserves_flags)) };
+    }
+    // SAFETY: waits until the copies are gone, and fetches what follows anew.
+    unsafe { asm!("dsb ish", "isb", options(nostack, preserves_flags)) };
 }
 
 /// Nothing to do: instruction fetch is coherent.

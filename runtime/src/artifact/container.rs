@@ -126,7 +126,7 @@ fn code_name(i: usize) -> String {
     format!(".xfm.code.{i}")
 }
 
-fn json(manifest: &Manifest) -> Result<serde_json::Value, String> {
+pub(super) fn json(manifest: &Manifest) -> Result<serde_json::Value, String> {
     serde_json::to_value(manifest).map_err(|error| error.to_string())
 }
 
@@ -359,7 +359,7 @@ fn parse(bytes: &[u8]) -> Result<Parsed, Refusal> {
 }
 
 /// The manifest that a plan section says: the whole of the first, of others what differs from it.
-fn read_plan(bytes: &[u8], first: &mut Option<serde_json::Value>) -> Result<Manifest, String> {
+pub(super) fn read_plan(bytes: &[u8], first: &mut Option<serde_json::Value>) -> Result<Manifest, String> {
     let text = |error: serde_json::Error| error.to_string();
     match first {
         None => {

@@ -233,6 +233,23 @@ proptest! {
         let _ = Artifact::from_bytes(elf);
     }
 
+    /// The same for what a further variant says to differ.
+    #[test]
+    fn arbitrary_differences_never_panic(at in 0usize..400, with in any::<u8>()) {
+        let mut other = sample::manifest();
+        other.target.name = "cpu:there".into();
+        other.weights[0].pack = Pack::Panels { columns: 64, depth: 1 };
+        other.launches[0].variants[1].tiles_per_block = 7;
+        let base = container::json(&sample::manifest()).unwrap();
+        let mut plan = serde_json::to_vec(&delta::between(&base, &container::json(&other).unwrap())).unwrap();
+        prop_assert_eq!(&container::read_plan(&plan, &mut Some(base.clone())).unwrap(), &other);
+        let at = at % plan.len();
+        plan[at] = with;
+        if let Ok(manifest) = container::read_plan(&plan, &mut Some(base)) {
+            let _ = validate::check(&manifest);
+        }
+    }
+
     /// Damage to the structure with the checksums made to fit, as a hostile writer would.
     #[test]
     fn arbitrary_plans_never_panic(at in 0usize..2500, with in any::<u8>()) {

@@ -15,7 +15,7 @@ use xfc_tests::{Result, repository};
 use crate::cases::{decoders, every_case};
 
 /// A shell whose folder holds the case's checkpoint as `checkpoint` and its inputs as `inputs.json`.
-fn shell(case: &Case) -> Result<Shell> {
+pub(crate) fn shell(case: &Case) -> Result<Shell> {
     let shell = Shell::new()?;
     let checkpoint = shell.folder().join("checkpoint");
     fs::create_dir(&checkpoint)?;
@@ -27,13 +27,13 @@ fn shell(case: &Case) -> Result<Shell> {
 }
 
 /// Compares the logits in a file with the case's.
-fn logits_match(case: &Case, file: &Path) -> Result<()> {
+pub(crate) fn logits_match(case: &Case, file: &Path, precision: Precision) -> Result<()> {
     let (bytes, golden) = (fs::read(file)?, case.golden("logits")?);
     let logits = SafeTensors::deserialize(&bytes)?;
     let logits = logits.tensor("logits")?;
     let values: Vec<f32> = logits.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
     assert_eq!(logits.shape(), golden.shape);
-    Ok(compare("logits", &golden.shape, &values, &golden.values, Tier::Model, Precision::F32)?)
+    Ok(compare("logits", &golden.shape, &values, &golden.values, Tier::Model, precision)?)
 }
 
 fn ids(json: &str) -> Result<Vec<i64>> {
@@ -48,12 +48,12 @@ fn logits_of_a_checkpoint_folder_and_of_an_artifact() {
         let arguments =
             ["logits", "checkpoint", "--checkpoint", "checkpoint", "--inputs", "inputs.json", "-o", "a.safetensors"];
         shell.run("xfc", &arguments)?.success()?;
-        logits_match(case, &shell.folder().join("a.safetensors"))?;
+        logits_match(case, &shell.folder().join("a.safetensors"), Precision::F32)?;
         shell.run("xfc", &["compile", "checkpoint", "-o", "model.xfm"])?.success()?;
         let arguments =
             ["logits", "model.xfm", "--checkpoint", "checkpoint", "--inputs", "inputs.json", "-o", "b.safetensors"];
         shell.run("xfrun", &arguments)?.success()?;
-        logits_match(case, &shell.folder().join("b.safetensors"))
+        logits_match(case, &shell.folder().join("b.safetensors"), Precision::F32)
     });
 }
 

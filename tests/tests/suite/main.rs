@@ -22,6 +22,7 @@ mod interrupted;
 mod programs;
 mod readme;
 mod taps;
+mod targets;
 mod tidy;
 mod tiny;
 mod verify;

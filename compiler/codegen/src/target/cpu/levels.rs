@@ -208,3 +208,55 @@ impl Feature {
         self::level(self.level).is_some_and(|lowest| level.includes(lowest))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::process::Command;
+
+    use super::*;
+
+    /// The macros that clang, of the LLVM that code is generated with, defines for a processor.
+    fn macros(arch: &str, option: &str) -> Vec<String> {
+        let prefix = std::env::var("LLVM_SYS_221_PREFIX").expect("cargo sets it from .cargo/config.toml");
+        let clang = Path::new(&prefix).join("bin/clang");
+        let target = format!("--target={arch}-linux-gnu");
+        let ran = Command::new(&clang).args([&target, option, "-dM", "-E", "-x", "c", "/dev/null"]).output();
+        let ran = ran.unwrap_or_else(|e| panic!("{}: {e}", clang.display()));
+        assert!(ran.status.success(), "{option}: {}", String::from_utf8_lossy(&ran.stderr));
+        String::from_utf8_lossy(&ran.stdout).lines().filter_map(|l| l.split(' ').nth(1)).map(str::to_owned).collect()
+    }
+
+    /// The macro that says that a feature is there.
+    fn macro_of(arch: &str, feature: &str) -> String {
+        let upper = feature.to_uppercase().replace(['.', '-'], "_");
+        match (arch, feature) {
+            ("x86_64", _) => format!("__{upper}__"),
+            (_, "fp-armv8") => "__ARM_FP".into(),
+            (_, "neon") => "__ARM_NEON".into(),
+            (_, "fullfp16") => "__ARM_FEATURE_FP16_VECTOR_ARITHMETIC".into(),
+            (_, "i8mm") => "__ARM_FEATURE_MATMUL_INT8".into(),
+            _ => format!("__ARM_FEATURE_{upper}"),
+        }
+    }
+
+    #[test]
+    fn processors_and_levels_have_what_the_tables_say() {
+        let levels = LEVELS.iter().map(|l| (l.llvm_cpu, l, &[][..]));
+        let processors = PROCESSORS.iter().map(|p| (p.name, level(p.level).expect(p.name), p.features));
+        let mut wrong = Vec::new();
+        for (cpu, level, features) in levels.chain(processors) {
+            let option = if level.arch == "x86_64" { format!("-march={cpu}") } else { format!("-mcpu={cpu}") };
+            let defined = macros(level.arch, &option);
+            let has = |f: &&str| defined.contains(&macro_of(level.arch, f));
+            wrong.extend(
+                level
+                    .features()
+                    .chain(features.iter().copied())
+                    .filter(|f| !has(f))
+                    .map(|f| format!("{cpu} has no {f}")),
+            );
+        }
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    }
+}
