@@ -59,7 +59,7 @@ fn no_form(args: &InspectArgs) -> CliError {
 /// An artifact holds its description and a plan for each target; without a stage, what it holds.
 fn artifact(path: &Path, args: &InspectArgs) -> Result<String> {
     let artifact = Artifact::open(path)?;
-    let Some(emit) = args.emit else {
+    let Some(stage) = args.emit else {
         let host = HostFeatures::detect();
         return match args.format {
             FormatArg::Text => Ok(variants::text(&artifact, &host)),
@@ -70,18 +70,14 @@ fn artifact(path: &Path, args: &InspectArgs) -> Result<String> {
             )),
         };
     };
-    match (emit, args.format) {
+    match (stage, args.format) {
         (Stage::Spec, FormatArg::Text) => Ok(artifact.card().to_owned()),
         (Stage::Plan, FormatArg::Json) => pretty(&json!(artifact.manifests().map(|m| json!(m)).collect::<Vec<_>>())),
         (Stage::Plan, FormatArg::Text) => {
             Ok(artifact.manifests().map(|m| plan_text(m, args.layer)).collect::<Vec<_>>().join("\n"))
         }
         _ => Err(CliError::usage(
-            format!(
-                "{} is an artifact: it holds its plan and its description, not stage `{}`",
-                path.display(),
-                emit(args)
-            ),
+            format!("{} is an artifact: it holds its plan and its description, not stage `{}`", path.display(), stage),
             "use `--emit plan` or `--emit spec`, or give the card",
         )),
     }
