@@ -240,7 +240,8 @@ fn whole_numbers_below_are_exact() {
 /// The code of every target links to an image that imports nothing, whether or not this machine can run it.
 #[test]
 fn no_target_calls_a_library() {
-    let functions: [(&str, fn(&mut Writer, Val) -> Val); 9] = [
+    type Function = fn(&mut Writer, Val) -> Val;
+    let functions: [(&str, Function); 9] = [
         ("exp", Writer::exp),
         ("log", Writer::log),
         ("tanh", Writer::tanh),
