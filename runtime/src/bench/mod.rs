@@ -19,7 +19,8 @@ pub use report::{Report, Row, Spread};
 pub use settle::{AGREE_WITHIN, ATTEMPTS, Bracketed, OTHERS_AT_MOST, Settler};
 pub use workload::{AxisKind, Kind, PlannedStep, Test, Workload};
 
-use crate::artifact::Artifact;
+use crate::artifact::manifest::Manifest;
+use crate::artifact::{Artifact, HostFeatures};
 use crate::device::cpu::ThreadPool;
 use crate::error::{Result, RuntimeError};
 use crate::model::{Model, ModelOptions, new_pool};
@@ -123,6 +124,11 @@ pub fn run(
         [] => vec![None],
         list => list.iter().copied().map(Some).collect(),
     };
+    // Before anything is loaded and timed: nothing is measured for a test that fails in the end.
+    let manifest = Arc::clone(artifact.select(&HostFeatures::detect(), target.as_deref())?.manifest());
+    for test in options.tests().iter().filter(|test| !is_left_out(test, &manifest)) {
+        test.check(&manifest)?;
+    }
     let mut model: Option<Arc<Model>> = None;
     let mut report: Option<Report> = None;
     for threads in threads {
@@ -138,6 +144,11 @@ pub fn run(
         time_all(&loaded, &pool, options, report, say)?;
     }
     report.ok_or_else(|| RuntimeError::request("there is nothing to time", "give `-t` at least one number"))
+}
+
+/// Models that take whole sequences generate nothing; that is no reason not to time their prompts.
+fn is_left_out(test: &Test, manifest: &Manifest) -> bool {
+    manifest.whole_sequences && test.kind == Kind::Generate
 }
 
 /// All tests on one pool.
@@ -160,7 +171,7 @@ fn time_all(
     };
     let mut settler = Settler::new(&mut probe, options.attempts);
     for test in options.tests() {
-        if manifest.whole_sequences && test.kind == Kind::Generate {
+        if is_left_out(&test, manifest) {
             say(format_args!("{}: left out, the model takes whole sequences\n", test.name()))?;
             continue;
         }

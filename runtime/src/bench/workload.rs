@@ -84,11 +84,33 @@ impl Test {
         self.tokens * u64::from(self.batch)
     }
 
+    /// Refuses what the model cannot do.
+    ///
+    /// # Errors
+    /// The model has fewer positions, or takes sequences only whole.
+    pub fn check(&self, manifest: &Manifest) -> Result<()> {
+        let test = self.on(&AxisKind::of(manifest));
+        if manifest.whole_sequences && (test.kind == Kind::Generate || test.depth > 0) {
+            return Err(RuntimeError::request(
+                format!("{}: the model takes whole sequences and keeps nothing", test.name()),
+                "time prompts alone: `-n 0`, without `-d`",
+            ));
+        }
+        let positions = test.depth.saturating_add(test.tokens);
+        match manifest.max_positions {
+            Some(most) if positions > most => Err(RuntimeError::request(
+                format!("{} needs {positions} positions, the model has {most}", test.name()),
+                "time fewer tokens (`-p`, `-n`, `-d`)",
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// The test as a model with these axes takes it: a prompt is as long as what it is made of.
-    pub fn on(self, axes: &[AxisKind]) -> Self {
+    pub fn on(&self, axes: &[AxisKind]) -> Self {
         match axes.first() {
-            Some(AxisKind::Fixed(n)) if self.kind == Kind::Prompt => Self { tokens: *n, ..self },
-            _ => self,
+            Some(AxisKind::Fixed(n)) if self.kind == Kind::Prompt => Self { tokens: *n, ..*self },
+            _ => *self,
         }
     }
 
@@ -188,12 +210,7 @@ impl Workload {
     pub fn new(model: &Arc<Model>, test: Test, step_tokens: u64) -> Result<Self> {
         let manifest = model.manifest();
         let whole = manifest.whole_sequences;
-        if whole && (test.kind == Kind::Generate || test.depth > 0) {
-            return Err(RuntimeError::request(
-                format!("{}: the model takes whole sequences and keeps nothing", test.name()),
-                "time prompts alone: `-n 0`, without `-d`",
-            ));
-        }
+        test.check(manifest)?;
         let axes = AxisKind::of(manifest);
         let test = test.on(&axes);
         let preparation = test.preparation(&axes, step_tokens);
@@ -357,6 +374,20 @@ mod tests {
             (prompt.name().as_str(), prompt.steps(&image, 64, true)),
             ("pp197", vec![step([0, 0], [197, 1], true)])
         );
+    }
+
+    #[test]
+    fn what_a_model_cannot_do_is_refused() {
+        let mut manifest = sample::manifest();
+        let problem = |test: Test, manifest: &Manifest| test.check(manifest).err().map(|error| error.to_string());
+        assert_eq!(problem(test(Kind::Generate, 10, 30, 1), &manifest), None);
+        let too_long = problem(test(Kind::Prompt, 11, 30, 1), &manifest);
+        assert_eq!(too_long.as_deref(), Some("pp11 @ d30 needs 41 positions, the model has 40"));
+        manifest.whole_sequences = true;
+        assert_eq!(problem(test(Kind::Prompt, 40, 0, 1), &manifest), None);
+        for refused in [test(Kind::Prompt, 4, 1, 1), test(Kind::Generate, 4, 0, 1)] {
+            assert!(problem(refused, &manifest).is_some_and(|problem| problem.contains("whole sequences")));
+        }
     }
 
     #[test]
