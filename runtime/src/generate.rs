@@ -15,6 +15,10 @@ pub struct GenerateOptions {
     pub max_tokens: Option<u64>,
     /// How each is picked.
     pub sampler: SamplerOptions,
+    /// For a model that writes from a source: the tokens with which its text begins. They are no part of what is made.
+    pub start_ids: Vec<u32>,
+    /// Tokens that are never made.
+    pub suppress_ids: Vec<u32>,
     /// Tokens that end the text; they are not part of it.
     pub stop_ids: Vec<u32>,
     /// Set by another thread to end after the current token.
@@ -45,7 +49,8 @@ pub struct Generate<'a> {
     sequence: SequenceId,
     token_input: String,
     logits: String,
-    /// What the next step is given.
+    /// What the next step is given: a source, by the name of its input, and tokens.
+    source: Option<(String, Vec<i64>)>,
     pending: Vec<i64>,
     sampler: Sampler,
     options: GenerateOptions,
@@ -55,7 +60,8 @@ pub struct Generate<'a> {
 }
 
 impl Session {
-    /// Continues `sequence` with `prompt` (at least one token) and then with what the model makes of it.
+    /// Continues `sequence` with `prompt` (at least one token) and then with what the model makes of it. For a model that writes from a
+    /// source, and a sequence that has none yet, the prompt is the source, and the text begins with [`GenerateOptions::start_ids`].
     ///
     /// # Errors
     /// The model is not one that continues text, the prompt is empty or does not fit into the context, an option is out of range.
@@ -81,18 +87,31 @@ impl Session {
         if prompt.is_empty() {
             return refuse("the prompt has no tokens", "give a prompt of at least one token");
         }
-        let room = self.context_tokens().saturating_sub(self.length(sequence)?);
+        let lengths = self.lengths(sequence)?;
+        let source_input = self.model().source_input().filter(|input| lengths[input.axis] == 0);
+        let source_input = source_input.map(|input| input.name.clone());
+        let room = self.context_tokens().saturating_sub(if source_input.is_some() { 0 } else { lengths[0] });
         if prompt.len() as u64 > room {
             let problem = format!("the prompt has {} tokens, the context has room for {room}", prompt.len());
             return Err(RuntimeError::request(problem, "shorten the prompt, or ask for a larger context (`-c`)"));
         }
-        let pending = prompt.iter().map(|&id| i64::from(id)).collect();
+        let ints = |ids: &[u32]| ids.iter().map(|&id| i64::from(id)).collect::<Vec<i64>>();
+        let (source, pending) = match source_input {
+            Some(_) if options.start_ids.is_empty() => {
+                let problem = format!("the model writes from a source, and the token with which `{token_input}` begins was not given");
+                let help = format!("a checkpoint's config has it as `decoder_start_token_id`; with token ids: `--tokens {token_input}=ID`");
+                return Err(RuntimeError::request(problem, help));
+            }
+            Some(name) => (Some((name, ints(prompt))), ints(&options.start_ids)),
+            None => (None, ints(prompt)),
+        };
         let sampler = Sampler::new(&options.sampler)?;
         Ok(Generate {
             session: self,
             sequence,
             token_input,
             logits,
+            source,
             pending,
             sampler,
             options,
@@ -136,7 +155,13 @@ impl Generate<'_> {
         let last = |output: &StepOutput| output.data.len().checked_div(output.row_len()).unwrap_or(0).saturating_sub(1);
         let logits = outputs.get(&self.logits).and_then(|output| output.row(last(output)));
         let logits = logits.ok_or_else(|| failed(RuntimeError::request("the step returned no logits", "")))?;
-        let token = self.sampler.sample(logits).map_err(failed)?;
+        let mut logits = std::borrow::Cow::Borrowed(logits);
+        for &id in &self.options.suppress_ids {
+            if let Some(logit) = logits.to_mut().get_mut(id as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+        let token = self.sampler.sample(&logits).map_err(failed)?;
         if !self.options.record.is_empty() {
             let kept = outputs.outputs.into_iter().filter(|output| self.options.record.contains(&output.name));
             self.recorded.extend(StepOutputs { outputs: kept.collect() });
@@ -151,9 +176,10 @@ impl Generate<'_> {
 
     /// Runs what is pending: all of the prompt, or the last token.
     fn step(&mut self) -> Result<StepOutputs> {
-        let data = InputData::Ints(std::mem::take(&mut self.pending));
+        let tokens = (self.token_input.clone(), std::mem::take(&mut self.pending));
+        let inputs = self.source.take().into_iter().chain([tokens]).map(|(name, ids)| (name, InputData::Ints(ids)));
         let wanted = if self.options.record.is_empty() { Wanted::Last } else { Wanted::All };
-        let input = StepInput { sequence: self.sequence, inputs: vec![(self.token_input.clone(), data)], wanted };
+        let input = StepInput { sequence: self.sequence, inputs: inputs.collect(), wanted };
         self.session.step_in_pieces(&input)
     }
 }

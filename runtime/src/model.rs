@@ -122,6 +122,13 @@ impl Model {
         self.manifest.inputs.iter().filter(integers).find(|input| input.axis == 0 && input.default.is_none())
     }
 
+    /// The input that takes what a sequence is given once, before its tokens: the first required one of integers, one for each element.
+    pub fn source_input(&self) -> Option<&Input> {
+        let integers = |input: &&Input| matches!(input.dtype, DType::I64 | DType::I32) && input.dims.is_empty();
+        let mut inputs = self.manifest.inputs.iter().filter(integers);
+        inputs.find(|input| self.manifest.given_once(input.axis) && input.default.is_none())
+    }
+
     /// A session with no sequences yet.
     ///
     /// # Errors

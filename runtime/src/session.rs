@@ -60,13 +60,17 @@ impl Session {
                 "ask for at least one",
             ));
         }
+        let manifest = model.manifest();
+        // What is given whole is one step, however long.
+        let once = (0..manifest.axes.len()).any(|axis| manifest.given_once(axis));
+        let step_tokens = if once { options.step_tokens.max(context_tokens) } else { options.step_tokens };
         let cache_options = CacheOptions {
             max_sequences: options.max_sequences,
             context_tokens,
-            step_tokens: options.step_tokens.min(context_tokens.saturating_mul(options.max_sequences.into())),
+            step_tokens: step_tokens.min(context_tokens.saturating_mul(options.max_sequences.into())),
             pool_tokens: options.pool_tokens,
         };
-        let cache = CacheStore::new(model.manifest(), cache_options)?;
+        let cache = CacheStore::new(manifest, cache_options)?;
         let workspace = workspace(&model, &cache)?;
         Ok(Self { model, cache, workspace })
     }
@@ -92,7 +96,7 @@ impl Session {
         self.cache.fork(sequence)
     }
 
-    /// Takes a sequence back to its first `tokens` tokens.
+    /// Takes a sequence back to its first `tokens` tokens. What it was given once (a source) stays.
     ///
     /// # Errors
     /// There is no such sequence, it is shorter, or a window has moved on too far.
@@ -116,6 +120,14 @@ impl Session {
         self.cache.length(sequence, 0)
     }
 
+    /// Elements of a sequence on each axis of the manifest.
+    ///
+    /// # Errors
+    /// There is no such sequence.
+    pub fn lengths(&self, sequence: SequenceId) -> Result<Vec<u64>> {
+        (0..self.model.manifest().axes.len()).map(|axis| self.cache.length(sequence, axis)).collect()
+    }
+
     /// Most positions of a sequence.
     pub fn context_tokens(&self) -> u64 {
         self.cache.options().context_tokens
@@ -131,7 +143,8 @@ impl Session {
         &self.cache
     }
 
-    /// One step: the new elements of several sequences go through the model together.
+    /// One step: the new elements of several sequences go through the model together. What a sequence is given once (a source) comes
+    /// with its first tokens or in a step before them; later steps read what that one kept.
     ///
     /// # Errors
     /// Names what was asked and what is allowed; no sequence has changed then.
@@ -140,14 +153,10 @@ impl Session {
         if step.is_empty() {
             return Err(RuntimeError::request("a step without sequences was asked for", "give at least one sequence"));
         }
-        let lengths = step.iter().map(|part| part.check(&manifest)).collect::<Result<Vec<_>>>()?;
+        let before = step.iter().map(|part| self.lengths(part.sequence)).collect::<Result<Vec<_>>>()?;
+        let checked = step.iter().zip(&before).map(|(part, before)| part.check(&manifest, before));
+        let lengths = checked.collect::<Result<Vec<_>>>()?;
         self.check_whole(&manifest, step)?;
-        let before = step
-            .iter()
-            .map(|part| {
-                (0..manifest.axes.len()).map(|axis| self.cache.length(part.sequence, axis)).collect::<Result<Vec<_>>>()
-            })
-            .collect::<Result<Vec<_>>>()?;
         let axes = (0..manifest.axes.len())
             .map(|axis| flatten_axis(axis, step, &lengths, &before))
             .collect::<Result<Vec<_>>>()?;
@@ -209,7 +218,7 @@ impl Session {
     /// As [`Session::step`]; the pieces before the one that failed stay.
     pub fn step_in_pieces(&mut self, input: &StepInput) -> Result<StepOutputs> {
         let manifest = Arc::clone(self.model.manifest());
-        let n = input.check(&manifest)?[0] as usize;
+        let n = input.check(&manifest, &self.lengths(input.sequence)?)?[0] as usize;
         let most = self.step_tokens() as usize;
         if manifest.whole_sequences || n <= most {
             return self.step(std::slice::from_ref(input));

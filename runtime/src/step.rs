@@ -123,8 +123,9 @@ fn bad(problem: String, help: &str) -> RuntimeError {
 }
 
 impl StepInput {
-    /// New elements on each axis of `manifest`, after checking names, types, lengths and values.
-    pub(crate) fn check(&self, manifest: &Manifest) -> Result<Vec<u64>> {
+    /// New elements on each axis of `manifest`, after checking names, types, lengths and values. `before` are the elements that the
+    /// sequence has on each axis.
+    pub(crate) fn check(&self, manifest: &Manifest, before: &[u64]) -> Result<Vec<u64>> {
         let mut lengths: Vec<Option<(u64, &str)>> = vec![None; manifest.axes.len()];
         for (position, (name, data)) in self.inputs.iter().enumerate() {
             if self.inputs[..position].iter().any(|(other, _)| other == name) {
@@ -151,16 +152,34 @@ impl StepInput {
                 _ => lengths[input.axis] = Some((n, name)),
             }
         }
+        let lengths: Vec<u64> = lengths.iter().map(|length| length.map_or(0, |(n, _)| n)).collect();
+        let once: Vec<bool> = (0..manifest.axes.len()).map(|axis| manifest.given_once(axis)).collect();
+        let tokens = lengths.first().is_some_and(|&n| n > 0);
+        // A step may give what is given once and no tokens yet.
+        let prepares = lengths.iter().zip(&once).any(|(&n, &once)| once && n > 0);
         for input in &manifest.inputs {
-            let given = self.inputs.iter().any(|(name, _)| *name == input.name);
-            if !given && input.default.is_none() {
-                return Err(bad(format!("input `{}` is missing", input.name), "give it: it has no default"));
+            let (axis, name) = (&manifest.axes[input.axis], &input.name);
+            let given = self.inputs.iter().any(|(given, _)| given == name);
+            if once[input.axis] && before[input.axis] > 0 {
+                if given {
+                    return Err(bad(
+                        format!("input `{name}` is given again: the sequence has its {axis} already"),
+                        "give it once; another one is for a new sequence",
+                    ));
+                }
+            } else if once[input.axis] && lengths[input.axis] == 0 && input.default.is_none() {
+                return Err(bad(
+                    format!("input `{name}` is missing: the sequence has no {axis} yet"),
+                    "give it before the sequence's first tokens, or with them",
+                ));
+            } else if !given && input.default.is_none() && (input.axis != 0 || tokens || !prepares) {
+                return Err(bad(format!("input `{name}` is missing"), "give it: it has no default"));
             }
         }
-        let lengths: Vec<u64> = lengths.iter().map(|length| length.map_or(0, |(n, _)| n)).collect();
-        match lengths.first() {
-            Some(0) | None => Err(bad("a step without tokens was asked for".to_owned(), "give at least one token")),
-            Some(_) => Ok(lengths),
+        if tokens || prepares {
+            Ok(lengths)
+        } else {
+            Err(bad("a step without tokens was asked for".to_owned(), "give at least one token"))
         }
     }
 
@@ -277,5 +296,55 @@ pub(crate) fn to_f32(output: &Output, bytes: &[u8]) -> Vec<f32> {
         DType::I64 => bytes.as_chunks().0.iter().map(|x| i64::from_le_bytes(*x) as f32).collect(),
         DType::I32 => bytes.as_chunks().0.iter().map(|x| i32::from_le_bytes(*x) as f32).collect(),
         DType::Bool => bytes.iter().map(|&x| f32::from(x != 0)).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::artifact::manifest::Keep;
+    use crate::artifact::sample;
+    use crate::cache::{CacheOptions, CacheStore};
+
+    /// The sample with a second axis, which is given once.
+    fn manifest() -> Manifest {
+        let mut manifest = sample::manifest();
+        manifest.axes.push("source".to_owned());
+        let ids = Input { name: "source_ids".to_owned(), axis: 1, ..manifest.inputs[0].clone() };
+        let kinds = Input { name: "source_kinds".to_owned(), axis: 1, ..manifest.inputs[1].clone() };
+        manifest.inputs.extend([ids, kinds]);
+        let mut group = manifest.caches[0].clone();
+        (group.axis, group.keep) = (1, Keep::Once);
+        manifest.caches.push(group);
+        manifest
+    }
+
+    #[test]
+    fn what_is_given_once() {
+        let manifest = manifest();
+        let options = CacheOptions { max_sequences: 1, context_tokens: 40, step_tokens: 40, pool_tokens: None };
+        let sequence = CacheStore::new(&manifest, options).unwrap().add().unwrap();
+        let check = |names: &[(&str, usize)], before: [u64; 2]| {
+            let inputs = names.iter().map(|(name, n)| ((*name).to_owned(), InputData::Ints(vec![1; *n]))).collect();
+            StepInput { sequence, inputs, wanted: Wanted::Last }.check(&manifest, &before).map_err(|e| e.to_string())
+        };
+        assert_eq!(check(&[("source_ids", 3)], [0, 0]), Ok(vec![0, 3]));
+        assert_eq!(check(&[("source_ids", 3), ("source_kinds", 3), ("input_ids", 2)], [0, 0]), Ok(vec![2, 3]));
+        assert_eq!(check(&[("input_ids", 2)], [0, 3]), Ok(vec![2, 0]));
+        assert_eq!(check(&[("input_ids", 1)], [2, 3]), Ok(vec![1, 0]));
+        for (names, before, problem) in [
+            (&[("input_ids", 1)][..], [0, 0], "`source_ids` is missing: the sequence has no source yet"),
+            (&[("source_ids", 0), ("input_ids", 1)], [0, 0], "the sequence has no source yet"),
+            (&[("source_kinds", 2), ("input_ids", 1)], [0, 0], "`source_ids` is missing"),
+            (&[("source_ids", 1), ("input_ids", 1)], [0, 3], "`source_ids` is given again"),
+            (&[("source_kinds", 3), ("input_ids", 1)], [2, 3], "`source_kinds` is given again"),
+            (&[("source_ids", 3), ("source_kinds", 2)], [0, 0], "input `source_ids` has 3"),
+            (&[("source_ids", 3), ("kinds", 2)], [0, 0], "`input_ids` is missing"),
+            (&[], [0, 3], "`input_ids` is missing"),
+            (&[("input_ids", 0)], [0, 3], "without tokens"),
+        ] {
+            let error = check(names, before).unwrap_err();
+            assert!(error.contains(problem), "{problem} is not in: {error}");
+        }
     }
 }

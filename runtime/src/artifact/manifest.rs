@@ -41,13 +41,13 @@ pub struct Manifest {
     pub model: String,
     /// What the code needs.
     pub target: Target,
-    /// Names of the ragged axes; the others refer to them by index.
+    /// Names of the ragged axes; the others refer to them by index. The first is that of the tokens that a sequence grows by.
     pub axes: Vec<String>,
     /// What a step is given.
     pub inputs: Vec<Input>,
     /// What a step returns.
     pub outputs: Vec<Output>,
-    /// A sequence must be given whole, in one step, and keeps nothing afterwards (some query sees keys after itself).
+    /// The first axis of a sequence must be given whole, in one step, and keeps nothing afterwards (some query sees keys after itself).
     pub whole_sequences: bool,
     /// Positions a sequence may have, where something limits them (a table of learned positions).
     pub max_positions: Option<u64>,
@@ -67,6 +67,13 @@ pub struct Manifest {
     pub launches: Vec<Launch>,
     /// Total parameters, for people.
     pub parameters: u64,
+}
+
+impl Manifest {
+    /// Whether a sequence is given the elements of this axis once, whole, before or with its first tokens.
+    pub fn given_once(&self, axis: usize) -> bool {
+        self.caches.iter().any(|group| group.axis == axis && group.keep == Keep::Once)
+    }
 }
 
 /// What the code runs on.
@@ -267,6 +274,9 @@ pub enum Keep {
     Window(u64),
     /// For the step only: nothing reads it later.
     Step,
+    /// As long as its sequence, and complete from the step on that gives it: what an encoder leaves for a decoder. The axis, never the
+    /// first, is given once to a sequence, whole.
+    Once,
 }
 
 /// One kept value of one layer.

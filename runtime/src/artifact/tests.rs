@@ -179,6 +179,7 @@ fn hostile_manifests_are_refused() {
     refused(|m| m.caches[0].slots[0].token_bytes = 1 << 60);
     refused(|m| m.caches[0].slots[0].alias = Some(0));
     refused(|m| m.caches[1].keep = Keep::Window(0));
+    refused(|m| m.caches[0].keep = Keep::Once);
     refused(|m| m.arenas[0].bytes_per_row = u64::MAX);
     refused(|m| m.kernels[0].scratch_bytes = u64::MAX);
     refused(|m| m.kernels.clear());

@@ -202,6 +202,9 @@ fn check_cache(m: &Manifest, group: &CacheGroup) -> Check {
     if let Keep::Window(tokens) = group.keep {
         count("the window", tokens, MAX_COUNT)?;
     }
+    ensure(group.keep != Keep::Once || group.axis != 0, || {
+        "is complete, but the first axis grows with every step".to_owned()
+    })?;
     ensure(group.slots.len() <= MAX_LIST, || "has too many slots".to_owned())?;
     for slot in &group.slots {
         let place = |problem: String| format!("slot `{}`: {problem}", slot.path);

@@ -58,12 +58,12 @@ impl Group {
         let sequences = u64::from(options.max_sequences);
         let ring = match spec.keep {
             Keep::Window(window) => (window + options.step_tokens).div_ceil(tokens) + 1,
-            Keep::All | Keep::Step => 0,
+            Keep::All | Keep::Once | Keep::Step => 0,
         };
         let each = options.context_tokens.div_ceil(tokens);
         let pages = match spec.keep {
             // Rounding up costs each sequence one page at most.
-            Keep::All => match options.pool_tokens {
+            Keep::All | Keep::Once => match options.pool_tokens {
                 Some(all) => sequences.saturating_mul(each).min((all / tokens).saturating_add(sequences)),
                 None => sequences.saturating_mul(each),
             },

@@ -73,7 +73,7 @@ impl World {
                 let end = self.written[i].1.len() as u64;
                 assert_eq!(u64::from(table.lengths[s]), end);
                 let first = match self.manifest.caches[g].keep {
-                    Keep::All => 0,
+                    Keep::All | Keep::Once => 0,
                     Keep::Window(window) => (starts[s] + 1).saturating_sub(window),
                     Keep::Step => starts[s],
                 };
@@ -103,7 +103,7 @@ impl World {
             for (g, group) in self.manifest.caches.iter().enumerate() {
                 let table = self.store.block_table(g, &[*id]).unwrap();
                 match group.keep {
-                    Keep::All => self.expect(g, &table, 0, i, 0..end),
+                    Keep::All | Keep::Once => self.expect(g, &table, 0, i, 0..end),
                     Keep::Window(window) => {
                         self.expect(g, &table, 0, i, (end + 1).saturating_sub(window).min(end)..end)
                     }

@@ -1,11 +1,11 @@
 //! `logits`: all outputs of a model for given inputs, at every position.
 
-use super::{LoadArgs, Output, inputs, output_error};
+use super::{LoadArgs, Output, Tokens, inputs, output_error, tokens};
 use crate::artifact::Artifact;
 use crate::error::{Result, RuntimeError};
 use crate::files::write_atomic;
 use crate::session::SessionOptions;
-use crate::step::{StepInput, StepOutput, Wanted};
+use crate::step::{InputData, StepInput, StepOutput, Wanted};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::json;
 use std::path::PathBuf;
@@ -18,8 +18,11 @@ pub struct LogitsArgs {
     #[command(flatten)]
     pub load: LoadArgs,
     /// Inputs by name: JSON ({"input_ids": [...]}, perhaps inside "forward") or safetensors; a leading batch of 1 is allowed
-    #[arg(long, value_name = "FILE")]
-    pub inputs: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "tokens", conflicts_with = "tokens")]
+    pub inputs: Option<PathBuf>,
+    /// Token ids, instead of a file; once for each input. Without a name they are the prompt
+    #[arg(long, value_name = "[NAME=]IDS")]
+    pub tokens: Vec<Tokens>,
     /// Write the outputs here: safetensors, f32, by the names in the card
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
@@ -35,7 +38,13 @@ pub struct LogitsArgs {
 pub fn run(artifact: &Artifact, args: &LogitsArgs, output: &mut Output<'_>) -> Result<()> {
     let model = args.load.load(artifact)?;
     let manifest = model.manifest();
-    let inputs = inputs::read(&args.inputs, manifest)?;
+    let inputs = match &args.inputs {
+        Some(file) => inputs::read(file, manifest)?,
+        None => {
+            let ints = |ids: Vec<u32>| InputData::Ints(ids.into_iter().map(i64::from).collect());
+            tokens::by_input(&model, &args.tokens)?.into_iter().map(|(name, ids)| (name, ints(ids))).collect()
+        }
+    };
     let elements = inputs::longest(manifest, &inputs);
     let context_tokens = Some(elements.max(1));
     let mut session = model.session(&SessionOptions { context_tokens, ..SessionOptions::default() })?;

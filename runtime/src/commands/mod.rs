@@ -7,6 +7,7 @@ pub mod bench;
 pub mod embed;
 pub mod logits;
 pub mod run;
+pub mod tokens;
 #[cfg(test)]
 mod tests;
 
@@ -16,6 +17,7 @@ pub use load::LoadArgs;
 pub use logits::LogitsArgs;
 pub use profile::ProfileArgs;
 pub use run::RunArgs;
+pub use tokens::Tokens;
 
 use crate::error::{Result, RuntimeError};
 use std::fmt;

@@ -2,15 +2,16 @@
 
 use super::logits::to_safetensors;
 use super::profile::Recorded;
-use super::{LoadArgs, Output, ProfileArgs};
+use super::{LoadArgs, Output, ProfileArgs, Tokens, tokens};
 use crate::artifact::Artifact;
 use crate::error::{Result, RuntimeError};
 use crate::files::write_atomic;
 use crate::generate::{FinishReason, GenerateOptions};
+use crate::model::Model;
 use crate::session::{DEFAULT_CONTEXT_TOKENS, SessionOptions};
 use crate::text::chat::{ChatTemplate, Message};
 use crate::text::sampler::SamplerOptions;
-use crate::text::settings::stop_ids;
+use crate::text::settings::{start_ids, stop_ids, suppressed_ids};
 use crate::text::tokenizer::{SpecialTokens, Tokenizer};
 use serde_json::json;
 use std::path::PathBuf;
@@ -25,7 +26,7 @@ pub struct RunArgs {
     /// Weights, tokenizer, threads.
     #[command(flatten)]
     pub load: LoadArgs,
-    /// Text to continue
+    /// Text to continue; where the model reads a source, the source
     #[arg(
         short,
         long,
@@ -35,9 +36,10 @@ pub struct RunArgs {
         allow_hyphen_values = true
     )]
     pub prompt: Option<String>,
-    /// Token ids to continue, without a tokenizer; end tokens do not end the result then
-    #[arg(long, value_name = "IDS", value_delimiter = ',', num_args = 1)]
-    pub tokens: Option<Vec<u32>>,
+    /// Token ids to continue, without a tokenizer; end tokens do not end the result then. Where the model reads a source, they are the
+    /// source, and NAME=IDS, in a second `--tokens`, is what its text begins with [default: as the checkpoint's config says]
+    #[arg(long, value_name = "[NAME=]IDS")]
+    pub tokens: Vec<Tokens>,
     /// Most tokens to generate
     #[arg(short = 'n', long, value_name = "N", default_value_t = DEFAULT_MAX_TOKENS)]
     pub max_tokens: u64,
@@ -83,8 +85,12 @@ pub struct Record {
 }
 
 /// What is to be continued.
+#[derive(Default)]
 struct Prompt {
     ids: Vec<u32>,
+    /// For a model that writes from a source.
+    start_ids: Vec<u32>,
+    suppress_ids: Vec<u32>,
     stop_ids: Vec<u32>,
     tokenizer: Option<Tokenizer>,
 }
@@ -92,7 +98,7 @@ struct Prompt {
 impl RunArgs {
     fn prompt(&self) -> Result<Prompt> {
         let Some(text) = &self.prompt else {
-            return Ok(Prompt { ids: self.tokens.clone().unwrap_or_default(), stop_ids: Vec::new(), tokenizer: None });
+            return Ok(Prompt::default());
         };
         let tokenizer = self.load.open_tokenizer()?;
         let folder = self.load.folder();
@@ -106,7 +112,27 @@ impl RunArgs {
         } else {
             tokenizer.encode(text, SpecialTokens::Add)?
         };
-        Ok(Prompt { ids: encoded.ids, stop_ids: stop, tokenizer: Some(tokenizer) })
+        let suppress_ids = folder.as_deref().map(suppressed_ids).transpose()?.unwrap_or_default();
+        Ok(Prompt { ids: encoded.ids, start_ids: Vec::new(), suppress_ids, stop_ids: stop, tokenizer: Some(tokenizer) })
+    }
+
+    /// Adds the ids given on the command line, and what the checkpoint says a text begins with.
+    fn add_ids(&self, prompt: &mut Prompt, model: &Model) -> Result<()> {
+        let continued = tokens::prompt_input(model);
+        for (name, ids) in tokens::by_input(model, &self.tokens)? {
+            if Some(&name) == continued.as_ref() {
+                prompt.ids = ids;
+            } else if model.token_input().is_some_and(|input| input.name == name) {
+                prompt.start_ids = ids;
+            } else {
+                let problem = format!("input `{name}` is none that a text is continued from");
+                return Err(RuntimeError::request(problem, "give all inputs by name with `logits`"));
+            }
+        }
+        if model.source_input().is_some() && prompt.start_ids.is_empty() {
+            prompt.start_ids = self.load.folder().as_deref().map(start_ids).transpose()?.unwrap_or_default();
+        }
+        Ok(())
     }
 }
 
@@ -116,12 +142,13 @@ impl RunArgs {
 /// What loading, stepping and writing can fail with.
 pub fn run(artifact: &Artifact, args: &RunArgs, output: &mut Output<'_>) -> Result<()> {
     args.profile.check()?;
-    let prompt = args.prompt()?;
+    let mut prompt = args.prompt()?;
     let loading = Instant::now();
     let model = args.load.load(artifact)?;
     let load_seconds = loading.elapsed().as_secs_f64();
+    args.add_ids(&mut prompt, &model)?;
 
-    let needed = prompt.ids.len() as u64 + args.max_tokens;
+    let needed = (prompt.ids.len() + prompt.start_ids.len()) as u64 + args.max_tokens;
     let most = model.manifest().max_positions.unwrap_or(u64::MAX);
     let context_tokens = args.ctx_size.unwrap_or(needed.max(DEFAULT_CONTEXT_TOKENS).min(most));
     let mut session =
@@ -136,6 +163,8 @@ pub fn run(artifact: &Artifact, args: &RunArgs, output: &mut Output<'_>) -> Resu
             min_p: args.min_p,
             seed: args.seed,
         },
+        start_ids: prompt.start_ids,
+        suppress_ids: prompt.suppress_ids,
         stop_ids: prompt.stop_ids,
         cancel: None,
         record: args.record.as_ref().map(|record| record.names.clone()).unwrap_or_default(),

@@ -1,4 +1,4 @@
-//! What a checkpoint folder says about generating and embedding: end tokens, pooling, length.
+//! What a checkpoint folder says about generating and embedding: first and end tokens, pooling, length.
 
 use super::chat::read_json;
 use crate::embed::{EmbedSettings, Pooling};
@@ -17,6 +17,42 @@ pub fn stop_ids(folder: &Path) -> Result<Vec<u32>> {
         if let Some(ids) = here.or_else(|| config.get("text_config")?.get("eos_token_id")) {
             let list = ids.as_array().cloned().unwrap_or_else(|| vec![ids.clone()]);
             return Ok(list.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok()).collect());
+        }
+    }
+    Ok(Vec::new())
+}
+
+/// Tokens with which the text begins that is written from a source: `decoder_start_token_id`, then `forced_bos_token_id`, each of
+/// `generation_config.json`, else of `config.json`; none where neither says.
+///
+/// # Errors
+/// A file is there but cannot be read.
+pub fn start_ids(folder: &Path) -> Result<Vec<u32>> {
+    let mut configs = Vec::new();
+    for name in ["generation_config.json", "config.json"] {
+        configs.extend(read_json(&folder.join(name))?);
+    }
+    let id = |key: &str| configs.iter().find_map(|config| u32::try_from(config.get(key)?.as_u64()?).ok());
+    Ok(["decoder_start_token_id", "forced_bos_token_id"].into_iter().filter_map(id).collect())
+}
+
+/// Tokens that are never made: `suppress_tokens`, and those of `bad_words_ids` that are one token, of `generation_config.json`, else of
+/// `config.json`.
+///
+/// # Errors
+/// A file is there but cannot be read.
+pub fn suppressed_ids(folder: &Path) -> Result<Vec<u32>> {
+    for name in ["generation_config.json", "config.json"] {
+        let Some(config) = read_json(&folder.join(name))? else { continue };
+        let list = |key: &str| config.get(key).and_then(Json::as_array).cloned().unwrap_or_default();
+        let words = list("bad_words_ids").into_iter().filter_map(|word| match word.as_array()?.as_slice() {
+            [one] => Some(one.clone()),
+            _ => None,
+        });
+        let ids = list("suppress_tokens").into_iter().chain(words);
+        let ids: Vec<u32> = ids.filter_map(|id| u32::try_from(id.as_u64()?).ok()).collect();
+        if !ids.is_empty() {
+            return Ok(ids);
         }
     }
     Ok(Vec::new())
@@ -97,6 +133,20 @@ mod tests {
         assert_eq!(stop_ids(folder.path()).unwrap(), [3, 4]);
         write("generation_config.json", "{");
         assert!(stop_ids(folder.path()).unwrap_err().to_string().contains("generation_config.json: is not JSON"));
+    }
+
+    #[test]
+    fn first_tokens() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        assert!(start_ids(folder.path()).unwrap().is_empty());
+        write("config.json", r#"{"decoder_start_token_id": 2, "forced_bos_token_id": null}"#);
+        assert_eq!(start_ids(folder.path()).unwrap(), [2]);
+        write("generation_config.json", r#"{"decoder_start_token_id": 3, "forced_bos_token_id": 0}"#);
+        assert_eq!(start_ids(folder.path()).unwrap(), [3, 0]);
+        assert!(suppressed_ids(folder.path()).unwrap().is_empty());
+        write("config.json", r#"{"bad_words_ids": [[7], [1, 2]], "suppress_tokens": [4]}"#);
+        assert_eq!(suppressed_ids(folder.path()).unwrap(), [4, 7]);
     }
 
     #[test]
