@@ -3,7 +3,7 @@
 //! A tile is a block of query rows by one key/value head. Keys lie `[dim][token]` in a page, so that the scores of a page's tokens are a sum
 //! over consecutive lanes; values lie `[token][dim]`. Pages outside what the mask can reach are not visited; inside, the mask decides lane by lane.
 //!
-//! Operands of the launch: `q`, the key slot, the value slot, the result.
+//! Operands of the launch: `q`, the key slot, the value slot, the result, then the tables of the checkpoint that mask and score gather from.
 
 use xfc_lang::graph::{DType, Graph};
 use xfc_lang::ops::Core;
@@ -15,7 +15,7 @@ use super::machine::Machine;
 use super::schedule::AttentionSchedule;
 use super::writer::{Cmp, Elem, Ty, Val, Writer};
 use crate::error::CodegenError;
-use crate::plan::kernel::{AttentionSpec, HeadTable, dtype_bytes, page_bytes};
+use crate::plan::kernel::{AttentionSpec, Table, dtype_bytes, page_bytes};
 
 /// Below any score that a finite model computes; finite, so that a difference of two is never NaN.
 const LOWEST: f64 = -3.0e38;
@@ -33,6 +33,27 @@ pub fn emit(
     let (mut w, params) = Writer::kernel(symbol, machine);
     let args = params.args;
     let n_rows = w.n_rows(args, RowSpace { axis: spec.axis, selected: false });
+    let mut operand = 4;
+    let mut tables = Vec::with_capacity(spec.tables.len());
+    for table in &spec.tables {
+        tables.push(match table {
+            Table::Heads { dtype, values } => Read::Heads(*dtype, values),
+            Table::Constant { dtype: DType::F32, values } => Read::Whole(w.table_f32(values)),
+            Table::Constant { values, .. } => Read::Whole(w.table_int(values, Elem::I64)),
+            Table::Weight { .. } | Table::Query { .. } | Table::Key { .. } => {
+                operand += 1;
+                let buffer = w.buffer(args, operand - 1);
+                match table {
+                    Table::Query { dtype, by_head } => Read::Query { buffer, dtype: *dtype, by_head: *by_head },
+                    Table::Key { dtype, group, page_bytes } => {
+                        let table = w.cache(args, *group);
+                        Read::Key { data: buffer.data, table, dtype: *dtype, page_bytes: *page_bytes }
+                    }
+                    _ => Read::Whole(buffer.data),
+                }
+            }
+        });
+    }
     let kernel = Attention {
         spec,
         lanes: schedule.lanes,
@@ -44,7 +65,8 @@ pub fn emit(
         sequences: w.axis_array(args, spec.axis, abi::AXIS_SEQUENCES),
         cache: w.cache(args, spec.group),
         scratch: params.scratch,
-        ints: if fits_i32(&spec.mask) && fits_i32(&spec.score) { Elem::I32 } else { Elem::I64 },
+        tables,
+        ints: if fits_i32(&spec.mask) && fits_i32(&spec.score) && !spec.tables.iter().any(brings_integers) { Elem::I32 } else { Elem::I64 },
     };
     let blocks = w.ceil_div(n_rows, schedule.rows_per_tile);
     w.for_loop(params.tile_begin, params.tile_end, 1, &[], |w, tile, _| {
@@ -86,8 +108,15 @@ struct Attention<'a> {
     sequences: Val,
     cache: CacheTable,
     scratch: Val,
+    tables: Vec<Read<'a>>,
     /// Of positions in masks and scores.
     ints: Elem,
+}
+
+/// Element type in memory: booleans are bytes.
+fn in_memory(dtype: DType) -> Result<Elem, CodegenError> {
+    let elem = elem_of(dtype, Elem::I64)?;
+    Ok(if elem == Elem::I1 { Elem::I8 } else { elem })
 }
 
 /// Whether every integer of a graph of scalars is a 32-bit one.
@@ -98,6 +127,23 @@ fn fits_i32(graph: &Graph) -> bool {
         }
         _ => true,
     })
+}
+
+/// How a parameter of mask and score is read.
+enum Read<'a> {
+    /// A constant, one for each head or one for all.
+    Heads(DType, &'a [f64]),
+    /// By its address.
+    Whole(Val),
+    /// Of the query's row.
+    Query { buffer: Buffer, dtype: DType, by_head: bool },
+    /// Of the keys of a page.
+    Key { data: Val, table: CacheTable, dtype: DType, page_bytes: u64 },
+}
+
+/// Whether integers come from tensors, which may hold any.
+fn brings_integers(table: &Table) -> bool {
+    matches!(table, Table::Query { dtype: DType::I64, .. } | Table::Key { dtype: DType::I64, .. } | Table::Constant { dtype: DType::I64, .. })
 }
 
 /// One query row.
@@ -188,7 +234,7 @@ impl Attention<'_> {
         let mut scores = Vec::new();
         let mut visible = Vec::new();
         for (v, dot) in dots.iter().enumerate() {
-            let (score, mask) = self.score(w, query, first_key, v, head, *dot)?;
+            let (score, mask) = self.score(w, query, (page, first_key), v, head, *dot)?;
             scores.push(score);
             visible.push(mask);
         }
@@ -279,7 +325,7 @@ impl Attention<'_> {
         &self,
         w: &mut Writer,
         query: &Query,
-        first_key: Val,
+        (page, first_key): (Val, Val),
         v: usize,
         head: Val,
         dot: Val,
@@ -294,7 +340,17 @@ impl Attention<'_> {
         let k_pos = w.add(first, iota);
         let q_pos = w.resize(query.position, self.ints);
         let q_pos = w.splat(q_pos, lanes);
-        let tables = self.spec.tables.iter().map(|t| self.of_head(w, t, head)).collect::<Result<Vec<_>, _>>()?;
+        let tables = self.tables.iter().map(|table| match table {
+            Read::Heads(dtype, values) => self.of_head(w, *dtype, values, head),
+            Read::Whole(address) => Ok(*address),
+            Read::Query { buffer, dtype, by_head } => self.of_query(w, *buffer, *dtype, query, by_head.then_some(head)),
+            Read::Key { data, table, dtype, page_bytes } => {
+                let id = w.page_id(*table, query.sequence, page);
+                let at = w.element(*data, id, *page_bytes);
+                self.of_keys(w, at, *dtype, v)
+            }
+        });
+        let tables = tables.collect::<Result<Vec<_>, _>>()?;
         let head = w.resize(head, self.ints);
         let head = w.splat(head, lanes);
         let high = w.resize(query.high, self.ints);
@@ -311,19 +367,46 @@ impl Attention<'_> {
     }
 
     /// What a constant of the attention is for this head, in all lanes.
-    fn of_head(&self, w: &mut Writer, table: &HeadTable, head: Val) -> Result<Val, CodegenError> {
-        let elem = elem_of(table.dtype, self.ints)?;
-        let value = if let [one] = table.values[..] {
-            constant(w, one, table.dtype, self.ints)?
+    fn of_head(&self, w: &mut Writer, dtype: DType, values: &[f64], head: Val) -> Result<Val, CodegenError> {
+        let elem = elem_of(dtype, self.ints)?;
+        let value = if let [one] = values[..] {
+            constant(w, one, dtype, self.ints)?
         } else {
             // Booleans are bytes in memory.
             let stored = if elem == Elem::I1 { Elem::I8 } else { elem };
-            let all = if elem.is_float() { w.table_f32(&table.values) } else { w.table_int(&table.values, stored) };
+            let all = if elem.is_float() { w.table_f32(values) } else { w.table_int(values, stored) };
             let at = w.element(all, head, stored.bytes());
             let value = w.load(Ty::scalar(stored), at);
             cast(w, value, elem)?
         };
         Ok(w.splat(value, self.lanes))
+    }
+
+    /// What the query brings, in all lanes.
+    fn of_query(
+        &self,
+        w: &mut Writer,
+        buffer: Buffer,
+        dtype: DType,
+        query: &Query,
+        head: Option<Val>,
+    ) -> Result<Val, CodegenError> {
+        let (stored, elem) = (in_memory(dtype)?, elem_of(dtype, self.ints)?);
+        let mut at = w.row(buffer, query.row, stored.bytes());
+        if let Some(head) = head {
+            at = w.element(at, head, stored.bytes());
+        }
+        let value = w.load(Ty::scalar(stored), at);
+        let value = cast(w, value, elem)?;
+        Ok(w.splat(value, self.lanes))
+    }
+
+    /// What is kept of the keys of vector `v` of the page at `at`.
+    fn of_keys(&self, w: &mut Writer, at: Val, dtype: DType, v: usize) -> Result<Val, CodegenError> {
+        let (stored, elem) = (in_memory(dtype)?, elem_of(dtype, self.ints)?);
+        let at = w.offset_const(at, v as u64 * u64::from(self.lanes) * stored.bytes());
+        let value = w.load(Ty::of(stored, self.lanes), at);
+        cast(w, value, elem)
     }
 
     /// `out += p[j] * value[j]` for the tokens of the page that exist.

@@ -1,11 +1,12 @@
 //! The shared expression emitter: elementwise operations and scalar graphs (epilogues, masks, scores) on registers.
 //!
 //! All kernels of all targets go through [`elementwise`]. Values keep the register type of their dtype: f32 as itself, bf16 as its bits,
-//! booleans as `i1`, integers as `ints` (i64, or i32 inside attention, where positions fit).
+//! booleans as `i1`, integers as `ints` (i64, or i32 inside attention, where positions fit). A table that a graph of scalars gathers from is
+//! its address.
 
 use std::collections::HashMap;
 
-use xfc_lang::graph::{DType, Graph, ValueId};
+use xfc_lang::graph::{DType, Dim, Graph, ValueId};
 use xfc_lang::ops::{BinaryOp, Core, Op, UnaryOp};
 
 use super::writer::{Cmp, Elem, Ty, Val, Writer};
@@ -199,6 +200,15 @@ pub fn scalar_graph(w: &mut Writer, graph: &Graph, args: &[Val], ints: Elem) -> 
                 .get(*index)
                 .ok_or_else(|| CodegenError::bug("expression", format!("parameter {index} is not given")))?,
             Core::Const { values } => constant(w, values.first().copied().unwrap_or(0.0), ty.dtype, ints)?,
+            Core::Gather => {
+                let table = graph.ty(operands[0]);
+                let [Dim::Fixed(n)] = table.dims[..] else {
+                    return Err(CodegenError::bug("expression", format!("a gather from {table}")));
+                };
+                let stored = elem_of(table.dtype, Elem::I64)?;
+                let element = w.gather(stored, values[&operands[0]], values[&operands[1]], n);
+                cast(w, element, elem_of(ty.dtype, ints)?)?
+            }
             _ => {
                 let args: Vec<Val> = operands.iter().map(|v| values[v]).collect();
                 elementwise(w, op, &args, ty.dtype, constant_of(graph, operands.get(1)), ints)?

@@ -340,6 +340,42 @@ impl Writer {
         self.line(&line);
     }
 
+    /// `table[index]` lane by lane, the table having `n` elements. An index outside reads the nearest element: no lane reads elsewhere,
+    /// also those whose result is not used.
+    pub fn gather(&mut self, elem: Elem, table: Val, index: Val, n: u64) -> Val {
+        let lowest = self.int(0, index.ty);
+        let highest = self.int(i64::try_from(n).unwrap_or(i64::MAX).saturating_sub(1), index.ty);
+        let index = self.max(index, lowest);
+        let index = self.min(index, highest);
+        if index.ty.lanes == 0 {
+            let index = self.resize(index, Elem::I64);
+            let at = self.element(table, index, elem.bytes());
+            return self.load(Ty::scalar(elem), at);
+        }
+        let lanes = index.ty.lanes;
+        let ty = Ty::of(elem, lanes);
+        let pointers = format!("vector<{lanes}x!llvm.ptr>");
+        let at = self.fresh(Ty::of(Elem::Ptr, lanes));
+        let line = format!(
+            "{at} = llvm.getelementptr {table}[{index}] : (!llvm.ptr, {}) -> {pointers}, {}",
+            index.ty.text(),
+            elem.text()
+        );
+        self.line(&line);
+        let all = self.int(1, Ty::of(Elem::I1, lanes));
+        let zero = if elem.is_float() { self.f32(0.0, lanes) } else { self.int(0, ty) };
+        self.op(
+            ty,
+            &format!(
+                "llvm.intr.masked.gather {at}, {all}, {zero} {{alignment = {} : i32}} : ({pointers}, {}, {}) -> {}",
+                elem.bytes(),
+                all.ty.text(),
+                ty.text(),
+                ty.text()
+            ),
+        )
+    }
+
     /// `for i in begin..end step step { carried = body(i, carried) }`.
     ///
     /// # Errors

@@ -216,7 +216,8 @@ impl Planner<'_> {
                 })
             })
             .collect::<Result<Vec<_>, CodegenError>>()?;
-        let whole_sequences = self.caches.groups.iter().any(|g| g.keep == xfc_runtime::artifact::manifest::Keep::Step);
+        let for_step = |g: &CacheGroup| g.axis == 0 && g.keep == xfc_runtime::artifact::manifest::Keep::Step;
+        let whole_sequences = self.caches.groups.iter().any(for_step);
         Ok(Plan {
             kernels: self.kernels,
             launches,

@@ -1,9 +1,12 @@
 //! What is kept per token, grouped by how long: derived from the masks of the attentions that read it.
+//!
+//! What queries of another axis read (a decoder's of its encoder) is kept as long as the sequence, whatever their mask: their positions
+//! say nothing of its age. Its axis is given once, so that it is complete when the first query comes.
 
 use std::collections::HashMap;
 
 use xfc_lang::graph::path::{Instance, instances, join};
-use xfc_lang::graph::{DType, Dim, Graph, Program, ValueId};
+use xfc_lang::graph::{AxisId, DType, Dim, Graph, Program, ValueId};
 use xfc_lang::ops::Core;
 use xfc_lang::ops::fused::{Attention, Reach};
 use xfc_runtime::artifact::manifest::{CacheGroup, CacheSlot, Keep};
@@ -43,6 +46,8 @@ struct Kept {
     dtype: DType,
     layout: PageLayout,
     reach: Reach,
+    /// Queries of another axis read it.
+    across: bool,
 }
 
 /// Derives groups and slots.
@@ -68,6 +73,7 @@ impl Caches {
     fn add(&mut self, at: &str, alias: Option<usize>, kept: &Kept, page_tokens: u64) {
         let (keep, name) = match kept.reach {
             _ if is_for_step(&kept.path) => (Keep::Step, "step".to_owned()),
+            _ if kept.across => (Keep::Once, "once".to_owned()),
             Reach { future: true, .. } => (Keep::Step, "step".to_owned()),
             // A mask that shows nothing still needs a page to write to.
             Reach { window: Some(n), .. } => (Keep::Window(n.max(1)), format!("window {}", n.max(1))),
@@ -104,26 +110,35 @@ fn kept_by(graph: &Graph) -> Result<Vec<Kept>, CodegenError> {
         let unsupported = |what: String| CodegenError::unsupported(what, path.clone());
         let (axis, heads, dim) = match ty.dims[..] {
             [Dim::Visible(axis), Dim::Fixed(heads), Dim::Fixed(dim)] => (axis.0, heads, dim),
+            // One number a token, for masks and scores.
+            [Dim::Visible(axis)] => (axis.0, 1, 1),
             _ => return Err(unsupported(format!("a cache of type {ty}"))),
         };
         let mut layout = None;
         let mut reach: Option<Reach> = None;
+        let mut across = false;
         for (user, operand) in graph.uses(value) {
-            let attention = graph.op(user).as_fused::<Attention>().filter(|_| operand == 1 || operand == 2);
+            let kept = if ty.dims.len() == 1 { operand > 2 } else { operand == 1 || operand == 2 };
+            let attention = graph.op(user).as_fused::<Attention>().filter(|_| kept);
             let attention =
                 attention.ok_or_else(|| unsupported(format!("a cache read by `{}`", graph.op(user).name())))?;
-            let wanted = if operand == 1 { PageLayout::TokensLast } else { PageLayout::TokensMiddle };
+            let wanted = if operand == 2 { PageLayout::TokensMiddle } else { PageLayout::TokensLast };
             if layout.is_some_and(|l| l != wanted) {
                 return Err(unsupported("one cache read as keys and as values".into()));
             }
             layout = Some(wanted);
             reach = Some(reach.map_or(attention.reach, |r| widest(r, attention.reach)));
+            let queries = graph.operands(user).first().and_then(|q| graph.ty(*q).dims.first().copied());
+            across |= queries != Some(Dim::Axis(AxisId(axis)));
         }
         if graph.is_output(value) {
             return Err(unsupported("a cache read outside of its own body".into()));
         }
         let (Some(layout), Some(reach)) = (layout, reach) else { continue };
-        list.push(Kept { path: path.clone(), axis, heads, dim, dtype: ty.dtype, layout, reach });
+        if across && axis == 0 {
+            return Err(unsupported("a cache of the first axis read by queries of another".into()));
+        }
+        list.push(Kept { path: path.clone(), axis, heads, dim, dtype: ty.dtype, layout, reach, across });
     }
     Ok(list)
 }

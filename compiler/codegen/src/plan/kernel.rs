@@ -128,8 +128,8 @@ pub struct AttentionSpec {
     pub mask: Graph,
     /// Scalars `(score, q_pos, k_pos, head) -> f32`.
     pub score: Graph,
-    /// Constants that masks and scores read, one value a head or one for all: their parameters after `head`.
-    pub tables: Vec<HeadTable>,
+    /// What masks and scores read besides positions and heads: their parameters after `head`.
+    pub tables: Vec<Table>,
     /// What the mask implies.
     pub reach: Reach,
     /// Of the queries.
@@ -144,13 +144,44 @@ pub struct AttentionSpec {
     pub page_tokens: u64,
 }
 
-/// A constant of an attention.
+/// What a mask or a score of an attention reads.
 #[derive(Clone, Debug, PartialEq)]
-pub struct HeadTable {
-    /// f32, i64 or bool.
-    pub dtype: DType,
-    /// One for each query head, or one for all.
-    pub values: Vec<f64>,
+pub enum Table {
+    /// A constant: one value for each query head, or one for all.
+    Heads {
+        /// f32, i64 or bool.
+        dtype: DType,
+        /// In the order of the heads.
+        values: Vec<f64>,
+    },
+    /// A constant that they gather from.
+    Constant {
+        /// f32 or i64.
+        dtype: DType,
+        /// All of them.
+        values: Vec<f64>,
+    },
+    /// A tensor of the checkpoint that they gather from: an operand of the launch, behind the result.
+    Weight {
+        /// f32 or bf16.
+        dtype: DType,
+    },
+    /// What each query brings, for all heads or for each: an operand of the launch, as the next.
+    Query {
+        /// f32, i64 or bool.
+        dtype: DType,
+        /// One for each head.
+        by_head: bool,
+    },
+    /// What is kept of each key.
+    Key {
+        /// As kept.
+        dtype: DType,
+        /// Cache group whose block table is read.
+        group: usize,
+        /// Bytes from one page to the next.
+        page_bytes: u64,
+    },
 }
 
 /// Token-wise operations: one run of `body` a row.

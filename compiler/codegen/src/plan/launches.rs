@@ -11,8 +11,9 @@ use xfc_runtime::artifact::manifest::Pack;
 use super::build::{Operand, Place, Planner, row_type};
 use super::caches;
 use super::flatten::flatten;
-use super::kernel::{AttentionSpec, Extra, HeadTable, KernelSpec, LinearSpec, RowParam, RowsSpec, Sink};
+use super::kernel::{AttentionSpec, Extra, KernelSpec, LinearSpec, RowParam, RowsSpec, Sink, Table};
 use crate::error::CodegenError;
+use crate::mlir::frame::RowSpace;
 
 impl Planner<'_> {
     pub(super) fn linear(
@@ -106,9 +107,23 @@ impl Planner<'_> {
                     format!("attention of {} and {} (at `{name}`)", graph.ty(values[0]), graph.ty(values[2])),
                 ));
             };
-            let tables = extras.iter().zip(&values[3..]).map(|(place, value)| {
-                head_table(place, graph.ty(*value).dtype, heads)
-                    .ok_or_else(|| CodegenError::unsupported("a mask or score that reads tensors", name))
+            let gathered = |i: usize| {
+                let param = attention.score.params().get(Attention::SCORE_PARAMS.len() + i);
+                param.is_some_and(|p| !attention.score.ty(p.value).dims.is_empty())
+            };
+            let tables = extras.iter().zip(&values[3..]).enumerate().map(|(i, (place, value))| {
+                let dtype = graph.ty(*value).dtype;
+                let table = match place {
+                    _ if gathered(i) => whole_table(place, dtype),
+                    Place::Cache(path) => this.caches.slots.get(path).map(|slot| Table::Key {
+                        dtype,
+                        group: slot.group,
+                        page_bytes: slot.page_bytes,
+                    }),
+                    Place::Buffer { .. } => query_table(graph.ty(*value), space, heads),
+                    _ => head_table(place, dtype, heads),
+                };
+                table.ok_or_else(|| CodegenError::unsupported("a mask or score that reads tensors", name))
             });
             Ok(KernelSpec::Attention(AttentionSpec {
                 tables: tables.collect::<Result<_, _>>()?,
@@ -131,7 +146,18 @@ impl Planner<'_> {
         let q = self.dense(q.clone(), graph.ty(values[0]), name)?;
         let out = self.new_buffer(result_ty)?;
         let cache = |s: caches::Slot| Operand::Cache { group: s.group, slot: s.slot };
-        self.launch(name, space, kernel, vec![Operand::Place(q), cache(k), cache(v), Operand::Place(out.clone())]);
+        let mut list = vec![Operand::Place(q), cache(k), cache(v), Operand::Place(out.clone())];
+        for (place, value) in extras.iter().zip(&values[3..]) {
+            match place {
+                Place::Weight(expr) => {
+                    list.push(Operand::Weight(self.weights.intern(expr, graph.ty(*value).dtype, Pack::Plain)?));
+                }
+                Place::Cache(path) => list.push(cache(slot(self, path)?)),
+                Place::Buffer { .. } => list.push(Operand::Place(place.clone())),
+                Place::Selected(_) | Place::Constant { .. } | Place::Nowhere => {}
+            }
+        }
+        self.launch(name, space, kernel, list);
         Ok(out)
     }
 
@@ -224,7 +250,7 @@ fn extra(ty: &Type, outputs: u64, name: &str) -> Result<Extra, CodegenError> {
 }
 
 /// A constant operand of an attention, which broadcasts to `[tokens, heads, visible]`.
-fn head_table(place: &Place, dtype: DType, heads: u64) -> Option<HeadTable> {
+fn head_table(place: &Place, dtype: DType, heads: u64) -> Option<Table> {
     let Place::Constant { values, dims } = place else { return None };
     let one_a_head = dims.len() >= 2 && dims[dims.len() - 2] == heads && dims.iter().product::<u64>() == heads;
     let values = match values.len() as u64 {
@@ -232,7 +258,33 @@ fn head_table(place: &Place, dtype: DType, heads: u64) -> Option<HeadTable> {
         n if n == heads && one_a_head => values.to_vec(),
         _ => return None,
     };
-    matches!(dtype, DType::F32 | DType::I64 | DType::Bool).then_some(HeadTable { dtype, values })
+    matches!(dtype, DType::F32 | DType::I64 | DType::Bool).then_some(Table::Heads { dtype, values })
+}
+
+/// An operand of an attention that each query brings: `[tokens, 1 | heads, 1]`.
+fn query_table(ty: &Type, space: RowSpace, heads: u64) -> Option<Table> {
+    let (rows, dims) = row_type(ty).ok()?;
+    let by_head = match dims[..] {
+        [1, 1] => false,
+        [n, 1] if n == heads => true,
+        _ => return None,
+    };
+    let dtype = ty.dtype;
+    let held = rows == space && matches!(dtype, DType::F32 | DType::I64 | DType::Bool);
+    held.then_some(Table::Query { dtype, by_head })
+}
+
+/// An operand of an attention that its mask or score gathers from.
+fn whole_table(place: &Place, dtype: DType) -> Option<Table> {
+    match place {
+        Place::Constant { values, dims } if matches!(dtype, DType::F32 | DType::I64) => {
+            let n = usize::try_from(*dims.first()?).ok()?;
+            let values = if values.len() == 1 { vec![values[0]; n] } else { values.to_vec() };
+            Some(Table::Constant { dtype, values })
+        }
+        Place::Weight(_) if matches!(dtype, DType::F32 | DType::BF16) => Some(Table::Weight { dtype }),
+        _ => None,
+    }
 }
 
 /// What a group of rows does, in a few words.

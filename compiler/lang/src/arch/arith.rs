@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::expand::{Eval, Expander, Failed};
-use super::value::{Place, Sym, Tensor, Value};
+use super::value::{AxisName, Place, Sym, Tensor, Value};
 use crate::diagnostic::{Code, Diagnostic, Span};
 use crate::graph::DType;
 use crate::ops::{BinaryOp, UnaryOp};
@@ -116,10 +116,12 @@ impl Expander {
             }
             _ => {}
         }
-        let over_positions = [&a, &b].into_iter().any(|v| matches!(v, Value::Sym(_)));
+        // What queries bring and what is kept of keys meet in attention only.
+        let apart = query_meets_key(&a, &b);
+        let over_positions = apart || [&a, &b].into_iter().any(|v| matches!(v, Value::Sym(_)));
         let has_tensor = [&a, &b].into_iter().any(|v| matches!(v, Value::Tensor(_) | Value::Param(_) | Value::List(_)));
         let placed = [&a, &b].into_iter().all(|v| !matches!(v, Value::Sym(s) if !s.only_q_pos()));
-        if over_positions && !(has_tensor && placed && place.frame.is_some()) {
+        if over_positions && (apart || !(has_tensor && placed && place.frame.is_some())) {
             let (a, b) = (self.sym(a, span, place)?, self.sym(b, span, place)?);
             return self.positional(Sym::Binary(op, a, b), span);
         }
@@ -211,6 +213,16 @@ impl Expander {
             .unwrap_or(Failed)
         })
     }
+}
+
+/// Whether one is of the new elements of an axis, and the other of everything kept of it.
+fn query_meets_key(a: &Value, b: &Value) -> bool {
+    let (Value::Tensor(a), Value::Tensor(b)) = (a, b) else { return false };
+    let kept = |t: &Tensor, of: &Tensor| {
+        let axis = |name| if let AxisName::Visible(axis) = name { Some(axis) } else { None };
+        t.axes.iter().filter_map(|a| axis(a.name)).any(|axis| of.axis(AxisName::Ragged(axis)).is_some())
+    };
+    kept(a, b) || kept(b, a)
 }
 
 fn integers(op: BinOp, x: i64, y: i64) -> Result<Value, &'static str> {

@@ -7,6 +7,7 @@ use super::expand::{Eval, Expander};
 use super::value::{Axis, Place, Tensor, Value};
 use crate::diagnostic::{Code, Diagnostic, Span};
 use crate::graph::Dim;
+use crate::spec::ast::BinOp;
 use crate::ops::{BinaryOp, UnaryOp};
 
 /// The names of the functions that the compiler knows; each has an example in the language reference.
@@ -150,6 +151,13 @@ impl Expander {
 
     /// A call of a known function.
     pub(super) fn builtin(&mut self, name: &'static str, given: Vec<Given>, span: Span, place: &Place) -> Eval {
+        if let ("sum", [Given { value: Value::List(items), .. }]) = (name, given.as_slice())
+            && items.iter().any(Value::is_tensor_like)
+        {
+            let mut terms = items.iter().cloned();
+            let first = terms.next().unwrap_or(Value::Int(0));
+            return terms.try_fold(first, |sum, term| self.binary(BinOp::Add, sum, term, span, place));
+        }
         if let (
             "sum" | "mean" | "min" | "max" | "abs" | "exp" | "log" | "sqrt" | "floor" | "ceil" | "sin" | "cos" | "tanh"
             | "int" | "float",

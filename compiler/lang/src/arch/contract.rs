@@ -48,6 +48,12 @@ impl Expander {
         let everything = matches!(mask, Value::Bool(true));
         let (k, v) = (self.kept(k, &q, everything), self.kept(v, &q, everything));
         let heads = self.heads(&q, &k, &v, span)?;
+        if matches!(heads.keys.name, AxisName::Ragged(_)) && heads.keys.name != heads.query.name {
+            let shapes = [&q, &k].map(|t| self.show_shape(&t.axes));
+            let d = Diagnostic::new(Code::AxisMismatch, "keys of another axis that nothing keeps", span)
+                .label(format!("queries {} and keys {}", shapes[0], shapes[1]));
+            return Err(self.report(d.help("later steps bring tokens alone: keep keys and values with `cache`")));
+        }
         let (kv, group) =
             (Axis::new(AxisName::KvHeads, Dim::Fixed(heads.kv)), Axis::new(AxisName::Group, Dim::Fixed(heads.group)));
         let (n, t) = (Axis::new(AxisName::Query, heads.query.size), Axis::new(AxisName::Keys, heads.keys.size));
@@ -162,6 +168,11 @@ impl Expander {
     /// A tensor read at the positions of attention: its tokens are the queries, what it keeps is the keys.
     fn over_heads(&mut self, mut t: Tensor, heads: &Heads, span: Span) -> Eval<Tensor> {
         let shape = self.show_shape(&t.axes);
+        let repeats = |a: &Axis| a.is_one() && a.name != AxisName::Heads;
+        if t.axes.iter().any(repeats) {
+            let axes = t.axes.iter().filter(|a| !repeats(a)).copied().collect();
+            t = self.emit(Core::Reshape, &[&t], t.dtype, axes, span)?;
+        }
         for axis in &mut t.axes {
             axis.name = match axis.name {
                 AxisName::Heads | AxisName::KvHeads | AxisName::Group => axis.name,
@@ -339,6 +350,20 @@ mod tests {
                 .program
                 .to_string();
         assert!(text.contains("f32[2, 1, tokens, visible(tokens)]"), "{text}");
+    }
+
+    #[test]
+    fn keys_of_another_axis_are_kept() {
+        let across = |keys: &str| {
+            format!(
+                "model(s: f32[source, 8], x: f32[tokens, 16]) {{ k = split(s, 2) q = split(x, 4) return {{y: attend(q, {keys}, {keys})}} }}"
+            )
+        };
+        let made = model(&across("cache(k)"));
+        assert_eq!(made.program.axes, ["tokens", "source"]);
+        assert_eq!(made.arch.caches.len(), 2);
+        assert!(made.program.to_string().contains("f32[2, 2, tokens, visible(source)]"), "{}", made.program);
+        assert_eq!(codes(&across("k")), [Code::AxisMismatch]);
     }
 
     #[test]

@@ -139,6 +139,8 @@ impl Expander {
         for g in given {
             let value = match g.value {
                 Value::None => Value::None,
+                // Over the positions of attention: it is placed there.
+                Value::Sym(sym) if !sym.only_q_pos() => Value::Sym(sym),
                 other => Value::Tensor(self.tensor(other, g.span, place.frame.as_deref())?),
             };
             inputs.push(Given { value, ..g });
@@ -215,7 +217,7 @@ impl Expander {
         self.at = Some(module.result.span);
         let result = self.eval(&module.result, place);
         let result = match result {
-            Ok(Value::Sym(s)) => {
+            Ok(Value::Sym(s)) if s.only_q_pos() => {
                 self.tensor(Value::Sym(s), module.result.span, place.frame.as_deref()).map(Value::Tensor)
             }
             Ok(Value::Param(p)) => self.param(&p, module.result.span).map(Value::Tensor),

@@ -239,6 +239,7 @@ impl Expander {
         });
         let mut inputs = Vec::new();
         let mut tokens = None;
+        self.first_axis(model, card);
         for param in &model.inputs {
             let (tensor, decl) = self.input_decl(param, card)?;
             tokens = tokens.or_else(|| tensor.axes.iter().find(|a| matches!(a.name, AxisName::Ragged(_))).copied());
@@ -323,16 +324,24 @@ impl Expander {
         Ok((tensor, decl))
     }
 
+    /// Gives the axis `tokens` the first number, wherever it stands among the inputs: it is the one that a sequence grows by.
+    fn first_axis(&mut self, model: &Module, card: &Rc<Scope>) {
+        let named_tokens = |e: &Expr| matches!(&*e.kind, ExprKind::Name(name) if &**name == "tokens");
+        for param in &model.inputs {
+            if let Some(TypeExpr::Tensor { dims, .. }) = &param.ty
+                && dims.iter().any(named_tokens)
+                && !is_known("tokens", card)
+                && self.axes.is_empty()
+            {
+                self.axes.push("tokens".to_owned());
+            }
+        }
+    }
+
     /// A name that is no size is a ragged axis.
     fn input_axis(&mut self, dim: &Expr, last: bool, card: &Rc<Scope>) -> Eval<Axis> {
         if let ExprKind::Name(name) = &*dim.kind {
-            let mut at = Some(card.clone());
-            let mut known = false;
-            while let Some(scope) = at {
-                known |= scope.names.borrow().contains_key(name);
-                at = scope.parent.clone();
-            }
-            if !known {
+            if !is_known(name, card) {
                 let id = self.axes.iter().position(|a| **a == **name).unwrap_or_else(|| {
                     self.axes.push(name.to_string());
                     self.axes.len() - 1
@@ -363,6 +372,18 @@ impl Expander {
         let unused = self.diagnostics.split_off(before);
         self.diagnostics.extend(unused.into_iter().filter(|d| d.code == Code::UnknownName));
     }
+}
+
+/// Whether a name means something at a place.
+fn is_known(name: &str, scope: &Rc<Scope>) -> bool {
+    let mut at = Some(scope.clone());
+    while let Some(scope) = at {
+        if scope.names.borrow().contains_key(name) {
+            return true;
+        }
+        at = scope.parent.clone();
+    }
+    false
 }
 
 /// The place of an entry of a mapping as written; of the whole expression when it is something else.

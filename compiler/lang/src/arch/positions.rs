@@ -72,6 +72,11 @@ impl Expander {
                 let b = self.place_sym(b, span, leaf)?;
                 self.select_tensors(c, a, b, span)
             }
+            Sym::Gather(table, indices) => {
+                let indices =
+                    indices.iter().map(|i| self.place_sym(i, span, leaf)).collect::<Eval<Vec<Tensor>>>()?;
+                self.gather(table.clone(), indices, span)
+            }
             Sym::QPos | Sym::KPos(_) | Sym::Head(_) | Sym::Score(_) | Sym::Tensor(_) => leaf(self, sym),
         }
     }
@@ -96,6 +101,21 @@ mod tests {
         let model = model(wiring);
         assert_eq!(model.arch.outputs[1].1, "f32[tokens]");
         assert_eq!(model.program.to_string().matches("position").count(), 1);
+    }
+
+    #[test]
+    fn modules_take_expressions_and_give_them() {
+        let wiring = "far(n)(d, h) { weight = param[n, 2] near = min(abs(d), n - 1) return gather(weight, near, h) }\n\
+                      stack(x) {\n  bias = far(4)\n\
+                      \x20 layer(x) {\n    q = split(x, 2)\n    k = cache(q)\n\
+                      \x20   return merge(attend(q, k, k, k_pos <= q_pos, score + bias(k_pos - q_pos, head)))\n  }\n\
+                      \x20 layers = [layer for i in 0..2]\n  return layers(x)\n}\n\
+                      model(x: f32[tokens, 4]) { return {y: stack(x)} }";
+        let model = model(wiring);
+        assert_eq!(model.arch.parameters.iter().map(|p| p.path.as_str()).collect::<Vec<_>>(), ["stack.bias.weight"]);
+        assert_eq!(model.program.graphs.len(), 2);
+        let text = model.program.to_string();
+        assert!(text.contains("gather") && text.contains("f32[2, 1, tokens, visible(tokens)]"), "{text}");
     }
 
     #[test]

@@ -5,10 +5,10 @@ use std::rc::Rc;
 use super::calls::Given;
 use super::expand::{Eval, Expander};
 use super::instances;
-use super::value::{Axis, AxisName, Place, Tensor, Value};
+use super::value::{Axis, AxisName, Place, Sym, Tensor, Value};
 use crate::diagnostic::{Code, Span};
 use crate::graph::{AxisId, DType, Dim};
-use crate::ops::{Core, ReduceOp};
+use crate::ops::{BinaryOp, Core, ReduceOp};
 
 impl Expander {
     pub(super) fn shaping(&mut self, name: &'static str, given: Vec<Given>, span: Span, place: &Place) -> Eval {
@@ -104,9 +104,11 @@ impl Expander {
                 self.emit(Core::Repeat { dim, times }, &[&x], x.dtype, axes, span).map(Value::Tensor)
             }
             "gather" => {
-                let mut args = self.args(name, &["table", "indices"], given, span)?;
-                let (table, indices) = (self.need_tensor(&mut args, 0, place)?, self.need_tensor(&mut args, 1, place)?);
-                self.gather(table, indices, span).map(Value::Tensor)
+                let mut args = self.args(name, &["table", "indices", "second", "third"], given, span)?;
+                let table = self.need_tensor(&mut args, 0, place)?;
+                let first = self.need(&mut args, 1)?;
+                let indices = std::iter::once(first).chain(args.values.drain(2..).flatten()).collect();
+                self.gather_at(table, indices, span, place)
             }
             "take" => {
                 let mut args = self.args(name, &["x", "indices"], given, span)?;
@@ -227,12 +229,65 @@ impl Expander {
         self.emit(Core::Reduce(op), &[&x], dtype, axes, span)
     }
 
-    fn gather(&mut self, table: Tensor, indices: Tensor, span: Span) -> Eval<Tensor> {
-        if indices.dtype != DType::I64 || table.axes.is_empty() {
+    /// `gather` as written: over the positions of attention it waits for its place.
+    fn gather_at(&mut self, table: Tensor, indices: Vec<Given>, span: Span, place: &Place) -> Eval {
+        if indices.iter().any(|i| matches!(&i.value, Value::Sym(sym) if !sym.only_q_pos())) {
+            let fixed = table.axes.iter().all(|a| matches!(a.size, Dim::Fixed(_)));
+            if !fixed || indices.len() != table.axes.len() {
+                let shape = self.show_shape(&table.axes);
+                return self.fail(
+                    Code::AxisMismatch,
+                    span,
+                    format!("{} indices over positions for a table of shape {shape}", indices.len()),
+                    "expected fixed axes and an index for each",
+                );
+            }
+            let indices = indices.into_iter().map(|i| self.sym(i.value, i.span, place)).collect::<Eval<_>>()?;
+            return self.positional(Sym::Gather(table, indices), span);
+        }
+        let mut placed = Vec::with_capacity(indices.len());
+        for index in indices {
+            placed.push(match index.value {
+                Value::Int(i) => self.constant(vec![i as f64], DType::I64, Vec::new(), index.span)?,
+                other => self.tensor(other, index.span, place.frame.as_deref())?,
+            });
+        }
+        self.gather(table, placed, span).map(Value::Tensor)
+    }
+
+    /// What lies in a table at indices, one for each of its first axes.
+    pub(super) fn gather(&mut self, table: Tensor, indices: Vec<Tensor>, span: Span) -> Eval<Tensor> {
+        let n = indices.len();
+        let sizes = table.axes.get(..n).map(|axes| axes.iter().map(|a| a.size.fixed()).collect::<Vec<_>>());
+        let Some(sizes) = sizes.filter(|s| n == 1 || s.iter().all(Option::is_some)) else {
+            let shape = self.show_shape(&table.axes);
+            return self.fail(
+                Code::AxisMismatch,
+                span,
+                format!("{n} indices of a table of shape {shape}"),
+                "expected one for each of its first axes, which are fixed",
+            );
+        };
+        if indices.iter().any(|i| i.dtype != DType::I64) {
             return self.fail(Code::WrongType, span, "`gather` needs a table and integers", "expected i64 indices");
         }
-        let axes = indices.axes.iter().chain(&table.axes[1..]).copied().collect();
-        self.emit(Core::Gather, &[&table, &indices], table.dtype, axes, span)
+        let mut indices = indices.into_iter();
+        let Some(mut index) = indices.next() else {
+            return self.fail(Code::WrongType, span, "`gather` without an index", "expected i64 indices");
+        };
+        let mut rows = table.clone();
+        if n > 1 {
+            for (next, size) in indices.zip(sizes.iter().flatten().skip(1)) {
+                let size = self.constant(vec![*size as f64], DType::I64, Vec::new(), span)?;
+                index = self.binary_tensors(BinaryOp::Mul, index, size, span)?;
+                index = self.binary_tensors(BinaryOp::Add, index, next, span)?;
+            }
+            let all = sizes.iter().flatten().product();
+            let axes = std::iter::once(Axis::new(AxisName::Rows, Dim::Fixed(all))).chain(table.axes[n..].iter().copied());
+            rows = self.emit(Core::Reshape, &[&table], table.dtype, axes.collect(), span)?;
+        }
+        let axes = index.axes.iter().chain(&rows.axes[1..]).copied().collect();
+        self.emit(Core::Gather, &[&rows, &index], rows.dtype, axes, span)
     }
 
     fn parts(&mut self, x: &Tensor, widths: &Given, span: Span) -> Eval {
@@ -373,6 +428,7 @@ mod tests {
         ] {
             assert_eq!(code(expression), [Code::AxisMismatch], "{expression}");
         }
+        assert_eq!(code("gather(index(4), n, n)"), [Code::AxisMismatch]);
         for expression in ["gather(x, x)", "reduce(x, 'most')", "reduce(x)", "join()", "parts(x, 3)"] {
             assert_eq!(code(expression), [Code::WrongType], "{expression}");
         }

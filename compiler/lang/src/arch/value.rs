@@ -119,6 +119,8 @@ pub(super) enum Sym {
     Unary(UnaryOp, Rc<Sym>),
     Binary(BinaryOp, Rc<Sym>, Rc<Sym>),
     Select(Rc<Sym>, Rc<Sym>, Rc<Sym>),
+    /// An element of a table, by one index for each of its axes.
+    Gather(Tensor, Vec<Rc<Sym>>),
 }
 
 impl Sym {
@@ -128,6 +130,7 @@ impl Sym {
             Sym::Unary(_, a) => vec![a],
             Sym::Binary(_, a, b) => vec![a, b],
             Sym::Select(a, b, c) => vec![a, b, c],
+            Sym::Gather(_, indices) => indices.iter().collect(),
             _ => Vec::new(),
         };
         parts
@@ -144,6 +147,7 @@ impl Sym {
             Sym::Unary(_, a) => a.only_q_pos(),
             Sym::Binary(_, a, b) => a.only_q_pos() && b.only_q_pos(),
             Sym::Select(a, b, c) => a.only_q_pos() && b.only_q_pos() && c.only_q_pos(),
+            Sym::Gather(_, indices) => indices.iter().all(|index| index.only_q_pos()),
         }
     }
 }
@@ -372,6 +376,9 @@ impl Sym {
                 format!("({} {symbol} {})", a.show(), b.show())
             }
             Sym::Select(a, b, c) => format!("where({}, {}, {})", a.show(), b.show(), c.show()),
+            Sym::Gather(_, indices) => {
+                format!("gather(tensor, {})", indices.iter().map(|i| i.show()).collect::<Vec<_>>().join(", "))
+            }
         }
     }
 }

@@ -213,10 +213,17 @@ impl<'g> Builder<'g> {
         })
     }
 
-    /// Applies a graph of scalars to tensors, elementwise and broadcasting; returns its outputs.
+    /// Applies a graph of scalars to tensors, elementwise and broadcasting; returns its outputs. A table that it gathers from is given as it is.
     pub fn lift(&mut self, body: &Graph, args: &[ValueId]) -> Result<Vec<ValueId>> {
         self.copy(body, args, |this, op, operands, types, _| match op {
-            Op::Core(op @ (Core::Const { .. } | Core::Unary(_) | Core::Binary(_) | Core::Select | Core::Cast)) => {
+            Op::Core(
+                op @ (Core::Const { .. }
+                | Core::Unary(_)
+                | Core::Binary(_)
+                | Core::Select
+                | Core::Cast
+                | Core::Gather),
+            ) => {
                 this.core(op, operands, types[0].clone()).map(|v| v.node)
             }
             op => Err(ShapeError(format!("{} is not elementwise", op.name()))),

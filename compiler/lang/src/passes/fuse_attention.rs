@@ -4,7 +4,8 @@
 //! after    a = attention q', k, v, extras {scale, mask, score} ; y = reshape a        (q' is q as [N, H, Dk])
 //!
 //! Everything elementwise between the products, and everything that makes the mask, becomes a graph of scalars over positions, head
-//! and extras; what of it does not depend on the scores or positions is an extra.
+//! and extras; what of it does not depend on the scores or positions is an extra. A gather from a table of one dimension is taken in with
+//! its index, and the table is an operand as it is.
 
 use std::collections::HashMap;
 
@@ -228,6 +229,9 @@ impl Lift<'_> {
         match core(self.graph, value).cloned() {
             Some(Core::Position) if named == [Slot::N] && ty.dims == [self.shape.n] => Some(params(self)[first]),
             Some(Core::Position) if named == [Slot::T] && ty.dims == [self.shape.keys] => Some(params(self)[first + 1]),
+            Some(Core::Index) if ty.dims == [Dim::Fixed(1)] => {
+                Some(Builder::new(&mut self.bodies[body as usize]).scalar_of(0.0, ty.dtype))
+            }
             Some(Core::Index) if matches!(named[..], [Slot::H]) => Some(params(self)[first + 2]),
             Some(Core::Index) if matches!(named[..], [Slot::K]) && self.shape.group == 1 => {
                 Some(params(self)[first + 2])
@@ -243,6 +247,14 @@ impl Lift<'_> {
                 }
                 Builder::new(&mut self.bodies[body as usize]).core(op, &args, Type::scalar(ty.dtype)).ok()
             }
+            Some(Core::Gather) => match operands[..] {
+                [table, index] if matches!(self.graph.ty(table).dims[..], [Dim::Fixed(_)]) => {
+                    let index = self.scalar(body, index, slots)?;
+                    let table = self.parameter(body, table, self.graph.ty(table).clone())?;
+                    Builder::new(&mut self.bodies[body as usize]).gather(table, index).ok()
+                }
+                _ => self.extra(body, value, slots),
+            },
             Some(Core::Reshape) => {
                 let x = *operands.first()?;
                 match self.through_reshape(x, &ty.dims, slots) {
@@ -294,17 +306,33 @@ impl Lift<'_> {
         let full = [at(Slot::N, n), heads, at(Slot::T, keys)];
         let skip = full.iter().position(|d| *d != Dim::Fixed(1)).unwrap_or(3);
 
-        let mut b = Builder::like(self.graph, value.node);
         let in_order = slots.iter().flatten().is_sorted();
-        let moved = if in_order { value } else { b.transpose(value, order).ok()? };
+        // What was moved only to stand by heads goes back.
+        let back = match core(self.graph, value) {
+            Some(Core::Transpose { perm }) if !in_order && order.iter().map(|i| perm[*i]).is_sorted() => {
+                self.graph.operands(value.node).first().copied()
+            }
+            _ => None,
+        };
+        let mut b = Builder::like(self.graph, value.node);
+        let moved = match back {
+            Some(x) => x,
+            None if in_order => value,
+            None => b.transpose(value, order).ok()?,
+        };
         let source =
             operand_if(b.graph, moved, |op| *op == Core::Reshape).filter(|x| b.graph.ty(*x).dims == full[skip..]);
         let operand = match source {
             Some(x) => x,
             None => b.reshape(moved, &full[skip..]).ok()?,
         };
+        let ty = Type::scalar(self.graph.ty(operand).dtype);
+        self.parameter(body, operand, ty)
+    }
+
+    /// The parameter of `body` that stands for an operand, which both bodies get.
+    fn parameter(&mut self, body: Body, operand: ValueId, ty: Type) -> Option<ValueId> {
         let index = self.extras.iter().position(|e| *e == operand).unwrap_or_else(|| {
-            let ty = Type::scalar(self.graph.ty(operand).dtype);
             for graph in &mut self.bodies {
                 graph.add_param(format!("extra{}", self.extras.len()), ty.clone());
             }

@@ -1,6 +1,6 @@
 //! Makes the precision of a program explicit, as casts.
 //!
-//! For bf16 (or f16): matrices and tables are held in it, operands of products are cast to it, and so is what a cache keeps. Sums of
+//! For bf16 (or f16): matrices and tables of rows are held in it, operands of products are cast to it, and so is what a cache keeps. Sums of
 //! products, norms, softmax, and what flows between layers stay f32. For f32 nothing changes.
 
 use std::collections::HashMap;
@@ -40,7 +40,7 @@ fn rewrite(graph: &mut Graph, node: NodeId, dtype: DType) -> Result<(), ShapeErr
     let value = ValueId { node, port: 0 };
     let Some(ty) = graph.types(node).first().filter(|t| t.dtype == DType::F32).cloned() else { return Ok(()) };
     match graph.op(node) {
-        Op::Core(Core::Weight { .. }) if ty.dims.len() >= 2 => {
+        Op::Core(Core::Weight { .. }) if ty.dims.len() >= 2 && is_matrix_or_table(graph, value) => {
             graph.set_type(value, Type::new(dtype, ty.dims));
             widen(graph, value)
         }
@@ -61,6 +61,18 @@ fn rewrite(graph: &mut Graph, node: NodeId, dtype: DType) -> Result<(), ShapeErr
         }
         Op::Core(_) | Op::Fused(_) => Ok(()),
     }
+}
+
+/// Whether products or lookups of rows read a weight, perhaps moved: not what is added or multiplied as it is, nor a table of numbers.
+fn is_matrix_or_table(graph: &Graph, value: ValueId) -> bool {
+    graph.uses(value).into_iter().any(|(user, operand)| match graph.op(user) {
+        Op::Core(Core::Contract { .. } | Core::Call { .. }) => true,
+        Op::Core(Core::Gather) => operand == 0 && graph.ty(value).dims.len() >= 2,
+        Op::Core(Core::Reshape | Core::Transpose { .. } | Core::Slice { .. } | Core::Concat { .. } | Core::Repeat { .. }) => {
+            is_matrix_or_table(graph, ValueId { node: user, port: 0 })
+        }
+        _ => false,
+    })
 }
 
 /// Makes every use of `value` a use of its cast to f32.

@@ -163,6 +163,7 @@ impl<'p, F: Float> Interpreter<'p, F> {
                     .map_err(|e| InterpretError(format!("input '{}': {e}", decl.name)))
             }
             (None, Some(default)) => Ok(Value::filled(default, decl.ty.dtype, dims)),
+            (None, None) if left_out(step, decl) => Ok(Value::filled(0.0, decl.ty.dtype, dims)),
             (None, None) => fail(format!("input '{}' is missing", decl.name)),
         }
     }
@@ -189,4 +190,11 @@ impl<'p, F: Float> Interpreter<'p, F> {
         }
         Ok(sizes.into_iter().map(|s| s.unwrap_or(0)).collect())
     }
+}
+
+/// Whether an input may be left out: its axis got its elements in an earlier step, or the step brings those of other axes first.
+fn left_out<F>(step: &Step<'_, F>, decl: &crate::graph::InputDecl) -> bool {
+    let Some(Dim::Axis(axis)) = decl.ty.dims.first() else { return false };
+    let elsewhere = step.added.iter().any(|n| *n > 0);
+    step.added[axis.0] == 0 && elsewhere && (axis.0 == 0 || step.past[axis.0] > 0)
 }

@@ -138,12 +138,18 @@ pub fn load_card(name_or_path: &str, library: &Library) -> Result<Spec, Report> 
     parse_card_at(name_or_path, &text, Some(path), library)
 }
 
-/// The card that serves a config.json, by its `model_type`.
+/// The card that serves a config.json, by its `model_type`; where it has none, by the keys that it has.
 ///
 /// # Errors
-/// A config without `model_type`, one that no card serves, and everything that is wrong with the card.
+/// A config that no card serves, and everything that is wrong with the card.
 pub fn pick_card(config: &serde_json::Value, library: &Library) -> Result<Spec, Report> {
     let Some(model_type) = config.get("model_type").and_then(serde_json::Value::as_str) else {
+        // The card that asks for most: what is served by another's keys and more is of its own family.
+        let served = library.cards().map(|name| (match_keys(library.card_text(name).unwrap_or_default()), name));
+        let served = served.filter(|(keys, _)| !keys.is_empty() && keys.iter().all(|key| config.get(key).is_some()));
+        if let Some((_, name)) = served.max_by_key(|(keys, _)| keys.len()) {
+            return load_card(name, library);
+        }
         return Err(Report::unplaced(
             Code::UnknownModel,
             "the config has no `model_type`, so that its family is unknown",
@@ -168,10 +174,19 @@ pub fn pick_card(config: &serde_json::Value, library: &Library) -> Result<Spec, 
 
 /// The `matches: {model_type: ..}` of a card; empty when the card cannot be read, which loading it reports.
 fn model_types(text: &str) -> Vec<String> {
+    matched(text, "model_type")
+}
+
+/// The `matches: {keys: ..}` of a card.
+fn match_keys(text: &str) -> Vec<String> {
+    matched(text, "keys")
+}
+
+fn matched(text: &str, key: &str) -> Vec<String> {
     let Some(root) = parse_yaml(text, 0, &mut Vec::new()) else { return Vec::new() };
     let NodeKind::Map(entries) = &root.kind else { return Vec::new() };
     let matches = entries.iter().find(|(k, _)| &*k.text == "matches").map(|(_, n)| n.datum());
-    match matches.as_ref().and_then(|m| m.get("model_type")) {
+    match matches.as_ref().and_then(|m| m.get(key)) {
         Some(super::Datum::List(items)) => items.iter().map(ToString::to_string).collect(),
         Some(one) => vec![one.to_string()],
         None => Vec::new(),
@@ -203,6 +218,20 @@ mod tests {
                 assert_eq!(picked.name, spec.name, "{model_type}");
             }
         }
+    }
+
+    #[test]
+    fn a_config_without_a_type_is_known_by_its_keys() {
+        let card = |keys: &str| {
+            format!("xfc: 1\nname: {keys}\nmatches: {{keys: [{keys}]}}\nsizes: {{}}\nwiring: |\n  model(x: f32[tokens, 1]) {{ return {{y: x}} }}\n")
+        };
+        let files = [("a.yaml", card("n")), ("b.yaml", card("n, m"))];
+        let library = Library::build(files.into_iter().map(|(p, t)| (PathBuf::from(p), t)));
+        let picked = |config: serde_json::Value| pick_card(&config, &library).map(|spec| spec.name.to_string()).ok();
+        assert_eq!(picked(serde_json::json!({"n": 1, "k": 2})).as_deref(), Some("n"));
+        assert_eq!(picked(serde_json::json!({"n": 1, "m": 2})).as_deref(), Some("n, m"));
+        assert_eq!(picked(serde_json::json!({"m": 2})), None);
+        assert_eq!(picked(serde_json::json!({"n": 1, "model_type": "x"})), None);
     }
 
     #[test]

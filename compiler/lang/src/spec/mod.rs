@@ -84,6 +84,8 @@ impl Spec {
 pub struct Matches {
     /// Values of `model_type`.
     pub model_type: Vec<Arc<str>>,
+    /// Keys by which a config without a `model_type` is known: it has all of them.
+    pub keys: Vec<Arc<str>>,
     /// Key of the config under which the sizes lie.
     pub under: Option<Arc<str>>,
     /// Whether they may lie at the top too.

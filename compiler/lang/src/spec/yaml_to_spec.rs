@@ -16,7 +16,7 @@ use crate::diagnostic::{Code, Diagnostic, Report, Span, did_you_mean};
 
 const KEYS: &[&str] =
     &["xfc", "name", "extends", "source", "matches", "published", "sizes", "assumes", "tiny", "wiring", "names"];
-const MATCHES_KEYS: &[&str] = &["model_type", "under", "optional"];
+const MATCHES_KEYS: &[&str] = &["model_type", "keys", "under", "optional"];
 const PUBLISHED_KEYS: &[&str] =
     &["model", "part", "parameters", "active", "active_counts", "cache_bytes_per_token", "note"];
 const SIZE_KEYS: &[&str] = &["example", "default", "optional", "from"];
@@ -189,6 +189,13 @@ impl Reader {
             Some(node) => matches.model_type.extend(self.string(node, "model_type")),
             None => {}
         }
+        matches.keys = match entry(entries, "keys").map(|(_, n)| n) {
+            Some(Node { kind: NodeKind::List(items), .. }) => {
+                items.iter().filter_map(|n| self.string(n, "keys")).collect()
+            }
+            Some(node) => self.string(node, "keys").into_iter().collect(),
+            None => Vec::new(),
+        };
         matches.under = entry(entries, "under").and_then(|(_, n)| self.string(n, "under"));
         matches.optional = self.flag(entries, "optional");
         matches

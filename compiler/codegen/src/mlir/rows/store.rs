@@ -109,6 +109,7 @@ impl Body<'_> {
                 let id = w.page_id(cache, sequence, page);
                 let base = w.element(buffer.data, id, page_bytes);
                 let (heads, dim) = match dims {
+                    [] => (1, 1),
                     [dim] => (1, *dim),
                     [heads, dim] => (*heads, *dim),
                     _ => return Err(CodegenError::unsupported(format!("a cached value of dimensions {dims:?}"), "")),
@@ -119,7 +120,7 @@ impl Body<'_> {
                 };
                 let base = w.element(base, token, token_stride * elem.bytes());
                 let view = View { base, elem, dims: vec![heads, dim], strides: strides.to_vec() };
-                Ok(if dims.len() == 1 { view.drop_first() } else { view })
+                Ok((dims.len()..2).fold(view, |view, _| view.drop_first()))
             }
         }
     }

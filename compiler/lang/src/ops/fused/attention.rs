@@ -12,11 +12,13 @@ use crate::ops::{Op, ShapeError};
 ///
 /// # Shapes
 /// Operands: `q [tokens, H, Dk]`, `k [visible(tokens), K, Dk]`, `v [visible(tokens), K, Dv]` (or `[tokens, ..]` where nothing is
-/// cached: the whole sequence in one step), then extras -> `[tokens, H, Dv]`, with `H % K == 0`.
+/// cached: the whole sequence in one step), then extras -> `[tokens, H, Dv]`, with `H % K == 0`. Keys and values may be of another ragged
+/// axis than the queries.
 /// Query head `h` reads key and value head `h / (H / K)`.
 /// `mask` is a graph of scalars with parameters `(q_pos, k_pos, head, extras..)`, i64 positions and head, giving a bool.
 /// `score` is a graph of scalars with parameters `(score, q_pos, k_pos, head, extras..)` giving f32; `score` is already scaled.
-/// Extras are broadcastable to `[tokens, H, visible(tokens)]`.
+/// Extras are broadcastable to `[tokens, H, visible(tokens)]`, an element to a parameter; or tables `[n]`, whole, where the parameter is one:
+/// mask and score gather from them.
 ///
 /// # Precision
 /// Scores, softmax and the weighted sum in f32 for any operand dtype; the result is f32.
@@ -102,7 +104,15 @@ impl FusedOp for Attention {
         let head = b.index(*heads)?; // [H]
         let head = b.reshape(head, [kv, group, one, one])?; // [K, G, 1, 1]
         let mut args = vec![scaled, q_pos, k_pos, head];
-        for (value, ty) in values[3..].iter().zip(extras) {
+        for (i, (value, ty)) in values[3..].iter().zip(extras).enumerate() {
+            let param = self.score.params().get(Self::SCORE_PARAMS.len() + i).map(|p| self.score.ty(p.value));
+            if param.is_some_and(|p| !p.dims.is_empty()) {
+                if param != Some(ty) || ty.dims.len() != 1 {
+                    return fail(format!("the table {ty}"));
+                }
+                args.push(*value);
+                continue;
+            }
             args.push(aligned(b, *value, ty, [*n, Dim::Fixed(*heads), *keys], [kv, group])?); // [K|1, G|1, N|1, T|1]
         }
         let [scores] = b.lift(&self.score, &args)?[..] else {
