@@ -148,9 +148,22 @@ impl Case {
         })
     }
 
-    /// Input `input_ids`.
+    /// Name of the input that is continued: the decoder's where there is an encoder.
+    pub fn token_input(&self) -> &'static str {
+        if self.inputs.contains_key("decoder_input_ids") { "decoder_input_ids" } else { "input_ids" }
+    }
+
+    /// The tokens that are continued.
     pub fn prompt(&self) -> Result<&[i64]> {
-        Ok(self.inputs.get("input_ids").ok_or_else(|| format!("case {} has no input_ids", self.name))?)
+        let name = self.token_input();
+        Ok(self.inputs.get(name).ok_or_else(|| format!("case {} has no {name}", self.name))?)
+    }
+
+    /// What a sequence is given once, before its tokens: the encoder's inputs, where there is one.
+    pub fn source(&self) -> BTreeMap<String, Vec<i64>> {
+        let mut inputs = self.inputs.clone();
+        inputs.retain(|name, _| self.token_input() != "input_ids" && name != self.token_input());
+        inputs
     }
 
     /// The names of the golden tensors, sorted.

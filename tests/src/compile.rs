@@ -59,6 +59,9 @@ pub fn load_from(case: &Case, target: &str, threads: usize, checkpoint: &Checkpo
 pub struct Runner {
     /// For what the suites do themselves: fork, truncate, free.
     pub session: Session,
+    /// What each new sequence is given before its tokens.
+    pub source: Vec<(String, InputData)>,
+    token_input: String,
 }
 
 impl Runner {
@@ -66,12 +69,23 @@ impl Runner {
     pub fn new(model: &Arc<Model>, sequences: u32) -> Result<Self> {
         let options =
             SessionOptions { max_sequences: sequences, context_tokens: Some(64), ..SessionOptions::default() };
-        Ok(Runner { session: model.session(&options)? })
+        let token_input = model.token_input().map_or_else(String::new, |input| input.name.clone());
+        Ok(Runner { session: model.session(&options)?, source: Vec::new(), token_input })
     }
 
-    /// A new sequence.
+    /// A session of at most `sequences` sequences, which have the case's source where it has one.
+    pub fn of(case: &Case, model: &Arc<Model>, sequences: u32) -> Result<Self> {
+        let source = case.source().into_iter().map(|(name, ids)| (name, InputData::Ints(ids))).collect();
+        Ok(Runner { source, ..Runner::new(model, sequences)? })
+    }
+
+    /// A new sequence, with its source.
     pub fn add(&mut self) -> Result<SequenceId> {
-        Ok(self.session.add_sequence()?)
+        let sequence = self.session.add_sequence()?;
+        if !self.source.is_empty() {
+            self.session.step(&[StepInput { sequence, inputs: self.source.clone(), wanted: Wanted::None }])?;
+        }
+        Ok(sequence)
     }
 
     /// One step of one sequence over all inputs of a case: the logits of every token.
@@ -83,10 +97,11 @@ impl Runner {
 
     /// One step of several sequences: the logits of every token of each.
     pub fn step(&mut self, parts: &[(SequenceId, &[i64])]) -> Result<Vec<Vec<f32>>> {
-        let input = |ids: &[i64]| vec![("input_ids".to_owned(), InputData::Ints(ids.to_vec()))];
+        let input = |ids: &[i64]| vec![(self.token_input.clone(), InputData::Ints(ids.to_vec()))];
         let step =
             |&(sequence, ids): &(SequenceId, &[i64])| StepInput { sequence, inputs: input(ids), wanted: Wanted::All };
-        self.run(&parts.iter().map(step).collect::<Vec<_>>())
+        let parts: Vec<StepInput> = parts.iter().map(step).collect();
+        self.run(&parts)
     }
 
     fn run(&mut self, step: &[StepInput]) -> Result<Vec<Vec<f32>>> {

@@ -8,6 +8,7 @@ use xfc_codegen::driver::write_artifact;
 use xfc_codegen::kernels::{Built, Input, build_for};
 use xfc_codegen::plan::Stored;
 use xfc_codegen::target::{self, Keep};
+use xfc_lang::arch::{ElaborateOptions, elaborate};
 use xfc_lang::graph::parse::parse;
 use xfc_lang::graph::path::{instances, join};
 use xfc_lang::graph::verify::verify;
@@ -15,6 +16,7 @@ use xfc_lang::graph::{DType, Dim, Program};
 use xfc_lang::ops::Core;
 use xfc_lang::passes;
 use xfc_lang::reference::{Data, Interpreter, State, Tensor};
+use xfc_lang::spec::{Library, parse_card};
 use xfc_runtime::artifact::manifest::Manifest;
 use xfc_runtime::artifact::{Artifact, HostFeatures};
 use xfc_runtime::model::{Model, ModelOptions};
@@ -151,6 +153,13 @@ fn made_up(
         let values: Vec<f32> = (0..shape.iter().product()).map(|i| tensor.value(i)).collect();
         Ok(Tensor::f32(shape.iter().map(|n| *n as usize).collect::<Vec<_>>(), values))
     }
+}
+
+/// The program of a card with this wiring, as text.
+pub fn of_wiring(wiring: &str) -> Result<String> {
+    let wiring: String = wiring.lines().map(|line| format!("  {line}\n")).collect();
+    let spec = parse_card("test.yaml", &format!("xfc: 1\nname: Test\nsizes: {{}}\nwiring: |\n{wiring}"), &Library::embedded())?;
+    Ok(elaborate(&spec, &ElaborateOptions::default())?.program.to_string())
 }
 
 /// The manifest of a program for the first target.

@@ -75,6 +75,48 @@ pub fn config(draw: &mut Draw) -> Value {
     }
 }
 
+/// A config.json of a family that writes from a source, with sizes that are mostly odd.
+pub fn source_config(draw: &mut Draw) -> Value {
+    let heads = draw.of(&[1, 2, 3, 4, 6]);
+    let head_dim = draw.of(&[2, 6, 10, 16, 18, 34]);
+    let width = heads * head_dim;
+    let mut inner = || 1 + draw.below(150);
+    let (encoder_inner, decoder_inner) = (inner(), inner());
+    let vocab = 3 + draw.below(200);
+    let (encoder_layers, decoder_layers) = (1 + draw.below(2), 1 + draw.below(2));
+    let sides = json!({
+        "vocab_size": vocab, "d_model": width, "encoder_layers": encoder_layers, "decoder_layers": decoder_layers,
+        "encoder_attention_heads": heads, "decoder_attention_heads": if head_dim % 4 == 0 { 2 * heads } else { heads },
+        "encoder_ffn_dim": encoder_inner, "decoder_ffn_dim": decoder_inner,
+        "activation_function": draw.of(&["gelu", "relu", "swish"]), "scale_embedding": draw.below(2) == 0,
+    });
+    match draw.below(4) {
+        0 => {
+            let mut config = sides;
+            config["model_type"] = json!("bart");
+            config["max_position_embeddings"] = json!(96);
+            config
+        }
+        1 => {
+            let mut config = sides;
+            config["model_type"] = json!("marian");
+            config
+        }
+        2 => json!({
+            "vocab_size": vocab, "d_model": width, "nhead": heads, "num_layers": encoder_layers, "d_ff": encoder_inner,
+        }),
+        _ => {
+            let (buckets, far) = draw.of(&[(4, 7), (8, 16), (10, 21), (32, 128)]);
+            json!({
+                "model_type": "t5", "vocab_size": vocab, "d_model": 1 + draw.below(70), "d_kv": head_dim, "d_ff": encoder_inner,
+                "num_layers": encoder_layers, "num_decoder_layers": decoder_layers, "num_heads": heads,
+                "relative_attention_num_buckets": buckets, "relative_attention_max_distance": far,
+                "feed_forward_proj": draw.of(&["relu", "gated-gelu"]), "tie_word_embeddings": draw.below(2) == 0,
+            })
+        }
+    }
+}
+
 /// A model of that config, with weights.
 pub fn case(name: &str, config: Value) -> Result<Case> {
     let model = model::expand_with(&config, &config)?;

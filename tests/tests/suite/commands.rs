@@ -61,9 +61,14 @@ fn logits_of_a_checkpoint_folder_and_of_an_artifact() {
 fn generated_tokens_of_a_checkpoint_folder_and_of_an_artifact() {
     decoders(|case| {
         let shell = shell(case)?;
-        let prompt: Vec<String> = case.prompt()?.iter().map(i64::to_string).collect();
-        let (prompt, n) = (prompt.join(","), case.greedy_steps.to_string());
-        let rest = ["--checkpoint", "checkpoint", "--tokens", &prompt, "-n", &n, "--temp", "0", "--json"];
+        let named = |(name, ids): (&String, &Vec<i64>)| {
+            let ids: Vec<String> = ids.iter().map(i64::to_string).collect();
+            format!("{name}={}", ids.join(","))
+        };
+        let tokens: Vec<String> = case.inputs.iter().map(named).collect();
+        let n = case.greedy_steps.to_string();
+        let mut rest = vec!["--checkpoint", "checkpoint", "-n", &n, "--temp", "0", "--json"];
+        tokens.iter().for_each(|tokens| rest.extend(["--tokens", tokens]));
         let ours = shell.run("xfc", &[&["run", "checkpoint"], &rest[..]].concat())?.success()?;
         assert_eq!(ids(&ours)?, case.greedy_ids()?, "{}: xfc run", case.name);
         shell.run("xfc", &["compile", "checkpoint", "-o", "model.xfm"])?.success()?;

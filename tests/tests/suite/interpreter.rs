@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use xfc_lang::arch::{ElaborateOptions, Numbers, elaborate, matches_pattern};
-use xfc_lang::graph::Program;
 use xfc_lang::graph::verify::verify;
+use xfc_lang::graph::{AxisId, Dim, NodeId, Program, ValueId};
+use xfc_lang::ops::Core;
 use xfc_lang::passes;
 use xfc_lang::reference::{Float, Interpreter, State, Tensor};
 use xfc_lang::spec::{Library, load_card};
@@ -31,8 +32,9 @@ fn step<F: Float>(
     interpreter.step(state, &inputs)?.remove("logits").ok_or_else(|| "there is no output `logits`".into())
 }
 
-fn tokens(ids: &[i64]) -> BTreeMap<String, Vec<i64>> {
-    BTreeMap::from([("input_ids".to_owned(), ids.to_vec())])
+/// Tokens of a sequence that has its source, where it reads one.
+fn tokens(case: &Case, ids: &[i64]) -> BTreeMap<String, Vec<i64>> {
+    BTreeMap::from([(case.token_input().to_owned(), ids.to_vec())])
 }
 
 fn logits_match<F: Float>(case: &Case, program: &Program, parameters: &Parameters, precision: Precision) -> Result<()> {
@@ -49,6 +51,55 @@ fn logits_match_in_f64() {
     every_case(|case| {
         let model = model::expand(case)?;
         logits_match::<f64>(case, &model.program, &model::parameters(case, &model)?, Precision::F64)
+    });
+}
+
+/// What each layer returns, as another implementation has it, and so what flows into the first.
+#[test]
+fn hidden_states_match_in_f64() {
+    every_case(|case| {
+        let model = model::expand(case)?;
+        let mut program = model.program.clone();
+        let calls: Vec<_> = {
+            let main = &program.graphs[0];
+            let is_call = |n: &NodeId| matches!(main.op(*n).as_core(), Some(Core::Call { .. }));
+            main.topological().into_iter().filter(is_call).collect()
+        };
+        let mut wanted = Vec::new();
+        for node in calls {
+            let main = &mut program.graphs[0];
+            let Some(Core::Call { at, .. }) = main.op(node).as_core() else { continue };
+            let index: usize = at.rsplit_once('.').ok_or_else(|| format!("a layer at {at}"))?.1.parse()?;
+            let tokens = main.ty(main.operands(node)[0]).dims[0] == Dim::Axis(AxisId(0));
+            let prefix = match (case.source().is_empty(), tokens) {
+                (true, true) => "",
+                (true, false) => continue,
+                (false, true) => "decoder_",
+                (false, false) => "encoder_",
+            };
+            let states = [(index, main.operands(node)[0]), (index + 1, ValueId { node, port: 0 })];
+            for (number, value) in states {
+                // The last state of most implementations is taken behind the final norm, which is no layer.
+                let names = case.golden_names()?;
+                let next = names.contains(&format!("{prefix}hidden_states.{}", number + 1));
+                let name = format!("{prefix}hidden_states.{number}");
+                if names.contains(&name) && next && !wanted.contains(&name) {
+                    main.add_output(format!("golden.{name}"), value);
+                    wanted.push(name);
+                }
+            }
+        }
+        if wanted.is_empty() {
+            return Err("no hidden state is compared".into());
+        }
+        let parameters = model::parameters(case, &model)?;
+        let inputs = case.inputs.iter().map(|(name, ids)| (name.clone(), Tensor::i64([ids.len()], ids.clone())));
+        let outputs = interpreter::<f64>(&program, &parameters)?.step(&mut State::new(), &inputs.collect())?;
+        for name in wanted {
+            let (golden, state) = (case.golden(&name)?, &outputs[&format!("golden.{name}")]);
+            compare(&name, &golden.shape, &state.to_f64(), &golden.values, Tier::Model, Precision::F64)?;
+        }
+        Ok(())
     });
 }
 
@@ -100,7 +151,7 @@ fn greedy_tokens_are_identical_through_the_caches() {
             let last = logits.split_off(logits.len() - vocabulary);
             ids.push(largest(&last));
             rows.extend(last);
-            logits = step(&interpreter, &mut state, &tokens(&ids[ids.len() - 1..]))?.to_f64();
+            logits = step(&interpreter, &mut state, &tokens(case, &ids[ids.len() - 1..]))?.to_f64();
         }
         assert_eq!(ids, case.greedy_ids()?, "{}", case.name);
         Ok(compare("greedy.logits", &golden.shape, &rows, &golden.values, Tier::Model, Precision::F32)?)
@@ -114,11 +165,14 @@ fn a_prompt_in_pieces_is_the_whole_prompt() {
         let parameters = model::parameters(case, &model)?;
         let interpreter = interpreter::<f64>(&model.program, &parameters)?;
         let prompt = case.prompt()?;
-        let whole = step(&interpreter, &mut State::new(), &tokens(prompt))?;
-        for cuts in [vec![1], vec![prompt.len() - 1], vec![3, 4, 9, 17], (1..prompt.len()).collect()] {
+        let whole = step(&interpreter, &mut State::new(), &case.inputs)?;
+        for mut cuts in [vec![1], vec![prompt.len() - 1], vec![3, 4, 9, 17], (1..prompt.len()).collect()] {
+            cuts.retain(|cut| *cut < prompt.len());
             let (mut state, mut pieces, mut from) = (State::new(), Vec::new(), 0);
             for to in cuts.iter().copied().chain([prompt.len()]) {
-                pieces.extend(step(&interpreter, &mut state, &tokens(&prompt[from..to]))?.to_f64());
+                let mut inputs = if from == 0 { case.source() } else { BTreeMap::new() };
+                inputs.extend(tokens(case, &prompt[from..to]));
+                pieces.extend(step(&interpreter, &mut state, &inputs)?.to_f64());
                 from = to;
             }
             let tier = Tier::Accumulate(4096);

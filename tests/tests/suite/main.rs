@@ -21,6 +21,7 @@ mod interpreter;
 mod interrupted;
 mod programs;
 mod readme;
+mod sources;
 mod taps;
 mod targets;
 mod tidy;

@@ -1,7 +1,7 @@
 //! Small programs that exercise one construct of the code generator each, against the interpreter.
 
 use xfc_runtime::step::InputData::{Floats, Ints};
-use xfc_tests::program::{Given, agree, manifest};
+use xfc_tests::program::{Given, agree, manifest, of_wiring};
 
 /// Pseudo-random floats in -2..2.
 fn floats(n: usize) -> Vec<f32> {
@@ -317,6 +317,37 @@ graph 1 "layer" (%0 h: f32[tokens, 8], %1 k: f32[tokens, 2, 4], %2 v: f32[tokens
 "#
     );
     check(&text, &[vec![("x", Floats(floats(8 * 29)))], vec![("x", Floats(floats(8 * 3)))]]);
+}
+
+/// Masks and scores read tables at positions and heads, and what each query and each key brings.
+#[test]
+fn masks_and_scores_read_tensors() {
+    let wiring = r#"far(n, h)(distance, of_head) {
+  weight = param[n, h]
+  small = [0.5, -0.25, 1]
+  return gather(weight, min(abs(distance), n - 1), of_head) + gather(small, abs(distance) % 3)
+}
+
+model(x: f32[tokens, 24], kind: i64[tokens], pull: f32[tokens], loud: f32[tokens, 4]) {
+  bias = far(9, 4)
+  q = split(x, 4)
+  seen = causal and (q_pos - k_pos < 5 or cache(kind) == 2 or kind == 3)
+  scores = (score + bias(k_pos - q_pos, head)) * (1 + split(loud, 4)) + cache(pull) * (head + 1) - pull
+  return {y: merge(attend(q, cache(q), cache(q * 2), seen, scores, 0.4))}
+}"#;
+    let text = of_wiring(wiring).expect("it expands");
+    let (x, loud) = (floats(50 * 24), floats(50 * 4));
+    let kind: Vec<i64> = (0..50).map(|i| i * i % 7 % 5 + (i64::from(i == 40) << 33)).collect();
+    let step = |range: std::ops::Range<usize>| {
+        let (from, to) = (range.start, range.end);
+        vec![
+            ("x", Floats(x[from * 24..to * 24].to_vec())),
+            ("kind", Ints(kind[from..to].to_vec())),
+            ("pull", Floats(floats(50)[from..to].to_vec())),
+            ("loud", Floats(loud[from * 4..to * 4].to_vec())),
+        ]
+    };
+    check(&text, &[step(0..1), step(1..17), step(17..18), step(18..50)]);
 }
 
 /// Ids behind an offset, and positions in a table, are limited by the table and not clamped in silence.

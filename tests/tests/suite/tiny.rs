@@ -1,7 +1,7 @@
 //! Every card made tiny, compiled, and run as the interpreter runs it: a prompt longer than any window, then tokens one by one.
 
 use xfc_lang::arch::Model;
-use xfc_lang::graph::{DType, Dim, InputDecl};
+use xfc_lang::graph::{AxisId, DType, Dim, InputDecl};
 use xfc_lang::{ElaborateOptions, Library, elaborate, load_card, tiny};
 use xfc_runtime::step::InputData;
 use xfc_tests::Result;
@@ -24,8 +24,13 @@ fn values(draw: &mut Draw, input: &InputDecl, elements: usize) -> InputData {
 fn steps(model: &Model) -> Vec<Vec<Given<'_>>> {
     let mut draw = Draw::new(11);
     let needed: Vec<&InputDecl> = model.program.inputs.iter().filter(|i| i.default.is_none()).collect();
-    let mut step = |n| needed.iter().map(|i| (i.name.as_str(), values(&mut draw, i, n))).collect();
-    vec![step(21), step(1), step(1), step(5)]
+    // What is of another axis than the tokens is given once.
+    let grows = |i: &InputDecl| i.ty.dims.first() == Some(&Dim::Axis(AxisId(0)));
+    let mut step = |n, first: bool| {
+        let given = needed.iter().filter(|i| first || grows(i));
+        given.map(|i| (i.name.as_str(), values(&mut draw, i, n))).collect()
+    };
+    vec![step(21, true), step(1, false), step(1, false), step(5, false)]
 }
 
 #[test]

@@ -1,0 +1,197 @@
+//! Models that write from a source, compiled, against the interpreter: sizes that no tile and no page divides, several sequences with sources of
+//! other lengths in a step, sources before and with the first tokens, forks, ways back, and what is refused.
+
+use std::collections::BTreeMap;
+
+use xfc_codegen::driver::Options;
+use xfc_lang::graph::DType;
+use xfc_lang::graph::verify::verify;
+use xfc_lang::passes::precision;
+use xfc_lang::reference::{Interpreter, State, Tensor};
+use xfc_runtime::artifact::Artifact;
+use xfc_runtime::cache::SequenceId;
+use xfc_runtime::model::{Model, ModelOptions};
+use xfc_runtime::session::{Session, SessionOptions};
+use xfc_runtime::step::{InputData, StepInput, Wanted};
+use xfc_runtime::weights::Checkpoint;
+use xfc_tests::Result;
+use xfc_tests::case::{Case, Layout};
+use xfc_tests::compare::{Precision, Tier, compare};
+use xfc_tests::compile::{Runner, TARGETS, artifact, load};
+use xfc_tests::model::{expand, parameters};
+use xfc_tests::synthetic::{Draw, case, source_config};
+
+/// Elements of the source and tokens that each of three sequences is given in each step; nothing: not in the step.
+type Round = &'static [[(u64, u64); 3]];
+
+const ROUNDS: [Round; 3] = [
+    &[[(1, 0), (15, 3), (33, 1)], [(0, 5), (0, 1), (0, 0)], [(0, 1), (0, 17), (0, 1)], [(0, 33), (0, 1), (0, 2)]],
+    &[[(16, 1), (0, 0), (40, 23)], [(0, 1), (17, 2), (0, 1)], [(0, 0), (0, 1), (0, 16)]],
+    &[[(31, 2), (32, 0), (64, 0)], [(0, 1), (0, 1), (0, 1)], [(0, 1), (0, 40), (0, 1)]],
+];
+
+fn check(seed: u64, dtype: DType) -> Result<()> {
+    let config = source_config(&mut Draw::new(seed));
+    let shown = config.to_string();
+    run(config, dtype).map_err(|e| format!("seed {seed}, {dtype}, {shown}: {e}").into())
+}
+
+fn run(config: serde_json::Value, dtype: DType) -> Result<()> {
+    let case = case("generated", config)?;
+    let expanded = expand(&case)?;
+    let weights = parameters(&case, &expanded)?;
+    let mut program = expanded.program.clone();
+    precision::apply(&mut program, dtype)?;
+    let verified = verify(&program).map_err(|v| v.to_string())?;
+    let weights = |path: &str| weights.get(path).cloned().ok_or_else(|| format!("there is no {path}").into());
+    let truth = Interpreter::<f32>::new(verified, &weights)?;
+    let precision = if dtype == DType::F32 { Precision::F32 } else { Precision::BF16 };
+
+    let artifact = Artifact::from_bytes(artifact(&case, &TARGETS, &Options { dtype, ..Options::default() })?)?;
+    let folder = case.checkpoint(Layout::Single)?;
+    let checkpoint = Checkpoint::open(folder.path())?;
+    let targets: Vec<String> = artifact.manifests().map(|m| m.target.name.clone()).collect();
+    let vocabulary = case.config["vocab_size"].as_u64().unwrap_or(1);
+    for target in targets {
+        let options = ModelOptions { threads: Some(2), target: Some(target.clone()), ..ModelOptions::default() };
+        let model = Model::load(&artifact, &checkpoint, &options)?;
+        let options = SessionOptions { max_sequences: 3, context_tokens: Some(96), ..SessionOptions::default() };
+        let mut session = model.session(&options)?;
+        let mut draw = Draw::new(7);
+        for (number, round) in ROUNDS.iter().enumerate() {
+            let sequences: Vec<SequenceId> = (0..3).map(|_| session.add_sequence()).collect::<std::result::Result<_, _>>()?;
+            let mut states: Vec<State<f32>> = (0..3).map(|_| State::new()).collect();
+            for (at, step) in round.iter().enumerate() {
+                let mut ids = |n: u64| -> Vec<i64> { (0..n).map(|_| draw.below(vocabulary) as i64).collect() };
+                let given: Vec<(usize, BTreeMap<String, Vec<i64>>)> = (0..3)
+                    .map(|s| {
+                        let parts = [("input_ids", ids(step[s].0)), ("decoder_input_ids", ids(step[s].1))];
+                        (s, parts.into_iter().filter(|(_, ids)| !ids.is_empty()).map(|(n, ids)| (n.to_owned(), ids)).collect())
+                    })
+                    .filter(|(_, inputs): &(usize, BTreeMap<_, _>)| !inputs.is_empty())
+                    .collect();
+                let inputs: Vec<StepInput> = given
+                    .iter()
+                    .map(|(s, inputs)| StepInput {
+                        sequence: sequences[*s],
+                        inputs: inputs.iter().map(|(name, ids)| (name.clone(), InputData::Ints(ids.clone()))).collect(),
+                        wanted: Wanted::All,
+                    })
+                    .collect();
+                let got = session.step(&inputs)?;
+                for (index, (s, inputs)) in given.iter().enumerate() {
+                    let tensors = inputs.iter().map(|(name, ids)| (name.clone(), Tensor::i64([ids.len()], ids.clone())));
+                    for (name, want) in &truth.step(&mut states[*s], &tensors.collect())? {
+                        let got = got.get(name).and_then(|o| o.rows_of(index)).ok_or_else(|| format!("no output {name}"))?;
+                        let what = format!("{name} of sequence {s} in step {at} of round {number} on {target}");
+                        compare(&what, &want.dims, got, &want.to_f64(), Tier::Model, precision)?;
+                    }
+                }
+            }
+            for sequence in sequences {
+                session.free(sequence)?;
+            }
+            assert_eq!(session.cache().live_bytes(), 0, "everything is given back");
+        }
+    }
+    Ok(())
+}
+
+/// `XFC_SEEDS` asks for more than the few models of a quick run.
+fn check_all(first: u64, quick: u64, dtype: DType) {
+    let n = std::env::var("XFC_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(quick);
+    let failed: Vec<String> =
+        (first..first + n).filter_map(|seed| check(seed, dtype).err().map(|e| e.to_string())).collect();
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+#[test]
+fn generated_sizes_agree_in_f32() {
+    check_all(0, 8, DType::F32);
+}
+
+#[test]
+fn generated_sizes_agree_in_bf16() {
+    check_all(1000, 4, DType::BF16);
+}
+
+/// The logits of tokens of a sequence that has its source.
+fn tokens(session: &mut Session, sequence: SequenceId, ids: &[i64]) -> Result<Vec<f32>> {
+    let inputs = vec![("decoder_input_ids".to_owned(), InputData::Ints(ids.to_vec()))];
+    let outputs = session.step(&[StepInput { sequence, inputs, wanted: Wanted::All }])?;
+    Ok(outputs.get("logits").ok_or("no logits")?.data.clone())
+}
+
+#[test]
+fn a_fork_shares_its_source_and_a_way_back_keeps_it() -> Result<()> {
+    let case = Case::load("t5")?;
+    let mut runner = Runner::of(&case, &load(&case, "cpu", 2)?, 3)?;
+    let prompt = case.prompt()?;
+    let first = runner.add()?;
+    let bytes = runner.session.cache().live_bytes();
+    assert!(bytes > 0);
+    let second = runner.session.fork(first)?;
+    assert_eq!(runner.session.cache().live_bytes(), bytes, "a source is shared");
+    let want = tokens(&mut runner.session, first, prompt)?;
+    runner.session.free(first)?;
+    assert_eq!(tokens(&mut runner.session, second, prompt)?, want, "its second owner keeps it");
+    runner.session.truncate(second, 0)?;
+    assert_eq!(runner.session.lengths(second)?, [0, 24]);
+    assert_eq!(tokens(&mut runner.session, second, prompt)?, want, "written again from the same source");
+    runner.session.free(second)?;
+    assert_eq!(runner.session.cache().live_bytes(), 0);
+    Ok(())
+}
+
+#[test]
+fn sources_that_do_not_fit_are_refused() -> Result<()> {
+    let case = Case::load("bart")?;
+    let mut runner = Runner::new(&load(&case, "cpu", 1)?, 2)?;
+    let (bare, given) = (runner.session.add_sequence()?, runner.session.add_sequence()?);
+    let ints = |name: &str, ids: &[i64]| (name.to_owned(), InputData::Ints(ids.to_vec()));
+    let step = |sequence, inputs| StepInput { sequence, inputs, wanted: Wanted::All };
+    runner.session.step(&[step(given, vec![ints("input_ids", &[5, 6, 7])])])?;
+    for (sequence, inputs, named) in [
+        (bare, vec![ints("decoder_input_ids", &[2])], "the sequence has no source yet"),
+        (bare, vec![ints("input_ids", &[]), ints("decoder_input_ids", &[2])], "the sequence has no source yet"),
+        (bare, vec![], "the sequence has no source yet"),
+        (bare, vec![ints("input_ids", &[320]), ints("decoder_input_ids", &[2])], "input_ids[0] is 320"),
+        (bare, vec![ints("input_ids", &[1; 65])], "65 positions"),
+        (given, vec![ints("input_ids", &[5]), ints("decoder_input_ids", &[2])], "has its source already"),
+        (given, vec![ints("decoder_input_ids", &[])], "without tokens"),
+        (given, vec![], "is missing"),
+    ] {
+        let error = runner.session.step(&[step(sequence, inputs)]).unwrap_err();
+        assert!(error.to_string().contains(named), "{named} is not in: {error}");
+        assert!(error.help().is_some(), "{error}");
+    }
+    // None of it has changed anything.
+    assert_eq!((runner.session.lengths(bare)?, runner.session.lengths(given)?), (vec![0, 0], vec![0, 3]));
+    Ok(())
+}
+
+#[test]
+fn a_text_is_written_from_a_source() -> Result<()> {
+    use xfc_runtime::generate::GenerateOptions;
+    let case = Case::load("marian")?;
+    let model = load(&case, "cpu", 2)?;
+    let ids = |name: &str| -> Vec<u32> { case.inputs[name].iter().map(|id| *id as u32).collect() };
+    let options = |start: &[u32]| GenerateOptions {
+        max_tokens: Some(case.greedy_steps as u64),
+        start_ids: start.to_vec(),
+        ..GenerateOptions::default()
+    };
+    let mut session = model.session(&SessionOptions::default())?;
+    let sequence = session.add_sequence()?;
+    let error = session.generate(sequence, &ids("input_ids"), options(&[])).unwrap_err().to_string();
+    assert!(error.contains("decoder_input_ids"), "{error}");
+    let made = session.generate(sequence, &ids("input_ids"), options(&ids("decoder_input_ids")))?;
+    let made: Vec<u32> = made.collect::<std::result::Result<_, _>>()?;
+    let want: Vec<u32> = case.greedy_ids()?.iter().map(|id| *id as u32).collect();
+    assert_eq!(made, want);
+    // A sequence that has its source is continued like any other.
+    session.truncate(sequence, 0)?;
+    let again = session.generate(sequence, &ids("decoder_input_ids"), options(&[]))?;
+    assert_eq!(again.collect::<std::result::Result<Vec<u32>, _>>()?, want);
+    Ok(())
+}
