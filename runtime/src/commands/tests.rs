@@ -138,6 +138,18 @@ fn logits_at_every_position() {
         serde_json::json!([30, 10])
     );
 
+    // The same ids on the command line, with and without the name of their input.
+    let list = ids.iter().map(i64::to_string).collect::<Vec<_>>().join(",");
+    for tokens in [list.clone(), format!("input_ids={list}")] {
+        execute(&["logits", "--checkpoint", "random", "--tokens", &tokens, "-o", text(&output)]).unwrap();
+        assert_eq!(std::fs::read(&output).unwrap(), bytes);
+    }
+    for (tokens, problem) in [(["1", "input_ids=2"], "given twice"), (["1", "ids=2"], "no input `ids`")] {
+        let arguments = ["logits", "--checkpoint", "random", "--tokens", tokens[0], "--tokens", tokens[1], "-o"];
+        let error = execute(&[&arguments[..], &[text(&output)]].concat()).unwrap_err();
+        assert!(error.to_string().contains(problem), "{error}");
+    }
+
     let unwritable =
         execute(&["logits", "--checkpoint", "random", "--inputs", text(&inputs), "-o", "/none/out.safetensors"])
             .unwrap_err();
