@@ -98,8 +98,12 @@ impl Session {
         let ints = |ids: &[u32]| ids.iter().map(|&id| i64::from(id)).collect::<Vec<i64>>();
         let (source, pending) = match source_input {
             Some(_) if options.start_ids.is_empty() => {
-                let problem = format!("the model writes from a source, and the token with which `{token_input}` begins was not given");
-                let help = format!("a checkpoint's config has it as `decoder_start_token_id`; with token ids: `--tokens {token_input}=ID`");
+                let problem = format!(
+                    "the model writes from a source, and the token with which `{token_input}` begins was not given"
+                );
+                let help = format!(
+                    "a checkpoint's config has it as `decoder_start_token_id`; with token ids: `--tokens {token_input}=ID`"
+                );
                 return Err(RuntimeError::request(problem, help));
             }
             Some(name) => (Some((name, ints(prompt))), ints(&options.start_ids)),

@@ -158,7 +158,11 @@ fn made_up(
 /// The program of a card with this wiring, as text.
 pub fn of_wiring(wiring: &str) -> Result<String> {
     let wiring: String = wiring.lines().map(|line| format!("  {line}\n")).collect();
-    let spec = parse_card("test.yaml", &format!("xfc: 1\nname: Test\nsizes: {{}}\nwiring: |\n{wiring}"), &Library::embedded())?;
+    let spec = parse_card(
+        "test.yaml",
+        &format!("xfc: 1\nname: Test\nsizes: {{}}\nwiring: |\n{wiring}"),
+        &Library::embedded(),
+    )?;
     Ok(elaborate(&spec, &ElaborateOptions::default())?.program.to_string())
 }
 

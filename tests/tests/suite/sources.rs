@@ -59,14 +59,22 @@ fn run(config: serde_json::Value, dtype: DType) -> Result<()> {
         let mut session = model.session(&options)?;
         let mut draw = Draw::new(7);
         for (number, round) in ROUNDS.iter().enumerate() {
-            let sequences: Vec<SequenceId> = (0..3).map(|_| session.add_sequence()).collect::<std::result::Result<_, _>>()?;
+            let sequences: Vec<SequenceId> =
+                (0..3).map(|_| session.add_sequence()).collect::<std::result::Result<_, _>>()?;
             let mut states: Vec<State<f32>> = (0..3).map(|_| State::new()).collect();
             for (at, step) in round.iter().enumerate() {
                 let mut ids = |n: u64| -> Vec<i64> { (0..n).map(|_| draw.below(vocabulary) as i64).collect() };
                 let given: Vec<(usize, BTreeMap<String, Vec<i64>>)> = (0..3)
                     .map(|s| {
                         let parts = [("input_ids", ids(step[s].0)), ("decoder_input_ids", ids(step[s].1))];
-                        (s, parts.into_iter().filter(|(_, ids)| !ids.is_empty()).map(|(n, ids)| (n.to_owned(), ids)).collect())
+                        (
+                            s,
+                            parts
+                                .into_iter()
+                                .filter(|(_, ids)| !ids.is_empty())
+                                .map(|(n, ids)| (n.to_owned(), ids))
+                                .collect(),
+                        )
                     })
                     .filter(|(_, inputs): &(usize, BTreeMap<_, _>)| !inputs.is_empty())
                     .collect();
@@ -80,9 +88,11 @@ fn run(config: serde_json::Value, dtype: DType) -> Result<()> {
                     .collect();
                 let got = session.step(&inputs)?;
                 for (index, (s, inputs)) in given.iter().enumerate() {
-                    let tensors = inputs.iter().map(|(name, ids)| (name.clone(), Tensor::i64([ids.len()], ids.clone())));
+                    let tensors =
+                        inputs.iter().map(|(name, ids)| (name.clone(), Tensor::i64([ids.len()], ids.clone())));
                     for (name, want) in &truth.step(&mut states[*s], &tensors.collect())? {
-                        let got = got.get(name).and_then(|o| o.rows_of(index)).ok_or_else(|| format!("no output {name}"))?;
+                        let got =
+                            got.get(name).and_then(|o| o.rows_of(index)).ok_or_else(|| format!("no output {name}"))?;
                         let what = format!("{name} of sequence {s} in step {at} of round {number} on {target}");
                         compare(&what, &want.dims, got, &want.to_f64(), Tier::Model, precision)?;
                     }

@@ -66,7 +66,11 @@ pub fn emit(
         cache: w.cache(args, spec.group),
         scratch: params.scratch,
         tables,
-        ints: if fits_i32(&spec.mask) && fits_i32(&spec.score) && !spec.tables.iter().any(brings_integers) { Elem::I32 } else { Elem::I64 },
+        ints: if fits_i32(&spec.mask) && fits_i32(&spec.score) && !spec.tables.iter().any(brings_integers) {
+            Elem::I32
+        } else {
+            Elem::I64
+        },
     };
     let blocks = w.ceil_div(n_rows, schedule.rows_per_tile);
     w.for_loop(params.tile_begin, params.tile_end, 1, &[], |w, tile, _| {
@@ -143,7 +147,12 @@ enum Read<'a> {
 
 /// Whether integers come from tensors, which may hold any.
 fn brings_integers(table: &Table) -> bool {
-    matches!(table, Table::Query { dtype: DType::I64, .. } | Table::Key { dtype: DType::I64, .. } | Table::Constant { dtype: DType::I64, .. })
+    matches!(
+        table,
+        Table::Query { dtype: DType::I64, .. }
+            | Table::Key { dtype: DType::I64, .. }
+            | Table::Constant { dtype: DType::I64, .. }
+    )
 }
 
 /// One query row.

@@ -7,8 +7,8 @@ use super::expand::{Eval, Expander};
 use super::value::{Axis, Place, Tensor, Value};
 use crate::diagnostic::{Code, Diagnostic, Span};
 use crate::graph::Dim;
-use crate::spec::ast::BinOp;
 use crate::ops::{BinaryOp, UnaryOp};
+use crate::spec::ast::BinOp;
 
 /// The names of the functions that the compiler knows; each has an example in the language reference.
 pub const NAMES: &[&str] = &[

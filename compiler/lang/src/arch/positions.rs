@@ -73,8 +73,7 @@ impl Expander {
                 self.select_tensors(c, a, b, span)
             }
             Sym::Gather(table, indices) => {
-                let indices =
-                    indices.iter().map(|i| self.place_sym(i, span, leaf)).collect::<Eval<Vec<Tensor>>>()?;
+                let indices = indices.iter().map(|i| self.place_sym(i, span, leaf)).collect::<Eval<Vec<Tensor>>>()?;
                 self.gather(table.clone(), indices, span)
             }
             Sym::QPos | Sym::KPos(_) | Sym::Head(_) | Sym::Score(_) | Sym::Tensor(_) => leaf(self, sym),

@@ -283,7 +283,8 @@ impl Expander {
                 index = self.binary_tensors(BinaryOp::Add, index, next, span)?;
             }
             let all = sizes.iter().flatten().product();
-            let axes = std::iter::once(Axis::new(AxisName::Rows, Dim::Fixed(all))).chain(table.axes[n..].iter().copied());
+            let axes =
+                std::iter::once(Axis::new(AxisName::Rows, Dim::Fixed(all))).chain(table.axes[n..].iter().copied());
             rows = self.emit(Core::Reshape, &[&table], table.dtype, axes.collect(), span)?;
         }
         let axes = index.axes.iter().chain(&rows.axes[1..]).copied().collect();

@@ -217,15 +217,8 @@ impl<'g> Builder<'g> {
     pub fn lift(&mut self, body: &Graph, args: &[ValueId]) -> Result<Vec<ValueId>> {
         self.copy(body, args, |this, op, operands, types, _| match op {
             Op::Core(
-                op @ (Core::Const { .. }
-                | Core::Unary(_)
-                | Core::Binary(_)
-                | Core::Select
-                | Core::Cast
-                | Core::Gather),
-            ) => {
-                this.core(op, operands, types[0].clone()).map(|v| v.node)
-            }
+                op @ (Core::Const { .. } | Core::Unary(_) | Core::Binary(_) | Core::Select | Core::Cast | Core::Gather),
+            ) => this.core(op, operands, types[0].clone()).map(|v| v.node),
             op => Err(ShapeError(format!("{} is not elementwise", op.name()))),
         })
     }

@@ -68,9 +68,9 @@ fn is_matrix_or_table(graph: &Graph, value: ValueId) -> bool {
     graph.uses(value).into_iter().any(|(user, operand)| match graph.op(user) {
         Op::Core(Core::Contract { .. } | Core::Call { .. }) => true,
         Op::Core(Core::Gather) => operand == 0 && graph.ty(value).dims.len() >= 2,
-        Op::Core(Core::Reshape | Core::Transpose { .. } | Core::Slice { .. } | Core::Concat { .. } | Core::Repeat { .. }) => {
-            is_matrix_or_table(graph, ValueId { node: user, port: 0 })
-        }
+        Op::Core(
+            Core::Reshape | Core::Transpose { .. } | Core::Slice { .. } | Core::Concat { .. } | Core::Repeat { .. },
+        ) => is_matrix_or_table(graph, ValueId { node: user, port: 0 }),
         _ => false,
     })
 }

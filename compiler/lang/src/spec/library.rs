@@ -223,7 +223,9 @@ mod tests {
     #[test]
     fn a_config_without_a_type_is_known_by_its_keys() {
         let card = |keys: &str| {
-            format!("xfc: 1\nname: {keys}\nmatches: {{keys: [{keys}]}}\nsizes: {{}}\nwiring: |\n  model(x: f32[tokens, 1]) {{ return {{y: x}} }}\n")
+            format!(
+                "xfc: 1\nname: {keys}\nmatches: {{keys: [{keys}]}}\nsizes: {{}}\nwiring: |\n  model(x: f32[tokens, 1]) {{ return {{y: x}} }}\n"
+            )
         };
         let files = [("a.yaml", card("n")), ("b.yaml", card("n, m"))];
         let library = Library::build(files.into_iter().map(|(p, t)| (PathBuf::from(p), t)));
