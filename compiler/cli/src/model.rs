@@ -111,7 +111,14 @@ pub(crate) fn load(named: &Named, args: &ModelArgs) -> Result<Loaded> {
     };
     let config = config_path.as_deref().map(read_json).transpose()?;
     let mut spec = match (named, &config) {
-        (Named::Checkpoint(_), Some(config)) => pick_card(config, &library)?,
+        (Named::Checkpoint(_), Some(config)) => pick_card(config, &library).map_err(|mut report| {
+            // What is said of the config names its file.
+            let path = config_path.as_deref().map(|p| p.display().to_string()).unwrap_or_default();
+            for d in report.diagnostics.iter_mut().filter(|d| d.primary.is_none()) {
+                d.message = format!("{path}: {}", d.message);
+            }
+            report
+        })?,
         (Named::Card(card), _) => load_card(card, &library)?,
         _ => {
             return Err(CliError::usage(
