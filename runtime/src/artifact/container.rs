@@ -29,7 +29,7 @@ use std::sync::Arc;
 /// Machine code of one variant.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CodeImage {
-    /// Position-independent code and constants, linked: no relocation is left. Loaded at a multiple of 64 bytes (of a page, in fact).
+    /// Position-independent code and constants, linked: no relocation is left. To be mapped at a multiple of 4096 bytes.
     pub bytes: Vec<u8>,
     /// Where kernel `k` of the manifest begins, in bytes.
     pub entries: Vec<u64>,

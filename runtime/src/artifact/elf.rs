@@ -71,7 +71,7 @@ pub(super) fn write(arch: &str, sections: &[Section], symbol: &str, symbol_secti
     let mut offsets = vec![0; sections.len()];
     let reserve = |w: &mut Writer<'_>, offsets: &mut Vec<usize>, executable: bool| {
         for (section, offset) in sections.iter().zip(offsets).filter(|(section, _)| section.executable == executable) {
-            *offset = w.reserve(section.data.len(), SECTION_ALIGN);
+            *offset = w.reserve(section.data.len(), align(section));
         }
     };
     reserve(&mut w, &mut offsets, false);
@@ -157,13 +157,18 @@ pub(super) fn write(arch: &str, sections: &[Section], symbol: &str, symbol_secti
             sh_size: section.data.len() as u64,
             sh_link: 0,
             sh_info: 0,
-            sh_addralign: SECTION_ALIGN as u64,
+            sh_addralign: align(section) as u64,
             sh_entsize: 0,
         });
     }
     w.write_dynamic_section_header(dynamic_at as u64);
     w.write_shstrtab_section_header();
     Ok(Written { bytes, offsets })
+}
+
+/// Code reaches its data by pages on some architectures, so that it keeps its place in a page.
+fn align(section: &Section) -> usize {
+    if section.executable { SEGMENT_ALIGN } else { SECTION_ALIGN }
 }
 
 /// ELF's number for an architecture.
