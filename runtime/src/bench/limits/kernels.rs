@@ -85,7 +85,7 @@ impl Isa {
         }
     }
 
-    /// Whether this processor has an instruction for [`Products::Half`].
+    /// Whether this processor has an instruction for products of 16-bit numbers.
     pub fn has_half(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
