@@ -101,7 +101,7 @@ pub fn build_for(input: &Input<'_>, target: &dyn Target, threads: usize, keep: K
                 .collect(),
             operands: launch.operands.clone(),
             collective: None,
-            cost: Some(cost(&plan.kernels[launch.kernel])),
+            cost: Some(cost(&plan.kernels[launch.kernel], &plan.caches)),
         })
         .collect();
     let manifest = Manifest {

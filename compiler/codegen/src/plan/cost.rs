@@ -5,16 +5,17 @@
 
 use xfc_lang::graph::{Dim, Graph, Type, ValueId};
 use xfc_lang::ops::Core;
-use xfc_runtime::artifact::manifest::{AttentionCost, Cost};
+use xfc_runtime::artifact::manifest::{AttentionCost, CacheGroup, Cost};
 
 use super::kernel::{AttentionSpec, KernelSpec, LinearSpec, RowParam, RowsSpec, Sink, dtype_bytes};
 use super::weights::manifest_dtype;
 
-/// The cost of one launch of a kernel.
-pub fn cost(spec: &KernelSpec) -> Cost {
+/// The cost of one launch of a kernel of a plan with these cache groups.
+pub fn cost(spec: &KernelSpec, caches: &[CacheGroup]) -> Cost {
     match spec {
         KernelSpec::Linear(spec) => linear(spec),
-        KernelSpec::Attention(spec) => attention(spec),
+        // Keys may be of another axis than queries: of a source.
+        KernelSpec::Attention(spec) => attention(spec, caches.get(spec.group).map_or(spec.axis, |group| group.axis)),
         KernelSpec::Rows(spec) => rows(spec),
     }
 }
@@ -36,14 +37,14 @@ fn linear(spec: &LinearSpec) -> Cost {
     }
 }
 
-fn attention(spec: &AttentionSpec) -> Cost {
+fn attention(spec: &AttentionSpec, key_axis: usize) -> Cost {
     let queries = spec.heads * spec.key_dim * dtype_bytes(spec.query);
     let results = spec.heads * spec.value_dim * dtype_bytes(spec.result);
     Cost {
         row_bytes: queries + results,
         products: Some(manifest_dtype(spec.kept)),
         attention: Some(AttentionCost {
-            axis: spec.axis,
+            axis: key_axis,
             window: spec.reach.window,
             future: spec.reach.future,
             key_bytes: spec.kv_heads * (spec.key_dim + spec.value_dim) * dtype_bytes(spec.kept),
