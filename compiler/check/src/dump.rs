@@ -29,16 +29,7 @@ use crate::weights::floats;
 #[derive(Clone, Debug, Default)]
 pub struct Dump {
     /// Everything in the file, by name.
-    pub tensors: BTreeMap<String, Dumped>,
-}
-
-/// A tensor of a dump.
-#[derive(Clone, Debug)]
-pub struct Dumped {
-    /// Shape and values.
-    pub rows: Rows,
-    /// How it was stored.
-    pub dtype: Dtype,
+    pub tensors: BTreeMap<String, Rows>,
 }
 
 impl Dump {
@@ -58,7 +49,7 @@ impl Dump {
                 )
             })?;
             let dims = tensor.shape.iter().map(|d| *d as usize).collect();
-            dump.tensors.insert(name.to_owned(), Dumped { rows: Rows { dims, values }, dtype: tensor.dtype });
+            dump.tensors.insert(name.to_owned(), Rows { dims, values });
         }
         Ok(dump)
     }
@@ -71,7 +62,7 @@ impl Dump {
         let mut inputs = Inputs::new();
         for input in &manifest.inputs {
             let found = self.tensors.get(&input.name).or_else(|| self.tensors.get(&format!("inputs.{}", input.name)));
-            let Some(Dumped { rows, .. }) = found else {
+            let Some(rows) = found else {
                 if input.default.is_some() {
                     continue;
                 }

@@ -2,15 +2,13 @@
 
 use std::path::Path;
 
-use safetensors::Dtype;
 use xfc_codegen::target::Target;
-use xfc_lang::graph::DType;
 use xfc_lang::graph::named::{Named, named_values};
 use xfc_runtime::artifact::manifest::Manifest;
 use xfc_runtime::error::RuntimeError;
 
 use crate::compare::{Measure, Precision, Tier, measure};
-use crate::dump::{Dump, Dumped};
+use crate::dump::Dump;
 use crate::error::Result;
 use crate::inputs::{self, Inputs};
 use crate::modules;
@@ -149,9 +147,8 @@ pub fn compare_with(
             if !done.too_large {
                 progress("interpreting");
                 let outputs = subject.interpret::<f64>(&program, &[&done.inputs])?.remove(0);
-                let precision = if subject.options.dtype == DType::F32 { Precision::F64 } else { Precision::BF16 };
                 let by = "interpreter (f64)".to_owned();
-                done.sides.push(Side { by, values: compare_all(&pairs, dump, &outputs, precision) });
+                done.sides.push(Side { by, values: compare_all(&pairs, dump, &outputs, subject.precision()) });
             }
         }
         progress(&format!("running on {}", target.name()));
@@ -169,14 +166,13 @@ fn tokens(manifest: &Manifest, inputs: &Inputs) -> u64 {
     inputs::length(manifest, inputs, 0)
 }
 
+/// Also what the interpreter computes in f64 is held to f32: another implementation's tables of positions often are.
 fn compare_all(pairs: &[Pair], dump: &Dump, outputs: &Outputs, precision: Precision) -> Vec<Compared> {
     let compare = |pair: &Pair| {
-        let (got, Dumped { rows: want, dtype }) = (outputs.get(&pair.path)?, dump.tensors.get(&pair.dumped)?);
+        let (got, want) = (outputs.get(&pair.path)?, dump.tensors.get(&pair.dumped)?);
         // Heads may be one dimension or two, and a batch of 1 may lead.
         let rows = |dims: &[usize]| dims.iter().copied().find(|d| *d != 1);
         let alike = got.values.len() == want.values.len() && rows(&got.dims) == rows(&want.dims);
-        // Another implementation's own rounding is no departure.
-        let precision = if precision == Precision::F64 && *dtype != Dtype::F64 { Precision::F32 } else { precision };
         let measure = alike.then(|| measure(&got.values, &want.values, Tier::Value, precision));
         Some(Compared { pair: pair.clone(), dims: got.dims.clone(), measure })
     };

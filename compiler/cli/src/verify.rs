@@ -165,6 +165,7 @@ impl Prepared {
         }
     }
 
+    #[expect(clippy::print_stderr, reason = "a remark beside the table")]
     fn interpreter(&self, args: &VerifyArgs, progress: &mut dyn FnMut(&str)) -> Outcome {
         let parameters = self.loaded.model.arch.parameter_count().max(1);
         let tokens = args.tokens.unwrap_or_else(|| (EFFORT / parameters).clamp(4, TOKENS)).max(1);
@@ -174,7 +175,14 @@ impl Prepared {
             Some(failure) => {
                 let target = self.targets.iter().find(|t| t.name() == failure.target);
                 let target = target.map_or_else(|| &*self.targets[0], |t| &**t);
-                locate(&subject, target, &failure.check, &found.sequences, progress)?
+                // The failure is reported even where looking further fails.
+                match locate(&subject, target, &failure.check, &found.sequences, progress) {
+                    Ok(first) => first,
+                    Err(error) => {
+                        eprintln!("the first value that departs was not found: {error}");
+                        None
+                    }
+                }
             }
             None => None,
         };

@@ -6,6 +6,7 @@ use serde_json::Value;
 use xfc_tests::Result;
 use xfc_tests::case::{Case, Layout};
 use xfc_tests::command::Shell;
+use xfc_tests::repository;
 
 fn shell(case: &Case, tokens: usize) -> Result<(Shell, Vec<i64>)> {
     let shell = Shell::new()?;
@@ -85,5 +86,19 @@ fn texts_and_models_that_cannot_be_measured_are_refused() -> Result<()> {
     ] {
         shell.run("xfc", &[&["eval", "checkpoint"], arguments].concat())?.failure(code, &[named])?;
     }
+    Ok(())
+}
+
+#[test]
+fn a_trained_model_predicts_text_in_either_precision() -> Result<()> {
+    let shell = Shell::new()?;
+    let [model, text] = ["examples/demo/dense", "tools/dump_embeddings.py"].map(|path| repository().join(path));
+    let (model, text) = (model.to_string_lossy(), text.to_string_lossy());
+    let arguments = ["eval", &model, "--text", &text, "-c", "128", "--dtype", "bf16", "--against", &model, "--json"];
+    let said: Value = serde_json::from_str(&shell.run("xfc", &arguments)?.success()?)?;
+    let perplexity = said["perplexity"].as_f64().ok_or("no perplexity")?;
+    // A model that has learnt nothing is at the size of its vocabulary, in the thousands.
+    assert!(perplexity < 200.0, "{said}");
+    assert!(said["against"]["top1_clear"].as_f64().is_some_and(|share| share >= 0.99), "{said}");
     Ok(())
 }
