@@ -122,7 +122,8 @@ impl Divergence {
         self.divergences.get((share * last as f64).round() as usize).copied().unwrap_or(f64::NAN)
     }
 
-    fn add(&mut self, ours: &[f32], theirs: &[f32], target: usize) {
+    /// Adds the logits of one token, `target`, by both runs.
+    pub fn add(&mut self, ours: &[f32], theirs: &[f32], target: usize) {
         let (a, b) = (log_sum(ours), log_sum(theirs));
         let term = |(x, y): (&f32, &f32)| {
             let (log_q, log_p) = (f64::from(*x) - a, f64::from(*y) - b);
@@ -265,7 +266,8 @@ fn best(logits: &[f32]) -> usize {
     (0..logits.len()).reduce(|best, i| if logits[i] > logits[best] { i } else { best }).unwrap_or(0)
 }
 
-fn is_clear(logits: &[f32]) -> bool {
+/// Whether the best logit is ahead of the second by more than [`CLEAR_MARGIN`] standard deviations.
+pub fn is_clear(logits: &[f32]) -> bool {
     let mut spread = Mean::default();
     let (mut first, mut second) = (f64::NEG_INFINITY, f64::NEG_INFINITY);
     for x in logits.iter().map(|x| f64::from(*x)) {
@@ -278,37 +280,4 @@ fn is_clear(logits: &[f32]) -> bool {
     }
     let deviation = (spread.squares / spread.n - spread.mean() * spread.mean()).max(0.0).sqrt();
     first - second > CLEAR_MARGIN * deviation
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn windows_score_every_token_once() {
-        for (tokens, context, stride) in [(100, 10, 5), (100, 10, 10), (7, 10, 5), (31, 8, 3), (2, 2, 1), (1, 8, 4)] {
-            let windows = windows(tokens, context, stride);
-            let scored: Vec<usize> = windows.iter().flat_map(|w| w.scored..w.end).collect();
-            // With a stride of the whole context each window's first token has nothing before it.
-            let skipped = |t: &usize| if stride == context { t % context != 0 } else { *t != 0 };
-            assert_eq!(scored, (0..tokens).filter(skipped).collect::<Vec<_>>(), "{tokens} {context} {stride}");
-            for w in &windows {
-                assert!(w.end - w.start <= context && w.scored > w.start);
-                assert!(w.start == 0 || w.scored - w.start >= context - stride);
-            }
-        }
-    }
-
-    #[test]
-    fn divergence_of_known_distributions() {
-        let mut d = Divergence::default();
-        let logits = |p: [f64; 3]| p.map(|p| p.ln() as f32 + 3.0);
-        d.add(&logits([0.25, 0.25, 0.5]), &logits([0.5, 0.25, 0.25]), 0);
-        d.add(&logits([0.25, 0.25, 0.5]), &logits([0.25, 0.25, 0.5]), 2);
-        let expected = 0.5 * 2f64.ln() - 0.25 * 2f64.ln();
-        assert!((d.divergences[0] - expected).abs() < 1e-6 && d.divergences[1] < 1e-6);
-        assert_eq!((d.agree, d.clear, d.clear_agree), (1, 2, 1));
-        assert!((d.other.mean() - 2f64.ln()).abs() < 1e-6);
-        assert!(!is_clear(&[1.0, 0.999, -1.0]) && is_clear(&[1.0, 0.5, -1.0]));
-    }
 }

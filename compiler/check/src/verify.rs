@@ -210,18 +210,3 @@ pub(crate) fn measure_rows(got: &[f64], want: &[f64], subject: &Subject<'_>) -> 
     let missing = Element { index: 0, got: f64::NAN, want: f64::NAN, difference: f64::INFINITY, allowed: 0.0 };
     Measure { furthest: Some(missing), first: Some(missing), departing: want.len() }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::{pieces, shared};
-
-    #[test]
-    fn cuts_cover_every_token() {
-        for tokens in 1..60 {
-            assert_eq!(pieces(tokens).iter().sum::<u64>(), tokens);
-            let (b, c) = ((tokens * 2 / 3).max(1), tokens.min(5));
-            let sums: Vec<u64> = shared(tokens, b, c).iter().map(|cuts| cuts.iter().sum()).collect();
-            assert_eq!(sums, [tokens, b, c]);
-        }
-    }
-}

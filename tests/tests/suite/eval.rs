@@ -3,6 +3,7 @@
 use std::fs;
 
 use serde_json::Value;
+use xfc_check::eval::{Divergence, is_clear, windows};
 use xfc_tests::Result;
 use xfc_tests::case::{Case, Layout};
 use xfc_tests::command::Shell;
@@ -101,4 +102,32 @@ fn a_trained_model_predicts_text_in_either_precision() -> Result<()> {
     assert!(perplexity < 200.0, "{said}");
     assert!(said["against"]["top1_clear"].as_f64().is_some_and(|share| share >= 0.99), "{said}");
     Ok(())
+}
+
+#[test]
+fn windows_score_every_token_once() {
+    for (tokens, context, stride) in [(100, 10, 5), (100, 10, 10), (7, 10, 5), (31, 8, 3), (2, 2, 1), (1, 8, 4)] {
+        let windows = windows(tokens, context, stride);
+        let scored: Vec<usize> = windows.iter().flat_map(|w| w.scored..w.end).collect();
+        // With a stride of the whole context each window's first token has nothing before it.
+        let expected = |t: &usize| if stride == context { !t.is_multiple_of(context) } else { *t != 0 };
+        assert_eq!(scored, (0..tokens).filter(expected).collect::<Vec<_>>(), "{tokens} {context} {stride}");
+        for w in &windows {
+            assert!(w.end - w.start <= context && w.scored > w.start);
+            assert!(w.start == 0 || w.scored - w.start >= context - stride);
+        }
+    }
+}
+
+#[test]
+fn divergence_of_known_distributions() {
+    let mut d = Divergence::default();
+    let logits = |p: [f64; 3]| p.map(|p| p.ln() as f32 + 3.0);
+    d.add(&logits([0.25, 0.25, 0.5]), &logits([0.5, 0.25, 0.25]), 0);
+    d.add(&logits([0.25, 0.25, 0.5]), &logits([0.25, 0.25, 0.5]), 2);
+    let expected = 0.5 * 2f64.ln() - 0.25 * 2f64.ln();
+    assert!((d.divergences[0] - expected).abs() < 1e-6 && d.divergences[1] < 1e-6);
+    assert_eq!((d.agree, d.clear, d.clear_agree), (1, 2, 1));
+    assert!((d.other.mean() - 2f64.ln()).abs() < 1e-6);
+    assert!(!is_clear(&[1.0, 0.999, -1.0]) && is_clear(&[1.0, 0.5, -1.0]));
 }

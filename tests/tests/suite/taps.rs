@@ -56,7 +56,9 @@ fn every_named_value_is_the_interpreters() {
 }
 
 /// Shapes and f32 values by name.
-fn read(path: &std::path::Path) -> Result<BTreeMap<String, (Vec<usize>, Vec<f32>)>> {
+type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+fn read(path: &std::path::Path) -> Result<Tensors> {
     let bytes = fs::read(path)?;
     let file = SafeTensors::deserialize(&bytes)?;
     let tensor = |(name, view): (String, safetensors::tensor::TensorView<'_>)| {

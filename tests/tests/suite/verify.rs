@@ -10,7 +10,7 @@ use xfc_check::dump;
 use xfc_check::inputs::Inputs;
 use xfc_check::locate::locate;
 use xfc_check::subject::Subject;
-use xfc_check::verify::{Extent, verify};
+use xfc_check::verify::{Extent, checks, sequences, verify};
 use xfc_codegen::driver::Options;
 use xfc_codegen::target;
 use xfc_lang::graph::named::named_values;
@@ -19,6 +19,7 @@ use xfc_runtime::weights::Checkpoint;
 use xfc_tests::Result;
 use xfc_tests::case::{Case, Layout};
 use xfc_tests::command::Shell;
+use xfc_tests::compile::compiled;
 use xfc_tests::model;
 
 use crate::cases::every_case;
@@ -71,6 +72,26 @@ fn every_case_agrees_with_the_interpreter() {
         assert!(checks.len() >= if case.greedy_steps > 0 { 4 } else { 2 }, "{said}");
         Ok(())
     });
+}
+
+#[test]
+fn checks_cover_every_token() -> Result<()> {
+    for name in ["llama3", "bert"] {
+        let artifact = compiled(&Case::load(name)?)?;
+        let manifest = artifact.manifests().next().ok_or("no manifest")?;
+        for tokens in 1..60 {
+            let sequences = sequences(manifest, Extent { tokens, seed: 1 });
+            let checks = checks(manifest, &sequences);
+            assert!(checks.len() >= 1 + usize::from(tokens > 1), "{name}: {checks:?}");
+            for check in checks {
+                for (sequence, cuts) in check.sequences.iter().zip(&check.cuts) {
+                    let length = xfc_check::inputs::length(manifest, &sequences[*sequence], 0);
+                    assert_eq!(cuts.iter().sum::<u64>(), length, "{name}, {tokens} tokens: {check:?}");
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 #[test]
