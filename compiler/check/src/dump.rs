@@ -6,7 +6,7 @@
 //! | a path of ours (`layers.3.mlp`) | that value |
 //! | a module of the checkpoint (`model.layers.3.mlp`) | the value that the module returned |
 //! | the name of an output (`logits`) | that output |
-//! | `hidden_states.N` | what goes into layer N |
+//! | `hidden_states.N` | what goes into layer N; with `encoder_` or `decoder_` before it where there are two stacks of layers |
 //!
 //! A leading batch of 1 is left out of account. Other tensors are reported as not compared.
 

@@ -79,7 +79,7 @@ pub fn pairs(subject: &Subject<'_>, dump: &Dump, is_input: impl Fn(&str) -> bool
     let program = &subject.model.program;
     let named: Vec<Named> = named_values(program).into_iter().filter(|n| n.is_per_element() && n.is_float()).collect();
     let modules = modules::of_checkpoint(subject.model);
-    let layers: Vec<&Named> = named.iter().filter(|n| n.is_call(program)).collect();
+    let stacks = stacks(named.iter().filter(|n| n.is_call(program)));
     let dumped_name = |value: &Named| -> Option<String> {
         if dump.tensors.contains_key(&value.path) {
             return Some(value.path.clone());
@@ -89,9 +89,17 @@ pub fn pairs(subject: &Subject<'_>, dump: &Dump, is_input: impl Fn(&str) -> bool
             return Some(name.clone());
         }
         // What goes into layer N is what layer N - 1 returns; what the last returns has no such name.
-        let index = layers.iter().position(|layer| *layer == value)? + 1;
-        let name = format!("hidden_states.{index}");
-        (index < layers.len() && dump.tensors.contains_key(&name)).then_some(name)
+        let index_in = |stack: &Vec<&Named>| stack.iter().position(|layer| *layer == value);
+        let (at, stack) = stacks.iter().enumerate().find(|(_, stack)| index_in(stack).is_some())?;
+        let index = index_in(stack)? + 1;
+        let states = match (stacks.len(), at) {
+            (1, _) => "hidden_states",
+            (2, 0) => "encoder_hidden_states",
+            (2, _) => "decoder_hidden_states",
+            _ => return None,
+        };
+        let name = format!("{states}.{index}");
+        (index < stack.len() && dump.tensors.contains_key(&name)).then_some(name)
     };
     let mut pairs: Vec<Pair> = named
         .iter()
@@ -107,6 +115,19 @@ pub fn pairs(subject: &Subject<'_>, dump: &Dump, is_input: impl Fn(&str) -> bool
     let matched = |name: &String| is_input(name) || pairs.iter().any(|p| p.dumped == *name);
     let unmatched = dump.tensors.keys().filter(|name| !matched(name)).cloned().collect();
     (pairs, unmatched)
+}
+
+/// Layers by the list that holds them, in the order in which the lists are first computed.
+fn stacks<'n>(layers: impl Iterator<Item = &'n Named>) -> Vec<Vec<&'n Named>> {
+    let list = |layer: &Named| layer.path.rsplit_once('.').map(|(list, _)| list.to_owned());
+    let mut stacks: Vec<Vec<&Named>> = Vec::new();
+    for layer in layers {
+        match stacks.iter_mut().find(|stack| list(stack[0]) == list(layer)) {
+            Some(stack) => stack.push(layer),
+            None => stacks.push(vec![layer]),
+        }
+    }
+    stacks
 }
 
 /// Compares a model with a dump: interpreted in f64 where it is small enough, and compiled for each target.

@@ -169,7 +169,7 @@ fn hidden_states_of_another_implementation_agree() {
         let arguments = ["verify", "checkpoint", "--reference", "golden.safetensors", "--target", "cpu", "--json"];
         let said: Value = serde_json::from_str(&shell.run("xfc", &arguments)?.success()?)?;
         let values = said["sides"][0]["values"].as_array().ok_or("no values")?;
-        assert!(values.len() >= 3, "{said}");
+        assert!(values.len() >= 2, "{said}");
         Ok(())
     });
 }
