@@ -122,6 +122,10 @@ fn stacks<'n>(layers: impl Iterator<Item = &'n Named>) -> Vec<Vec<&'n Named>> {
     let list = |layer: &Named| layer.path.rsplit_once('.').map(|(list, _)| list.to_owned());
     let mut stacks: Vec<Vec<&Named>> = Vec::new();
     for layer in layers {
+        // What is made of a list's last layer has further names for the same value.
+        if stacks.iter().flatten().any(|known| known.is_same_value(layer)) {
+            continue;
+        }
         match stacks.iter_mut().find(|stack| list(stack[0]) == list(layer)) {
             Some(stack) => stack.push(layer),
             None => stacks.push(vec![layer]),

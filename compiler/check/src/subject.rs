@@ -105,15 +105,16 @@ pub type Cuts = Vec<Vec<u64>>;
 pub fn run(model: &Arc<Loaded>, sequences: &[&Inputs], cuts: &Cuts) -> Result<Vec<Outputs>> {
     let manifest = model.manifest();
     let n_steps = cuts.iter().map(Vec::len).max().unwrap_or(0);
-    let longest = (0..manifest.axes.len())
-        .flat_map(|axis| sequences.iter().map(move |inputs| inputs::length(manifest, inputs, axis)))
-        .max()
-        .unwrap_or(1);
-    let at_once = |step: usize| cuts.iter().map(|c| c.get(step).copied().unwrap_or(0)).sum::<u64>();
+    let longest = |inputs: &&Inputs| {
+        let axes = 0..manifest.axes.len();
+        axes.map(|axis| inputs::length(manifest, inputs, axis)).max().unwrap_or(1).max(1)
+    };
+    let lengths: Vec<u64> = sequences.iter().map(longest).collect();
     let options = SessionOptions {
         max_sequences: sequences.len().max(1) as u32,
-        context_tokens: Some(longest.max(1)),
-        step_tokens: (0..n_steps).map(at_once).max().unwrap_or(1).max(longest).max(1),
+        context_tokens: Some(lengths.iter().copied().max().unwrap_or(1)),
+        // Whatever the cuts, no step is longer than all that there is.
+        step_tokens: lengths.iter().sum::<u64>().max(1),
         ..SessionOptions::default()
     };
     let mut session = model.session(&options)?;

@@ -50,6 +50,11 @@ impl Named {
         self.calls.is_empty() && self.value.port == 0 && program.graphs.first().is_some_and(call)
     }
 
+    /// Whether both are names of one value.
+    pub fn is_same_value(&self, other: &Named) -> bool {
+        (&self.calls, self.value) == (&other.calls, other.value)
+    }
+
     /// Whether it is computed inside what computes `other`: in the body of that call.
     pub fn is_inside(&self, other: &Named) -> bool {
         self.calls.len() > other.calls.len()
