@@ -26,6 +26,7 @@ demo:
 test:
 	@tools/setup.sh --download --lint --emulate
 	@tools/fetch_minilm.sh >/dev/null
+	@tools/setup.sh --browse
 	cargo fmt --all --check
 	cargo build --bins -p xfc-cli -p xfc-runtime
 	cargo build --bin xfrun -p xfc-runtime --target $(emulated)
@@ -35,6 +36,7 @@ test:
 test-full:
 	@tools/setup.sh --download --lint --emulate
 	@tools/fetch_minilm.sh >/dev/null
+	@tools/setup.sh --browse
 	cargo build --release --bins -p xfc-cli -p xfc-runtime
 	cargo build --bin xfrun -p xfc-runtime --target $(emulated)
 	XFC_FUZZ_SECONDS=60 XFC_SEEDS=200 cargo test --release --workspace

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Makes sure that what building xfc needs is there; says nothing when it is.
 #
-#   tools/setup.sh [--download] [--lint] [--emulate]
+#   tools/setup.sh [--download] [--lint] [--emulate] [--browse]
 #
 #   --download   also what tools/fetch_minilm.sh needs (python3 with pip)
 #   --lint       also rustfmt and clippy
 #   --emulate    also what tests of other processors need: QEMU's user mode, and Rust's library for AArch64
+#   --browse     also a browser, in which tests open the pages of xfc inspect
 #
 # On Debian and its relatives, missing packages are listed with their size and installed with apt-get (through sudo when not root).
 # Elsewhere it prints what to install and stops.
@@ -19,12 +20,13 @@ system_packages=(libzstd-dev zlib1g-dev libxml2-dev libz3-dev libffi-dev)
 say() { printf '%s\n' "$*" >&2; }
 stop() { say "$@"; exit 1; }
 
-want_download= want_lint= want_emulate=
+want_download= want_lint= want_emulate= want_browse=
 for argument in "$@"; do
   case $argument in
     --download) want_download=1 ;;
     --lint) want_lint=1 ;;
     --emulate) want_emulate=1 ;;
+    --browse) want_browse=1 ;;
     *) stop "setup.sh: unknown argument $argument" ;;
   esac
 done
@@ -55,6 +57,7 @@ if [ -n "$want_emulate" ]; then
     rustup target add "$emulated" >/dev/null 2>&1 || stop "Rust's library for $emulated is missing, which tests of AArch64 need. Run: rustup target add $emulated"
   fi
 fi
+has_browser() { command -v chromium || command -v chromium-browser || command -v google-chrome; }
 
 # ---- Elsewhere than on Debian: look at what is there, say what is missing.
 
@@ -72,6 +75,9 @@ if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
     for tool in qemu-aarch64 qemu-x86_64; do
       command -v "$tool" >/dev/null || missing+=("$tool (QEMU's user mode, for tests of other processors)")
     done
+  fi
+  if [ -n "$want_browse" ]; then
+    has_browser >/dev/null || missing+=("Chromium, as chromium on PATH (tests open pages in it)")
   fi
   [ "${#missing[@]}" -gt 0 ] || exit 0
   say "This machine has no apt-get, so please install what is missing:"
@@ -92,6 +98,9 @@ if [ -n "$want_download" ]; then
 fi
 
 [ -z "$want_emulate" ] || wanted+=(qemu-user)
+if [ -n "$want_browse" ]; then
+  has_browser >/dev/null || wanted+=(chromium)
+fi
 
 missing=()
 for package in "${wanted[@]}"; do

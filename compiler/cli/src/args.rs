@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use xfc_runtime::commands::{BenchArgs, EXIT_CODES, EmbedArgs, LogitsArgs, RunArgs};
 
 use crate::eval::EvalArgs;
@@ -14,6 +14,13 @@ use crate::verify::VerifyArgs;
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+/// The command line. A comparison of two models needs no third.
+pub(crate) fn command() -> clap::Command {
+    Cli::command().mut_subcommand("inspect", |inspect| {
+        inspect.mut_arg("model", |model| model.required(false).default_value("").hide_default_value(true))
+    })
 }
 
 /// Subcommands.
@@ -37,6 +44,10 @@ pub(crate) enum Command {
     Verify(VerifyArgs),
     /// Measure perplexity over a text, and how far two runs are apart
     Eval(EvalArgs),
+    /// Explain an error code: what it means, an example, the remedy
+    Explain(ExplainArgs),
+    /// Tell about an operation, or a module or function of the library
+    Doc(DocArgs),
 }
 
 /// A model, and how it is compiled.
@@ -114,6 +125,10 @@ pub(crate) enum FormatArg {
     Json,
     /// For Graphviz.
     Dot,
+    /// A drawing.
+    Svg,
+    /// A page to look around in: one file, for any browser.
+    Html,
 }
 
 /// `xfc inspect`.
@@ -121,7 +136,7 @@ pub(crate) enum FormatArg {
 pub(crate) struct InspectArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// spec, arch, graph, fused, mlir, llvm, asm or plan [default: a summary as text, else fused]
+    /// spec, arch, graph, fused, mlir, llvm, asm or plan [default: a summary as text, arch as a drawing, else fused]
     #[arg(long, value_name = "STAGE")]
     pub(crate) emit: Option<xfc_codegen::driver::Stage>,
     /// Only this layer
@@ -136,9 +151,37 @@ pub(crate) struct InspectArgs {
     /// Run only the first N passes
     #[arg(long = "pass-limit", value_name = "N")]
     pub(crate) pass_limit: Option<usize>,
+    /// What differs: from MODEL to another model, between two models, or between two stages of MODEL (arch, graph, fused)
+    #[arg(long, value_name = "A [B]", num_args = 1..=2, conflicts_with = "cache")]
+    pub(crate) diff: Vec<String>,
+    /// What is kept of each token and for how long, with the derivation
+    #[arg(long)]
+    pub(crate) cache: bool,
+    /// With --cache: the context for which bounds are told [default: 4096]
+    #[arg(short, long = "ctx-size", value_name = "TOKENS", requires = "cache")]
+    pub(crate) ctx_size: Option<u64>,
     /// Write here instead of to the terminal
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
+}
+
+/// `xfc explain`.
+#[derive(Args, Debug)]
+pub(crate) struct ExplainArgs {
+    /// The code in a message's brackets: E0201; without one, all are listed
+    #[arg(value_name = "CODE")]
+    pub(crate) code: Option<String>,
+}
+
+/// `xfc doc`.
+#[derive(Args, Debug)]
+pub(crate) struct DocArgs {
+    /// An operation (`attend`), a module or function of the library (`gqa`); without one, all are listed
+    #[arg(value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// The library in this folder instead of the one built in
+    #[arg(long, value_name = "DIR")]
+    pub(crate) models: Option<PathBuf>,
 }
 
 /// `xfc check`.

@@ -16,6 +16,7 @@ use crate::error::{CliError, Result};
 use crate::layer;
 use crate::model::{self, Loaded, Named};
 use crate::output::print;
+use crate::see;
 use crate::summary;
 use crate::values;
 use crate::variants;
@@ -25,23 +26,37 @@ use crate::variants;
 /// # Errors
 /// The model cannot be read or compiled, the stage has no such form, or the output cannot be written.
 pub(crate) fn run(args: &InspectArgs) -> Result<()> {
-    let named = model::name(&args.model.model)?;
-    let text = match &named {
-        Named::Artifact(path) if args.values => {
-            return Err(CliError::usage(
-                format!("{} is compiled: names follow from its description", path.display()),
-                "give its card or checkpoint folder",
-            ));
-        }
-        Named::Artifact(path) => artifact(path, args)?,
-        named if args.values => values::list(&model::load(named, &args.model)?),
-        named => stage(&model::load(named, &args.model)?, args)?,
-    };
+    let text = wanted(args)?;
     match &args.output {
         Some(path) => xfc_runtime::files::write_atomic(path, text.as_bytes())?,
         None => print(text.trim_end().to_owned()),
     }
     Ok(())
+}
+
+fn wanted(args: &InspectArgs) -> Result<String> {
+    if !args.diff.is_empty() {
+        return see::diff(args);
+    }
+    if args.model.model.is_empty() {
+        return Err(CliError::usage("no MODEL is given", "write `xfc inspect MODEL`, or `xfc inspect --diff A B`"));
+    }
+    if args.cache {
+        return see::caches(args);
+    }
+    if matches!(args.format, FormatArg::Svg | FormatArg::Html) {
+        return see::draw(args);
+    }
+    let named = model::name(&args.model.model)?;
+    match &named {
+        Named::Artifact(path) if args.values => Err(CliError::usage(
+            format!("{} is compiled: names follow from its description", path.display()),
+            "give its card or checkpoint folder",
+        )),
+        Named::Artifact(path) => artifact(path, args),
+        named if args.values => Ok(values::list(&model::load(named, &args.model)?)),
+        named => stage(&model::load(named, &args.model)?, args),
+    }
 }
 
 /// The stage asked for; of a model without one, its fused graph.
@@ -52,7 +67,7 @@ fn emit(args: &InspectArgs) -> Stage {
 fn no_form(args: &InspectArgs) -> CliError {
     CliError::usage(
         format!("stage `{}` has no {:?} form", emit(args), args.format).to_lowercase(),
-        "spec and arch are text or json, graph and fused also dot, plan is text or json, kernels are text or json",
+        "spec is text or json, arch also svg or html, graph and fused also dot, svg or html, plan and kernels are text or json",
     )
 }
 
@@ -94,12 +109,12 @@ fn stage(loaded: &Loaded, args: &InspectArgs) -> Result<String> {
         Stage::Spec => match args.format {
             FormatArg::Text => Ok(loaded.card.clone()),
             FormatArg::Json => yaml_as_json(&loaded.card),
-            FormatArg::Dot => Err(no_form(args)),
+            FormatArg::Dot | FormatArg::Svg | FormatArg::Html => Err(no_form(args)),
         },
         Stage::Arch => match args.format {
             FormatArg::Text => Ok(loaded.model.arch.to_string()),
             FormatArg::Json => yaml_as_json(&loaded.model.arch.to_string()),
-            FormatArg::Dot => Err(no_form(args)),
+            FormatArg::Dot | FormatArg::Svg | FormatArg::Html => Err(no_form(args)),
         },
         Stage::Graph => program(&driver::fuse(&loaded.model, &options)?.graph, args),
         Stage::Fused => program(&driver::fuse(&loaded.model, &options)?.program, args),
@@ -166,6 +181,7 @@ fn program(program: &Program, args: &InspectArgs) -> Result<String> {
         }
         FormatArg::Json => pretty(&view::json(program, &graphs)),
         FormatArg::Dot => Ok(view::dot(program, &graphs)),
+        FormatArg::Svg | FormatArg::Html => Err(no_form(args)),
     }
 }
 

@@ -14,6 +14,7 @@ mod layer;
 mod model;
 mod output;
 mod run;
+mod see;
 mod summary;
 mod values;
 mod verify;
@@ -21,12 +22,13 @@ mod variants;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::FromArgMatches as _;
 
 use crate::args::{Cli, Command};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let matches = args::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
     let result = match &cli.command {
         Command::Compile(args) => compile::run(args),
         Command::Inspect(args) => inspect::run(args),
@@ -37,6 +39,10 @@ fn main() -> ExitCode {
         Command::Bench(args) => run::bench(args),
         Command::Verify(args) => verify::run(args),
         Command::Eval(args) => eval::run(args),
+        Command::Explain(args) => see::explain(args.code.as_deref()).map(|text| output::print(text.trim_end())),
+        Command::Doc(args) => {
+            see::doc(args.name.as_deref(), args.models.as_deref()).map(|text| output::print(text.trim_end()))
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

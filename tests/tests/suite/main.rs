@@ -21,6 +21,7 @@ mod interpreter;
 mod interrupted;
 mod programs;
 mod readme;
+mod seeing;
 mod sources;
 mod taps;
 mod targets;

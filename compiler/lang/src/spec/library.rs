@@ -108,6 +108,24 @@ impl Library {
             .collect()
     }
 
+    /// The definition of a name with the comment above it, and the file that it is in.
+    pub fn definition(&self, name: &str) -> Option<(String, String)> {
+        let of = |item: &&Item| item.names().iter().any(|n| &*n.name == name);
+        let item = self.items.iter().find(of)?;
+        let span = item.names().first()?.span;
+        let source = self.sources.get(span.source)?;
+        let begin = source.text[..span.start as usize].rfind('\n').map_or(0, |i| i + 1);
+        let comment: Vec<&str> = source.text[..begin].lines().rev().take_while(|l| l.starts_with('#')).collect();
+        // The comment at the top of a file is about the file, unless a definition follows at once.
+        let mut lines: Vec<&str> = comment.into_iter().rev().collect();
+        let rest = source.text[begin..].lines();
+        // A definition begins at the margin, and what continues it is indented or closes it.
+        let goes_on = |l: &&str| l.is_empty() || l.starts_with([' ', '}', '\t']);
+        lines.extend(rest.clone().take(1).chain(rest.skip(1).take_while(goes_on)));
+        let text = lines.join("\n").trim_end().to_owned();
+        Some((source.name.to_string(), text))
+    }
+
     pub(super) fn items(&self) -> Arc<Vec<Item>> {
         self.items.clone()
     }

@@ -186,6 +186,14 @@ proptest! {
     }
 
     #[test]
+    fn programs_are_drawn(
+        main in proptest::collection::vec(any::<Choice>(), 1..24),
+        body in proptest::collection::vec(any::<Choice>(), 1..16),
+    ) {
+        crate::view::draws(&program(&main, &body));
+    }
+
+    #[test]
     fn any_text_is_read_or_refused(cut in 0usize..6000, put in ".{0,12}", which in 0usize..2) {
         let text = [crate::support::DENSE, crate::support::ENCODER][which];
         let at = (0..=cut.min(text.len())).rev().find(|i| text.is_char_boundary(*i)).unwrap();

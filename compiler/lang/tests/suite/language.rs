@@ -16,7 +16,7 @@ fn reference() -> String {
 }
 
 /// The fenced blocks of a kind, each with the line it starts at.
-fn blocks(text: &str, kind: &str) -> Vec<(usize, String)> {
+pub(crate) fn blocks(text: &str, kind: &str) -> Vec<(usize, String)> {
     let mut found = Vec::new();
     let mut open: Option<(usize, String, bool)> = None;
     for (number, line) in text.lines().enumerate() {
@@ -44,7 +44,7 @@ fn indented(text: &str) -> String {
 const SMALLEST: &str = "model(x: f32[tokens, 8]) {\n  return {y: x}\n}\n";
 
 /// A card around the equations of an example: a whole wiring, the body of a module of `x` and `ids`, or definitions alone.
-fn card_of(example: &str) -> String {
+pub(crate) fn card_of(example: &str) -> String {
     let wiring = if example.contains("model(") {
         example.to_string()
     } else if example.lines().any(|l| l.starts_with("return ")) {

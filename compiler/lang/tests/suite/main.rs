@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "what fails to unwrap here is a failed test")]
 
 mod cards;
+mod errors;
 mod generated;
 mod graph;
 mod language;

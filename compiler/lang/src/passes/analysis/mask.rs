@@ -82,6 +82,38 @@ pub fn reach(mask: &Graph) -> Reach {
     Reach { window, future: ages.lo < 0 }
 }
 
+/// What one part of a mask says of the age `q_pos - k_pos` of a key that is seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The part: a value of the mask.
+    pub value: ValueId,
+    /// Least age; `None` where there is no bound.
+    pub least: Option<i128>,
+    /// Largest age; `None` where there is no bound.
+    pub largest: Option<i128>,
+    /// Whether it holds at no age.
+    pub never: bool,
+}
+
+/// The parts that a mask is the `and` of, in the order in which they are written, each with its bounds.
+pub fn parts(mask: &Graph) -> Vec<Part> {
+    let Some(output) = mask.outputs().first() else { return Vec::new() };
+    let mut analysis = Analysis { mask, memo: HashMap::new(), forms: HashMap::new() };
+    let (mut parts, mut stack) = (Vec::new(), vec![output.value]);
+    while let Some(value) = stack.pop() {
+        if let (Some(Core::Binary(BinaryOp::And)), [a, b]) =
+            (mask.op(value.node).as_core(), &mask.operands(value.node)[..])
+        {
+            stack.extend([*b, *a]);
+            continue;
+        }
+        let ages = analysis.holds(value, true);
+        let bound = |age: i128| (age > i128::MIN && age < i128::MAX).then_some(age);
+        parts.push(Part { value, least: bound(ages.lo), largest: bound(ages.hi), never: ages.lo > ages.hi });
+    }
+    parts
+}
+
 struct Analysis<'g> {
     mask: &'g Graph,
     memo: HashMap<(ValueId, bool), Ages>,

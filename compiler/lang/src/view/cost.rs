@@ -1,0 +1,187 @@
+//! What operations cost: floating-point operations and bytes of a token, from types alone.
+//!
+//! A dimension that grows with the step counts once (one token); one that grows with what is kept counts in
+//! [`Cost::flops_per_key`]. Moves cost nothing here. The figures are of the arithmetic as written, not of a machine.
+
+use super::scene::Cost;
+use crate::graph::{Dim, Graph, NodeId, Type};
+use crate::ops::fused::{Attention, LayerNorm, Linear, RmsNorm, Rows};
+use crate::ops::shape::ContractSpec;
+use crate::ops::{Core, Op};
+
+/// The arithmetic of a node for one token.
+pub(super) fn of(graph: &Graph, node: NodeId) -> Cost {
+    let operands: Vec<&Type> = graph.operands(node).into_iter().map(|v| graph.ty(v)).collect();
+    let Some(result) = graph.types(node).first() else { return Cost::default() };
+    match graph.op(node) {
+        Op::Core(core) => match core {
+            Core::Unary(_) | Core::Binary(_) | Core::Select => elements(result, 1.0),
+            Core::Reduce(_) | Core::Softmax | Core::TopK { .. } => operands
+                .first()
+                .map_or_else(Cost::default, |x| elements(x, if *core == Core::Softmax { 4.0 } else { 1.0 })),
+            Core::Contract { spec } => contract(spec, &operands),
+            Core::Arg { .. }
+            | Core::Weight { .. }
+            | Core::Const { .. }
+            | Core::Position
+            | Core::Index
+            | Core::Cast
+            | Core::Reshape
+            | Core::Transpose { .. }
+            | Core::Slice { .. }
+            | Core::Concat { .. }
+            | Core::Repeat { .. }
+            | Core::Gather
+            | Core::Take
+            | Core::Cache { .. }
+            | Core::SelectRows
+            | Core::Call { .. } => Cost::default(),
+        },
+        op => fused(op, &operands, result),
+    }
+}
+
+fn fused(op: &Op, operands: &[&Type], result: &Type) -> Cost {
+    if let Some(linear) = op.as_fused::<Linear>() {
+        let inputs = operands.first().and_then(|x| x.dims.last()?.fixed()).unwrap_or(1) as f64;
+        let after = linear.epilogue.nodes().filter(|n| is_arithmetic(linear.epilogue.op(*n))).count() as f64;
+        return elements(result, 2.0 * linear.parts as f64 * inputs + after);
+    }
+    if let Some(attention) = op.as_fused::<Attention>() {
+        let [Dim::Fixed(heads), Dim::Fixed(width)] = result.dims[result.dims.len().saturating_sub(2)..] else {
+            return Cost::default();
+        };
+        let keys = operands.first().and_then(|q| q.dims.last()?.fixed()).unwrap_or(width);
+        let score = attention.score.nodes().filter(|n| is_arithmetic(attention.score.op(*n))).count() as f64;
+        // Products with keys and values, and the softmax: scale, exponential, sum and weight of each score.
+        return Cost {
+            flops: 0.0,
+            flops_per_key: heads as f64 * (2.0 * keys as f64 + 2.0 * width as f64 + 4.0 + score),
+        };
+    }
+    if let Some(rows) = op.as_fused::<Rows>() {
+        return rows.body.nodes().fold(Cost::default(), |sum, node| sum.plus(of(&rows.body, node), 1.0));
+    }
+    if op.as_fused::<RmsNorm>().is_some() {
+        return elements(result, 4.0);
+    }
+    if op.as_fused::<LayerNorm>().is_some() {
+        return elements(result, 7.0);
+    }
+    elements(result, 1.0)
+}
+
+fn is_arithmetic(op: &Op) -> bool {
+    matches!(op.as_core(), Some(Core::Unary(_) | Core::Binary(_) | Core::Select | Core::Reduce(_)))
+}
+
+/// So many operations for each element of a value.
+fn elements(ty: &Type, each: f64) -> Cost {
+    by_dims(ty.dims.iter(), each)
+}
+
+fn by_dims<'d>(dims: impl Iterator<Item = &'d Dim>, each: f64) -> Cost {
+    let (mut n, mut grows) = (each, false);
+    for dim in dims {
+        match dim {
+            Dim::Fixed(size) => n *= *size as f64,
+            Dim::Visible(_) => grows = true,
+            Dim::Axis(_) | Dim::Rows(_) => {}
+        }
+    }
+    if grows { Cost { flops: 0.0, flops_per_key: n } } else { Cost { flops: n, flops_per_key: 0.0 } }
+}
+
+fn contract(spec: &str, operands: &[&Type]) -> Cost {
+    let Ok(spec) = ContractSpec::parse(spec) else { return Cost::default() };
+    let mut seen: Vec<char> = Vec::new();
+    let mut dims = Vec::new();
+    for (labels, ty) in [&spec.a, &spec.b].into_iter().zip(operands) {
+        for (label, dim) in labels.iter().zip(&ty.dims) {
+            if !seen.contains(label) {
+                seen.push(*label);
+                dims.push(*dim);
+            }
+        }
+    }
+    by_dims(dims.iter(), 2.0)
+}
+
+/// Bytes of a value's elements that one token brings; all of it where no dimension grows.
+pub(super) fn token_bytes(ty: &Type) -> u64 {
+    let fixed = ty.dims.iter().filter_map(|d| d.fixed()).fold(1, u64::saturating_mul);
+    fixed.saturating_mul(ty.dtype.size_bytes())
+}
+
+/// `8,030,261,248` as `8.03 B`; small numbers as they are.
+pub(super) fn count(n: f64) -> String {
+    let (value, unit) = match n {
+        n if n >= 1e12 => (n / 1e12, " T"),
+        n if n >= 1e9 => (n / 1e9, " B"),
+        n if n >= 1e6 => (n / 1e6, " M"),
+        n if n >= 1e4 => (n / 1e3, " k"),
+        _ => return format!("{n:.0}"),
+    };
+    let digits = if value >= 100.0 {
+        0
+    } else if value >= 10.0 {
+        1
+    } else {
+        2
+    };
+    format!("{value:.digits$}{unit}")
+}
+
+/// Bytes for people, in powers of 1024.
+pub(super) fn bytes(n: u64) -> String {
+    let value = n as f64;
+    match n {
+        0..10_240 => format!("{n} B"),
+        10_240..10_485_760 => format!("{:.1} KiB", value / 1024.0),
+        10_485_760..10_737_418_240 => format!("{:.1} MiB", value / 1_048_576.0),
+        _ => format!("{:.1} GiB", value / 1_073_741_824.0),
+    }
+}
+
+/// `8030261248` as `8,030,261,248`.
+pub(super) fn digits(n: u64) -> String {
+    let plain = n.to_string();
+    let mut out = String::new();
+    for (i, c) in plain.chars().enumerate() {
+        if i > 0 && (plain.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(c);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::{AxisId, DType, Origin};
+
+    #[test]
+    fn products_count_twice_and_keys_apart() {
+        let mut g = Graph::new("g");
+        let x = g.add_param("x", Type::new(DType::F32, [Dim::Axis(AxisId(0)), Dim::Fixed(64)]));
+        let w = g.add_param("w", Type::new(DType::F32, [Dim::Fixed(16), Dim::Fixed(64)]));
+        let k = g.add_param("k", Type::new(DType::F32, [Dim::Visible(AxisId(0)), Dim::Fixed(64)]));
+        let spec = |s: &str| Core::Contract { spec: s.into() };
+        let ty = Type::new(DType::F32, [Dim::Axis(AxisId(0)), Dim::Fixed(16)]);
+        let y = g.add(spec("ni,oi->no"), &[x, w], ty, Origin::default());
+        let scores = Type::new(DType::F32, [Dim::Axis(AxisId(0)), Dim::Visible(AxisId(0))]);
+        let s = g.add(spec("nd,td->nt"), &[x, k], scores, Origin::default());
+        assert_eq!(of(&g, y.node), Cost { flops: 2048.0, flops_per_key: 0.0 });
+        assert_eq!(of(&g, s.node), Cost { flops: 0.0, flops_per_key: 128.0 });
+    }
+
+    #[test]
+    fn counts_are_short() {
+        assert_eq!(count(8_030_261_248.0), "8.03 B");
+        assert_eq!(count(218_112_000.0), "218 M");
+        assert_eq!(count(4096.0), "4096");
+        assert_eq!(digits(1_234_567), "1,234,567");
+        assert_eq!(bytes(131_072), "128.0 KiB");
+    }
+}
