@@ -32,9 +32,9 @@ pub(super) fn scene(subject: &Subject<'_>, atoms: Vec<Atom>) -> Scene {
     let operands = atoms.iter().map(|a| a.reads.iter().map(|r| r.0).collect()).collect();
     let root = Frame { name: subject.program.name.clone(), ..Frame::default() };
     let mut boxes = Boxes { frames: vec![root], of: Vec::new(), members: vec![Vec::new()], readers, operands };
-    for atom in 0..atoms.len() {
+    for (atom, Atom { modules, .. }) in atoms.iter().enumerate() {
         boxes.of.push(0);
-        for module in &atoms[atom].modules {
+        for module in modules {
             let parent = boxes.of[atom];
             let frame = boxes.enter(atom, parent, module);
             boxes.of[atom] = frame;

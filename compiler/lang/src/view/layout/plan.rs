@@ -189,9 +189,9 @@ fn ranks(plan: &Plan, flows: &[(usize, usize, Vec<usize>)]) -> Vec<usize> {
         }
     }
     let last = (0..n).filter(|i| plan.items[*i] != Item::Exit).map(|i| rank[i] + 1).max().unwrap_or(0);
-    for i in 0..n {
-        if plan.items[i] == Item::Exit {
-            rank[i] = last;
+    for (rank, item) in rank.iter_mut().zip(&plan.items) {
+        if *item == Item::Exit {
+            *rank = last;
         }
     }
     // What has more readers' than operands' wires moves down to its readers: wires become shorter.
