@@ -11,7 +11,7 @@ use xfc_lang::spec::{Library, Origin, Spec, apply_sets, load_card, parse_card, p
 use xfc_runtime::artifact::manifest::Manifest;
 use xfc_runtime::artifact::{Artifact, validate};
 use xfc_runtime::text::chat::ChatTemplate;
-use xfc_runtime::text::settings::{embed_settings, stop_ids};
+use xfc_runtime::text::settings::{embed_settings, start_ids, stop_ids, suppressed_ids};
 use xfc_runtime::text::tokenizer::{SpecialTokens, Tokenizer};
 use xfc_runtime::weights::Checkpoint;
 
@@ -95,6 +95,8 @@ pub fn settings(data: &[u8]) {
     // Whatever they say, it is an answer or a refusal.
     let _ = Checkpoint::open(folder.path()).map_err(|error| assert!(!error.to_string().is_empty()));
     let _ = stop_ids(folder.path()).map_err(|error| assert!(!error.to_string().is_empty()));
+    let _ = start_ids(folder.path()).map_err(|error| assert!(!error.to_string().is_empty()));
+    let _ = suppressed_ids(folder.path()).map_err(|error| assert!(!error.to_string().is_empty()));
     let _ = embed_settings(folder.path()).map_err(|error| assert!(!error.to_string().is_empty()));
     let _ = ChatTemplate::open(folder.path()).map_err(|error| assert!(!error.to_string().is_empty()));
 }

@@ -1,8 +1,9 @@
 //! The cards of the library: tied copies of tensors, layers that are one graph.
 
+use serde_json::json;
 use xfc_lang::arch::{ElaborateOptions, elaborate, matches_pattern};
 use xfc_lang::graph::verify::verify;
-use xfc_lang::spec::{Library, load_card};
+use xfc_lang::spec::{Library, load_card, pick_card};
 use xfc_tests::case::Case;
 use xfc_tests::model;
 
@@ -17,6 +18,31 @@ fn copies_of_tied_tensors_are_ignored() {
         }
         let stored: usize = case.tensors.iter().map(|t| t.shape.iter().product::<usize>()).sum();
         assert_eq!(model.arch.parameter_count(), stored as u64, "{name}");
+    }
+}
+
+#[test]
+fn other_models_of_a_family_have_their_published_parameters() {
+    let library = Library::embedded();
+    let t5 = |width: u64, inner: u64, layers: u64, heads: u64| json!({"model_type": "t5", "vocab_size": 32128, "d_model": width, "d_kv": 64, "d_ff": inner, "num_layers": layers, "num_heads": heads});
+    let mut newer = t5(512, 1024, 8, 6);
+    newer["feed_forward_proj"] = json!("gated-gelu");
+    newer["tie_word_embeddings"] = json!(false);
+    let bart = json!({
+        "model_type": "bart", "architectures": ["BartModel"], "vocab_size": 50265, "d_model": 1024, "encoder_layers": 12, "decoder_layers": 12,
+        "encoder_attention_heads": 16, "decoder_attention_heads": 16, "encoder_ffn_dim": 4096, "decoder_ffn_dim": 4096,
+        "max_position_embeddings": 1024, "scale_embedding": false, "normalize_before": false, "static_position_embeddings": false,
+    });
+    for (name, config, published) in [
+        ("t5-base", t5(768, 3072, 12, 12), 222_903_552),
+        ("t5-large", t5(1024, 4096, 24, 16), 737_668_096),
+        ("t5-v1_1-small", newer, 76_961_152),
+        ("bart-large", bart, 406_291_456),
+    ] {
+        let spec = pick_card(&config, &library).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let options = ElaborateOptions { config: Some(config), ..ElaborateOptions::default() };
+        let model = elaborate(&spec, &options).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(model.arch.parameter_count(), published, "{name}");
     }
 }
 

@@ -46,10 +46,13 @@ fn every_damaged_byte_is_noticed() -> Result<()> {
 fn mutants_are_refused_or_hold() -> Result<()> {
     let case = Case::load("llama2")?;
     let bytes = artifact(&case, &TARGETS, &Options::default())?;
-    let manifests: Vec<Vec<u8>> = Artifact::from_bytes(bytes.clone())?
-        .manifests()
-        .map(serde_json::to_vec)
-        .collect::<std::result::Result<_, _>>()?;
+    let with_source = artifact(&Case::load("t5")?, &TARGETS[..1], &Options::default())?;
+    let mut manifests = Vec::new();
+    for artifact in [bytes.clone(), with_source] {
+        for manifest in Artifact::from_bytes(artifact)?.manifests() {
+            manifests.push(serde_json::to_vec(manifest)?);
+        }
+    }
     assert!(fuzz::drive("artifact", &[bytes], &["xfm", ".text", "\0\0\0\0"], fuzz::artifact) > 10);
     let words = ["-1", "0", "99999999999999999999", "null", "[]", "{}", "18446744073709551615", "\"x\""];
     assert!(fuzz::drive("manifest", &manifests, &words, fuzz::manifest) > 10);

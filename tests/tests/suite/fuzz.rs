@@ -189,6 +189,7 @@ fn settings() -> Result<()> {
     let corpus = [
         r#"{"metadata": {"total_size": 8}, "weight_map": {"a": "a.safetensors", "b": "b.safetensors"}}"#,
         r#"{"eos_token_id": [1, 2], "chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}", "eos_token": "</s>"}"#,
+        r#"{"decoder_start_token_id": 2, "forced_bos_token_id": 0, "bad_words_ids": [[7], [1, 2]], "suppress_tokens": [4]}"#,
         r#"[{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}, {"idx": 1, "path": "1_Pooling"}]"#,
     ];
     let corpus: Vec<Vec<u8>> = corpus.iter().map(|text| text.as_bytes().to_vec()).collect();
