@@ -31,8 +31,10 @@ pub struct Case {
     pub tensors: Vec<TensorSpec>,
     /// Names that are the same tensor as another, and so are not stored: alias to stored name.
     pub tied: BTreeMap<String, String>,
-    /// Inputs of the forward pass by name, the batch axis dropped.
+    /// Inputs of integers of the forward pass by name, the batch axis dropped.
     pub inputs: BTreeMap<String, Vec<i64>>,
+    /// Its inputs of floats, the batch axis dropped: images.
+    pub floats: BTreeMap<String, Golden>,
     /// Tokens to generate after the prompt; 0 where the model does not generate.
     pub greedy_steps: usize,
     golden: Vec<u8>,
@@ -120,6 +122,7 @@ impl Case {
             tensors,
             tied: BTreeMap::new(),
             inputs: BTreeMap::new(),
+            floats: BTreeMap::new(),
             greedy_steps: 0,
             golden: Vec::new(),
         }
@@ -134,14 +137,20 @@ impl Case {
         let bad = |what: &str| format!("{}: {what}", folder.display());
         let tensors = params["tensors"].as_array().ok_or_else(|| bad("params.json has no tensors"))?;
         let forward = inputs["forward"].as_object().ok_or_else(|| bad("inputs.json has no forward"))?;
+        let (floats, ints): (Vec<_>, Vec<_>) = forward.iter().partition(|(_, v)| v["fill"].is_object());
+        let seed = params["seed"].as_u64().ok_or_else(|| bad("params.json has no seed"))?;
         Ok(Case {
             name: name.to_owned(),
             config: read_json(&folder.join("config.json"))?,
             config_as_given: about["config_as_given"].clone(),
-            seed: params["seed"].as_u64().ok_or_else(|| bad("params.json has no seed"))?,
+            seed,
             tensors: tensors.iter().map(tensor_spec).collect::<Result<_>>()?,
             tied: serde_json::from_value(params["tied"].clone())?,
-            inputs: forward.iter().map(|(k, v)| Ok((k.clone(), batch_of_one(v)?))).collect::<Result<_>>()?,
+            inputs: ints.into_iter().map(|(k, v)| Ok((k.clone(), batch_of_one(v)?))).collect::<Result<_>>()?,
+            floats: floats
+                .into_iter()
+                .map(|(k, v)| Ok((k.clone(), filled(&v["fill"], seed)?)))
+                .collect::<Result<_>>()?,
             greedy_steps: serde_json::from_value(inputs["greedy_steps"].clone())?,
             golden: read(&folder.join("golden.safetensors"))?,
             folder,
@@ -244,6 +253,15 @@ fn tensor_spec(value: &Value) -> Result<TensorSpec> {
         offset: value["offset"].as_f64().ok_or_else(bad)?,
         scale: value["scale"].as_f64().ok_or_else(bad)?,
     })
+}
+
+/// An input whose values are generated as weights are.
+fn filled(fill: &Value, seed: u64) -> Result<Golden> {
+    let spec = tensor_spec(fill)?;
+    match spec.shape.split_first() {
+        Some((1, shape)) => Ok(Golden { shape: shape.to_vec(), values: spec.values(seed) }),
+        _ => Err("inputs.json: an input whose batch is not 1".into()),
+    }
 }
 
 fn batch_of_one(value: &Value) -> Result<Vec<i64>> {

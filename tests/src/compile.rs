@@ -95,6 +95,23 @@ impl Runner {
         Ok(self.run(&[step])?.remove(0))
     }
 
+    /// One step of one sequence over all inputs of a case, images too: the logits.
+    pub fn step_case(&mut self, sequence: SequenceId, case: &Case) -> Result<Vec<f32>> {
+        Ok(self.step_cases(&[(sequence, case)])?.remove(0))
+    }
+
+    /// One step of several sequences, each over all inputs of a case.
+    pub fn step_cases(&mut self, parts: &[(SequenceId, &Case)]) -> Result<Vec<Vec<f32>>> {
+        let inputs = |case: &Case| {
+            let ints = case.inputs.iter().map(|(name, ids)| (name.clone(), InputData::Ints(ids.clone())));
+            let floats = case.floats.iter().map(|(name, x)| (name.clone(), InputData::Floats(x.values.clone())));
+            ints.chain(floats).collect()
+        };
+        let step =
+            |&(sequence, case): &(SequenceId, &Case)| StepInput { sequence, inputs: inputs(case), wanted: Wanted::All };
+        self.run(&parts.iter().map(step).collect::<Vec<_>>())
+    }
+
     /// One step of several sequences: the logits of every token of each.
     pub fn step(&mut self, parts: &[(SequenceId, &[i64])]) -> Result<Vec<Vec<f32>>> {
         let input = |ids: &[i64]| vec![(self.token_input.clone(), InputData::Ints(ids.to_vec()))];

@@ -38,7 +38,7 @@ fn logits_match() {
         for target in TARGETS {
             let mut runner = Runner::new(&load(case, target, 2)?, 1)?;
             let sequence = runner.session.add_sequence()?;
-            let logits = runner.step_inputs(sequence, &case.inputs)?;
+            let logits = runner.step_case(sequence, case)?;
             compare("logits", &golden.shape, &logits, &golden.values, Tier::Model, Precision::F32)
                 .map_err(|e| format!("{target}: {e}"))?;
         }
@@ -181,7 +181,7 @@ fn threads_and_shards_change_no_bit() {
             let model = load_from(case, "cpu", threads, &Checkpoint::open(folder.path())?)?;
             let mut runner = Runner::new(&model, 1)?;
             let sequence = runner.session.add_sequence()?;
-            runner.step_inputs(sequence, &case.inputs)
+            runner.step_case(sequence, case)
         };
         let want = logits(1, Layout::Single)?;
         for (threads, layout) in [(2, Layout::Single), (3, Layout::Sharded(3)), (1, Layout::Sharded(7))] {

@@ -22,6 +22,7 @@ pub const NAMES: &[&str] = &[
     "erf",
     "error",
     "exp",
+    "first",
     "float",
     "floor",
     "gather",
@@ -38,17 +39,20 @@ pub const NAMES: &[&str] = &[
     "repeat",
     "reduce",
     "rsqrt",
+    "sequence",
     "sigmoid",
     "sin",
     "softmax",
     "softplus",
     "split",
     "sqrt",
+    "stack",
     "sum",
     "take",
     "tanh",
     "top_k",
     "transpose",
+    "unfold",
     "where",
     "width",
 ];
@@ -198,7 +202,13 @@ impl Expander {
                 let mut args = self.args(name, &["list"], given, span)?;
                 match self.need(&mut args, 0)?.value {
                     Value::List(items) => Ok(Value::Int(items.len() as i64)),
-                    other => self.fail(Code::WrongType, span, format!("`len` of {}", other.kind()), "expected a list"),
+                    Value::Map(entries) => Ok(Value::Int(entries.len() as i64)),
+                    other => self.fail(
+                        Code::WrongType,
+                        span,
+                        format!("`len` of {}", other.kind()),
+                        "expected a list or a mapping",
+                    ),
                 }
             }
             "width" => {
@@ -216,6 +226,7 @@ impl Expander {
                 let rest: Vec<Option<Value>> = args.values.into_iter().skip(3).map(|g| g.map(|g| g.value)).collect();
                 self.attend(q, k, v, rest, span).map(Value::Tensor)
             }
+            "unfold" | "stack" | "sequence" | "first" => self.across(name, given, span, place),
             _ => self.shaping(name, given, span, place),
         }
     }

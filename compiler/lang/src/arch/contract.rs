@@ -286,10 +286,12 @@ impl Expander {
             }
         }
         let last = axes.len().saturating_sub(1);
-        for (i, axis) in axes.iter_mut().enumerate() {
+        for (i, (axis, label)) in axes.iter_mut().zip(result.chars()).enumerate() {
+            // Rows that `...` stands for stay rows.
+            let passed = axis.name == AxisName::Rows && ellipsis.as_ref().is_some_and(|e| e.contains(label));
             if i == last && matches!(axis.name, AxisName::Rows | AxisName::Other(_)) {
                 axis.name = AxisName::Width;
-            } else if i != last && matches!(axis.name, AxisName::Width | AxisName::Rows) {
+            } else if i != last && !passed && matches!(axis.name, AxisName::Width | AxisName::Rows) {
                 axis.name = self.other_axis();
             }
         }
@@ -378,13 +380,13 @@ mod tests {
     #[test]
     fn einsums() {
         let output = |call: &str| {
-            let wiring = format!("model(x: f32[tokens, 8], m: f32[3, 8]) {{ return {{y: {call}}} }}");
+            let wiring = format!("model(x: f32[tokens, 8]) {{ m = param[3, 8] return {{y: {call}}} }}");
             model(&wiring).arch.outputs[0].1.clone()
         };
         assert_eq!(output("einsum('...i, oi -> ...o', x, m)"), "f32[tokens, 3]");
         assert_eq!(output("einsum('...i, ti -> ...t', split(x, 1), m)"), "f32[tokens, 1, 3]");
         assert_eq!(output("einsum('ni, oi -> noi', x, m)"), "f32[tokens, 3, 8]");
-        let code = |call: &str| codes(&format!("model(x: f32[tokens, 8], m: f32[3, 8]) {{ return {{y: {call}}} }}"));
+        let code = |call: &str| codes(&format!("model(x: f32[tokens, 8]) {{ m = param[3, 8] return {{y: {call}}} }}"));
         assert_eq!(code("einsum('ni, io -> no', x, m)"), [Code::AxisMismatch]);
         assert_eq!(code("einsum('n, oi -> no', x, m)"), [Code::AxisMismatch]);
         assert_eq!(code("einsum('ni, oi -> nz', x, m)"), [Code::WrongType]);

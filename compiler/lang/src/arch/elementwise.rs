@@ -78,6 +78,16 @@ impl Expander {
             let shapes: Vec<String> = tensors.iter().map(|t| self.show_shape(&t.axes)).collect();
             return self.misread_cache(format!("the shapes are {}", shapes.join(" and ")), span);
         }
+        let each = |name| matches!(name, AxisName::Ragged(a) if self.extents[a] == Some(1));
+        let tokens = |name| matches!(name, AxisName::Ragged(_)) && !each(name);
+        if all().any(each) && all().any(tokens) {
+            let shapes: Vec<String> = tensors.iter().map(|t| self.show_shape(&t.axes)).collect();
+            let d = Diagnostic::new(Code::AxisMismatch, "what there is one of in a sequence meets its tokens", span)
+                .label(format!("the shapes are {}", shapes.join(" and ")));
+            return Err(
+                self.report(d.help("`first(x)` is one token of a sequence, `sequence(x)` makes rows its tokens"))
+            );
+        }
         let longest = tensors.iter().max_by_key(|t| t.axes.len()).map(|t| t.axes.clone()).unwrap_or_default();
         let mut axes = longest;
         for axis in tensors.iter().flat_map(|t| t.axes.iter().copied()) {
@@ -267,8 +277,7 @@ mod tests {
 
     #[test]
     fn axes_of_one_name_in_a_result_are_told_apart() {
-        let wiring =
-            "model(x: f32[tokens, 8], kinds: i64[8]) { table = param[4, 8] return {y: x + gather(table, kinds)} }";
+        let wiring = "model(x: f32[tokens, 8]) { table = param[8, 8] return {y: x + gather(table, index(8))} }";
         assert_eq!(model(wiring).arch.outputs[0].1, "f32[tokens, 8, 8]");
     }
 

@@ -33,6 +33,8 @@ pub(super) struct Expander {
     pub(super) builders: Builders,
     /// Names of the ragged axes.
     pub(super) axes: Vec<String>,
+    /// Elements that every sequence has of each of them, where that is known.
+    pub(super) extents: Vec<Option<u64>>,
     pub(super) params: BTreeMap<String, Used>,
     /// Names under which tensors of other instances appear: `(alias, path)`.
     pub(super) aliases: Vec<(String, String)>,
@@ -64,6 +66,7 @@ impl Expander {
             diagnostics: Vec::new(),
             builders: Builders::default(),
             axes: Vec::new(),
+            extents: Vec::new(),
             params: BTreeMap::new(),
             aliases: Vec::new(),
             caches: Default::default(),

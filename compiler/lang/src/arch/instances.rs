@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::calls::Given;
 use super::expand::{Eval, Expander, Failed};
-use super::value::{AxisName, Def, Entry, Frame, Instance, ParamRef, Place, Scope, Tensor, Value};
+use super::value::{Def, Entry, Frame, Instance, ParamRef, Place, Scope, Tensor, Value};
 use crate::diagnostic::{Code, Diagnostic, Span};
 use crate::graph::{LabelKind, Origin, Type};
 use crate::ops::Core;
@@ -173,8 +173,8 @@ impl Expander {
             _ => None,
         });
         let tokens = first.and_then(|t| {
-            let ragged = t.axes.iter().find(|a| matches!(a.name, AxisName::Ragged(_) | AxisName::Visible(_))).copied();
-            ragged.or_else(|| (t.axes.len() > 1).then(|| t.axes[0]))
+            let ragged = t.axes.iter().any(|a| a.size.is_ragged());
+            self.tokens_of(&t).or_else(|| (t.axes.len() > 1 && !ragged).then(|| t.axes[0]))
         });
         place.frame = Some(Rc::new(Frame { instance: instance.clone(), tokens }));
         self.expanding.push((module.name.clone(), span));

@@ -7,6 +7,7 @@
 //!
 //! The program says everything in f32, positions in i64 and masks in bool; casts for other dtypes are a pass.
 
+mod across;
 mod arith;
 mod build;
 mod builtins;
@@ -153,9 +154,10 @@ pub fn elaborate(spec: &Spec, options: &ElaborateOptions) -> Result<Model, Repor
     if !diagnostics.is_empty() {
         return fail(diagnostics);
     }
-    let Expander { builders, axes, aliases, .. } = expander;
+    let Expander { builders, axes, extents, aliases, .. } = expander;
     let graphs = builders.program();
-    let program = Program { name: spec.name.to_string(), axes, inputs: root.inputs, graphs };
+    let program = Program { name: spec.name.to_string(), axes, extents, inputs: root.inputs, graphs };
+    let program = across::tokens_first(program);
     let show = |ty: &Type| show_type(ty, &program.axes);
     let main = &program.graphs[0];
     let arch = Arch {
@@ -242,7 +244,7 @@ impl Expander {
         self.first_axis(model, card);
         for param in &model.inputs {
             let (tensor, decl) = self.input_decl(param, card)?;
-            tokens = tokens.or_else(|| tensor.axes.iter().find(|a| matches!(a.name, AxisName::Ragged(_))).copied());
+            tokens = tokens.or_else(|| self.tokens_of(&tensor));
             scope.set(param.name.name.clone(), Value::Tensor(tensor));
             inputs.push(decl);
         }
@@ -299,6 +301,11 @@ impl Expander {
         for (i, dim) in dims.iter().enumerate() {
             axes.push(self.input_axis(dim, i + 1 == dims.len(), card)?);
         }
+        // One a sequence.
+        if axes.iter().all(|a| !a.size.is_ragged()) {
+            let each = self.each_sequence(param.name.span)?;
+            axes.insert(0, each);
+        }
         let default = match &param.default {
             None => None,
             Some(expr) => {
@@ -344,6 +351,7 @@ impl Expander {
             if !is_known(name, card) {
                 let id = self.axes.iter().position(|a| **a == **name).unwrap_or_else(|| {
                     self.axes.push(name.to_string());
+                    self.extents.push(None);
                     self.axes.len() - 1
                 });
                 return Ok(Axis::new(AxisName::Ragged(id), Dim::Axis(AxisId(id))));

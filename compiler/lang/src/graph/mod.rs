@@ -391,10 +391,20 @@ pub struct Program {
     pub name: String,
     /// Names of the ragged axes.
     pub axes: Vec<String>,
+    /// Elements that every sequence has of an axis, where that is known: 197 patches, 1 where there is one a sequence. Shorter than `axes`
+    /// where nothing is known of the others.
+    pub extents: Vec<Option<u64>>,
     /// Inputs, one per parameter of graph 0, in order.
     pub inputs: Vec<InputDecl>,
     /// Graph 0 is the model. A graph calls only later ones.
     pub graphs: Vec<Graph>,
+}
+
+impl Program {
+    /// Elements that every sequence has of an axis, where that is known.
+    pub fn extent(&self, axis: AxisId) -> Option<u64> {
+        self.extents.get(axis.0).copied().flatten()
+    }
 }
 
 impl fmt::Display for Dim {

@@ -33,6 +33,7 @@ const MAX_DEPTH: usize = 8;
 /// Reads a program.
 pub fn parse(text: &str) -> Result<Program> {
     let mut p = Parser { text, at: 0, axes: Vec::new() };
+    let mut extents = Vec::new();
     p.word("program")?;
     let name = p.name()?;
     p.word("axes")?;
@@ -43,6 +44,7 @@ pub fn parse(text: &str) -> Result<Program> {
             return p.fail(format!("axis '{axis}' is declared twice"));
         }
         p.axes.push(axis);
+        extents.push(if p.eat("=") { Some(p.integer()?) } else { None });
         if !p.eat(",") && !p.peek("]") {
             return p.fail("expected ',' or ']'");
         }
@@ -64,6 +66,7 @@ pub fn parse(text: &str) -> Result<Program> {
         program.graphs.push(graph);
     }
     program.axes = p.axes;
+    program.extents = extents;
     Ok(program)
 }
 

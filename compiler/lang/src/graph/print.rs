@@ -1,7 +1,7 @@
 //! The text form of graphs, `.xg`: what `--emit graph` prints, what snapshots hold and what [`parse`](super::parse) reads.
 //!
 //! Values are numbered densely in topological order, parameters first, so that removed nodes do not churn the text;
-//! origins are not part of it. Two programs with equal text are equal.
+//! origins are not part of it. Two programs with equal text are equal. `axes [tokens, patches = 197]`: every sequence has 197 patches.
 //!
 //! ```text
 //! program "toy" axes [tokens]
@@ -53,7 +53,11 @@ pub(super) fn name(name: &str) -> String {
 
 impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let axes: Vec<_> = self.axes.iter().map(|a| name(a)).collect();
+        let axis = |(i, a): (usize, &String)| match self.extent(super::AxisId(i)) {
+            Some(n) => format!("{} = {n}", name(a)),
+            None => name(a),
+        };
+        let axes: Vec<_> = self.axes.iter().enumerate().map(axis).collect();
         writeln!(f, "program {} axes [{}]", quote(&self.name), axes.join(", "))?;
         for (index, graph) in self.graphs.iter().enumerate() {
             let inputs = if index == 0 { &self.inputs[..] } else { &[] };

@@ -146,6 +146,26 @@ impl Verifier<'_> {
         ok
     }
 
+    /// What an operation from one axis to another says of their numbers of elements.
+    fn extents(&self, op: &Core, operands: &[Type], stated: &Type) -> Result<(), String> {
+        let elements = |ty: &Type| {
+            ty.dims.iter().try_fold(1u64, |n, d| match d {
+                Dim::Fixed(size) => n.checked_mul(*size),
+                Dim::Axis(a) => n.checked_mul(self.program.extent(*a)?),
+                Dim::Visible(_) | Dim::Rows(_) => None,
+            })
+        };
+        let one = |ty: &Type| matches!(ty.dims.first(), Some(Dim::Axis(a)) if self.program.extent(*a) == Some(1));
+        match op {
+            Core::Regroup if elements(&operands[0]).is_none() || elements(&operands[0]) != elements(stated) => {
+                let axes = &self.program.axes;
+                Err(format!("{} has not the elements of {}", operands[0].text(axes), stated.text(axes)))
+            }
+            Core::First if !one(stated) => Err("the result is not one a sequence".into()),
+            _ => Ok(()),
+        }
+    }
+
     fn node(&mut self, graph: &Graph, name: &str, node: NodeId, index: Option<usize>, depth: usize) {
         let stated = graph.types(node);
         let operands: Vec<Type> = graph.operands(node).iter().map(|v| graph.ty(*v).clone()).collect();
@@ -182,12 +202,17 @@ impl Verifier<'_> {
                 _ => Err(format!("graph {callee} cannot be called from here")),
             },
             Op::Core(op) => {
-                let names_a_path = matches!(op, Core::Weight { .. } | Core::Cache { .. } | Core::SelectRows);
+                let names_a_path = matches!(
+                    op,
+                    Core::Weight { .. } | Core::Cache { .. } | Core::SelectRows | Core::Regroup | Core::First
+                );
                 if index.is_none() && names_a_path {
                     self.report(name, at(), "belongs outside a fused operation");
                 }
                 match stated {
-                    [one] => result_type(op, &operands, one).map(|t| vec![t]).map_err(|e| e.0),
+                    [one] => result_type(op, &operands, one)
+                        .map_err(|e| e.0)
+                        .and_then(|t| self.extents(op, &operands, one).map(|()| vec![t])),
                     _ => Err(format!("has {} results", stated.len())),
                 }
             }
@@ -221,6 +246,13 @@ impl Verifier<'_> {
 
     fn inputs(&mut self) {
         let program = self.program;
+        if program.extents.len() > program.axes.len() || program.extents.contains(&Some(0)) {
+            self.report(
+                "program",
+                None,
+                "an axis that is not declared, or of which a sequence has none, has a known size",
+            );
+        }
         self.distinct("program", "axes", program.axes.iter());
         let Some(main) = program.graphs.first() else {
             self.report("program", None, "there is no graph");

@@ -211,6 +211,26 @@ pub fn result_type(op: &Core, operands: &[Type], stated: &Type) -> Result<Type> 
             dims[*dim] = Dim::Fixed(size);
             Ok(Type::new(operands[0].dtype, dims))
         }
+        Core::Broadcast => {
+            arity(1)?;
+            if !broadcasts_to(&operands[0].dims, &stated.dims) {
+                return fail(format!("{} does not broadcast to {}", operands[0], Type::show(&stated.dims)));
+            }
+            Ok(Type::new(operands[0].dtype, stated.dims.clone()))
+        }
+        Core::Windows { dim, size, stride } => {
+            arity(1)?;
+            let Some(Dim::Fixed(n)) = operands[0].dims.get(*dim) else {
+                return fail(format!("dimension {dim} of {} is not fixed", operands[0]));
+            };
+            if *size == 0 || *stride == 0 || size > n {
+                return fail(format!("windows of {size} elements, {stride} apart, of {n}"));
+            }
+            let mut dims = operands[0].dims.clone();
+            dims[*dim] = Dim::Fixed((n - size) / stride + 1);
+            dims.insert(dim + 1, Dim::Fixed(*size));
+            Ok(Type::new(operands[0].dtype, dims))
+        }
         Core::Gather => {
             arity(2)?;
             let (table, indices) = (&operands[0], &operands[1]);
@@ -257,6 +277,18 @@ pub fn result_type(op: &Core, operands: &[Type], stated: &Type) -> Result<Type> 
         Core::Contract { spec } => arity(2).and_then(|()| contract(spec, &operands[0], &operands[1])),
         Core::Cache { .. } => arity(1).and_then(|()| leading(&operands[0], Dim::Visible)),
         Core::SelectRows => arity(1).and_then(|()| leading(&operands[0], Dim::Rows)),
+        Core::Regroup => arity(1).and_then(|()| match (&operands[0].dims[..], &stated.dims[..]) {
+            ([Dim::Axis(_), a @ ..], [Dim::Axis(_), b @ ..]) if a.iter().chain(b).all(|d| !d.is_ragged()) => {
+                Ok(Type::new(operands[0].dtype, stated.dims.clone()))
+            }
+            _ => fail(format!("{} under the axes of {}", operands[0], Type::show(&stated.dims))),
+        }),
+        Core::First => arity(1).and_then(|()| match (&operands[0].dims[..], &stated.dims[..]) {
+            ([Dim::Axis(_), a @ ..], [Dim::Axis(to), ..]) if a.iter().all(|d| !d.is_ragged()) => {
+                Ok(Type::new(operands[0].dtype, [&[Dim::Axis(*to)], a].concat()))
+            }
+            _ => fail(format!("the first element of {}", operands[0])),
+        }),
         Core::Call { .. } => fail("a call has the types of its body's outputs"),
     }
 }

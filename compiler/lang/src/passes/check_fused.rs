@@ -1,7 +1,7 @@
 //! What a fused program is: the one form that code generation takes.
 //!
 //! - Kernels are `linear`, `attention` and `rows`; besides them there are only arguments, constants, weights and weight expressions, calls,
-//!   `select_rows`, caches, and reshapes, which are views of contiguous values.
+//!   `select_rows`, `regroup`, `first`, caches, and reshapes, which are views of contiguous values.
 //! - Matrices of a linear are weight expressions.
 //! - Keys and values of an attention, and what a cache keeps, are written by `rows` (or come as an argument).
 //! - In the body of a `rows`, every dimension is fixed but for a leading one, every operation treats each element of it by itself, and
@@ -46,9 +46,13 @@ fn check(graph: &Graph, node: NodeId) -> Result<(), String> {
     let by_rows = |v: &ValueId| graph.op(v.node).as_fused::<Rows>().is_some();
     match graph.op(node) {
         Op::Core(op) => match op {
-            Core::Arg { .. } | Core::Const { .. } | Core::Weight { .. } | Core::Call { .. } | Core::SelectRows => {
-                Ok(())
-            }
+            Core::Arg { .. }
+            | Core::Const { .. }
+            | Core::Weight { .. }
+            | Core::Call { .. }
+            | Core::SelectRows
+            | Core::Regroup
+            | Core::First => Ok(()),
             Core::Cache { .. } => {
                 if operands.iter().all(by_rows) {
                     Ok(())
@@ -88,7 +92,13 @@ fn check_row(body: &Graph, node: NodeId) -> Result<(), String> {
     let ok = match op {
         Op::Core(Core::Arg { .. }) => body.types(node).iter().all(|t| t.dims.iter().skip(1).all(|d| !d.is_ragged())),
         Op::Core(
-            Core::Contract { .. } | Core::Cache { .. } | Core::Call { .. } | Core::Weight { .. } | Core::SelectRows,
+            Core::Contract { .. }
+            | Core::Cache { .. }
+            | Core::Call { .. }
+            | Core::Weight { .. }
+            | Core::SelectRows
+            | Core::Regroup
+            | Core::First,
         ) => false,
         Op::Core(_) => fixed || leading(body, node).is_some(),
         _ if op.as_fused::<RmsNorm>().is_some() || op.as_fused::<LayerNorm>().is_some() => {

@@ -102,6 +102,8 @@ fn is_known(graph: &Graph, node: NodeId, known: &HashSet<NodeId>) -> bool {
         | Core::Slice { .. }
         | Core::Concat { .. }
         | Core::Repeat { .. }
+        | Core::Broadcast
+        | Core::Windows { .. }
         | Core::Gather
         | Core::Take
         | Core::Reduce(_) => true,
@@ -113,6 +115,8 @@ fn is_known(graph: &Graph, node: NodeId, known: &HashSet<NodeId>) -> bool {
         | Core::Contract { .. }
         | Core::Cache { .. }
         | Core::SelectRows
+        | Core::Regroup
+        | Core::First
         | Core::Call { .. } => false,
     };
     let small = fixed_size(&graph.types(node)[0].dims).is_some_and(|n| n <= MAX_ELEMENTS);

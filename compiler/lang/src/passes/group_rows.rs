@@ -349,6 +349,7 @@ fn reason(graph: &Graph, results: &[ValueId], inside: &BTreeSet<NodeId>) -> Stri
                 Op::Core(Core::Cache { .. }) => "cache (kept for later tokens)",
                 Op::Core(Core::Call { .. }) => "call (another body)",
                 Op::Core(Core::SelectRows) => "select_rows (fewer tokens)",
+                Op::Core(Core::Regroup | Core::First) => "another axis",
                 _ => "rows (that depend on something between)",
             });
         }

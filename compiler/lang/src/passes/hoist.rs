@@ -108,6 +108,8 @@ fn movable(graph: &Graph, params: &BTreeSet<usize>) -> BTreeSet<NodeId> {
                 | Core::Slice { .. }
                 | Core::Concat { .. }
                 | Core::Repeat { .. }
+                | Core::Broadcast
+                | Core::Windows { .. }
                 | Core::Gather
                 | Core::Take
                 | Core::Reduce(_) => true,
@@ -118,6 +120,8 @@ fn movable(graph: &Graph, params: &BTreeSet<usize>) -> BTreeSet<NodeId> {
                 | Core::Contract { .. }
                 | Core::Cache { .. }
                 | Core::SelectRows
+                | Core::Regroup
+                | Core::First
                 | Core::Call { .. } => false,
             },
             None => false,

@@ -63,7 +63,15 @@ pub(crate) fn is_constant(graph: &Graph, node: NodeId) -> bool {
     made_of(graph, node, |op| {
         !matches!(
             op,
-            Op::Core(Core::Arg { .. } | Core::Position | Core::Cache { .. } | Core::Call { .. } | Core::SelectRows)
+            Op::Core(
+                Core::Arg { .. }
+                    | Core::Position
+                    | Core::Cache { .. }
+                    | Core::Call { .. }
+                    | Core::SelectRows
+                    | Core::Regroup
+                    | Core::First
+            )
         )
     })
 }

@@ -135,6 +135,14 @@ impl<F: Float> Step<'_, F> {
                 });
                 Value { dims: dims(), data }
             }
+            Core::Broadcast => x[0].broadcast(&dims()),
+            Core::Windows { dim, stride, .. } => {
+                let mut steps = strides(&x[0].dims);
+                let own = steps[*dim];
+                steps[*dim] = own * *stride as usize;
+                steps.insert(dim + 1, own);
+                x[0].strided(dims(), &steps, 0)
+            }
             Core::Gather => gather(&x[0], &x[1], dims())?,
             Core::Take => take(&x[0], &x[1])?,
             Core::Reduce(f) => reduce(*f, &x[0])?,
@@ -148,6 +156,11 @@ impl<F: Float> Step<'_, F> {
                 };
                 rows_of(&x[0], rows.iter().copied(), dims())
             }
+            Core::Regroup => Value { dims: dims(), data: x[0].data.clone() },
+            Core::First => match x[0].dims.first() {
+                Some(n) if *n > 0 => rows_of(&x[0], std::iter::once(0), dims()),
+                _ => return fail("the first element of none"),
+            },
             Core::Call { .. } => return fail("a call is not one value"),
         }))
     }

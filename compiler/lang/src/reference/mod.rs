@@ -25,7 +25,7 @@ use self::eval::Step;
 use self::tensor::Value;
 use crate::graph::path::{instances, join};
 use crate::graph::verify::Verified;
-use crate::graph::{Dim, Program};
+use crate::graph::{AxisId, Dim, Program};
 use crate::ops::Core;
 use crate::ops::shape::fixed_size;
 
@@ -138,6 +138,9 @@ impl<'p, F: Float> Interpreter<'p, F> {
                 return fail(format!("rows {rows:?} of {} {}", step.added[i], program.axes[i]));
             }
         }
+        if let Some(i) = (0..program.axes.len()).find(|i| program.extent(AxisId(*i)).is_some() && step.past[*i] > 0) {
+            return fail(format!("the sequence has its {} already: it is given whole, in one step", program.axes[i]));
+        }
         let mut args = Vec::new();
         for input in &program.inputs {
             args.push(Rc::new(self.input(&step, input, inputs.get(&input.name))?));
@@ -187,6 +190,13 @@ impl<'p, F: Float> Interpreter<'p, F> {
                     sizes[a.0] = Some(*size);
                 }
             }
+        }
+        for (i, size) in sizes.iter_mut().enumerate() {
+            let Some(extent) = self.program.extent(AxisId(i)).and_then(|n| usize::try_from(n).ok()) else { continue };
+            if size.is_some_and(|given| given != extent) {
+                return fail(format!("a sequence has {extent} {}", self.program.axes[i]));
+            }
+            *size = Some(extent);
         }
         Ok(sizes.into_iter().map(|s| s.unwrap_or(0)).collect())
     }

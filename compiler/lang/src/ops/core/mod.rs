@@ -72,6 +72,17 @@ pub enum Core {
         /// At least 1.
         times: u64,
     },
+    /// The operand repeated to the dimensions of the result, aligned at the last; ragged ones are the step's.
+    Broadcast,
+    /// Windows of `size` elements along `dim`, each `stride` after the one before: `[.., n, ..] -> [.., (n - size) / stride + 1, size, ..]`.
+    Windows {
+        /// A fixed dimension.
+        dim: usize,
+        /// Elements of a window.
+        size: u64,
+        /// Elements from one window to the next.
+        stride: u64,
+    },
     /// `(table, indices)`: row `indices[..]` of `table [n, rest..]`, shape `[indices.., rest..]`. Indices outside the table are an error at run time.
     Gather,
     /// `(values, indices)`: `take_along_axis` on the last dimension; leading dimensions are shared.
@@ -98,6 +109,11 @@ pub enum Core {
     },
     /// The tokens whose outputs were asked for: `[tokens, ..] -> [rows(tokens), ..]`.
     SelectRows,
+    /// The same elements of a sequence in row-major order under another axis, where it is known how many elements of both a sequence has:
+    /// `[images, 196, ..] -> [patches, ..]`. The sequence is whole.
+    Regroup,
+    /// The first element of each sequence: `[tokens, ..] -> [sequence, ..]`, to an axis of one element. The sequence is whole.
+    First,
     /// The body `graph` of the program, at instance path `at` (relative, prefixed to every path in it).
     Call {
         /// Index into [`crate::graph::Program::graphs`].

@@ -91,6 +91,8 @@ impl Core {
             Core::Slice { .. } => "slice",
             Core::Concat { .. } => "concat",
             Core::Repeat { .. } => "repeat",
+            Core::Broadcast => "broadcast",
+            Core::Windows { .. } => "windows",
             Core::Gather => "gather",
             Core::Take => "take",
             Core::Reduce(f) => f.name(),
@@ -99,6 +101,8 @@ impl Core {
             Core::Contract { .. } => "contract",
             Core::Cache { .. } => "cache",
             Core::SelectRows => "select_rows",
+            Core::Regroup => "regroup",
+            Core::First => "first",
             Core::Call { .. } => "call",
         }
     }
@@ -113,6 +117,9 @@ impl Core {
             Core::Slice { dim, start } => vec![("dim", dim.to_string()), ("start", start.to_string())],
             Core::Concat { dim } => vec![("dim", dim.to_string())],
             Core::Repeat { dim, times } => vec![("dim", dim.to_string()), ("times", times.to_string())],
+            Core::Windows { dim, size, stride } => {
+                vec![("dim", dim.to_string()), ("size", size.to_string()), ("stride", stride.to_string())]
+            }
             Core::TopK { k } => vec![("k", k.to_string())],
             Core::Contract { spec } => vec![("spec", quote(spec))],
             Core::Call { graph, at } => vec![("graph", graph.to_string()), ("at", quote(at))],
@@ -123,11 +130,14 @@ impl Core {
             | Core::Select
             | Core::Cast
             | Core::Reshape
+            | Core::Broadcast
             | Core::Gather
             | Core::Take
             | Core::Reduce(_)
             | Core::Softmax
-            | Core::SelectRows => Vec::new(),
+            | Core::SelectRows
+            | Core::Regroup
+            | Core::First => Vec::new(),
         }
     }
 
@@ -154,6 +164,8 @@ impl Core {
             "slice" => Core::Slice { dim: a.usize("dim")?, start: a.u64("start")? },
             "concat" => Core::Concat { dim: a.usize("dim")? },
             "repeat" => Core::Repeat { dim: a.usize("dim")?, times: a.u64("times")? },
+            "broadcast" => Core::Broadcast,
+            "windows" => Core::Windows { dim: a.usize("dim")?, size: a.u64("size")?, stride: a.u64("stride")? },
             "gather" => Core::Gather,
             "take" => Core::Take,
             "top_k" => Core::TopK { k: a.u64("k")? },
@@ -161,6 +173,8 @@ impl Core {
             "contract" => Core::Contract { spec: a.string("spec")? },
             "cache" => Core::Cache { path: a.string("path")? },
             "select_rows" => Core::SelectRows,
+            "regroup" => Core::Regroup,
+            "first" => Core::First,
             "call" => Core::Call { graph: a.usize("graph")?, at: a.string("at")? },
             _ => return Ok(None),
         }))

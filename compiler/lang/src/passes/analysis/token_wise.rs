@@ -33,7 +33,14 @@ pub(in crate::passes) fn leading(graph: &Graph, node: NodeId) -> Option<Dim> {
             }),
             Core::Reshape => true,
             Core::Transpose { perm } => perm.first() == Some(&0),
-            Core::Slice { dim, .. } | Core::Concat { dim } | Core::Repeat { dim, .. } => *dim > 0,
+            Core::Slice { dim, .. } | Core::Concat { dim } | Core::Repeat { dim, .. } | Core::Windows { dim, .. } => {
+                *dim > 0
+            }
+            // As elementwise operations: what is ragged leads, and stays where it is.
+            Core::Broadcast => operands.iter().all(|v| {
+                let dims = &graph.ty(*v).dims;
+                dims.len() == rank || dims.iter().all(|d| !d.is_ragged())
+            }),
             // The table must not be ragged: a row of it is another element's.
             Core::Gather => operands.first().is_some_and(|t| graph.ty(*t).dims.iter().all(|d| !d.is_ragged())),
             Core::Take | Core::Reduce(_) | Core::TopK { .. } | Core::Softmax => rank > 1,
@@ -44,6 +51,8 @@ pub(in crate::passes) fn leading(graph: &Graph, node: NodeId) -> Option<Dim> {
             | Core::Index
             | Core::Cache { .. }
             | Core::SelectRows
+            | Core::Regroup
+            | Core::First
             | Core::Call { .. } => false,
         },
         op if op.as_fused::<RmsNorm>().is_some() || op.as_fused::<LayerNorm>().is_some() => rank > 1,
