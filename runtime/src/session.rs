@@ -54,6 +54,8 @@ impl Session {
             (Some(asked), _) => asked,
             (None, most) => most.unwrap_or(DEFAULT_CONTEXT_TOKENS).min(DEFAULT_CONTEXT_TOKENS),
         };
+        // Where a sequence has a known number of positions, it has them all.
+        let context_tokens = model.manifest().extents.first().copied().flatten().unwrap_or(context_tokens);
         if context_tokens == 0 || options.step_tokens == 0 || options.max_sequences == 0 {
             return Err(RuntimeError::request(
                 "a session needs a context, steps and sequences of at least one",
@@ -278,6 +280,7 @@ fn workspace(model: &Arc<Model>, cache: &CacheStore) -> Result<Workspace> {
         Arc::clone(model.manifest()),
         Arc::clone(model.weights()),
         cache.options().step_tokens,
+        cache.options().max_sequences.into(),
         &cache.capacity_pages(),
     )
 }

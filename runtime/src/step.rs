@@ -152,6 +152,16 @@ impl StepInput {
                 _ => lengths[input.axis] = Some((n, name)),
             }
         }
+        for (axis, extent) in manifest.extents.iter().enumerate() {
+            let Some(extent) = *extent else { continue };
+            if let Some((n, name)) = lengths[axis].filter(|(n, _)| *n != extent) {
+                return Err(bad(
+                    format!("input `{name}` has {n} {}, a sequence has {extent}", manifest.axes[axis]),
+                    "give those of one sequence",
+                ));
+            }
+            lengths[axis] = Some((extent, ""));
+        }
         let lengths: Vec<u64> = lengths.iter().map(|length| length.map_or(0, |(n, _)| n)).collect();
         let once: Vec<bool> = (0..manifest.axes.len()).map(|axis| manifest.given_once(axis)).collect();
         let tokens = lengths.first().is_some_and(|&n| n > 0);

@@ -70,6 +70,7 @@ pub(crate) fn artifact() -> Artifact {
         name: name.into(),
         axis: 0,
         rows,
+        times: 1,
         variants: variants(kernel),
         operands,
         collective: None,

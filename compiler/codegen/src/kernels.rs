@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use xfc_lang::graph::Program;
+use xfc_lang::graph::{AxisId, Program};
 use xfc_runtime::artifact::manifest::{Kernel, Launch, Manifest, Variant};
 
 use crate::error::CodegenError;
@@ -89,6 +89,7 @@ pub fn build_for(input: &Input<'_>, target: &dyn Target, threads: usize, keep: K
             name: launch.name.clone(),
             axis: launch.space.axis,
             rows: launch.space.selected,
+            times: launch.times,
             variants: (0..phases.len())
                 .map(|phase| {
                     let tiling = target.tiling(&plan.kernels[launch.kernel], phase);
@@ -110,6 +111,7 @@ pub fn build_for(input: &Input<'_>, target: &dyn Target, threads: usize, keep: K
         model: input.program.name.clone(),
         target: target.describe(),
         axes: input.program.axes.clone(),
+        extents: (0..input.program.axes.len()).map(|axis| input.program.extent(AxisId(axis))).collect(),
         inputs: plan.inputs.clone(),
         outputs: plan.outputs.clone(),
         whole_sequences: plan.whole_sequences,

@@ -98,6 +98,8 @@ pub mod offsets {
     pub const BUFFER_ROW_STRIDE: usize = offset_of!(XfmBuffer, row_stride);
     /// Size of an axis.
     pub const AXIS_SIZE: usize = size_of::<XfmAxis>();
+    /// `XfmAxis::offsets`.
+    pub const AXIS_OFFSETS: usize = offset_of!(XfmAxis, offsets);
     /// `XfmAxis::positions`.
     pub const AXIS_POSITIONS: usize = offset_of!(XfmAxis, positions);
     /// `XfmAxis::sequences`.

@@ -43,6 +43,8 @@ pub struct Manifest {
     pub target: Target,
     /// Names of the ragged axes; the others refer to them by index. The first is that of the tokens that a sequence grows by.
     pub axes: Vec<String>,
+    /// Elements that every sequence has of each axis, where that is known: 197 patches, 1 where there is one a sequence. Such a sequence is given whole.
+    pub extents: Vec<Option<u64>>,
     /// What a step is given.
     pub inputs: Vec<Input>,
     /// What a step returns.
@@ -323,6 +325,9 @@ pub struct Launch {
     pub axis: usize,
     /// Rows are the selected elements of the axis.
     pub rows: bool,
+    /// Rows of the kernel for each element: 1, or the heads or windows of a product of them.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub times: u64,
     /// For each phase: kernel (index into [`Manifest::kernels`]) and tiling.
     pub variants: Vec<Variant>,
     /// Buffers in the kernel's order.
@@ -332,6 +337,15 @@ pub struct Launch {
     /// What it has to do, for measuring; no result depends on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost: Option<Cost>,
+}
+
+fn one() -> u64 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_one(times: &u64) -> bool {
+    *times == 1
 }
 
 /// What a launch cannot do without, as a function of the rows and the context of a step: what a perfect kernel would read and multiply.

@@ -27,6 +27,7 @@ pub(crate) fn manifest() -> Manifest {
         model: "sample".into(),
         target: Target { name: "cpu:here".into(), arch: std::env::consts::ARCH.into(), features: vec![] },
         axes: vec!["tokens".into()],
+        extents: vec![None],
         inputs: vec![
             Input {
                 name: "input_ids".into(),
@@ -77,6 +78,7 @@ pub(crate) fn manifest() -> Manifest {
             name: "all".into(),
             axis: 0,
             rows: false,
+            times: 1,
             variants: vec![
                 Variant { kernel: 0, rows_per_tile: 1, tiles_per_block: 1 },
                 Variant { kernel: 0, rows_per_tile: 2, tiles_per_block: 3 },

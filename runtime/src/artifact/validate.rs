@@ -30,6 +30,8 @@ pub fn check(manifest: &Manifest) -> Check {
     ensure(!m.target.arch.is_empty() && !m.target.name.is_empty(), || "the target has no name".to_owned())?;
     ensure(!m.axes.is_empty(), || "there is no ragged axis".to_owned())?;
     unique("axis", m.axes.iter())?;
+    ensure(m.extents.len() == m.axes.len(), || format!("{} extents for {} axes", m.extents.len(), m.axes.len()))?;
+    ensure(m.extents.iter().flatten().all(|n| (1..=MAX_COUNT).contains(n)), || "an extent is out of range".to_owned())?;
     let lists = [
         m.axes.len(),
         m.inputs.len(),
@@ -290,6 +292,20 @@ fn view(m: &Manifest, arena: usize, offset: u64, column: u64, row_stride: u64) -
     Ok(home)
 }
 
+/// Whether the rows of a launch lie inside those of the arena: `times` for each element, and of another axis only where the numbers of both
+/// are known, or there is one a sequence.
+fn fits_within(m: &Manifest, launch: &Launch, home: &Arena, offset: u64, row_stride: u64) -> bool {
+    let (rows, homes) = match (m.extents[launch.axis], m.extents[home.axis]) {
+        _ if launch.axis == home.axis => (1, 1),
+        (Some(rows), Some(homes)) => (rows, homes),
+        (None | Some(1), None) => (1, 1),
+        _ => return false,
+    };
+    let used = row_stride.checked_mul(launch.times).and_then(|n| n.checked_mul(rows));
+    let room = home.bytes_per_row.checked_sub(offset).and_then(|n| n.checked_mul(homes));
+    used.zip(room).is_some_and(|(used, room)| used <= room)
+}
+
 fn check_phases(m: &Manifest) -> Check {
     let Some((last, before)) = m.phases.split_last() else { return Err("there is no phase".to_owned()) };
     ensure(last.max_rows.is_none(), || "the last phase has a limit on its rows".to_owned())?;
@@ -303,6 +319,7 @@ fn check_phases(m: &Manifest) -> Check {
 
 fn check_launch(m: &Manifest, launch: &Launch) -> Check {
     axis(m, launch.axis)?;
+    count("times", launch.times, MAX_COUNT)?;
     ensure(launch.variants.len() == m.phases.len(), || {
         format!("has {} variants for {} phases", launch.variants.len(), m.phases.len())
     })?;
@@ -320,7 +337,10 @@ fn check_launch(m: &Manifest, launch: &Launch) -> Check {
     for operand in &launch.operands {
         match *operand {
             BufferRef::Arena { arena, offset, column, row_stride } => {
-                view(m, arena, offset, column, row_stride).map(|_| ())?
+                let home = view(m, arena, offset, column, row_stride)?;
+                ensure(fits_within(m, launch, home, offset, row_stride), || {
+                    format!("its rows at {offset} do not fit into those of arena {arena}")
+                })?;
             }
             BufferRef::Weight(weight) => {
                 ensure(weight < m.weights.len(), || format!("weight {weight} of {} does not exist", m.weights.len()))?;

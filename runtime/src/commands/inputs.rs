@@ -48,7 +48,8 @@ pub(super) fn read(path: &Path, manifest: &Manifest) -> Result<Named> {
     for (name, array) in arrays {
         match manifest.inputs.iter().find(|input| input.name == name) {
             Some(input) => {
-                let data = fit(input, array).map_err(|problem| refuse(format!("`{name}`: {problem}")))?;
+                let data = fit(input, manifest.extents[input.axis], array)
+                    .map_err(|problem| refuse(format!("`{name}`: {problem}")))?;
                 inputs.push((name, data));
             }
             None if name == "attention_mask" && all_ones(&array.values) => {
@@ -79,10 +80,13 @@ fn all_ones(values: &InputData) -> bool {
     }
 }
 
-/// Checks the shape, takes off a batch of one, and converts where nothing is lost.
-fn fit(input: &Input, array: Array) -> Result<InputData, String> {
+/// Checks the shape, takes off a batch of one, and converts where nothing is lost. `extent` is the number of elements that every sequence has;
+/// what there is one of may be given without a dimension for it.
+fn fit(input: &Input, extent: Option<u64>, array: Array) -> Result<InputData, String> {
     let rank = input.dims.len() + 1;
+    let one = [&[1], array.shape.as_slice()].concat();
     let dims = match array.shape.as_slice() {
+        shape if extent == Some(1) && shape == input.dims => &one[..],
         [1, rest @ ..] if rest.len() == rank => rest,
         [batch, rest @ ..] if rest.len() == rank => return Err(format!("a batch of {batch}, expected at most 1")),
         shape => shape,

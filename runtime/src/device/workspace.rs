@@ -36,7 +36,8 @@ pub struct Workspace {
     manifest: Arc<Manifest>,
     /// Kept alive for the addresses in `buffers`.
     weights: Arc<LoadedWeights>,
-    capacity_rows: u64,
+    /// Rows that there is room for, of each axis.
+    capacity_rows: Vec<u64>,
     arenas: Vec<Memory>,
     /// Memory of cache slots; several slots may share one.
     pages: Vec<Memory>,
@@ -48,7 +49,8 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// Memory for steps of `rows` rows an axis and for `capacity_pages` pages a cache group.
+    /// Memory for steps of `rows` rows an axis, of at most `sequences` sequences, and for `capacity_pages` pages a cache group. Of an axis
+    /// whose number of elements is known there is room for those of all sequences.
     ///
     /// # Errors
     /// The device has no memory for it.
@@ -57,6 +59,7 @@ impl Workspace {
         manifest: Arc<Manifest>,
         weights: Arc<LoadedWeights>,
         rows: u64,
+        sequences: u64,
         capacity_pages: &[u64],
     ) -> Result<Self> {
         let too_large = || {
@@ -65,10 +68,16 @@ impl Workspace {
                 "ask for smaller steps or a smaller context",
             )
         };
-        let capacity_rows = rows.checked_next_multiple_of(ROWS_ALIGN).ok_or_else(too_large)?;
+        let capacity = |extent: &Option<u64>| match extent {
+            Some(extent) => extent.checked_mul(sequences),
+            None => rows.checked_next_multiple_of(ROWS_ALIGN),
+        };
+        let capacity_rows: Vec<u64> =
+            manifest.extents.iter().map(capacity).collect::<Option<_>>().ok_or_else(too_large)?;
         let mut arenas = Vec::new();
         for arena in &manifest.arenas {
-            arenas.push(device.allocate(arena.bytes_per_row.checked_mul(capacity_rows).ok_or_else(too_large)?)?);
+            let rows = capacity_rows[arena.axis];
+            arenas.push(device.allocate(arena.bytes_per_row.checked_mul(rows).ok_or_else(too_large)?)?);
         }
         let mut pages = Vec::new();
         let mut slots = Vec::new();
@@ -117,7 +126,7 @@ impl Workspace {
         };
         match operand {
             BufferRef::Arena { arena, offset, column, row_stride } => {
-                let at = self.arena_byte(offset, column)?;
+                let at = self.arena_byte(arena, offset, column)?;
                 let memory = self.arenas.get_mut(arena).ok_or_else(none)?;
                 Ok((memory.address().wrapping_add(at as usize), row_stride))
             }
@@ -138,8 +147,9 @@ impl Workspace {
     }
 
     /// Byte of an arena at which a view begins.
-    fn arena_byte(&self, offset: u64, column: u64) -> Result<u64> {
-        let at = offset.checked_mul(self.capacity_rows).and_then(|at| at.checked_add(column));
+    fn arena_byte(&self, arena: usize, offset: u64, column: u64) -> Result<u64> {
+        let rows = self.manifest.arenas.get(arena).map(|arena| self.capacity_rows[arena.axis]);
+        let at = rows.and_then(|rows| offset.checked_mul(rows)).and_then(|at| at.checked_add(column));
         at.ok_or_else(|| RuntimeError::Device {
             device: self.device.name(),
             problem: "a view exceeds its arena".to_owned(),
@@ -201,7 +211,7 @@ impl Workspace {
             });
         };
         let size = dtype.size_bytes() as u64;
-        Ok((arena, self.arena_byte(offset, column)?, dims.iter().product::<u64>() * size, row_stride * size))
+        Ok((arena, self.arena_byte(arena, offset, column)?, dims.iter().product::<u64>() * size, row_stride * size))
     }
 
     /// Runs all launches over the rows of a step. `axes` and `caches` are those of the manifest, in its order.
@@ -211,8 +221,9 @@ impl Workspace {
     pub(crate) fn run(&mut self, axes: &[AxisStep], caches: &[BlockTable], n_sequences: u32) -> Result<()> {
         let sizes: Vec<u64> =
             axes.iter().flat_map(|axis| [axis.positions.len() as u64, axis.rows.len() as u64]).collect();
-        if let Some(rows) = sizes.iter().find(|&&rows| rows > self.capacity_rows) {
-            let problem = format!("a step has {rows} rows, the session has room for {}", self.capacity_rows);
+        let capacity = self.capacity_rows.iter().flat_map(|rows| [rows, rows]);
+        if let Some((rows, room)) = sizes.iter().zip(capacity).find(|(rows, room)| rows > room) {
+            let problem = format!("a step has {rows} rows, the session has room for {room}");
             return Err(RuntimeError::request(problem, "give fewer tokens at a time"));
         }
         let launches = self.launches(&sizes)?;
@@ -228,7 +239,7 @@ impl Workspace {
         let phases = &self.manifest.phases;
         let mut launches = Vec::with_capacity(self.manifest.launches.len());
         for (index, launch) in self.manifest.launches.iter().enumerate() {
-            let rows = sizes[2 * launch.axis + usize::from(launch.rows)];
+            let rows = sizes[2 * launch.axis + usize::from(launch.rows)].saturating_mul(launch.times);
             if rows == 0 {
                 continue;
             }

@@ -20,7 +20,7 @@ fn same(what: &str, vocabulary: usize, got: &[f32], want: &[f32]) -> Result<()> 
 
 /// Width of the logits of a case.
 fn vocabulary(case: &Case) -> Result<usize> {
-    Ok(case.golden("logits")?.shape[1])
+    Ok(*case.golden("logits")?.shape.last().ok_or("logits without a shape")?)
 }
 
 /// The logits of one sequence computed alone, in one step.
@@ -122,6 +122,32 @@ fn sequences_in_one_step_are_each_alone() {
         }
         Ok(())
     });
+}
+
+#[test]
+fn images_in_one_step_are_each_alone() -> Result<()> {
+    let case = Case::load("vit")?;
+    let mut other = case.clone();
+    for image in other.floats.values_mut() {
+        image.values.reverse();
+    }
+    let mut runner = Runner::new(&load(&case, "cpu", 2)?, 5)?;
+    let mut want = Vec::new();
+    for case in [&case, &other] {
+        let sequence = runner.add()?;
+        want.push(runner.step_case(sequence, case)?);
+        runner.session.free(sequence)?;
+    }
+    let sequences = (0..5).map(|_| runner.add()).collect::<Result<Vec<_>>>()?;
+    let parts: Vec<_> = sequences.iter().zip([&case, &other, &other, &case, &other]).map(|(s, c)| (*s, c)).collect();
+    for (i, (logits, which)) in runner.step_cases(&parts)?.into_iter().zip([0, 1, 1, 0, 1]).enumerate() {
+        same(&format!("logits of image {i}"), vocabulary(&case)?, &logits, &want[which])?;
+    }
+    let mut wrong = case.clone();
+    wrong.floats.values_mut().for_each(|image| image.values.truncate(3 * 32));
+    let error = runner.step_case(sequences[0], &wrong).unwrap_err().to_string();
+    assert!(error.contains("pixel_values"), "{error}");
+    Ok(())
 }
 
 #[test]

@@ -30,7 +30,9 @@ pub fn emit(
     }
     let (mut w, params) = Writer::kernel(symbol, machine);
     let mut linear = Linear::new(&mut w, params.args, spec, schedule);
-    let n_rows = w.n_rows(params.args, spec.space);
+    let elements = w.n_rows(params.args, spec.space);
+    let times = w.i64(spec.times as i64);
+    let n_rows = w.mul(elements, times);
     let blocks = w.ceil_div(n_rows, schedule.rows_per_tile);
     w.for_loop(params.tile_begin, params.tile_end, 1, &[], |w, tile, _| {
         let panel = w.div_unsigned(tile, blocks);

@@ -226,6 +226,15 @@ impl Body<'_> {
                 }
                 Row::Memory(target)
             }
+            Core::Broadcast => match self.values.get(&operands[0]) {
+                Some(row @ (Row::Scalar(_) | Row::Const(..))) => row.clone(),
+                _ => Row::Memory(self.view_of(w, operands[0])?.broadcast(&dims)),
+            },
+            Core::Windows { dim, size, stride } => {
+                let view = self.view_of(w, operands[0])?;
+                let dim = self.row_dim(node, operands[0], *dim)?;
+                Row::Memory(view.windows(dim, *size, *stride))
+            }
             Core::Gather => {
                 let table = self.view_of(w, operands[0])?;
                 if !self.dims(operands[1])?.is_empty() {
@@ -244,6 +253,8 @@ impl Body<'_> {
             | Core::Softmax
             | Core::Contract { .. }
             | Core::SelectRows
+            | Core::Regroup
+            | Core::First
             | Core::Cache { .. }
             | Core::Call { .. }
             | Core::Weight { .. } => {
@@ -276,6 +287,12 @@ impl Body<'_> {
             RowParam::Shared => buffer.data,
             RowParam::PerRow => w.row(buffer, self.row, elem.bytes()),
             RowParam::Selected => w.row(buffer, self.element, elem.bytes()),
+            RowParam::First { axis } => {
+                let sequence = w.load_u32(self.axis.sequences, self.element);
+                let offsets = w.axis_array(self.args, axis, abi::AXIS_OFFSETS);
+                let first = w.load_u32(offsets, sequence);
+                w.row(buffer, first, elem.bytes())
+            }
         };
         if dims.is_empty() {
             return Ok(Row::Scalar(View::contiguous(base, elem, &dims).load(w, &[], 0, None)));

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
 use xfc_lang::graph::path::join;
-use xfc_lang::graph::{Dim, Graph, NodeId, Program, Type, ValueId};
+use xfc_lang::graph::{AxisId, Dim, Graph, NodeId, Program, Type, ValueId};
 use xfc_lang::ops::fused::{Attention, Linear, Rows};
 use xfc_lang::ops::{BinaryOp, Core, Op};
 use xfc_runtime::artifact::manifest::{Arena, BufferRef, CacheGroup, Input, Output, Weight};
@@ -48,6 +48,8 @@ pub struct PlannedLaunch {
     pub name: String,
     /// Rows it goes over.
     pub space: RowSpace,
+    /// Rows of the kernel for each of them.
+    pub times: u64,
     /// Index into [`Plan::kernels`].
     pub kernel: usize,
     /// In the kernel's order.
@@ -61,6 +63,8 @@ pub(super) enum Place {
     Buffer { id: usize, column_bytes: u64, row_stride: u64 },
     /// The selected rows of a place over all of the axis.
     Selected(Box<Place>),
+    /// The first row of each sequence, of a place over all of the axis.
+    First { of: Box<Place>, axis: usize },
     /// A constant expression over weights.
     Weight(WeightExpr),
     /// A cache, by absolute path.
@@ -69,6 +73,16 @@ pub(super) enum Place {
     Constant { values: Rc<[f64]>, dims: Vec<u64> },
     /// Nothing: a value that only a cache takes.
     Nowhere,
+}
+
+impl Place {
+    /// The place that rows are chosen of; itself otherwise.
+    pub(super) fn source(&self) -> &Place {
+        match self {
+            Place::Selected(of) | Place::First { of, .. } => of,
+            place => place,
+        }
+    }
 }
 
 /// What a launch refers to before buffers are placed.
@@ -82,6 +96,7 @@ pub(super) enum Operand {
 struct Draft {
     name: String,
     space: RowSpace,
+    times: u64,
     kernel: usize,
     operands: Vec<Operand>,
 }
@@ -159,7 +174,8 @@ impl Planner<'_> {
                 self.buffers[*id].last = end;
             }
         }
-        let (arenas, placed) = memory::place(&self.buffers);
+        let known = |axis: usize| self.program.extent(AxisId(axis)).is_some();
+        let (arenas, placed) = memory::place(&self.buffers, &known);
         let locate = |place: &Place| match place {
             Place::Buffer { id, column_bytes, row_stride } => Ok(BufferRef::Arena {
                 arena: placed[*id].arena,
@@ -167,17 +183,19 @@ impl Planner<'_> {
                 column: *column_bytes,
                 row_stride: *row_stride,
             }),
-            Place::Selected(_) | Place::Weight(_) | Place::Cache(_) | Place::Constant { .. } | Place::Nowhere => {
-                Err(CodegenError::bug("plan", format!("{place:?} is not a buffer")))
-            }
+            Place::Selected(_)
+            | Place::First { .. }
+            | Place::Weight(_)
+            | Place::Cache(_)
+            | Place::Constant { .. }
+            | Place::Nowhere => Err(CodegenError::bug("plan", format!("{place:?} is not a buffer"))),
         };
         let mut launches = Vec::new();
         for draft in &self.drafts {
             let mut operands = Vec::new();
             for operand in &draft.operands {
                 operands.push(match operand {
-                    Operand::Place(Place::Selected(inner)) => locate(inner)?,
-                    Operand::Place(place) => locate(place)?,
+                    Operand::Place(place) => locate(place.source())?,
                     Operand::Weight(id) => BufferRef::Weight(*id),
                     Operand::Cache { group, slot } => BufferRef::Cache { group: *group, slot: *slot },
                 });
@@ -185,6 +203,7 @@ impl Planner<'_> {
             launches.push(PlannedLaunch {
                 name: draft.name.clone(),
                 space: draft.space,
+                times: draft.times,
                 kernel: draft.kernel,
                 operands,
             });
@@ -216,8 +235,11 @@ impl Planner<'_> {
                 })
             })
             .collect::<Result<Vec<_>, CodegenError>>()?;
+        // What reads the first of a sequence, or knows how many it has, takes it whole.
+        let crosses = |g: &Graph| g.nodes().any(|n| matches!(g.op(n).as_core(), Some(Core::First | Core::Regroup)));
         let for_step = |g: &CacheGroup| g.axis == 0 && g.keep == xfc_runtime::artifact::manifest::Keep::Step;
-        let whole_sequences = self.caches.groups.iter().any(for_step);
+        let whole_sequences = self.caches.groups.iter().any(for_step) || self.program.graphs.iter().any(crosses);
+        let known = self.program.extent(AxisId(0));
         Ok(Plan {
             kernels: self.kernels,
             launches,
@@ -227,7 +249,7 @@ impl Planner<'_> {
             inputs,
             outputs,
             whole_sequences,
-            max_positions: self.max_positions,
+            max_positions: self.max_positions.into_iter().chain(known).min(),
         })
     }
 
@@ -255,7 +277,7 @@ impl Planner<'_> {
                     let mut dense = Vec::with_capacity(operands.len());
                     for (place, value) in operands.into_iter().zip(graph.operands(node)) {
                         dense.push(match place {
-                            Place::Selected(_) => self.dense(place, graph.ty(value), &path)?,
+                            Place::Selected(_) | Place::First { .. } => self.dense(place, graph.ty(value), &path)?,
                             place => place,
                         });
                     }
@@ -312,7 +334,24 @@ impl Planner<'_> {
             }
             (Core::Cache { path }, _) => Ok(Place::Cache(join(at, path))),
             (Core::SelectRows, [place]) => Ok(Place::Selected(Box::new(place.clone()))),
-            (Core::Reshape, [Place::Buffer { .. } | Place::Selected(_)]) => Ok(operands[0].clone()),
+            (Core::First, [place @ (Place::Buffer { .. } | Place::Nowhere)]) => {
+                let (space, _) = row_type(graph.ty(graph.operands(node)[0]))?;
+                Ok(Place::First { of: Box::new(place.clone()), axis: space.axis })
+            }
+            (Core::Regroup, [Place::Buffer { id, column_bytes: 0, row_stride }]) => {
+                let [from, to] = [graph.ty(graph.operands(node)[0]), ty].map(|ty| row_type(ty).map(|(_, dims)| dims));
+                let [from, to] = [from?, to?].map(|dims| dims.iter().product::<u64>());
+                if *row_stride != from {
+                    return Err(CodegenError::bug(
+                        "plan",
+                        format!("rows with gaps under another axis (at `{}`)", path()),
+                    ));
+                }
+                Ok(Place::Buffer { id: *id, column_bytes: 0, row_stride: to })
+            }
+            (Core::Reshape, [Place::Buffer { .. } | Place::Selected(_) | Place::First { .. }]) => {
+                Ok(operands[0].clone())
+            }
             // A constant is written into the kernels that read it.
             (Core::Const { values }, _) => {
                 Ok(Place::Constant { values: values.as_slice().into(), dims: fixed_dims(ty) })
@@ -358,21 +397,27 @@ impl Planner<'_> {
     }
 
     pub(super) fn launch(&mut self, name: &str, space: RowSpace, kernel: usize, operands: Vec<Operand>) {
+        self.launch_times(name, space, 1, kernel, operands);
+    }
+
+    /// A launch over `times` rows for each element of the space.
+    pub(super) fn launch_times(
+        &mut self,
+        name: &str,
+        space: RowSpace,
+        times: u64,
+        kernel: usize,
+        operands: Vec<Operand>,
+    ) {
         let now = self.drafts.len();
         for operand in &operands {
-            let id = match operand {
-                Operand::Place(Place::Buffer { id, .. }) => Some(*id),
-                Operand::Place(Place::Selected(inner)) => match &**inner {
-                    Place::Buffer { id, .. } => Some(*id),
-                    _ => None,
-                },
-                _ => None,
-            };
-            if let Some(id) = id {
-                self.buffers[id].last = now;
+            if let Operand::Place(place) = operand
+                && let Place::Buffer { id, .. } = place.source()
+            {
+                self.buffers[*id].last = now;
             }
         }
-        self.drafts.push(Draft { name: name.to_owned(), space, kernel, operands });
+        self.drafts.push(Draft { name: name.to_owned(), space, times, kernel, operands });
     }
 
     /// Learns the limits of ids and positions from the tables they index.
@@ -386,11 +431,7 @@ impl Planner<'_> {
             match body.op(index.node).as_core() {
                 Some(Core::Position) => self.max_positions = Some(self.max_positions.map_or(n, |m| m.min(n))),
                 Some(Core::Arg { index }) => {
-                    let place = match operands.get(*index) {
-                        Some(Place::Selected(inner)) => Some(&**inner),
-                        place => place,
-                    };
-                    if let Some(Place::Buffer { id, .. }) = place
+                    if let Some(Place::Buffer { id, .. }) = operands.get(*index).map(Place::source)
                         && let Some(input) = self.input_of.get(id)
                     {
                         let limit = self.limits.entry(*input).or_insert(n);
@@ -406,21 +447,25 @@ impl Planner<'_> {
     pub(super) fn dense(&mut self, place: Place, ty: &Type, name: &str) -> Result<Place, CodegenError> {
         match place {
             Place::Buffer { .. } => Ok(place),
-            Place::Selected(_) => {
+            Place::Selected(_) | Place::First { .. } => {
                 let (space, _) = row_type(ty)?;
-                let mut body = Graph::new("select");
+                let (label, read, what) = match &place {
+                    Place::First { axis, .. } => ("first", RowParam::First { axis: *axis }, "first rows"),
+                    _ => ("select", RowParam::Selected, "selected rows"),
+                };
+                let mut body = Graph::new(label);
                 let x = body.add_param("x", ty.clone());
                 body.add_output("y", x);
                 let kernel = self.intern_kernel(KernelSpec::Rows(RowsSpec {
-                    label: "select".to_owned(),
+                    label: label.to_owned(),
                     space,
                     body,
-                    params: vec![RowParam::Selected],
+                    params: vec![read],
                     sinks: vec![(0, Sink::Buffer)],
                 }));
                 let out = self.new_buffer(ty)?;
                 self.launch(
-                    &format!("{name} (selected rows)"),
+                    &format!("{name} ({what})"),
                     space,
                     kernel,
                     vec![Operand::Place(place), Operand::Place(out.clone())],

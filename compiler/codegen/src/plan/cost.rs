@@ -30,8 +30,8 @@ fn linear(spec: &LinearSpec) -> Cost {
     row_bytes += spec.inputs * dtype_bytes(spec.operand) + spec.outputs * dtype_bytes(spec.result);
     Cost {
         weight_bytes,
-        row_bytes,
-        row_flops: 2 * weights,
+        row_bytes: row_bytes * spec.times,
+        row_flops: 2 * weights * spec.times,
         products: Some(manifest_dtype(spec.operand)),
         ..Cost::default()
     }
@@ -61,7 +61,7 @@ fn rows(spec: &RowsSpec) -> Cost {
         match (read, gathered(&spec.body, param.value)) {
             (RowParam::Shared, Some(row_bytes)) => cost.row_weight_bytes += row_bytes,
             (RowParam::Shared, None) => cost.weight_bytes += fixed_bytes(ty),
-            (RowParam::PerRow | RowParam::Selected, _) => cost.row_bytes += fixed_bytes(ty),
+            (RowParam::PerRow | RowParam::Selected | RowParam::First { .. }, _) => cost.row_bytes += fixed_bytes(ty),
         }
     }
     let outputs = spec.body.outputs();

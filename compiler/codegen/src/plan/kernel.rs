@@ -24,8 +24,9 @@ impl KernelSpec {
         // Graphs print densely numbered, so that equal bodies of different origin are equal text.
         match self {
             KernelSpec::Linear(s) => format!(
-                "linear {:?} {}x{} parts {} of {} -> {} extras {:?}\n{}",
+                "linear {:?} times {} {}x{} parts {} of {} -> {} extras {:?}\n{}",
                 s.space,
+                s.times,
                 s.outputs,
                 s.inputs,
                 s.parts,
@@ -82,6 +83,8 @@ fn body_text(graph: &Graph) -> String {
 pub struct LinearSpec {
     /// Which rows.
     pub space: RowSpace,
+    /// Rows of the product for each of them: heads, windows.
+    pub times: u64,
     /// Inputs of each product.
     pub inputs: u64,
     /// Outputs of each product.
@@ -206,6 +209,11 @@ pub enum RowParam {
     PerRow,
     /// A row of a buffer over all elements of the axis, for each *selected* element.
     Selected,
+    /// The first row of each sequence on another axis, for a kernel over what there is one of in a sequence.
+    First {
+        /// The axis of the buffer's rows.
+        axis: usize,
+    },
     /// The same for all rows.
     Shared,
 }

@@ -28,22 +28,23 @@ impl Planner<'_> {
         let (space, out_dims) = row_type(result_ty)?;
         let x_ty = graph.ty(values[0]);
         let bf16 = x_ty.dtype == DType::BF16;
+        let (_, x_dims) = row_type(x_ty)?;
+        // Of heads and of windows too: so many rows for each element.
+        let (Some((&inputs, lead)), Some((&outputs, out_lead))) = (x_dims.split_last(), out_dims.split_last()) else {
+            return Err(CodegenError::unsupported(format!("a product of {x_ty}"), name));
+        };
+        if lead != out_lead {
+            return Err(CodegenError::bug("plan", format!("a product of {x_ty} that gives {result_ty} (at `{name}`)")));
+        }
+        let times: u64 = lead.iter().product();
         let kernel = self.kernel((graph_idx, node), |_| {
-            let (_, x_dims) = row_type(x_ty)?;
-            let inputs = x_dims.last().copied().unwrap_or(1);
-            let outputs = out_dims.last().copied().unwrap_or(1);
-            if x_dims.len() != 1 || out_dims.len() != 1 {
-                let dims =
-                    |dims: &[u64]| format!("[{}]", dims.iter().map(u64::to_string).collect::<Vec<_>>().join(", "));
-                let what = format!("a product of {} of each token that gives {}", dims(&x_dims), dims(&out_dims));
-                return Err(CodegenError::unsupported(what, name));
-            }
             let extras = values[1 + linear.parts..]
                 .iter()
-                .map(|v| extra(graph.ty(*v), outputs, name))
+                .map(|v| extra(graph.ty(*v), outputs, times, name))
                 .collect::<Result<Vec<_>, _>>()?;
             Ok(KernelSpec::Linear(LinearSpec {
                 space,
+                times,
                 inputs,
                 outputs,
                 parts: linear.parts,
@@ -62,12 +63,15 @@ impl Planner<'_> {
                     let layout = if (1..=linear.parts).contains(&i) { pack } else { Pack::Plain };
                     Operand::Weight(self.weights.intern(&expr, ty.dtype, layout)?)
                 }
-                place => Operand::Place(self.dense(place, ty, name)?),
+                place => {
+                    let place = self.dense(place, ty, name)?;
+                    Operand::Place(rows_within(place, ty, times, name)?)
+                }
             });
         }
         let out = self.new_buffer(result_ty)?;
-        list.push(Operand::Place(out.clone()));
-        self.launch(name, space, kernel, list);
+        list.push(Operand::Place(rows_within(out.clone(), result_ty, times, name)?));
+        self.launch_times(name, space, times, kernel, list);
         Ok(out)
     }
 
@@ -213,6 +217,7 @@ impl Planner<'_> {
             .iter()
             .map(|place| match place {
                 Place::Selected(_) => RowParam::Selected,
+                Place::First { axis, .. } => RowParam::First { axis: *axis },
                 Place::Weight(_) => RowParam::Shared,
                 _ => RowParam::PerRow,
             })
@@ -228,7 +233,7 @@ impl Planner<'_> {
                 Place::Weight(expr) => {
                     Operand::Weight(self.weights.intern(&expr, graph.ty(*value).dtype, Pack::Plain)?)
                 }
-                Place::Buffer { .. } | Place::Selected(_) => Operand::Place(place),
+                Place::Buffer { .. } | Place::Selected(_) | Place::First { .. } => Operand::Place(place),
                 Place::Cache(_) | Place::Constant { .. } | Place::Nowhere => {
                     return Err(CodegenError::unsupported("a cache read token by token", name));
                 }
@@ -240,13 +245,29 @@ impl Planner<'_> {
     }
 }
 
-fn extra(ty: &Type, outputs: u64, name: &str) -> Result<Extra, CodegenError> {
+fn extra(ty: &Type, outputs: u64, times: u64, name: &str) -> Result<Extra, CodegenError> {
     let per_row = matches!(ty.dims.first(), Some(Dim::Axis(_) | Dim::Rows(_)));
     let fixed: u64 = ty.dims.iter().map(|d| if let Dim::Fixed(n) = d { *n } else { 1 }).product();
-    if fixed != 1 && fixed != outputs || !matches!(ty.dtype, DType::F32 | DType::BF16) {
+    let rows = if per_row { times } else { 1 };
+    if fixed != rows && fixed != rows * outputs || !matches!(ty.dtype, DType::F32 | DType::BF16) {
         return Err(CodegenError::unsupported(format!("an epilogue operand of type {ty}"), name));
     }
-    Ok(Extra { dtype: ty.dtype, per_row, per_column: fixed == outputs })
+    Ok(Extra { dtype: ty.dtype, per_row, per_column: fixed == rows * outputs })
+}
+
+/// A place whose rows are each `times` rows, one after another.
+fn rows_within(place: Place, ty: &Type, times: u64, name: &str) -> Result<Place, CodegenError> {
+    let has_rows = matches!(ty.dims.first(), Some(Dim::Axis(_) | Dim::Rows(_)));
+    match place {
+        Place::Buffer { id, column_bytes, row_stride } if times > 1 && has_rows => {
+            let elements: u64 = row_type(ty)?.1.iter().product();
+            if row_stride != elements || !elements.is_multiple_of(times) {
+                return Err(CodegenError::bug("plan", format!("rows with gaps in a product of heads (at `{name}`)")));
+            }
+            Ok(Place::Buffer { id, column_bytes, row_stride: elements / times })
+        }
+        place => Ok(place),
+    }
 }
 
 /// A constant operand of an attention, which broadcasts to `[tokens, heads, visible]`.

@@ -28,8 +28,17 @@ pub struct Placed {
     pub offset: u64,
 }
 
-/// Places buffers, each at the lowest offset free of those already placed that live at the same time; the largest first.
-pub fn place(buffers: &[Buffer]) -> (Vec<Arena>, Vec<Placed>) {
+/// Rows of an axis of which a sequence has a known number of elements begin at multiples of this, so that an arena has room for just as many.
+const ALIGN: u64 = 64;
+
+/// Places buffers, each at the lowest offset free of those already placed that live at the same time; the largest first. `known` says of an
+/// axis that every sequence has the same number of its elements.
+pub fn place(buffers: &[Buffer], known: &dyn Fn(usize) -> bool) -> (Vec<Arena>, Vec<Placed>) {
+    let rounded = |b: &Buffer| {
+        let align = if known(b.space.axis) { ALIGN } else { 1 };
+        Buffer { bytes_per_row: b.bytes_per_row.next_multiple_of(align), ..*b }
+    };
+    let buffers: Vec<Buffer> = buffers.iter().map(rounded).collect();
     let mut arenas: Vec<Arena> = Vec::new();
     let mut placed: Vec<Option<Placed>> = vec![None; buffers.len()];
     let mut order: Vec<usize> = (0..buffers.len()).collect();
@@ -45,7 +54,7 @@ pub fn place(buffers: &[Buffer]) -> (Vec<Arena>, Vec<Placed>) {
             });
         let mut taken: Vec<(u64, u64)> = placed
             .iter()
-            .zip(buffers)
+            .zip(&buffers)
             .filter_map(|(p, b)| {
                 p.filter(|p| p.arena == arena && b.first <= buffer.last && buffer.first <= b.last)
                     .map(|p| (p.offset, p.offset + b.bytes_per_row))
@@ -85,7 +94,7 @@ mod tests {
                 Buffer { space, bytes_per_row: 4 + 4 * next(64), first, last: first + next(10) as usize }
             })
             .collect();
-        let (arenas, placed) = place(&buffers);
+        let (arenas, placed) = place(&buffers, &|_| false);
         for (a, pa) in buffers.iter().zip(&placed) {
             assert!(pa.offset + a.bytes_per_row <= arenas[pa.arena].bytes_per_row);
             for (b, pb) in buffers.iter().zip(&placed) {

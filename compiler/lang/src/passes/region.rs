@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use super::matching::{is_constant, is_elementwise, is_weight_expression, uniform};
 use crate::graph::build::Builder;
-use crate::graph::{DType, Graph, NodeId, Type, ValueId};
+use crate::graph::{DType, Dim, Graph, NodeId, Type, ValueId};
 use crate::ops::Core;
 use crate::ops::shape::broadcasts_to;
 
@@ -106,12 +106,17 @@ impl Region {
     }
 }
 
-fn may_be_extra(graph: &Graph, value: ValueId, dims: &[crate::graph::Dim]) -> bool {
+fn may_be_extra(graph: &Graph, value: ValueId, dims: &[Dim]) -> bool {
     let ty = graph.ty(value);
     let is_known = matches!(graph.op(value.node).as_core(), Some(Core::Const { .. }));
     // Arithmetic on weights is nothing that is packed: a group of rows does it for itself.
     let has_value = is_known || is_weight_expression(graph, value) || !is_constant(graph, value.node);
-    has_value && broadcasts_to(&ty.dims, dims) && (ty.dtype == DType::F32 || uniform(graph, value).is_some())
+    // One for all rows, one a row, one a column, or all: a product of heads has no operand for each head alone.
+    let lead = |dims: &'_ [Dim]| dims[..dims.len().saturating_sub(1)].to_vec();
+    let by_rows = lead(&ty.dims) == lead(dims) || lead(&ty.dims).iter().all(|d| *d == Dim::Fixed(1));
+    has_value
+        && broadcasts_to(&ty.dims, dims)
+        && (uniform(graph, value).is_some() || (ty.dtype == DType::F32 && by_rows))
 }
 
 /// Whether all that `node` needs is used by what it needs, or by itself, alone.

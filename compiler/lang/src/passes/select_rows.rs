@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Pass;
 use super::analysis::token_wise::leading;
 use crate::graph::build::Builder;
-use crate::graph::{Dim, Graph, NodeId, Program, Type, ValueId};
+use crate::graph::{AxisId, Dim, Graph, NodeId, Program, Type, ValueId};
 use crate::ops::Core;
 
 pub(super) struct SelectRows;
@@ -23,12 +23,15 @@ impl Pass for SelectRows {
     }
 
     fn run(&self, program: &mut Program) -> bool {
-        program.graphs.first_mut().is_some_and(|main| select(main).is_some_and(|changed| changed))
+        let known: Vec<bool> = (0..program.axes.len()).map(|a| program.extent(AxisId(a)).is_some()).collect();
+        program.graphs.first_mut().is_some_and(|main| select(main, &known).is_some_and(|changed| changed))
     }
 }
 
-fn select(graph: &mut Graph) -> Option<bool> {
-    let tail = tail(graph);
+/// Of an axis whose number of elements is `known` all are computed.
+fn select(graph: &mut Graph, known: &[bool]) -> Option<bool> {
+    let tail = tail(graph, known);
+    let axis = |ty: &Type| axis(ty).filter(|_| !is_known(ty.dims.first(), known));
     let mut selected: BTreeMap<ValueId, ValueId> = BTreeMap::new();
     for node in graph.topological().into_iter().filter(|n| tail.contains(n)) {
         for (i, operand) in graph.operands(node).into_iter().enumerate() {
@@ -55,12 +58,14 @@ fn select(graph: &mut Graph) -> Option<bool> {
 }
 
 /// Nodes that treat each token by itself and that only outputs need.
-fn tail(graph: &Graph) -> BTreeSet<NodeId> {
+fn tail(graph: &Graph, known: &[bool]) -> BTreeSet<NodeId> {
     let mut tail = BTreeSet::new();
     let mut order = graph.topological();
     order.reverse();
     for node in order {
-        let movable = matches!(leading(graph, node), Some(Dim::Axis(_)))
+        let dim = leading(graph, node);
+        let movable = matches!(dim, Some(Dim::Axis(_)))
+            && !is_known(dim.as_ref(), known)
             && !matches!(graph.op(node).as_core(), Some(Core::Position));
         let needed = |v: ValueId| graph.uses(v).iter().all(|(user, _)| tail.contains(user));
         if movable && (0..graph.types(node).len()).all(|port| needed(ValueId { node, port })) {
@@ -68,6 +73,10 @@ fn tail(graph: &Graph) -> BTreeSet<NodeId> {
         }
     }
     tail
+}
+
+fn is_known(dim: Option<&Dim>, known: &[bool]) -> bool {
+    matches!(dim, Some(Dim::Axis(a)) if known.get(a.0).is_some_and(|known| *known))
 }
 
 /// The type of the selected rows of a value whose one ragged dimension leads.

@@ -23,7 +23,18 @@ impl Body<'_> {
         for (user, _) in &uses {
             let op = self.graph.op(*user).as_core();
             // Views and joins read memory; a larger result reads each element several times.
-            if matches!(op, Some(Core::Reshape | Core::Slice { .. } | Core::Transpose { .. } | Core::Repeat { .. })) {
+            let is_view = matches!(
+                op,
+                Some(
+                    Core::Reshape
+                        | Core::Slice { .. }
+                        | Core::Transpose { .. }
+                        | Core::Repeat { .. }
+                        | Core::Broadcast
+                        | Core::Windows { .. }
+                )
+            );
+            if is_view {
                 return Ok(true);
             }
             if let Some(Core::Unary(_) | Core::Binary(_) | Core::Select | Core::Cast) = op {

@@ -111,6 +111,24 @@ impl View {
         view
     }
 
+    /// Windows of `size` elements along `dim`, each `stride` after the one before, the elements of a window behind it.
+    pub(super) fn windows(&self, dim: usize, size: u64, stride: u64) -> View {
+        let mut view = self.clone();
+        view.dims[dim] = (self.dims[dim] - size) / stride + 1;
+        view.strides[dim] *= stride;
+        view.dims.insert(dim + 1, size);
+        view.strides.insert(dim + 1, self.strides[dim]);
+        view
+    }
+
+    /// Repeated to `dims`, aligned at the last.
+    pub(super) fn broadcast(&self, dims: &[u64]) -> View {
+        let missing = dims.len() - self.dims.len();
+        let own = |d: usize| d.checked_sub(missing).filter(|d| self.dims[*d] == dims[d + missing]);
+        let strides = (0..dims.len()).map(|d| own(d).map_or(0, |d| self.strides[d])).collect();
+        View { dims: dims.to_vec(), strides, ..self.clone() }
+    }
+
     /// Dimension `dim` as two, the inner of size `inner`.
     pub(super) fn split(&self, dim: usize, inner: u64) -> View {
         let mut view = self.clone();
