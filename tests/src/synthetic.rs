@@ -49,7 +49,7 @@ pub fn config(draw: &mut Draw) -> Value {
         "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim, "hidden_act": "silu",
         "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": draw.below(2) == 0,
     });
-    match draw.below(4) {
+    match draw.below(7) {
         0 => {
             rotary["model_type"] = json!("llama");
             rotary["attention_bias"] = json!(draw.below(2) == 0);
@@ -62,7 +62,22 @@ pub fn config(draw: &mut Draw) -> Value {
             rotary["tie_word_embeddings"] = json!(false);
             rotary
         }
-        2 => json!({
+        2 => {
+            rotary["model_type"] = json!("qwen3");
+            rotary["attention_bias"] = json!(draw.below(2) == 0);
+            rotary
+        }
+        3 => {
+            rotary["model_type"] = json!("olmo2");
+            rotary
+        }
+        4 => json!({
+            "model_type": "gpt_neox", "vocab_size": vocab, "hidden_size": width, "intermediate_size": inner,
+            "num_hidden_layers": layers, "num_attention_heads": heads, "hidden_act": draw.of(&["gelu", "gelu_fast"]),
+            "layer_norm_eps": 1e-5, "use_parallel_residual": draw.below(2) == 0, "rotary_emb_base": 10000,
+            "rotary_pct": draw.of(if head_dim % 4 == 0 { &[0.5, 1.0][..] } else { &[1.0][..] }),
+        }),
+        5 => json!({
             "model_type": "gpt2", "vocab_size": vocab, "n_positions": 96, "n_embd": width, "n_layer": layers, "n_head": heads,
             "n_inner": inner, "activation_function": draw.of(&["gelu_new", "gelu", "relu"]), "layer_norm_epsilon": 1e-5,
         }),
