@@ -179,10 +179,16 @@ fn at(place: &Place, config: &Datum) -> Option<Datum> {
     }
 }
 
-/// In a mapping, null keys are left out, `type` is read as `rope_type`, and an absent one means `default`.
+/// Keys by which a mapping is known to be of rotary positions.
+const ROTARY: [&str; 4] = ["rope_theta", "rope_type", "type", "factor"];
+
+/// In a mapping, null keys are left out; in one of rotary positions `type` is read as `rope_type`, and an absent one means `default`.
 fn normalise(value: Datum) -> Datum {
     let Datum::Map(entries) = value else { return value };
     let mut entries: Vec<(Arc<str>, Datum)> = entries.into_iter().filter(|(_, v)| *v != Datum::Null).collect();
+    if !entries.iter().any(|(k, _)| ROTARY.contains(&&**k)) {
+        return Datum::Map(entries);
+    }
     let has = |entries: &[(Arc<str>, Datum)]| entries.iter().any(|(k, _)| &**k == "rope_type");
     if !has(&entries)
         && let Some(entry) = entries.iter_mut().find(|(k, _)| &**k == "type")
@@ -268,6 +274,13 @@ mod tests {
         let plain = json!({"rope_theta": 3.0, "rope_scaling": null});
         assert_eq!(sizes(ROPE, Some(plain), &[]).as_deref(), Ok("rope={rope_theta: 3.0, rope_type: default}"));
         assert_eq!(sizes(ROPE, Some(json!({})), &[]).as_deref(), Ok("rope={rope_theta: 2.0, rope_type: default}"));
+    }
+
+    #[test]
+    fn other_mappings_stay_as_they_are() {
+        let keys = "sizes: {names: {optional: true}}\n";
+        let config = json!({"names": {"0": "a", "1": null}});
+        assert_eq!(sizes(keys, Some(config), &[]).as_deref(), Ok("names={0: a}"));
     }
 
     #[test]
