@@ -46,7 +46,9 @@ pub struct Session {
 impl Session {
     pub(crate) fn new(model: Arc<Model>, options: &SessionOptions) -> Result<Self> {
         let max_positions = model.manifest().max_positions;
-        let context_tokens = match (options.context_tokens, max_positions) {
+        // Where a sequence has a known number of positions, it has them all.
+        let extent = model.manifest().extents.first().copied().flatten();
+        let context_tokens = match (extent.or(options.context_tokens), max_positions) {
             (Some(asked), Some(most)) if asked > most => {
                 let problem = format!("a context of {asked} positions was asked for, the model has {most}");
                 return Err(RuntimeError::request(problem, "ask for a smaller context"));
@@ -54,8 +56,6 @@ impl Session {
             (Some(asked), _) => asked,
             (None, most) => most.unwrap_or(DEFAULT_CONTEXT_TOKENS).min(DEFAULT_CONTEXT_TOKENS),
         };
-        // Where a sequence has a known number of positions, it has them all.
-        let context_tokens = model.manifest().extents.first().copied().flatten().unwrap_or(context_tokens);
         if context_tokens == 0 || options.step_tokens == 0 || options.max_sequences == 0 {
             return Err(RuntimeError::request(
                 "a session needs a context, steps and sequences of at least one",

@@ -235,8 +235,15 @@ impl Planner<'_> {
                 })
             })
             .collect::<Result<Vec<_>, CodegenError>>()?;
-        // What reads the first of a sequence, or knows how many it has, takes it whole.
-        let crosses = |g: &Graph| g.nodes().any(|n| matches!(g.op(n).as_core(), Some(Core::First | Core::Regroup)));
+        // What reads the first of a sequence, or knows how many tokens it has, takes it whole.
+        let leads = |ty: &Type| ty.dims.first() == Some(&Dim::Axis(AxisId(0)));
+        let crosses = |g: &Graph| {
+            g.nodes().any(|n| match g.op(n).as_core() {
+                Some(Core::First) => g.operands(n).iter().any(|v| leads(g.ty(*v))),
+                Some(Core::Regroup) => leads(&g.types(n)[0]),
+                _ => false,
+            })
+        };
         let for_step = |g: &CacheGroup| g.axis == 0 && g.keep == xfc_runtime::artifact::manifest::Keep::Step;
         let whole_sequences = self.caches.groups.iter().any(for_step) || self.program.graphs.iter().any(crosses);
         let known = self.program.extent(AxisId(0));
