@@ -53,7 +53,12 @@ pub enum AxisKind {
 impl AxisKind {
     /// The axes of a model. What is long in it is the prompt: its source, if it has one, or else its first axis.
     pub fn of(manifest: &Manifest) -> Vec<Self> {
-        (0..manifest.axes.len()).map(|axis| if axis == 0 { Self::Growing } else { Self::Once }).collect()
+        let kind = |(axis, extent): (usize, &Option<u64>)| match extent {
+            Some(n) => Self::Fixed(*n),
+            None if axis == 0 => Self::Growing,
+            None => Self::Once,
+        };
+        manifest.extents.iter().enumerate().map(kind).collect()
     }
 }
 
@@ -310,7 +315,11 @@ fn made_up(input: &Input, s: u64, before: u64, n: u64) -> InputData {
 /// Bytes that a session of so many sequences touches, about: working memory of its steps, and the pages of `tokens` positions in all.
 fn session_bytes(manifest: &Manifest, sequences: u64, tokens: u64, step_tokens: u64) -> u64 {
     let arenas = manifest.arenas.iter().map(|arena| {
-        let rows = if arena.rows && arena.axis == 0 { sequences } else { step_tokens };
+        let rows = match manifest.extents[arena.axis] {
+            Some(extent) => sequences.saturating_mul(extent),
+            None if arena.rows && arena.axis == 0 => sequences,
+            None => step_tokens,
+        };
         arena.bytes_per_row.saturating_mul(rows)
     });
     let kept = manifest.caches.iter().flat_map(|group| {
