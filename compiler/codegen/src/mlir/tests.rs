@@ -38,6 +38,7 @@ fn run(target: &dyn Target, mlir: &str, xs: &[f32]) -> Vec<f32> {
         model: "map".into(),
         target: target.describe(),
         axes: vec!["tokens".into()],
+        extents: vec![None],
         inputs: vec![],
         outputs: vec![],
         whole_sequences: false,

@@ -152,6 +152,7 @@ fn program(main: &[Choice], body: &[Choice]) -> Program {
     Program {
         name: "generated".into(),
         axes: vec!["tokens".into()],
+        extents: vec![None],
         inputs: vec![input("x", 0), input("p", 1)],
         graphs: vec![main, body],
     }
