@@ -158,7 +158,7 @@ impl Planner<'_> {
                 }
                 Place::Cache(path) => list.push(cache(slot(self, path)?)),
                 Place::Buffer { .. } => list.push(Operand::Place(place.clone())),
-                Place::Selected(_) | Place::Constant { .. } | Place::Nowhere => {}
+                Place::Selected(_) | Place::First { .. } | Place::Constant { .. } | Place::Nowhere => {}
             }
         }
         self.launch(name, space, kernel, list);

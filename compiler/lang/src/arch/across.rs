@@ -205,12 +205,15 @@ impl Expander {
                 let message = format!("a sequence would have {extent} `{name}`, and it has {known}");
                 self.fail(Code::AxisMismatch, span, message, "another number of elements for the same name")
             }
-            None => {
-                self.axes.push(name.to_string());
-                self.extents.push(Some(extent));
-                Ok(self.axes.len() - 1)
-            }
+            None => Ok(self.ragged_axis(name, Some(extent))),
         }
+    }
+
+    /// A new ragged axis; `extent` where every sequence has that many elements.
+    pub(super) fn ragged_axis(&mut self, name: &str, extent: Option<u64>) -> usize {
+        self.axes.push(name.to_string());
+        self.extents.push(extent);
+        self.axes.len() - 1
     }
 
     /// The axis of a tensor's tokens: ragged, and of more than one element a sequence.

@@ -340,22 +340,19 @@ impl Expander {
                 && !is_known("tokens", card)
                 && self.axes.is_empty()
             {
-                self.axes.push("tokens".to_owned());
+                self.ragged_axis("tokens", None);
             }
         }
     }
 
     /// A name that is no size is a ragged axis.
     fn input_axis(&mut self, dim: &Expr, last: bool, card: &Rc<Scope>) -> Eval<Axis> {
-        if let ExprKind::Name(name) = &*dim.kind {
-            if !is_known(name, card) {
-                let id = self.axes.iter().position(|a| **a == **name).unwrap_or_else(|| {
-                    self.axes.push(name.to_string());
-                    self.extents.push(None);
-                    self.axes.len() - 1
-                });
-                return Ok(Axis::new(AxisName::Ragged(id), Dim::Axis(AxisId(id))));
-            }
+        if let ExprKind::Name(name) = &*dim.kind
+            && !is_known(name, card)
+        {
+            let known = self.axes.iter().position(|a| **a == **name);
+            let id = known.unwrap_or_else(|| self.ragged_axis(name, None));
+            return Ok(Axis::new(AxisName::Ragged(id), Dim::Axis(AxisId(id))));
         }
         let place = Place { scope: card.clone(), frame: None, binds: None };
         let value = self.eval(dim, &place)?;

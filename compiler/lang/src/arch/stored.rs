@@ -133,19 +133,19 @@ struct Part {
 
 impl Part {
     /// Cuts the part out of a tensor of the shape `now`.
-    fn steps(&self, now: &mut Vec<u64>, steps: &mut Vec<Step>) {
+    fn steps(&self, now: &mut [u64], steps: &mut Vec<Step>) {
         let (dim, len) = (self.dim, self.lengths[self.at]);
         let before: u64 = self.lengths[..self.at].iter().sum();
         if self.times == 1 {
             steps.push(Step::Slice { dim, start: before, len });
         } else {
             // Each time the parts follow one another is an element of a further dimension.
-            let mut nested = now.clone();
+            let mut nested = now.to_vec();
             nested[dim] /= self.times;
             nested.insert(dim, self.times);
             steps.push(Step::Reshape { shape: nested });
             steps.push(Step::Slice { dim: dim + 1, start: before / self.times, len: len / self.times });
-            let mut joined = now.clone();
+            let mut joined = now.to_vec();
             joined[dim] = len;
             steps.push(Step::Reshape { shape: joined });
         }

@@ -49,9 +49,14 @@ pub(crate) fn weight_shapes(program: &Program) -> BTreeMap<String, Vec<usize>> {
     shapes
 }
 
-/// An input of `n` elements on every axis.
-pub(crate) fn input(name: &str, ty: &Type, n: usize, seed: u64) -> Tensor {
-    let dims: Vec<usize> = ty.dims.iter().map(|d| if let Dim::Fixed(n) = d { *n as usize } else { n }).collect();
+/// An input of `n` elements on every axis whose number is not known.
+pub(crate) fn input(program: &Program, name: &str, ty: &Type, n: usize, seed: u64) -> Tensor {
+    let size = |d: &Dim| match d {
+        Dim::Fixed(n) => *n as usize,
+        Dim::Axis(a) => program.extent(*a).map_or(n, |n| n as usize),
+        Dim::Visible(_) | Dim::Rows(_) => n,
+    };
+    let dims: Vec<usize> = ty.dims.iter().map(size).collect();
     let len = dims.iter().product();
     let x = numbers(name, seed, len);
     match ty.dtype {
@@ -72,8 +77,11 @@ pub(crate) fn run(program: &Program, steps: &[usize], seed: u64) -> Vec<BTreeMap
     let interpreter = Interpreter::<f64>::new(verified, &weights).unwrap();
     let mut state = State::new();
     let step = |(i, n): (usize, &usize)| {
-        let inputs =
-            program.inputs.iter().map(|d| (d.name.clone(), input(&d.name, &d.ty, *n, seed + i as u64))).collect();
+        let inputs = program
+            .inputs
+            .iter()
+            .map(|d| (d.name.clone(), input(program, &d.name, &d.ty, *n, seed + i as u64)))
+            .collect();
         interpreter.step(&mut state, &inputs).unwrap_or_else(|e| panic!("{e}\n{program}"))
     };
     steps.iter().enumerate().map(step).collect()
