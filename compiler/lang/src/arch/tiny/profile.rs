@@ -9,8 +9,9 @@ use crate::arch::Model;
 use crate::graph::{DType, Dim, Graph, NodeId};
 use crate::ops::Core;
 
-/// The operations of a body without their sizes and constants, each once: what tells kinds of layer apart.
-pub(super) type Kind = Vec<String>;
+/// The operations of a body without their sizes and constants, each once: what tells kinds of layer apart. First what is computed of floats,
+/// in order and with what it reads; then what is computed of positions, by name alone, because equal constants make equal operations one there.
+pub(super) type Kind = (Vec<String>, BTreeSet<String>);
 
 /// The kinds of body that a model calls.
 pub(super) fn kinds(model: &Model) -> BTreeSet<Kind> {
@@ -18,17 +19,22 @@ pub(super) fn kinds(model: &Model) -> BTreeSet<Kind> {
 }
 
 fn kind(graph: &Graph) -> Kind {
-    let mut seen = BTreeSet::new();
-    let mut kind = Vec::new();
+    let (mut seen, mut floats, mut positions) = (BTreeSet::new(), Vec::new(), BTreeSet::new());
     for node in graph.nodes() {
-        let ranks: Vec<String> = graph.types(node).iter().map(|t| format!("{}:{}", t.dtype, t.dims.len())).collect();
+        let types = graph.types(node);
+        let ranks: Vec<String> = types.iter().map(|t| format!("{}:{}", t.dtype, t.dims.len())).collect();
+        let text = format!("{} {}", graph.op(node).name(), ranks.join(" "));
+        if types.iter().all(|t| !t.dtype.is_float()) {
+            positions.insert(text);
+            continue;
+        }
         let operands: Vec<&str> = graph.operands(node).into_iter().map(|v| graph.op(v.node).name()).collect();
-        let text = format!("{} {} ({})", graph.op(node).name(), ranks.join(" "), operands.join(" "));
+        let text = format!("{text} ({})", operands.join(" "));
         if seen.insert(text.clone()) {
-            kind.push(text);
+            floats.push(text);
         }
     }
-    kind
+    (floats, positions)
 }
 
 /// How often bodies are called, and how many parameters there are.
@@ -48,7 +54,7 @@ pub(super) struct Changes {
     pub(super) inner: bool,
     /// The width of something that has inner dimensions, from the one value to the other.
     pub(super) head_width: bool,
-    /// The width that a body is given: the model's own.
+    /// The width that a body is given, from the one value to the other: the model's own.
     pub(super) stream: bool,
     /// How many other widths.
     pub(super) widths: usize,
@@ -94,7 +100,7 @@ pub(super) fn changes(before: &Model, after: &Model, was: i64, is: i64) -> Optio
                 match op {
                     Some(Core::Arg { .. }) if index == 0 => changes.input = true,
                     Some(Core::Arg { .. }) => {
-                        changes.stream |= last <= 1;
+                        changes.stream |= last <= 1 && exact(from.dims[last], to.dims[last]);
                         changes.widths += 1;
                     }
                     Some(Core::Weight { .. }) => changes.rows |= from.dims[0] != to.dims[0] && is_table(a, x),
