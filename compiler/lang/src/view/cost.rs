@@ -31,6 +31,10 @@ pub(super) fn of(graph: &Graph, node: NodeId) -> Cost {
             | Core::Slice { .. }
             | Core::Concat { .. }
             | Core::Repeat { .. }
+            | Core::Broadcast
+            | Core::Windows { .. }
+            | Core::Regroup
+            | Core::First
             | Core::Gather
             | Core::Take
             | Core::Cache { .. }
