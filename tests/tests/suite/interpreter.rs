@@ -37,12 +37,16 @@ fn tokens(case: &Case, ids: &[i64]) -> BTreeMap<String, Vec<i64>> {
     BTreeMap::from([(case.token_input().to_owned(), ids.to_vec())])
 }
 
-fn logits_match<F: Float>(case: &Case, program: &Program, parameters: &Parameters, precision: Precision) -> Result<()> {
+/// The case's inputs as those of one sequence.
+fn inputs(case: &Case) -> BTreeMap<String, Tensor> {
     let ints = case.inputs.iter().map(|(name, ids)| (name.clone(), Tensor::i64([ids.len()], ids.clone())));
     let image = |x: &Golden| Tensor::f32([&[1], &x.shape[..]].concat(), x.values.clone());
     let floats = case.floats.iter().map(|(name, x)| (name.clone(), image(x)));
-    let interpreter = interpreter::<F>(program, parameters)?;
-    let outputs = interpreter.step(&mut State::new(), &ints.chain(floats).collect())?;
+    ints.chain(floats).collect()
+}
+
+fn logits_match<F: Float>(case: &Case, program: &Program, parameters: &Parameters, precision: Precision) -> Result<()> {
+    let outputs = interpreter::<F>(program, parameters)?.step(&mut State::new(), &inputs(case))?;
     let logits = outputs.get("logits").ok_or("there is no output `logits`")?;
     let golden = case.golden("logits")?;
     // What there is one of in a sequence has a dimension of 1 for it.
@@ -100,8 +104,7 @@ fn hidden_states_match_in_f64() {
             return Err("no hidden state is compared".into());
         }
         let parameters = model::parameters(case, &model)?;
-        let inputs = case.inputs.iter().map(|(name, ids)| (name.clone(), Tensor::i64([ids.len()], ids.clone())));
-        let outputs = interpreter::<f64>(&program, &parameters)?.step(&mut State::new(), &inputs.collect())?;
+        let outputs = interpreter::<f64>(&program, &parameters)?.step(&mut State::new(), &inputs(case))?;
         for name in wanted {
             let (golden, state) = (case.golden(&name)?, &outputs[&format!("golden.{name}")]);
             compare(&name, &golden.shape, &state.to_f64(), &golden.values, Tier::Model, Precision::F64)?;
