@@ -64,10 +64,11 @@ pub fn tiny(spec: &Spec, options: &ElaborateOptions) -> Result<ElaborateOptions,
     search.counted();
     let roles = search.roles();
     match search.shrink(&roles) {
-        Some(options) => Ok(options),
-        None => {
+        Ok(options) => Ok(options),
+        Err(why) => {
             let message = format!(
-                "the model of {} could not be made tiny: nothing tried has every kind of layer and at most {MOST_PARAMETERS} parameters",
+                "the model of {} could not be made tiny: nothing tried has every kind of layer and at most {MOST_PARAMETERS} parameters; \
+                 of the smallest, {why}",
                 spec.name
             );
             let help =
@@ -195,19 +196,36 @@ impl Search<'_> {
         (0..self.sizes.len()).map(role).collect()
     }
 
-    /// The first of the candidates, from small to large, that is the same model.
-    fn shrink(&self, roles: &[Role]) -> Option<ElaborateOptions> {
+    /// The first of the candidates, from small to large, that is the same model; why the smallest is not, when none is.
+    fn shrink(&self, roles: &[Role]) -> Result<ElaborateOptions, String> {
+        let mut first = None;
         for scale in [1, 2, 3, 4, 6, 8, 16, 32] {
             for least_heads in [2, 4] {
                 let changed = candidate(roles, scale, least_heads);
-                let small = |m: &Model| m.arch.parameter_count() <= MOST_PARAMETERS;
-                let same = |m: &Model| small(m) && self.has_all_kinds(m) && !vanishes(&self.model, m);
-                if self.expand(&changed).is_some_and(|m| same(&m)) {
-                    return Some(self.options(&changed));
+                let options = self.options(&changed);
+                match self.departs(elaborate(self.spec, &options)) {
+                    None => return Ok(options),
+                    Some(why) => _ = first.get_or_insert(why),
                 }
             }
         }
-        None
+        Err(first.unwrap_or_default())
+    }
+
+    /// What keeps an expansion from being the same model, made tiny.
+    fn departs(&self, expanded: Result<Model, Report>) -> Option<String> {
+        let model = match expanded {
+            Ok(model) => model,
+            Err(report) => return Some(report.diagnostics.first().map(|d| d.message.clone()).unwrap_or_default()),
+        };
+        let n = model.arch.parameter_count();
+        if n > MOST_PARAMETERS {
+            return Some(format!("there are still {n} parameters"));
+        }
+        if !self.has_all_kinds(&model) {
+            return Some("a kind of layer is gone".to_string());
+        }
+        vanishes(&self.model, &model).then(|| "something has shrunk to 1".to_string())
     }
 }
 
