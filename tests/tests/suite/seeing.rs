@@ -144,6 +144,19 @@ fn drawings_are_written_whole_or_refused() -> Result<()> {
     Ok(())
 }
 
+/// What is written in a drawing, but for the places of equations.
+fn words(svg: &str) -> Vec<&str> {
+    svg.split("<text ").skip(1).filter_map(|t| t.split_once('>')?.1.split("</text>").next()).collect()
+}
+
+#[test]
+fn the_drawing_in_the_documentation_is_of_the_model() -> Result<()> {
+    let shown = fs::read_to_string(xfc_tests::repository().join("docs/llama.svg"))?;
+    let now = Shell::new()?.run("xfc", &["inspect", "llama", "--format", "svg"])?.success()?;
+    assert_eq!(words(&shown), words(&now), "run: xfc inspect llama --format svg -o docs/llama.svg");
+    Ok(())
+}
+
 #[test]
 fn models_and_stages_are_compared() -> Result<()> {
     let shell = Shell::new()?;

@@ -130,7 +130,21 @@ fn section_of(name: &str) -> Option<Section> {
         return Some(section);
     }
     let headings: Vec<&str> = LANGUAGE.lines().filter_map(|l| l.strip_prefix("### ")).collect();
-    headings.into_iter().filter_map(|h| section(LANGUAGE, |heading| heading == h)).find(|s| names(&s.text))
+    let told = headings.into_iter().filter_map(|h| section(LANGUAGE, |heading| heading == h)).find(|s| names(&s.text));
+    told.or_else(|| paragraph(LANGUAGE, names))
+}
+
+/// The first paragraph that names something in code, and the example behind it.
+fn paragraph(page: &str, names: impl Fn(&str) -> bool) -> Option<Section> {
+    let blocks: Vec<&str> = page.split("\n\n").collect();
+    let in_code = |block: &str| block.split('`').skip(1).step_by(2).any(&names);
+    let at = blocks.iter().position(|b| !b.starts_with("```") && in_code(b))?;
+    let mut text = blocks[at].to_owned();
+    if let Some(example) = blocks.get(at + 1).filter(|b| b.starts_with("```")) {
+        text.push_str("\n\n");
+        text.push_str(example);
+    }
+    Some(Section { text: plain(&text) })
 }
 
 /// Markdown as a terminal shows it: examples indented, fences and link targets gone.
