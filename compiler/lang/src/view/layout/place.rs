@@ -200,7 +200,7 @@ fn settle(plan: &Plan, rooms: &[Room], x: &mut [f64], layer: usize, side: &Neigh
         offsets.push(offset);
         let wanted = wants(x, *item, side, median);
         // At the end what passes by makes way for nodes, and is straightened after that.
-        let weight = if median && plan.items[*item] == Item::Bend { 0.01 } else { wanted.1 };
+        let weight = if median && plan.items[*item] == Item::Bend { 0.0001 } else { wanted.1 };
         let mut block = (wanted.0 - offset, weight, 1);
         while let Some(last) = blocks.last().copied().filter(|last| last.0 > block.0) {
             blocks.pop();

@@ -110,7 +110,7 @@ const Place = (() => {
       if (i > 0) offset += apart(frame, rooms, items[i - 1], item);
       offsets.push(offset);
       const [at, weight] = wants(x, item, side, median);
-      let block = [at - offset, median && frame.items[item][0] === BEND ? 0.01 : weight, 1];
+      let block = [at - offset, median && frame.items[item][0] === BEND ? 0.0001 : weight, 1];
       while (blocks.length && blocks[blocks.length - 1][0] > block[0]) {
         const last = blocks.pop(), sum = last[1] + block[1];
         block = [(last[0] * last[1] + block[0] * block[1]) / sum, sum, last[2] + block[2]];
