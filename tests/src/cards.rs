@@ -51,12 +51,10 @@ pub fn check(text: &str, choices: &mut Choices, targets: &[&str]) -> Result<Outc
     match compare_with_interpreter(&model.program.to_string(), &schedule, targets) {
         Ok(Compared::Same) => Ok(Outcome::Agrees),
         Ok(Compared::IllConditioned) => Ok(Outcome::Chaotic),
-        Err(error) => match error.downcast_ref::<CodegenError>() {
-            Some(CodegenError::Unsupported { .. }) => Ok(Outcome::NotCompiled),
-            // Arithmetic on all that is kept is interpreted only; anything else that is left over is a defect of a pass.
-            Some(CodegenError::Pass(PassError::Unfused(left))) if left.to_string().contains("visible(") => {
-                Ok(Outcome::NotCompiled)
-            }
+        // Arithmetic on all that is kept is interpreted only; anything else that is left over is a defect of a pass.
+        Err(error) => match (error.downcast_ref::<CodegenError>(), error.downcast_ref::<PassError>()) {
+            (Some(CodegenError::Unsupported { .. }), _) => Ok(Outcome::NotCompiled),
+            (_, Some(PassError::Unfused(left))) if left.to_string().contains("visible(") => Ok(Outcome::NotCompiled),
             _ => Err(error),
         },
     }
