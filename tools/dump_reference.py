@@ -106,6 +106,10 @@ def main():
         if path:
             module.register_forward_hook(hook(path))
     inputs = inputs_of(args, torch, transformers)
+    if model.config.is_encoder_decoder and "decoder_input_ids" not in inputs:
+        # As in training: what is to be written, behind the token that begins it.
+        start = torch.full((1, 1), model.config.decoder_start_token_id or 0)
+        inputs["decoder_input_ids"] = torch.cat([start, inputs["input_ids"][:, :-2]], dim=1)
     with torch.no_grad():
         result = model(**inputs, use_cache=False) if "use_cache" in config else model(**inputs)
     for key, value in result.items():

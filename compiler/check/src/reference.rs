@@ -84,8 +84,13 @@ pub fn pairs(subject: &Subject<'_>, dump: &Dump, is_input: impl Fn(&str) -> bool
         if dump.tensors.contains_key(&value.path) {
             return Some(value.path.clone());
         }
-        let of_module = modules.iter().find(|(path, _)| *path == value.path);
-        if let Some(name) = of_module.and_then(|(_, names)| names.iter().find(|n| dump.tensors.contains_key(*n))) {
+        // Which of several results of one module is which, names do not say.
+        let again = |name: &str| dump.tensors.contains_key(&format!("{name}@2"));
+        let ours_again = named.iter().any(|n| n.path.strip_prefix(&value.path) == Some("@2"));
+        let of_module = modules.iter().find(|(path, _)| *path == value.path && !ours_again);
+        if let Some(name) =
+            of_module.and_then(|(_, names)| names.iter().find(|n| dump.tensors.contains_key(*n) && !again(n)))
+        {
             return Some(name.clone());
         }
         // What goes into layer N is what layer N - 1 returns; what the last returns has no such name.
