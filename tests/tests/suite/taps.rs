@@ -42,8 +42,8 @@ fn every_named_value_is_the_interpreters() {
             assert!(taps.len() > 30, "{} has only {} values", case.name, taps.len());
             let program = subject.program(&taps);
             let want = subject.interpret::<f32>(&program, &[&inputs])?.remove(0);
-            let n = case.prompt()?.len() as u64;
             let compiled = subject.compile(&program, &*target::parse("cpu")?)?;
+            let n = xfc_check::inputs::length(compiled.manifest(), &inputs, 0);
             let got = run(&compiled, &[&inputs], &vec![vec![n]])?.remove(0);
             for (name, want) in &want {
                 let got = got.get(name).ok_or_else(|| format!("no output {name}"))?;
