@@ -11,6 +11,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use xfc_runtime::step::InputData;
 
 use crate::{Result, fill, repository};
 
@@ -173,6 +174,13 @@ impl Case {
         let mut inputs = self.inputs.clone();
         inputs.retain(|name, _| self.token_input() != "input_ids" && name != self.token_input());
         inputs
+    }
+
+    /// All inputs, as the runtime takes them.
+    pub fn all_inputs(&self) -> BTreeMap<String, InputData> {
+        let ints = self.inputs.iter().map(|(name, ids)| (name.clone(), InputData::Ints(ids.clone())));
+        let floats = self.floats.iter().map(|(name, x)| (name.clone(), InputData::Floats(x.values.clone())));
+        ints.chain(floats).collect()
     }
 
     /// The names of the golden tensors, sorted.

@@ -64,8 +64,11 @@ pub fn len(data: &InputData) -> usize {
     }
 }
 
-/// Elements that inputs put on an axis.
+/// Elements that inputs put on an axis, or that every sequence has of it.
 pub fn length(manifest: &Manifest, inputs: &Inputs, axis: usize) -> u64 {
+    if let Some(extent) = manifest.extents.get(axis).copied().flatten() {
+        return extent;
+    }
     let on_axis = manifest.inputs.iter().filter(|input| input.axis == axis);
     let elements = |input: &Input| {
         inputs.get(&input.name).map(|data| len(data) as u64 / input.dims.iter().product::<u64>().max(1))

@@ -80,7 +80,8 @@ pub fn sequences(manifest: &Manifest, extent: Extent) -> Vec<Inputs> {
     let make = |index: usize, which: Which| {
         // Other axes have other lengths, so that none is taken for another.
         let length = |axis: usize| if axis == 0 { tokens[index] } else { tokens[(index + axis) % 3].max(2) - 1 };
-        let lengths: Vec<u64> = (0..manifest.axes.len()).map(length).collect();
+        let known = |axis: usize| manifest.extents.get(axis).copied().flatten();
+        let lengths: Vec<u64> = (0..manifest.axes.len()).map(|a| known(a).unwrap_or_else(|| length(a))).collect();
         inputs::random(manifest, &lengths, extent.seed.wrapping_add(index as u64), which)
     };
     let mut sequences: Vec<Inputs> = (0..3).map(|index| make(index, Which::Required)).collect();

@@ -5,13 +5,11 @@ use std::fs;
 
 use safetensors::SafeTensors;
 use xfc_check::compare::{Precision, Tier, compare};
-use xfc_check::inputs::Inputs;
 use xfc_check::subject::{Subject, run};
 use xfc_codegen::driver::Options;
 use xfc_codegen::target;
 use xfc_lang::graph::DType;
 use xfc_lang::graph::named::named_values;
-use xfc_runtime::step::InputData;
 use xfc_runtime::weights::Checkpoint;
 use xfc_tests::Result;
 use xfc_tests::case::{Case, Layout};
@@ -26,8 +24,7 @@ fn every_named_value_is_the_interpreters() {
         let model = model::expand(case)?;
         let checkpoint = case.checkpoint(Layout::Single)?;
         let checkpoint = Checkpoint::open(checkpoint.path())?;
-        let inputs: Inputs =
-            case.inputs.iter().map(|(name, ids)| (name.clone(), InputData::Ints(ids.clone()))).collect();
+        let inputs = case.all_inputs();
         let mut dtypes = vec![(DType::F32, Precision::F32)];
         // Casts are the same in every family.
         if ["llama3", "bert"].contains(&case.name.as_str()) {

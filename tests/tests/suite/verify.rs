@@ -4,17 +4,16 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use xfc_check::dump;
-use xfc_check::inputs::Inputs;
 use xfc_check::locate::locate;
 use xfc_check::subject::Subject;
 use xfc_check::verify::{Extent, checks, sequences, verify};
 use xfc_codegen::driver::Options;
 use xfc_codegen::target;
 use xfc_lang::graph::named::named_values;
-use xfc_runtime::step::InputData;
 use xfc_runtime::weights::Checkpoint;
 use xfc_tests::Result;
 use xfc_tests::case::{Case, Layout};
@@ -36,10 +35,6 @@ fn spoil(folder: &Path, tensor: &str, element: usize) -> Result<()> {
     Ok(fs::write(path, bytes)?)
 }
 
-fn inputs(case: &Case) -> Inputs {
-    case.inputs.iter().map(|(name, ids)| (name.clone(), InputData::Ints(ids.clone()))).collect()
-}
-
 /// Every value of the case, by the interpreter in f64, in a file that another implementation might have written.
 fn dump_of(case: &Case, folder: &Path, rename: impl Fn(&str) -> Option<String>) -> Result<()> {
     let (model, options) = (model::expand(case)?, Options::default());
@@ -48,9 +43,9 @@ fn dump_of(case: &Case, folder: &Path, rename: impl Fn(&str) -> Option<String>) 
     let subject = Subject { model: &model, checkpoint: &checkpoint, truth: None, options: &options, threads: Some(2) };
     let named = named_values(&model.program);
     let taps: Vec<_> = named.iter().filter(|n| n.is_per_element() && n.is_float()).collect();
-    let mut outputs = subject.interpret::<f64>(&subject.program(&taps), &[&inputs(case)])?.remove(0);
+    let mut outputs = subject.interpret::<f64>(&subject.program(&taps), &[&case.all_inputs()])?.remove(0);
     outputs = outputs.into_iter().filter_map(|(name, rows)| Some((rename(&name)?, rows))).collect();
-    Ok(dump::write(&folder.join("dump.safetensors"), &inputs(case), &outputs)?)
+    Ok(dump::write(&folder.join("dump.safetensors"), &case.all_inputs(), &outputs)?)
 }
 
 /// A shell with the case's checkpoint.
@@ -155,15 +150,18 @@ fn hidden_states_of_another_implementation_agree() {
         let shell = shell(case)?;
         let golden = fs::read(case.folder.join("golden.safetensors"))?;
         let golden = SafeTensors::deserialize(&golden)?;
-        let ids: Vec<(String, Vec<u8>)> = case
-            .inputs
-            .iter()
-            .map(|(name, ids)| (name.clone(), ids.iter().flat_map(|id| id.to_le_bytes()).collect()))
-            .collect();
+        let ints = case.inputs.iter().map(|(name, ids)| {
+            let bytes = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+            (name.clone(), Dtype::I64, vec![1, ids.len()], bytes)
+        });
+        let floats = case.floats.iter().map(|(name, x)| {
+            let bytes = x.values.iter().flat_map(|x| x.to_le_bytes()).collect();
+            (name.clone(), Dtype::F32, [&[1], x.shape.as_slice()].concat(), bytes)
+        });
+        let given: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = ints.chain(floats).collect();
         let mut tensors: Vec<_> = golden.tensors();
-        for (name, bytes) in &ids {
-            let view = safetensors::tensor::TensorView::new(safetensors::Dtype::I64, vec![1, bytes.len() / 8], bytes)?;
-            tensors.push((name.clone(), view));
+        for (name, dtype, shape, bytes) in &given {
+            tensors.push((name.clone(), TensorView::new(*dtype, shape.clone(), bytes)?));
         }
         fs::write(shell.folder().join("golden.safetensors"), safetensors::serialize(tensors, None)?)?;
         let arguments = ["verify", "checkpoint", "--reference", "golden.safetensors", "--target", "cpu", "--json"];
