@@ -8,10 +8,11 @@ use xfc_lang::ops::fused::{Attention, Linear, Rows};
 use xfc_lang::ops::{Core, Op, UnaryOp};
 use xfc_runtime::artifact::manifest::Pack;
 
-use super::build::{Operand, Place, Planner, row_type};
+use super::build::{Planner, row_type};
 use super::caches;
 use super::flatten::flatten;
 use super::kernel::{AttentionSpec, Extra, KernelSpec, LinearSpec, RowParam, RowsSpec, Sink, Table};
+use super::place::{Operand, Place};
 use crate::error::CodegenError;
 use crate::mlir::frame::RowSpace;
 

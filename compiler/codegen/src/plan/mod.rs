@@ -11,6 +11,7 @@ pub mod flatten;
 pub mod kernel;
 mod launches;
 pub mod memory;
+mod place;
 pub mod step_caches;
 pub mod weights;
 
