@@ -7,7 +7,7 @@ emulated = aarch64-unknown-linux-musl
 .PHONY: help setup demo test test-full lint bench clean
 
 help:
-	@echo 'make demo        compile a real checkpoint and embed sentences with it'
+	@echo 'make demo        compile models; complete Python and embed sentences with them'
 	@echo 'make test        everything that must hold: tests, formatting, lints, documentation'
 	@echo 'make test-full   the same in release, with longer fuzzing and hundreds of drawn models'
 	@echo 'make bench       how long the models take to compile, and how fast two of them run'

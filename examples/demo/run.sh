@@ -26,9 +26,10 @@ def main(args'; do
   echo
 done
 
-say "3. Look: the model as a page to explore, and what its caches keep"
-"$xfc" inspect examples/demo/dense --emit fused -o "$out/dense.fused.xg"
-echo "$out/dense.fused.xg" >&2
+say "3. Look: the model as a page for a browser, and what its caches keep"
+"$xfc" inspect examples/demo/dense --format html -o "$out/dense.html"
+"$xfc" inspect examples/demo/dense --cache
+echo "$out/dense.html" >&2
 
 say "4. Another kind of model: a real checkpoint that embeds sentences (downloaded once, 84 MB)"
 checkpoint=$(tools/fetch_minilm.sh)
