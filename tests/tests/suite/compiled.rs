@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use xfc_runtime::weights::Checkpoint;
 use xfc_tests::Result;
 use xfc_tests::case::{Case, Layout};
-use xfc_tests::compare::{Precision, Tier, compare};
+use xfc_tests::compare::{Precision, Tier, compare, measure};
 use xfc_tests::compile::{Runner, TARGETS, load, load_from};
 
 use crate::cases::{decoders, every_case, largest};
@@ -31,7 +31,9 @@ fn alone(runner: &mut Runner, ids: &[i64]) -> Result<Vec<f32>> {
     Ok(logits)
 }
 
+/// Prints each case's largest difference under `--nocapture`: the table of `bench/RESULTS.md`.
 #[test]
+#[expect(clippy::print_stdout, reason = "a measurement for people, hidden unless asked for")]
 fn logits_match() {
     every_case(|case| {
         let golden = case.golden("logits")?;
@@ -41,6 +43,8 @@ fn logits_match() {
             let logits = runner.step_case(sequence, case)?;
             compare("logits", &golden.shape, &logits, &golden.values, Tier::Model, Precision::F32)
                 .map_err(|e| format!("{target}: {e}"))?;
+            let furthest = measure(&logits, &golden.values, Tier::Model, Precision::F32).largest();
+            println!("{}, {target}: {furthest:.1e}", case.name);
         }
         Ok(())
     });
