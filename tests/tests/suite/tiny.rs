@@ -26,10 +26,18 @@ fn steps(model: &Model) -> Vec<Vec<Given<'_>>> {
     let needed: Vec<&InputDecl> = model.program.inputs.iter().filter(|i| i.default.is_none()).collect();
     // What is of another axis than the tokens is given once.
     let grows = |i: &InputDecl| i.ty.dims.first() == Some(&Dim::Axis(AxisId(0)));
+    let extent = |i: &InputDecl| match i.ty.dims.first() {
+        Some(Dim::Axis(axis)) => model.program.extent(*axis),
+        _ => None,
+    };
     let mut step = |n, first: bool| {
         let given = needed.iter().filter(|i| first || grows(i));
-        given.map(|i| (i.name.as_str(), values(&mut draw, i, n))).collect()
+        given.map(|i| (i.name.as_str(), values(&mut draw, i, extent(i).map_or(n, |e| e as usize)))).collect()
     };
+    if model.program.extent(AxisId(0)).is_some() {
+        // A sequence of known length is given whole.
+        return vec![step(21, true)];
+    }
     vec![step(21, true), step(1, false), step(1, false), step(5, false)]
 }
 
