@@ -1,10 +1,14 @@
 #!/usr/bin/env bash
 # Holds the dependencies to deny.toml: licences, sources, bans, and known vulnerabilities.
 #
-# Needs cargo-deny (`cargo install --locked cargo-deny`); without it, or without the database of vulnerabilities, it says what was not checked.
+# Needs cargo-deny (`cargo install --locked cargo-deny`), which continuous integration (CI=true) builds for itself; without it, or without
+# the database of vulnerabilities, it says what was not checked.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+if [ "${CI:-}" = true ] && ! cargo deny --version >/dev/null 2>&1; then
+  cargo install --quiet --locked cargo-deny@0.20.2 >&2 || true
+fi
 if ! cargo deny --version >/dev/null 2>&1; then
   echo 'dependencies: NOT CHECKED against deny.toml, cargo-deny is not installed (cargo install --locked cargo-deny)' >&2
   exit 0
