@@ -217,7 +217,7 @@ fn both_forms_of_a_config_mean_the_same() {
 #[test]
 fn cards_have_the_published_numbers() {
     let library = Library::embedded();
-    let mut stated = 0;
+    let mut explained = Vec::new();
     for name in library.cards() {
         let spec = load_card(name, &library).unwrap_or_else(|report| panic!("{name}: {}", report.to_json()));
         let model = elaborate(&spec, &ElaborateOptions::default());
@@ -227,7 +227,12 @@ fn cards_have_the_published_numbers() {
         assert!(published.parameters.is_some() && published.cache_bytes_per_token.is_some(), "{name}");
         let differs = numbers.disagreements(published);
         assert!(differs.is_empty() || published.note.is_some(), "{name}: {differs:?}");
-        stated += 1;
+        explained.extend(differs.into_iter().map(|d| format!("{name}: {d}")));
     }
-    assert!(stated > 0);
+    // Each for the reason that its card's note gives.
+    let known = [
+        "marian: opus-mt-en-de has 74410496 parameters, and the wiring has 73944309",
+        "transformer: base has about 65000000 parameters, and the wiring has 63082496",
+    ];
+    assert_eq!(explained, known);
 }

@@ -176,7 +176,7 @@ impl Search<'_> {
         let role = |i: usize| {
             let Size { value: Datum::Int(was), free: true, .. } = &self.sizes[i] else { return Role::default() };
             let was = *was;
-            let tries = [was.saturating_mul(2), was / 2, was - 1, was.saturating_add(1)];
+            let tries = [was.saturating_mul(2), was / 2, was.saturating_sub(1), was.saturating_add(1)];
             let changes = tries.into_iter().filter(|n| *n > 0 && *n != was).find_map(|n| {
                 let model = self.expand(&[(i, Datum::Int(n))])?;
                 changes(&self.model, &model, was, n)
@@ -249,24 +249,26 @@ fn candidate(roles: &[Role], scale: i64, least_heads: i64) -> Vec<(usize, Datum)
         let divisor = group.iter().fold(0, |d, i| gcd(d, roles[*i].was)).max(1);
         let fewest = group.iter().map(|i| roles[*i].was / divisor).min().unwrap_or(1);
         let times = (1..=divisor).find(|t| fewest * t >= least_heads).unwrap_or(divisor);
-        group.iter().for_each(|i| new[*i] = roles[*i].was / divisor * times);
+        group.iter().for_each(|i| new[*i] = (roles[*i].was / divisor).saturating_mul(times));
     }
     let head_widths = of(Is::HeadWidth);
     if let Some(narrowest) = head_widths.first().map(|i| roles[*i].was).filter(|n| *n > HEAD) {
-        head_widths.iter().for_each(|i| new[*i] = even(roles[*i].was * HEAD, narrowest).max(HEAD));
+        head_widths.iter().for_each(|i| new[*i] = even(roles[*i].was.saturating_mul(HEAD), narrowest).max(HEAD));
     }
     // The others keep their ratio to the width that bodies are given.
     let widths = of(Is::Width);
     if let Some(main) = widths.iter().copied().max_by_key(|i| (roles[*i].changes.stream, roles[*i].changes.widths)) {
         let most = heads.last().copied();
         let head = match (most, head_widths.last()) {
-            (Some(h), Some(w)) => roles[main].was * new[h] / roles[h].was * new[*w] / roles[*w].was,
+            (Some(h), Some(w)) => {
+                (roles[main].was.saturating_mul(new[h]) / roles[h].was).saturating_mul(new[*w]) / roles[*w].was
+            }
             (Some(h), None) => new[h] * HEAD,
             _ => 2 * HEAD,
         };
-        let width = (head.max(2 * HEAD) * scale).min(roles[main].was);
+        let width = head.max(2 * HEAD).saturating_mul(scale).min(roles[main].was);
         for i in widths {
-            new[i] = even(roles[i].was * width, roles[main].was).max(roles[i].was.min(HEAD));
+            new[i] = even(roles[i].was.saturating_mul(width), roles[main].was).max(roles[i].was.min(HEAD));
         }
         new[main] = width;
     }
@@ -292,7 +294,7 @@ fn gcd(a: i64, b: i64) -> i64 {
 
 /// `a / b` as an even number, rounded.
 fn even(a: i64, b: i64) -> i64 {
-    (a + b) / (2 * b) * 2
+    a.saturating_add(b) / b.saturating_mul(2) * 2
 }
 
 /// A value as text that reads as the same.
