@@ -138,10 +138,17 @@ impl Model {
     }
 }
 
+/// More threads than any machine has processors.
+const MOST_THREADS: usize = 4096;
+
 /// A pool of so many workers; `None`: one for each processor that this process may use.
 pub(crate) fn new_pool(threads: Option<usize>) -> Result<ThreadPool> {
     let threads = match threads {
         Some(0) => return Err(RuntimeError::request("0 threads cannot run anything", "ask for at least one thread")),
+        Some(threads) if threads > MOST_THREADS => {
+            let help = format!("ask for at most {MOST_THREADS}; more than the machine has processors only slows down");
+            return Err(RuntimeError::request(format!("{threads} threads are too many"), help));
+        }
         Some(threads) => threads,
         None => std::thread::available_parallelism().map_or(1, usize::from),
     };

@@ -10,7 +10,7 @@ use xfc_runtime::artifact::Artifact;
 use xfc_runtime::commands::run::Record;
 use xfc_runtime::commands::{self, LoadArgs, Output};
 
-use crate::args::{BenchCommand, EmbedCommand, LogitsCommand, ModelArgs, RunCommand};
+use crate::args::{BenchCommand, DTypeArg, EmbedCommand, LogitsCommand, ModelArgs, RunCommand};
 use crate::cache;
 use crate::error::{CliError, Result};
 use crate::model::{self, Named};
@@ -88,10 +88,18 @@ pub(crate) fn open(args: &ModelArgs, load: &mut LoadArgs, taps: &[String]) -> Re
         load.target = Some(one.name().to_owned());
     }
     if let Named::Artifact(path) = &named {
-        if args.tiny {
+        let given = [
+            ("--tiny", args.tiny),
+            ("--config", args.config.is_some()),
+            ("--set", !args.set.is_empty()),
+            ("--dtype", args.dtype != DTypeArg::F32),
+            ("--models", args.models.is_some()),
+            ("--skip-pass", !args.skip_pass.is_empty()),
+        ];
+        if let Some((option, _)) = given.into_iter().find(|(_, given)| *given) {
             return Err(CliError::usage(
-                format!("{} is compiled: its sizes are fixed", path.display()),
-                "give `--tiny` with the card or the checkpoint folder",
+                format!("{} is compiled: `{option}` changes nothing any more", path.display()),
+                format!("give `{option}` with the card or the checkpoint folder"),
             ));
         }
         if !taps.is_empty() {

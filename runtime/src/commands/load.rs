@@ -90,7 +90,7 @@ impl LoadArgs {
         match self.tokenizer.clone().or_else(|| self.folder()) {
             Some(path) => Tokenizer::open(&path),
             None => Err(RuntimeError::request(
-                "random weights come without a tokenizer",
+                "there is no tokenizer: no checkpoint folder was given",
                 "give `--tokenizer PATH`, or token ids with `--tokens`",
             )),
         }

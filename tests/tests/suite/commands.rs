@@ -87,6 +87,21 @@ fn generated_tokens_of_a_checkpoint_folder_and_of_an_artifact() {
 }
 
 #[test]
+fn what_is_compiled_takes_no_options_of_compiling() -> Result<()> {
+    let shell = shell(&Case::load("llama3")?)?;
+    shell.run("xfc", &["compile", "checkpoint", "-o", "model.xfm"])?.success()?;
+    for (option, value) in
+        [("--set", "hidden_size=3"), ("--config", "none.json"), ("--dtype", "bf16"), ("--models", "none")]
+    {
+        let arguments = ["run", "model.xfm", "--checkpoint", "checkpoint", "--tokens", "1", "-n", "1", option, value];
+        shell.run("xfc", &arguments)?.failure(2, &["is compiled", option])?;
+    }
+    let arguments = ["run", "model.xfm", "--checkpoint", "checkpoint", "--tokens", "1", "-n", "1", "-t", "1000000"];
+    shell.run("xfrun", &arguments)?.failure(2, &["too many", "4096"])?;
+    Ok(())
+}
+
+#[test]
 fn a_card_and_a_config_make_the_artifact_of_the_folder() -> Result<()> {
     let case = Case::load("llama3")?;
     let shell = shell(&case)?;

@@ -118,9 +118,29 @@ fn facets(scene: &Scene, part: Part) -> Vec<(String, String)> {
 /// The definition and the options of `linear(size: 4096, with_bias: false)`.
 fn options(module: &str) -> Vec<(String, String)> {
     let Some((name, rest)) = module.split_once('(') else { return Vec::new() };
-    let pairs = rest.trim_end_matches(')').split(", ").filter_map(|pair| pair.split_once(": "));
+    let rest = rest.strip_suffix(')').unwrap_or(rest);
+    let pairs = separated(rest).into_iter().filter_map(|pair| pair.split_once(": "));
     let option = |(k, v): (&str, &str)| (format!("option {k}"), v.to_owned());
     std::iter::once(("module".to_owned(), name.to_owned())).chain(pairs.map(option)).collect()
+}
+
+/// What stands between the commas that are in no brackets and no quotes.
+fn separated(text: &str) -> Vec<&str> {
+    let (mut depth, mut quoted, mut start, mut parts) = (0_i32, false, 0, Vec::new());
+    for (i, c) in text.char_indices() {
+        match c {
+            '\'' => quoted = !quoted,
+            '(' | '[' | '{' if !quoted => depth += 1,
+            ')' | ']' | '}' if !quoted => depth -= 1,
+            ',' if !quoted && depth == 0 => {
+                parts.push(text[start..i].trim_start());
+                start = i + 1;
+            }
+            _ => {}
+        }
+    }
+    parts.push(text[start..].trim_start());
+    parts
 }
 
 /// What a node reads, by the names of what makes it.
@@ -451,4 +471,25 @@ pub fn side_by_side(a: Scene, b: Scene, names: [&str; 2]) -> Scene {
         scene.wires.extend(part.wires.drain(..).map(|w| Wire { from: shift(w.from), to: shift(w.to), ..w }));
     }
     scene
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_with_commas_and_brackets() {
+        let read = options(
+            "gqa(heads: 32, rotate: rotary({a: 1, b: 'x, (y'}), mask: k_pos <= q_pos and q_pos - k_pos < 4096, g: f(1))",
+        );
+        let read: Vec<(&str, &str)> = read.iter().map(|(k, v)| (&**k, &**v)).collect();
+        let wanted = [
+            ("module", "gqa"),
+            ("option heads", "32"),
+            ("option rotate", "rotary({a: 1, b: 'x, (y'})"),
+            ("option mask", "k_pos <= q_pos and q_pos - k_pos < 4096"),
+            ("option g", "f(1)"),
+        ];
+        assert_eq!(read, wanted);
+    }
 }

@@ -161,8 +161,7 @@ fn name_modules(scene: &mut Scene, subject: &Subject<'_>) {
     for frame in &mut scene.frames {
         frame.module = match known.get(frame.path.as_str()) {
             Some(node) if !frame.path.is_empty() => {
-                let options: Vec<String> =
-                    node.options.iter().filter(|(_, v)| v.len() <= 24).map(|(k, v)| format!("{k}: {v}")).collect();
+                let options: Vec<String> = node.options.iter().map(|(k, v)| format!("{k}: {v}")).collect();
                 format!("{}({})", node.module, options.join(", "))
             }
             _ => String::new(),
