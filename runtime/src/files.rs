@@ -34,8 +34,7 @@ pub fn write_atomic_with(path: &Path, fill: impl FnOnce(&mut File) -> std::io::R
     if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
         return OpenOptions::new().write(true).open(path).and_then(|mut file| fill(&mut file)).map_err(fail);
     }
-    let followed =
-        if path.is_symlink() { fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()) } else { path.to_owned() };
+    let followed = follow(path).map_err(fail)?;
     let path = followed.as_path();
     remove_left_behind(path);
     let (temporary, mut file) = create_beside(path).map_err(fail)?;
@@ -48,11 +47,32 @@ pub fn write_atomic_with(path: &Path, fill: impl FnOnce(&mut File) -> std::io::R
     Ok(())
 }
 
+/// The file that `path` leads to, which need not exist.
+fn follow(path: &Path) -> std::io::Result<PathBuf> {
+    let mut followed = path.to_owned();
+    for _ in 0..MOST_LINKS {
+        if !followed.is_symlink() {
+            return Ok(followed);
+        }
+        // A relative target begins at the link's own folder.
+        let target = fs::read_link(&followed)?;
+        followed = followed.parent().map_or_else(|| target.clone(), |folder| folder.join(&target));
+    }
+    Err(std::io::Error::other("too many links lead to one another"))
+}
+
+/// Links that are followed from one to the next, as many as Linux does.
+const MOST_LINKS: usize = 40;
+
 /// Temporary files younger than this are left alone: another machine may share the folder and not the process numbers.
 const LEFT_BEHIND: Duration = Duration::from_secs(600);
 
 /// Removes temporary files of `path` whose process is gone. Nothing depends on it: what cannot be looked at or removed stays.
 fn remove_left_behind(path: &Path) {
+    // Elsewhere than on Linux, nothing says here which processes live.
+    if !Path::new("/proc/self").exists() {
+        return;
+    }
     let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else { return };
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     let Ok(entries) = fs::read_dir(folder) else { return };
@@ -132,6 +152,15 @@ mod tests {
         write_atomic(&link, b"two").unwrap();
         assert_eq!(fs::read(&file).unwrap(), b"two");
         assert!(link.is_symlink());
+        let (missing, ring) = (folder.path().join("missing"), folder.path().join("ring"));
+        std::os::unix::fs::symlink("missing", folder.path().join("dangling")).unwrap();
+        std::os::unix::fs::symlink("dangling", folder.path().join("second")).unwrap();
+        write_atomic(&folder.path().join("second"), b"new").unwrap();
+        assert_eq!(fs::read(&missing).unwrap(), b"new");
+        assert!(folder.path().join("dangling").is_symlink() && folder.path().join("second").is_symlink());
+        std::os::unix::fs::symlink("ring", &ring).unwrap();
+        write_atomic(&ring, b"none").unwrap_err();
+        assert!(ring.is_symlink());
         write_atomic(Path::new("/dev/null"), b"three").unwrap();
         assert!(!fs::metadata("/dev/null").unwrap().is_file());
     }
