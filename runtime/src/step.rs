@@ -1,6 +1,6 @@
 //! What a step is given and what it returns: named inputs of several sequences, checked and flattened; named outputs, row by row.
 
-use crate::artifact::manifest::{DType, Input, Manifest, Output};
+use crate::artifact::manifest::{DType, Input, Keep, Manifest, Output};
 use crate::cache::SequenceId;
 use crate::error::{Result, RuntimeError};
 use crate::weights::store;
@@ -152,8 +152,11 @@ impl StepInput {
                 _ => lengths[input.axis] = Some((n, name)),
             }
         }
+        let once: Vec<bool> = (0..manifest.axes.len()).map(|axis| manifest.given_once(axis)).collect();
+        // A sequence gets these once; then it has them.
+        let has = |axis: usize| before[axis] > 0 && (once[axis] || manifest.extents[axis].is_some());
         for (axis, extent) in manifest.extents.iter().enumerate() {
-            let Some(extent) = *extent else { continue };
+            let Some(extent) = extent.filter(|_| !has(axis)) else { continue };
             if let Some((n, name)) = lengths[axis].filter(|(n, _)| *n != extent) {
                 return Err(bad(
                     format!("input `{name}` has {n} {}, a sequence has {extent}", manifest.axes[axis]),
@@ -162,15 +165,22 @@ impl StepInput {
             }
             lengths[axis] = Some((extent, ""));
         }
+        let only_for_step =
+            |axis: usize| !once[axis] && manifest.caches.iter().any(|g| g.axis == axis && g.keep == Keep::Step);
+        if let Some(axis) = (0..once.len()).find(|&axis| has(axis) && only_for_step(axis)) {
+            return Err(bad(
+                format!("the model keeps nothing of a sequence's {} after its first step", manifest.axes[axis]),
+                "give all tokens of a sequence in one step",
+            ));
+        }
         let lengths: Vec<u64> = lengths.iter().map(|length| length.map_or(0, |(n, _)| n)).collect();
-        let once: Vec<bool> = (0..manifest.axes.len()).map(|axis| manifest.given_once(axis)).collect();
         let tokens = lengths.first().is_some_and(|&n| n > 0);
         // A step may give what is given once and no tokens yet.
         let prepares = lengths.iter().zip(&once).any(|(&n, &once)| once && n > 0);
         for input in &manifest.inputs {
             let (axis, name) = (&manifest.axes[input.axis], &input.name);
             let given = self.inputs.iter().any(|(given, _)| given == name);
-            if once[input.axis] && before[input.axis] > 0 {
+            if has(input.axis) {
                 if given {
                     return Err(bad(
                         format!("input `{name}` is given again: the sequence has its {axis} already"),
@@ -312,7 +322,6 @@ pub(crate) fn to_f32(output: &Output, bytes: &[u8]) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::artifact::manifest::Keep;
     use crate::artifact::sample;
     use crate::cache::{CacheOptions, CacheStore};
 
@@ -320,6 +329,7 @@ mod tests {
     fn manifest() -> Manifest {
         let mut manifest = sample::manifest();
         manifest.axes.push("source".to_owned());
+        manifest.extents.push(None);
         let ids = Input { name: "source_ids".to_owned(), axis: 1, ..manifest.inputs[0].clone() };
         let kinds = Input { name: "source_kinds".to_owned(), axis: 1, ..manifest.inputs[1].clone() };
         manifest.inputs.extend([ids, kinds]);
@@ -327,6 +337,56 @@ mod tests {
         (group.axis, group.keep) = (1, Keep::Once);
         manifest.caches.push(group);
         manifest
+    }
+
+    /// The sample with an image of 6 patches, of which something is kept, and one `style` a sequence, of which nothing is.
+    fn with_known_axes() -> Manifest {
+        let mut manifest = manifest();
+        manifest.axes.push("sequence".to_owned());
+        manifest.extents = vec![None, Some(6), Some(1)];
+        manifest.inputs.truncate(3);
+        let style = Input { name: "style".to_owned(), axis: 2, ..manifest.inputs[0].clone() };
+        manifest.inputs.push(style);
+        manifest
+    }
+
+    #[test]
+    fn what_every_sequence_has_is_given_once() {
+        let manifest = with_known_axes();
+        let options = CacheOptions { max_sequences: 1, context_tokens: 40, step_tokens: 40, pool_tokens: None };
+        let sequence = CacheStore::new(&manifest, options).unwrap().add().unwrap();
+        let check = |names: &[(&str, usize)], before: [u64; 3]| {
+            let inputs = names.iter().map(|(name, n)| ((*name).to_owned(), InputData::Ints(vec![1; *n]))).collect();
+            StepInput { sequence, inputs, wanted: Wanted::Last }.check(&manifest, &before).map_err(|e| e.to_string())
+        };
+        let image = [("source_ids", 6), ("style", 1)];
+        assert_eq!(check(&image, [0, 0, 0]), Ok(vec![0, 6, 1]));
+        assert_eq!(check(&[image[0], image[1], ("input_ids", 2)], [0, 0, 0]), Ok(vec![2, 6, 1]));
+        assert_eq!(check(&[("input_ids", 2)], [0, 6, 1]), Ok(vec![2, 0, 0]));
+        assert_eq!(check(&[("input_ids", 1)], [2, 6, 1]), Ok(vec![1, 0, 0]));
+        for (names, before, problem) in [
+            (&[("input_ids", 1), ("style", 1)][..], [0, 0, 0], "`source_ids` is missing"),
+            (&[("input_ids", 1), ("source_ids", 6)], [0, 0, 0], "`style` is missing"),
+            (&[("input_ids", 1), ("source_ids", 5), ("style", 1)], [0, 0, 0], "has 5 source, a sequence has 6"),
+            (&[("input_ids", 1), ("source_ids", 6)], [2, 6, 1], "`source_ids` is given again"),
+            (&[("input_ids", 1), ("style", 1)], [2, 6, 1], "`style` is given again"),
+            (&[("input_ids", 1), ("style", 2)], [2, 6, 1], "`style` is given again"),
+            (&[], [2, 6, 1], "`input_ids` is missing"),
+        ] {
+            let error = check(names, before).unwrap_err();
+            assert!(error.contains(problem), "{problem} is not in: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_kept_for_a_step_needs_all_tokens_in_it() {
+        let mut manifest = with_known_axes();
+        manifest.caches.iter_mut().filter(|group| group.axis == 1).for_each(|group| group.keep = Keep::Step);
+        let options = CacheOptions { max_sequences: 1, context_tokens: 40, step_tokens: 40, pool_tokens: None };
+        let sequence = CacheStore::new(&manifest, options).unwrap().add().unwrap();
+        let inputs = vec![("input_ids".to_owned(), InputData::Ints(vec![1]))];
+        let error = StepInput { sequence, inputs, wanted: Wanted::Last }.check(&manifest, &[2, 6, 1]).unwrap_err();
+        assert!(error.to_string().contains("keeps nothing of a sequence's source"), "{error}");
     }
 
     #[test]
