@@ -57,9 +57,10 @@ impl Dump {
     /// The inputs of a model, with the batch taken off.
     ///
     /// # Errors
-    /// An input that must be given is not there, or one has another shape.
+    /// An input that must be given is not there, one has another shape, or inputs of one axis have different lengths.
     pub fn inputs(&self, manifest: &Manifest, path: &Path) -> Result<Inputs, RuntimeError> {
         let mut inputs = Inputs::new();
+        let mut lengths: BTreeMap<usize, (u64, String)> = BTreeMap::new();
         for input in &manifest.inputs {
             let found = self.tensors.get(&input.name).or_else(|| self.tensors.get(&format!("inputs.{}", input.name)));
             let Some(rows) = found else {
@@ -93,6 +94,26 @@ impl Dump {
                     InputData::Ints(rows.values.iter().map(|x| *x as i64).collect())
                 }
             };
+            let (axis, elements) = (input.axis, dims[0] as u64);
+            let axis_name = manifest.axes.get(axis).map_or("elements", String::as_str);
+            let known =
+                manifest.extents.get(axis).copied().flatten().map(|extent| (extent, "every sequence".to_owned()));
+            let expected = known.or_else(|| lengths.get(&axis).cloned());
+            let problem = match expected {
+                Some((n, of)) if n != elements => {
+                    Some(format!("`{}` has {elements} {axis_name}, {of} has {n}", input.name))
+                }
+                _ if elements == 0 => Some(format!("`{}` has no {axis_name}", input.name)),
+                _ => None,
+            };
+            if let Some(problem) = problem {
+                return Err(RuntimeError::input(
+                    path.display().to_string(),
+                    problem,
+                    format!("store all inputs of one sequence: those of {axis_name} are equally long"),
+                ));
+            }
+            lengths.entry(axis).or_insert_with(|| (elements, format!("`{}`", input.name)));
             inputs.insert(input.name.clone(), data);
         }
         Ok(inputs)

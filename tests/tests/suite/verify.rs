@@ -9,7 +9,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use xfc_check::dump;
 use xfc_check::locate::locate;
-use xfc_check::subject::Subject;
+use xfc_check::subject::{Rows, Subject};
 use xfc_check::verify::{Extent, checks, sequences, verify};
 use xfc_codegen::driver::Options;
 use xfc_codegen::target;
@@ -188,6 +188,25 @@ fn a_wrong_kernel_is_found_by_its_first_value() -> Result<()> {
     let first = first.ok_or("nothing was found")?;
     assert_eq!(first.value.path, "layers.1.self_attn.v_proj");
     assert!(first.measure.first.is_some() && !first.alone);
+    Ok(())
+}
+
+#[test]
+fn inputs_of_one_axis_are_equally_long() -> Result<()> {
+    let case = Case::load("bert")?;
+    let model = compiled(&case)?;
+    let manifest = model.manifests().next().ok_or("no manifest")?;
+    let ids = |n: usize| Rows { dims: vec![1, n], values: vec![1.0; n] };
+    for (lengths, named) in
+        [([10, 8], &["`token_type_ids` has 8", "`input_ids` has 10"][..]), ([0, 0], &["`input_ids` has no"])]
+    {
+        let mut dump = dump::Dump::default();
+        for (name, n) in ["input_ids", "token_type_ids"].into_iter().zip(lengths) {
+            dump.tensors.insert(name.to_owned(), ids(n));
+        }
+        let error = dump.inputs(manifest, Path::new("dump.safetensors")).unwrap_err().to_string();
+        assert!(named.iter().all(|name| error.contains(name)), "{error}");
+    }
     Ok(())
 }
 
