@@ -129,8 +129,9 @@ impl Divergence {
             let (log_q, log_p) = (f64::from(*x) - a, f64::from(*y) - b);
             log_p.exp() * (log_p - log_q)
         };
-        // Rounding may leave a little below zero.
-        self.divergences.push(ours.iter().zip(theirs).map(term).sum::<f64>().max(0.0));
+        let sum: f64 = ours.iter().zip(theirs).map(term).sum();
+        // Rounding may leave a little below zero. What is not a number stays so, which `f64::max` would not do.
+        self.divergences.push(if sum < 0.0 { 0.0 } else { sum });
         self.other.add(b - f64::from(theirs[target]));
         let same = best(ours) == best(theirs);
         self.agree += usize::from(same);

@@ -3,28 +3,40 @@
 //! A safetensors file with `tokens` (i64, the text), `windows` (i64, start, end and first scored token of each) and `logits` (f32, a row
 //! for each scored token). It appears under its name only once it is whole.
 
-use std::fs::{self, File};
-use std::io::{BufWriter, Write as _};
+use std::fs::File;
+use std::io::{self, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::{self, JoinHandle};
 
 use safetensors::Dtype;
 use serde_json::json;
 use xfc_runtime::error::RuntimeError;
+use xfc_runtime::files::write_atomic_with;
 use xfc_runtime::weights::{Checkpoint, Stored};
 
 use crate::error::{CheckError, Result};
 use crate::eval::Window;
 
-/// A file being written.
+/// What the thread that writes is told.
+enum Piece {
+    Bytes(Vec<u8>),
+    End,
+}
+
+/// Pieces that may wait to be written.
+const WAITING: usize = 4;
+
+/// A file being written, by a thread of its own: rows come while windows are run, and the file appears once all are there.
 #[derive(Debug)]
 pub struct Recorder {
     path: PathBuf,
-    part: PathBuf,
-    file: Option<BufWriter<File>>,
+    pieces: Option<SyncSender<Piece>>,
+    writer: Option<JoinHandle<Result<(), RuntimeError>>>,
 }
 
 impl Recorder {
-    /// Begins a file for the windows of a text.
+    /// Begins a file for the windows of a text. A link is followed; a device or a pipe is written to as it is.
     ///
     /// # Errors
     /// It cannot be written.
@@ -41,21 +53,32 @@ impl Recorder {
         });
         let mut header = header.to_string().into_bytes();
         header.resize(header.len().next_multiple_of(8), b' ');
-        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let part = path.with_file_name(format!(".{name}.{}.part", std::process::id()));
-        let file = File::create(&part).map_err(|source| RuntimeError::io(path, "write", source))?;
-        let mut recorder = Recorder { path: path.to_owned(), part, file: Some(BufWriter::new(file)) };
-        recorder.write(&(header.len() as u64).to_le_bytes())?;
-        recorder.write(&header)?;
-        for id in tokens.iter().chain(&windows_flat) {
-            recorder.write(&id.to_le_bytes())?;
+        let (pieces, received) = sync_channel(WAITING);
+        let (opened, is_open) = sync_channel(1);
+        let target = path.to_owned();
+        let write = move || {
+            write_atomic_with(&target, move |file| {
+                // Nobody listens where the recorder is gone, which the first piece tells too.
+                let _ = opened.send(());
+                fill(file, &received)
+            })
+        };
+        let writer = thread::Builder::new().spawn(write).map_err(|source| RuntimeError::io(path, "write", source))?;
+        let mut recorder = Recorder { path: path.to_owned(), pieces: Some(pieces), writer: Some(writer) };
+        if is_open.recv().is_err() {
+            recorder.end()?;
         }
+        recorder.write((header.len() as u64).to_le_bytes().to_vec())?;
+        recorder.write(header)?;
+        recorder.write(tokens.iter().chain(&windows_flat).flat_map(|id| id.to_le_bytes()).collect())?;
         Ok(recorder)
     }
 
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        let Some(file) = &mut self.file else { return Ok(()) };
-        file.write_all(bytes).map_err(|source| RuntimeError::io(&self.path, "write", source).into())
+    fn write(&mut self, bytes: Vec<u8>) -> Result<()> {
+        match &self.pieces {
+            Some(pieces) if pieces.send(Piece::Bytes(bytes)).is_ok() => Ok(()),
+            _ => self.end(),
+        }
     }
 
     /// Adds rows of logits.
@@ -63,7 +86,7 @@ impl Recorder {
     /// # Errors
     /// They cannot be written.
     pub fn add(&mut self, logits: &[f32]) -> Result<()> {
-        logits.iter().try_for_each(|x| self.write(&x.to_le_bytes()))
+        self.write(logits.iter().flat_map(|x| x.to_le_bytes()).collect())
     }
 
     /// Gives the file its name.
@@ -71,21 +94,38 @@ impl Recorder {
     /// # Errors
     /// It cannot be written.
     pub fn finish(mut self) -> Result<()> {
-        let Some(mut file) = self.file.take() else { return Ok(()) };
-        let written =
-            file.flush().and_then(|()| file.get_ref().sync_all()).and_then(|()| fs::rename(&self.part, &self.path));
-        if written.is_err() {
-            // What is left of a failed write is in nobody's way; the error to report is the first.
-            let _ = fs::remove_file(&self.part);
+        if let Some(pieces) = &self.pieces {
+            // A writer that has ended says why when it is joined.
+            let _ = pieces.send(Piece::End);
         }
-        written.map_err(|source| RuntimeError::io(&self.path, "write", source).into())
+        self.end()
+    }
+
+    /// Waits for the writer, which without [`Piece::End`] removes what it wrote.
+    fn end(&mut self) -> Result<()> {
+        self.pieces = None;
+        let ended = self.writer.take().and_then(|writer| writer.join().ok());
+        let stopped = || RuntimeError::io(&self.path, "write", io::Error::other("its writer stopped"));
+        ended.unwrap_or_else(|| Err(stopped())).map_err(Into::into)
     }
 }
 
 impl Drop for Recorder {
     fn drop(&mut self) {
-        if self.file.take().is_some() {
-            let _ = fs::remove_file(&self.part);
+        if self.writer.is_some() {
+            let _ = self.end();
+        }
+    }
+}
+
+/// Writes what is received, up to its end.
+fn fill(file: &mut File, pieces: &Receiver<Piece>) -> io::Result<()> {
+    let mut file = BufWriter::new(file);
+    loop {
+        match pieces.recv() {
+            Ok(Piece::Bytes(bytes)) => file.write_all(&bytes)?,
+            Ok(Piece::End) => return file.flush(),
+            Err(_) => return Err(io::Error::other("the run ended early")),
         }
     }
 }

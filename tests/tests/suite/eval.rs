@@ -1,9 +1,11 @@
 //! `xfc eval`: perplexity equals what the logits say, a run is at no distance from itself, and bf16 is a little away from f32.
 
 use std::fs;
+use std::path::Path;
 
 use serde_json::Value;
 use xfc_check::eval::{Divergence, is_clear, windows};
+use xfc_check::records::{Record, Recorder};
 use xfc_tests::Result;
 use xfc_tests::case::{Case, Layout};
 use xfc_tests::command::Shell;
@@ -90,6 +92,33 @@ fn texts_and_models_that_cannot_be_measured_are_refused() -> Result<()> {
     Ok(())
 }
 
+#[cfg(unix)]
+#[test]
+fn files_of_logits_follow_links_and_leave_devices() -> Result<()> {
+    let shell = Shell::new()?;
+    let folder = shell.folder();
+    let (tokens, windows) = ([1, 2, 3], windows(3, 3, 3));
+    let save = |path: &Path| -> Result<()> {
+        let mut recorder = Recorder::create(path, &tokens, &windows, 2)?;
+        recorder.add(&[0.5; 4])?;
+        Ok(recorder.finish()?)
+    };
+    fs::write(folder.join("file"), "old")?;
+    std::os::unix::fs::symlink(folder.join("file"), folder.join("link"))?;
+    save(&folder.join("link"))?;
+    assert!(folder.join("link").is_symlink());
+    assert_eq!(Record::open(&folder.join("file"), &tokens, &windows)?.rows(0, 2)?, [0.5; 4]);
+    save(Path::new("/dev/null"))?;
+    assert!(!fs::metadata("/dev/null")?.is_file());
+    // A folder that is not there is said before anything is run; what is given up leaves what was there.
+    let error = Recorder::create(&folder.join("none/file"), &tokens, &windows, 2).map(drop).unwrap_err();
+    assert!(error.to_string().contains("none/file: cannot write"), "{error}");
+    drop(Recorder::create(&folder.join("file"), &tokens, &windows, 2)?);
+    assert_eq!(Record::open(&folder.join("file"), &tokens, &windows)?.width(), 2);
+    assert_eq!(fs::read_dir(folder)?.count(), 2);
+    Ok(())
+}
+
 #[test]
 fn a_trained_model_predicts_text_in_either_precision() -> Result<()> {
     let shell = Shell::new()?;
@@ -129,5 +158,7 @@ fn divergence_of_known_distributions() {
     assert!((d.divergences[0] - expected).abs() < 1e-6 && d.divergences[1] < 1e-6);
     assert_eq!((d.agree, d.clear, d.clear_agree), (1, 2, 1));
     assert!((d.other.mean() - 2f64.ln()).abs() < 1e-6);
+    d.add(&[f32::NAN, 1.0], &[f32::NAN, 1.0], 1);
+    assert!(d.divergences[2].is_nan() && d.mean().is_nan());
     assert!(!is_clear(&[1.0, 0.999, -1.0]) && is_clear(&[1.0, 0.5, -1.0]));
 }
