@@ -125,6 +125,12 @@ impl Measure {
     pub fn largest(&self) -> f64 {
         self.furthest.map_or(0.0, |e| e.difference)
     }
+
+    /// That of a tensor of `expected` elements which was not computed.
+    pub fn missing(expected: usize) -> Self {
+        let missing = Element { index: 0, got: f64::NAN, want: f64::NAN, difference: f64::INFINITY, allowed: 0.0 };
+        Measure { furthest: Some(missing), first: Some(missing), departing: expected }
+    }
 }
 
 /// Looks at every element of two tensors.
@@ -146,6 +152,34 @@ where
         if !(difference.is_finite() && difference <= allowed) {
             measure.departing += 1;
             measure.first.get_or_insert(element);
+        }
+    }
+    measure
+}
+
+/// As [`measure`]; an element for whose expected value `refused` holds departs, whatever was computed.
+pub fn measure_unless<G, W>(
+    got: &[G],
+    want: &[W],
+    tier: Tier,
+    precision: Precision,
+    refused: fn(f64) -> bool,
+) -> Measure
+where
+    G: Copy + Into<f64>,
+    W: Copy + Into<f64>,
+{
+    let mut measure = measure(got, want, tier, precision);
+    for (index, (&got, &want)) in got.iter().zip(want).enumerate() {
+        let (got, want): (f64, f64) = (got.into(), want.into());
+        // Where only one is not finite, they depart already.
+        if refused(want) && difference(got, want) == 0.0 {
+            let element = Element { index, got, want, difference: f64::INFINITY, allowed: 0.0 };
+            measure.departing += 1;
+            measure.first = Some(measure.first.filter(|first| first.index < index).unwrap_or(element));
+            if measure.largest().is_finite() {
+                measure.furthest = Some(element);
+            }
         }
     }
     measure

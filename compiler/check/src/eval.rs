@@ -9,6 +9,7 @@
 
 use std::sync::Arc;
 
+use xfc_runtime::error::RuntimeError;
 use xfc_runtime::model::Model;
 use xfc_runtime::session::SessionOptions;
 use xfc_runtime::step::{InputData, StepInput, Wanted};
@@ -167,7 +168,7 @@ pub enum Against {
 /// Runs a text through a model. `progress` is told the windows done and the loss so far.
 ///
 /// # Errors
-/// The model is not one that predicts the next token, a token does not exist, the other run is of another text, a file cannot be written.
+/// The model is not one that predicts the next token, a token does not exist, logits of either run are not finite, the other run is of another text, a file cannot be written.
 pub fn evaluate(
     model: &Arc<Model>,
     tokens: &[i64],
@@ -200,6 +201,10 @@ pub fn evaluate(
                     "check that tokenizer and model belong together",
                 ));
             }
+            require_finite(ours, "this run", window.scored + i)?;
+            if let Some((theirs, _)) = &other {
+                require_finite(&theirs[i * width..(i + 1) * width], "the other run", window.scored + i)?;
+            }
             done.loss.add(log_sum(ours) - f64::from(ours[target]));
             if let (Some(divergence), Some((theirs, _))) = (&mut divergence, &other) {
                 divergence.add(ours, &theirs[i * width..(i + 1) * width], target);
@@ -216,6 +221,19 @@ pub fn evaluate(
         divergence.divergences.sort_by(f64::total_cmp);
     }
     Ok(Evaluation { divergence, ..done })
+}
+
+/// Refuses logits of which nothing can be said.
+fn require_finite(logits: &[f32], run: &str, token: usize) -> Result<()> {
+    let Some(first) = logits.iter().position(|x| !x.is_finite()) else { return Ok(()) };
+    let bad = logits.iter().filter(|x| !x.is_finite()).count();
+    let problem = format!(
+        "{run} predicts token {token} of the text with logits that are not finite: {} for id {first}, {bad} of {} in all; \
+         `xfc verify` says which value is the first that is not",
+        logits[first],
+        logits.len()
+    );
+    Err(RuntimeError::Device { device: "model", problem }.into())
 }
 
 /// How many tokens a model chooses from, if it is one that predicts the next.

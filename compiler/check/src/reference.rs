@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
+use xfc_codegen::driver::Options;
 use xfc_codegen::target::Target;
+use xfc_lang::graph::DType;
 use xfc_lang::graph::named::{Named, named_values};
 use xfc_runtime::artifact::manifest::Manifest;
 use xfc_runtime::error::RuntimeError;
 
-use crate::compare::{Measure, Precision, Tier, measure};
+use crate::compare::{Measure, Precision, Tier, measure_unless};
 use crate::dump::Dump;
 use crate::error::Result;
 use crate::inputs::{self, Inputs};
@@ -142,7 +144,7 @@ fn stacks<'n>(layers: impl Iterator<Item = &'n Named>) -> Vec<Vec<&'n Named>> {
 /// Compares a model with a dump: interpreted in f64 where it is small enough, and compiled for each target.
 ///
 /// # Errors
-/// The dump does not hold the inputs or nothing that can be compared; the model cannot be compiled or run.
+/// The dump does not hold the inputs, holds nothing that can be compared or an output of another shape; the model cannot be compiled or run.
 pub fn compare_with(
     subject: &Subject<'_>,
     targets: &[Box<dyn Target>],
@@ -176,18 +178,22 @@ pub fn compare_with(
             done.too_large = subject.model.arch.parameter_count().saturating_mul(tokens) > MOST_INTERPRETED;
             if !done.too_large {
                 progress("interpreting");
-                let outputs = subject.interpret::<f64>(&program, &[&done.inputs])?.remove(0);
+                // Whatever the code is compiled in: the description is held to the dump without its roundings.
+                let options = Options { dtype: DType::F32, ..subject.options.clone() };
+                let exact = Subject { options: &options, ..*subject };
+                let outputs = exact.interpret::<f64>(&program, &[&done.inputs])?.remove(0);
                 let by = "interpreter (f64)".to_owned();
-                done.sides.push(Side { by, values: compare_all(&pairs, dump, &outputs, subject.precision()) });
+                let values = compare_all(&pairs, dump, &outputs, exact.precision());
+                fitting(&values, dump, path)?;
+                done.sides.push(Side { by, values });
             }
         }
         progress(&format!("running on {}", target.name()));
         let whole = vec![vec![tokens(model.manifest(), &done.inputs)]];
         let outputs = run(&model, &[&done.inputs], &whole)?.remove(0);
-        done.sides.push(Side {
-            by: target.name().to_owned(),
-            values: compare_all(&pairs, dump, &outputs, subject.precision()),
-        });
+        let values = compare_all(&pairs, dump, &outputs, subject.precision());
+        fitting(&values, dump, path)?;
+        done.sides.push(Side { by: target.name().to_owned(), values });
     }
     Ok(done)
 }
@@ -196,14 +202,42 @@ fn tokens(manifest: &Manifest, inputs: &Inputs) -> u64 {
     inputs::length(manifest, inputs, 0)
 }
 
-/// Also what the interpreter computes in f64 is held to f32: another implementation's tables of positions often are.
+/// Refuses a comparison that says nothing: an output of another shape, or no value at all that fits.
+fn fitting(values: &[Compared], dump: &Dump, path: &Path) -> Result<()> {
+    let shapes = |value: &Compared| {
+        let theirs = dump.tensors.get(&value.pair.dumped).map(|rows| rows.dims.clone()).unwrap_or_default();
+        format!("`{}` has the shape {theirs:?}, the model computes {:?}", value.pair.dumped, value.dims)
+    };
+    let refuse =
+        |problem: String, help: &str| Err(RuntimeError::input(path.display().to_string(), problem, help).into());
+    if let Some(output) = values.iter().find(|v| v.pair.value.is_none() && v.measure.is_none()) {
+        return refuse(
+            format!("the output {}", shapes(output)),
+            "store what the output is for these inputs, whole and of one sequence",
+        );
+    }
+    if values.iter().any(|v| v.measure.is_some() && v.dims.iter().all(|d| *d > 0)) {
+        return Ok(());
+    }
+    let misfits: Vec<String> = values.iter().take(3).map(shapes).collect();
+    refuse(
+        format!("nothing was compared, for no shape fits: {}", misfits.join("; ")),
+        "store a row for each token of the inputs",
+    )
+}
+
+/// NaN is never agreement. Also what the interpreter computes in f64 is held to f32: another implementation's tables of positions often are.
 fn compare_all(pairs: &[Pair], dump: &Dump, outputs: &Outputs, precision: Precision) -> Vec<Compared> {
     let compare = |pair: &Pair| {
-        let (got, want) = (outputs.get(&pair.path)?, dump.tensors.get(&pair.dumped)?);
+        let want = dump.tensors.get(&pair.dumped)?;
+        let Some(got) = outputs.get(&pair.path) else {
+            let measure = Some(Measure::missing(want.values.len()));
+            return Compared { pair: pair.clone(), dims: want.dims.clone(), measure }.into();
+        };
         // Heads may be one dimension or two, and a batch of 1 may lead.
         let rows = |dims: &[usize]| dims.iter().copied().find(|d| *d != 1);
         let alike = got.values.len() == want.values.len() && rows(&got.dims) == rows(&want.dims);
-        let measure = alike.then(|| measure(&got.values, &want.values, Tier::Value, precision));
+        let measure = alike.then(|| measure_unless(&got.values, &want.values, Tier::Value, precision, f64::is_nan));
         Some(Compared { pair: pair.clone(), dims: got.dims.clone(), measure })
     };
     pairs.iter().filter_map(compare).collect()

@@ -5,8 +5,8 @@
 use xfc_codegen::target::Target;
 use xfc_runtime::artifact::manifest::Manifest;
 
-use crate::compare::{Element, Measure, Tier, measure};
-use crate::error::Result;
+use crate::compare::{Element, Measure, Tier, measure_unless};
+use crate::error::{CheckError, Result};
 use crate::inputs::{self, Inputs, Which};
 use crate::subject::{Cuts, Outputs, Subject, run};
 
@@ -144,7 +144,7 @@ fn shared(a: u64, b: u64, c: u64) -> Cuts {
 /// Runs all checks on all targets. `progress` is told what comes next.
 ///
 /// # Errors
-/// The model cannot be compiled, interpreted or run.
+/// The model has no outputs, or cannot be compiled, interpreted or run.
 pub fn verify(
     subject: &Subject<'_>,
     targets: &[Box<dyn Target>],
@@ -153,6 +153,10 @@ pub fn verify(
 ) -> Result<Verification> {
     let mut done = Verification::default();
     let mut truth: Vec<Outputs> = Vec::new();
+    let nothing = || Err(CheckError::request("the model computes no output", "return what is to be checked"));
+    if subject.model.program.graphs.first().is_none_or(|graph| graph.outputs().is_empty()) {
+        return nothing();
+    }
     for target in targets {
         progress(&format!("compiling for {}", target.name()));
         let model = subject.compile(&subject.model.program, &**target)?;
@@ -160,6 +164,9 @@ pub fn verify(
             done.sequences = sequences(model.manifest(), extent);
             progress("interpreting");
             truth = subject.interpret::<f32>(&subject.model.program, &done.sequences.iter().collect::<Vec<_>>())?;
+            if truth.iter().any(|outputs| outputs.values().all(|rows| rows.values.is_empty())) {
+                return nothing();
+            }
         }
         for check in checks(model.manifest(), &done.sequences) {
             progress(&format!("{}: {}", target.name(), check.name));
@@ -203,11 +210,10 @@ fn worst(subject: &Subject<'_>, target: &str, check: Check, got: &[Outputs], wan
     worst.map_or_else(nothing, |(_, finding)| finding)
 }
 
-/// As [`measure`]; rows that are missing depart.
+/// As [`measure_unless`] the interpreter's value is not finite; rows that are missing depart.
 pub(crate) fn measure_rows(got: &[f64], want: &[f64], subject: &Subject<'_>) -> Measure {
     if got.len() == want.len() {
-        return measure(got, want, Tier::Value, subject.precision());
+        return measure_unless(got, want, Tier::Value, subject.precision(), |want| !want.is_finite());
     }
-    let missing = Element { index: 0, got: f64::NAN, want: f64::NAN, difference: f64::INFINITY, allowed: 0.0 };
-    Measure { furthest: Some(missing), first: Some(missing), departing: want.len() }
+    Measure::missing(want.len())
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use safetensors::SafeTensors;
 use serde_json::Value;
 use xfc_check::eval::{Divergence, is_clear, windows};
 use xfc_check::records::{Record, Recorder};
@@ -89,6 +90,36 @@ fn texts_and_models_that_cannot_be_measured_are_refused() -> Result<()> {
     ] {
         shell.run("xfc", &[&["eval", "checkpoint"], arguments].concat())?.failure(code, &[named])?;
     }
+    Ok(())
+}
+
+#[test]
+fn logits_that_are_not_finite_are_refused() -> Result<()> {
+    let case = Case::load("llama3")?;
+    let (shell, ids) = shell(&case, 24)?;
+    let path = shell.folder().join("checkpoint/model.safetensors");
+    let right = fs::read(&path)?;
+    let (header, metadata) = SafeTensors::read_metadata(&right)?;
+    let at = 8 + header + metadata.info("model.norm.weight").ok_or("no norm")?.data_offsets.0;
+    let mut wrong = right.clone();
+    wrong[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(&path, wrong)?;
+    let arguments = ["eval", "checkpoint", "--token-file", "ids.txt"];
+    let named = ["this run predicts token 1 of the text", "not finite: NaN"];
+    shell.run("xfc", &[&arguments[..], &["--save", "bad.logits"]].concat())?.failure(1, &named)?;
+    // Nothing is left of a file that was begun.
+    let left: Vec<_> = fs::read_dir(shell.folder())?.flatten().map(|entry| entry.file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().contains("bad.logits")), "{left:?}");
+    fs::write(&path, right)?;
+    // Nor are those of another run.
+    let windows = windows(ids.len(), ids.len(), ids.len());
+    let width = case.golden("logits")?.shape[1];
+    let file = shell.folder().join("other.logits");
+    let mut recorder = Recorder::create(&file, &ids, &windows, width)?;
+    recorder.add(&vec![f32::NAN; (ids.len() - 1) * width])?;
+    recorder.finish()?;
+    let arguments = [&arguments[..], &["-c", "24", "--stride", "24", "--against", "other.logits"]].concat();
+    shell.run("xfc", &arguments)?.failure(1, &["the other run predicts token 1", "not finite"])?;
     Ok(())
 }
 
