@@ -90,7 +90,7 @@ impl LoadArgs {
         match self.tokenizer.clone().or_else(|| self.folder()) {
             Some(path) => Tokenizer::open(&path),
             None => Err(RuntimeError::request(
-                "there is no tokenizer: no checkpoint folder was given",
+                "there is no tokenizer, because no checkpoint folder was given",
                 "give `--tokenizer PATH`, or token ids with `--tokens`",
             )),
         }

@@ -91,7 +91,7 @@ fn run_refuses_what_cannot_be() {
     let checkpoint = text(folder.path());
     for (arguments, problem, code) in [
         (vec!["run", "--tokens", "1"], "no checkpoint", EXIT_USAGE),
-        (vec!["run", "--checkpoint", "random", "-p", "x"], "without a tokenizer", EXIT_USAGE),
+        (vec!["run", "--checkpoint", "random", "-p", "x"], "there is no tokenizer", EXIT_USAGE),
         (vec!["run", "--checkpoint", "random", "--tokens", "1,10"], "input_ids[1] is 10", EXIT_USAGE),
         (vec!["run", "--checkpoint", "random", "--tokens", "1", "-c", "99"], "the model has 40", EXIT_USAGE),
         (vec!["run", "--checkpoint", "random", "--tokens", "1", "-t", "0"], "0 threads", EXIT_USAGE),
