@@ -4,10 +4,10 @@ use xfc_lang::diagnostic::Report;
 use xfc_lang::{ElaborateOptions, elaborate, load_card, tiny};
 
 use crate::args::CheckArgs;
-use crate::compile::group_digits;
 use crate::error::{CliError, Result};
 use crate::model::{library, read_json};
 use crate::output::print;
+use xfc_lang::view::digits;
 
 /// Runs the subcommand.
 ///
@@ -37,7 +37,7 @@ pub(crate) fn run(args: &CheckArgs) -> Result<()> {
                 if !args.json {
                     print(format!(
                         "{card}: ok, {} parameters in {} distinct graphs",
-                        group_digits(model.arch.parameter_count()),
+                        digits(model.arch.parameter_count()),
                         model.program.graphs.len()
                     ));
                 }

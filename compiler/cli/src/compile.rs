@@ -9,6 +9,7 @@ use crate::args::CompileArgs;
 use crate::error::Result;
 use crate::model::{self, Named};
 use crate::output::print;
+use xfc_lang::view::digits;
 
 /// Runs the subcommand.
 ///
@@ -59,7 +60,7 @@ pub(crate) fn run(args: &CompileArgs) -> Result<()> {
         output.display(),
         loaded.model.arch.name,
         names.join(" and "),
-        group_digits(loaded.model.arch.parameter_count()),
+        digits(loaded.model.arch.parameter_count()),
         compiled.bytes.len().div_ceil(1000),
         total.as_secs_f64()
     ));
@@ -96,17 +97,4 @@ fn default_output(named: &Named) -> PathBuf {
         Named::Artifact(path) => stem(path),
     };
     PathBuf::from(format!("{name}.xfm"))
-}
-
-/// `8030261248` as `8,030,261,248`.
-pub(crate) fn group_digits(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(c);
-    }
-    out
 }

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use xfc_lang::Model;
 use xfc_lang::arch::Numbers;
 use xfc_lang::spec::ActiveCounts;
+use xfc_lang::view::digits;
 
 /// The summary. `is_published` says that the sizes are those of the released model.
 pub(crate) fn text(model: &Model, is_published: bool) -> String {
@@ -54,29 +55,4 @@ pub(crate) fn text(model: &Model, is_published: bool) -> String {
         );
     }
     out
-}
-
-/// Digits in groups of three.
-fn digits(n: u64) -> String {
-    let text = n.to_string();
-    let mut out = String::new();
-    for (i, c) in text.chars().enumerate() {
-        if i > 0 && (text.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(c);
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::digits;
-
-    #[test]
-    fn groups_of_three() {
-        for (n, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (8_030_261_248, "8,030,261,248")] {
-            assert_eq!(digits(n), text);
-        }
-    }
 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use xfc_runtime::artifact::manifest::Manifest;
 use xfc_runtime::artifact::{Artifact, HostFeatures};
 
-use crate::compile::group_digits;
+use xfc_lang::view::digits;
 
 /// For people.
 pub(crate) fn text(artifact: &Artifact, host: &HostFeatures) -> String {
@@ -20,7 +20,7 @@ pub(crate) fn text(artifact: &Artifact, host: &HostFeatures) -> String {
                 "{}: {}, {} parameters, by {}, with {card} bytes of description",
                 artifact.path(),
                 manifest.model,
-                group_digits(manifest.parameters),
+                digits(manifest.parameters),
                 manifest.compiler
             );
         }

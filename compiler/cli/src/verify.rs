@@ -19,10 +19,10 @@ use xfc_runtime::artifact::HostFeatures;
 use xfc_runtime::weights::Checkpoint;
 
 use crate::args::ModelArgs;
-use crate::compile::group_digits;
 use crate::error::{CliError, Result};
 use crate::model::{self, Loaded, Named as NamedModel};
 use crate::output::print;
+use xfc_lang::view::digits;
 
 /// Sizes above which a card without a checkpoint is shrunk.
 const MOST_PARAMETERS: u64 = 50_000_000;
@@ -128,13 +128,13 @@ impl Prepared {
             eprintln!(
                 "{} has {} parameters: a small model of its pattern is checked (--tiny); give `--checkpoint` to check the model itself",
                 args.model.model,
-                group_digits(full)
+                digits(full)
             );
         }
         let parameters = loaded.model.arch.parameter_count();
         if parameters > MOST_INTERPRETED && args.reference.is_none() {
             return Err(CliError::usage(
-                format!("the interpreter would hold {} parameters in f32", group_digits(parameters)),
+                format!("the interpreter would hold {} parameters in f32", digits(parameters)),
                 "give `--tiny`, or `--reference DUMP` to compare with values computed elsewhere",
             ));
         }
@@ -148,7 +148,7 @@ impl Prepared {
             "{}{}, {} parameters, {}, {}",
             loaded.model.arch.name,
             if model_args.tiny { " (tiny)" } else { "" },
-            group_digits(parameters),
+            digits(parameters),
             if random { format!("random weights (seed {})", args.seed) } else { checkpoint.path() },
             args.model.options()?.dtype,
         );

@@ -148,7 +148,7 @@ pub(super) fn bytes(n: u64) -> String {
 }
 
 /// `8030261248` as `8,030,261,248`.
-pub(super) fn digits(n: u64) -> String {
+pub fn digits(n: u64) -> String {
     let plain = n.to_string();
     let mut out = String::new();
     for (i, c) in plain.chars().enumerate() {
@@ -185,7 +185,9 @@ mod tests {
         assert_eq!(count(8_030_261_248.0), "8.03 B");
         assert_eq!(count(218_112_000.0), "218 M");
         assert_eq!(count(4096.0), "4096");
-        assert_eq!(digits(1_234_567), "1,234,567");
+        for (n, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (8_030_261_248, "8,030,261,248")] {
+            assert_eq!(digits(n), text);
+        }
         assert_eq!(bytes(131_072), "128.0 KiB");
     }
 }

@@ -22,6 +22,7 @@ mod units;
 
 pub use self::caches::{CacheFact, Keep, MaskFact, cache_json, cache_text, caches};
 pub use self::compare::{DiffLine, compare, diff_json, diff_text, side_by_side};
+pub use self::cost::digits;
 pub use self::dot::dot;
 pub use self::html::html;
 pub use self::json::json;
