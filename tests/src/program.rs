@@ -10,7 +10,7 @@ use xfc_codegen::plan::Stored;
 use xfc_codegen::target::{self, Keep};
 use xfc_lang::arch::{ElaborateOptions, elaborate};
 use xfc_lang::graph::parse::parse;
-use xfc_lang::graph::path::{instances, join};
+use xfc_lang::graph::path::{Stack, instances, join, parameters};
 use xfc_lang::graph::verify::verify;
 use xfc_lang::graph::{DType, Dim, Program};
 use xfc_lang::ops::Core;
@@ -196,7 +196,9 @@ fn weight_shapes(program: &Program) -> HashMap<String, Vec<u64>> {
                     Dim::Fixed(n) => Some(*n),
                     _ => None,
                 });
-                shapes.insert(join(&instance.at, path), shape.collect());
+                let (path, shape) = (join(&instance.at, path), shape.collect::<Vec<u64>>());
+                let own = if matches!(Stack::of(&path), Ok(Some(_))) { &shape[1..] } else { &shape };
+                shapes.extend(parameters(&path).into_iter().map(|path| (path, own.to_vec())));
             }
         }
     }

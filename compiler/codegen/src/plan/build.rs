@@ -301,7 +301,7 @@ impl Planner<'_> {
         match (op, operands) {
             (Core::Weight { path }, _) => {
                 let path = join(at, path);
-                Ok(Place::Weight(WeightExpr::leaf(&path, ty, (self.stored)(&path))?))
+                Ok(Place::Weight(WeightExpr::leaf(&path, ty, self.stored)?))
             }
             (Core::Cache { path }, _) => Ok(Place::Cache(join(at, path))),
             (Core::SelectRows, [place]) => Ok(Place::Selected(Box::new(place.clone()))),

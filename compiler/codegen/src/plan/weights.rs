@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use xfc_lang::graph::path::Stack;
 use xfc_lang::graph::{DType, Dim, Type};
 use xfc_lang::ops::Core;
 use xfc_runtime::artifact::manifest::{self, Pack, Source, Step, Weight, WeightId};
@@ -19,7 +20,7 @@ pub struct Stored {
     pub steps: Vec<Step>,
 }
 
-/// A constant expression: parts concatenated along dimension 0.
+/// A constant expression: parts concatenated along dimension 0. Those of a stack have one element of it each.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WeightExpr {
     parts: Vec<(Source, Vec<u64>)>,
@@ -31,16 +32,27 @@ fn fixed(ty: &Type) -> Option<Vec<u64>> {
 }
 
 impl WeightExpr {
-    /// The parameter at the absolute path.
+    /// The parameter at the absolute path, or those of its range stacked.
     ///
     /// # Errors
     /// No binding, or one of another shape.
-    pub fn leaf(path: &str, ty: &Type, stored: Option<Stored>) -> Result<Self, CodegenError> {
+    pub fn leaf(path: &str, ty: &Type, stored: &dyn Fn(&str) -> Option<Stored>) -> Result<Self, CodegenError> {
         let shape = fixed(ty).ok_or_else(|| CodegenError::bug("weights", format!("weight `{path}` of type {ty}")))?;
-        let stored =
-            stored.ok_or_else(|| CodegenError::bug("weights", format!("parameter `{path}` has no binding")))?;
-        let source = Source { path: path.to_owned(), names: stored.names, shape: stored.shape, steps: stored.steps };
-        Ok(WeightExpr { parts: vec![(source, shape)], dtype: ty.dtype })
+        let one = |path: String, step: Option<Step>, shape: Vec<u64>| -> Result<(Source, Vec<u64>), CodegenError> {
+            let stored = stored(&path)
+                .ok_or_else(|| CodegenError::bug("weights", format!("parameter `{path}` has no binding")))?;
+            let steps = stored.steps.into_iter().chain(step).collect();
+            Ok((Source { path, names: stored.names, shape: stored.shape, steps }, shape))
+        };
+        let parts = match Stack::of(path).map_err(|wrong| CodegenError::bug("weights", wrong))? {
+            None => vec![one(path.to_owned(), None, shape)?],
+            Some(stack) => {
+                let own: Vec<u64> = [&[1], shape.get(1..).unwrap_or_default()].concat();
+                let element = |path| one(path, Some(Step::Reshape { shape: own.clone() }), own.clone());
+                stack.paths().map(element).collect::<Result<_, CodegenError>>()?
+            }
+        };
+        Ok(WeightExpr { parts, dtype: ty.dtype })
     }
 
     /// Applies an operation to constant operands; `to` is the type of the result.
@@ -60,16 +72,35 @@ impl WeightExpr {
                 Ok(WeightExpr { dtype: to.dtype, ..(*x).clone() })
             }
             (_, [x]) => {
-                let [(source, _)] = &x.parts[..] else { return Err(unsupported()) };
-                let step = match op {
-                    Core::Transpose { perm } => Step::Transpose { perm: perm.clone() },
-                    Core::Slice { dim, start } => Step::Slice { dim: *dim, start: *start, len: result[*dim] },
-                    Core::Reshape => Step::Reshape { shape: result.clone() },
-                    _ => return Err(unsupported()),
+                // Of several parts each is changed by itself, where dimension 0 stays.
+                let alone = x.parts.len() == 1;
+                let step = |own: &[u64]| -> Result<(Step, Vec<u64>), CodegenError> {
+                    let same_first =
+                        || result.first().is_some_and(|n| *n == x.parts.iter().map(|(_, s)| s[0]).sum::<u64>());
+                    Ok(match op {
+                        Core::Transpose { perm } if alone || perm.first() == Some(&0) => {
+                            (Step::Transpose { perm: perm.clone() }, perm.iter().map(|d| own[*d]).collect())
+                        }
+                        Core::Slice { dim, start } if alone || *dim > 0 => {
+                            let mut shape = own.to_vec();
+                            shape[*dim] = result[*dim];
+                            (Step::Slice { dim: *dim, start: *start, len: result[*dim] }, shape)
+                        }
+                        Core::Reshape if alone => (Step::Reshape { shape: result.clone() }, result.clone()),
+                        Core::Reshape if same_first() => {
+                            let shape = [&own[..1], &result[1..]].concat();
+                            (Step::Reshape { shape: shape.clone() }, shape)
+                        }
+                        _ => return Err(unsupported()),
+                    })
                 };
-                let mut source = source.clone();
-                source.steps.push(step);
-                Ok(WeightExpr { parts: vec![(source, result)], dtype: to.dtype })
+                let change = |(source, own): &(Source, Vec<u64>)| -> Result<(Source, Vec<u64>), CodegenError> {
+                    let (step, shape) = step(own)?;
+                    let steps = source.steps.iter().cloned().chain([step]).collect();
+                    Ok((Source { steps, ..source.clone() }, shape))
+                };
+                let parts = x.parts.iter().map(change).collect::<Result<Vec<_>, CodegenError>>()?;
+                Ok(WeightExpr { parts, dtype: to.dtype })
             }
             _ => Err(unsupported()),
         }

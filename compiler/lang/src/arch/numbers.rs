@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Arch, Node};
-use crate::graph::path::{instances, join};
+use crate::graph::path::{Stack, instances, join};
 use crate::graph::{Dim, Graph, Program, ValueId};
 use crate::ops::Core;
 use crate::spec::{ActiveCounts, Published};
@@ -17,7 +17,7 @@ pub struct Numbers {
     pub parameters: u64,
     /// Those of tables that are only looked up: embeddings that are not the head too, learned positions.
     pub lookups: u64,
-    /// Those that a token does not meet. No operation chooses among weights yet, so that there are none.
+    /// Those that a token does not meet: of stacks that are only read by number, all but as many as a token gives numbers.
     pub idle: u64,
     /// Values kept of each element of an axis, over all layers: `(axis, values)`.
     pub kept: Vec<(String, u64)>,
@@ -35,7 +35,7 @@ impl Numbers {
         Numbers {
             parameters,
             lookups: looked_up(program).iter().map(|path| size(path)).sum(),
-            idle: 0,
+            idle: idle(program),
             kept: kept(program),
             stacks,
         }
@@ -79,6 +79,35 @@ impl Numbers {
     }
 }
 
+/// Parameters of stacks that a token does not meet.
+fn idle(program: &Program) -> u64 {
+    let mut chosen: BTreeMap<String, (u64, u64, u64)> = BTreeMap::new();
+    for instance in instances(program).unwrap_or_default() {
+        let graph = &program.graphs[instance.graph];
+        for node in graph.nodes() {
+            let Some(Core::Weight { path }) = graph.op(node).as_core() else { continue };
+            let path = join(&instance.at, path);
+            let ([Dim::Fixed(n), own @ ..], Ok(Some(_))) = (&graph.types(node)[0].dims[..], Stack::of(&path)) else {
+                continue;
+            };
+            let weight = ValueId { node, port: 0 };
+            let met = if only_looked_up(graph, weight) {
+                let numbers = |(user, _): (_, usize)| {
+                    let indices = &graph.ty(graph.operands(user)[1]).dims;
+                    indices.iter().filter_map(|d| d.fixed()).fold(1, u64::saturating_mul)
+                };
+                graph.uses(weight).into_iter().map(numbers).fold(0, u64::saturating_add)
+            } else {
+                *n
+            };
+            let own = own.iter().filter_map(|d| d.fixed()).fold(1, u64::saturating_mul);
+            let entry = chosen.entry(path).or_insert((0, *n, own));
+            entry.0 = entry.0.saturating_add(met);
+        }
+    }
+    chosen.into_values().map(|(met, n, own)| n.saturating_sub(met).saturating_mul(own)).fold(0, u64::saturating_add)
+}
+
 /// Paths of the weights whose every use is that rows of them are looked up.
 fn looked_up(program: &Program) -> BTreeSet<String> {
     let (mut tables, mut others) = (BTreeSet::new(), BTreeSet::new());
@@ -86,7 +115,7 @@ fn looked_up(program: &Program) -> BTreeSet<String> {
         let graph = &program.graphs[instance.graph];
         for node in graph.nodes() {
             let Some(Core::Weight { path }) = graph.op(node).as_core() else { continue };
-            let only = only_looked_up(graph, ValueId { node, port: 0 });
+            let only = only_looked_up(graph, ValueId { node, port: 0 }) && !path.contains('{');
             if only { &mut tables } else { &mut others }.insert(join(&instance.at, path));
         }
     }
@@ -131,6 +160,7 @@ fn stacks_of(node: &Node, stacks: &mut Vec<(String, usize)>) {
 #[cfg(test)]
 mod tests {
     use crate::arch::testing::model;
+    use crate::graph::parse::parse;
     use crate::spec::{ActiveCounts, Count, Published};
 
     use super::Numbers;
@@ -178,5 +208,24 @@ mod tests {
         assert_eq!(numbers.disagreements(&published(448)), Vec::<String>::new());
         let other = Published { active: Count::parse("1K"), cache_bytes_per_token: Some(97), ..published(449) };
         assert_eq!(numbers.disagreements(&other).len(), 3, "{:?}", numbers.disagreements(&other));
+    }
+
+    #[test]
+    fn what_a_token_does_not_meet_is_idle() {
+        let program = parse(
+            r#"program "p" axes [tokens]
+
+graph 0 "model" (%0 chosen: i64[tokens, 2]) {
+  %1 = weight {path = "e.{0..5}.w"} : f32[5, 3]
+  %2 = gather %1, %0 : f32[tokens, 2, 3]
+  %3 = weight {path = "b.{0..4}.w"} : f32[4, 3]
+  %4 = reduce_sum %3 : f32[4, 1]
+  return y = %2, z = %4
+}
+"#,
+        );
+        let program = program.unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(super::idle(&program), (5 - 2) * 3, "what is read as a whole is met");
+        assert!(super::looked_up(&program).is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! Instance paths: how the paths of a body become absolute.
+//! Instance paths: how the paths of a body become absolute, and how one path names a stack of parameters.
 
 use super::{Graph, Program};
 use crate::ops::Core;
@@ -44,6 +44,61 @@ pub fn instances(program: &Program) -> Option<Vec<Instance>> {
     Some(list)
 }
 
+/// Most parameters in a stack: as many as a list of a card may have.
+pub const MAX_STACK: u64 = 16_384;
+
+/// Parameters of equal shapes that a weight's path names together, stacked along a new dimension 0: `experts.{0..64}.up.weight` is
+/// `experts.0.up.weight` to `experts.63.up.weight`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stack<'p> {
+    /// What stands before the number, up to its dot.
+    pub before: &'p str,
+    /// The first number.
+    pub first: u64,
+    /// One more than the last number.
+    pub end: u64,
+    /// What stands behind the number, from its dot on.
+    pub after: &'p str,
+}
+
+impl<'p> Stack<'p> {
+    /// The stack that a path names; `None` when it names one parameter.
+    ///
+    /// # Errors
+    /// In words: braces that are not one range of at most [`MAX_STACK`] numbers as a whole component of the path.
+    pub fn of(path: &'p str) -> Result<Option<Self>, String> {
+        if !path.contains(['{', '}']) {
+            return Ok(None);
+        }
+        let stack = path.split_once('{').and_then(|(before, rest)| {
+            let (range, after) = rest.split_once('}')?;
+            let (first, end) = range.split_once("..")?;
+            let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten();
+            let whole = (before.is_empty() || before.ends_with(['.', '/']))
+                && (after.is_empty() || after.starts_with('.'))
+                && !after.contains(['{', '}']);
+            let stack = Stack { before, first: number(first)?, end: number(end)?, after };
+            (whole && stack.first < stack.end && stack.end - stack.first <= MAX_STACK).then_some(stack)
+        });
+        stack.map(Some).ok_or_else(|| {
+            format!("'{path}' has braces that are not one range of 1 to {MAX_STACK} numbers, as in 'experts.{{0..64}}.weight'")
+        })
+    }
+
+    /// The paths of its parameters, in order.
+    pub fn paths(self) -> impl Iterator<Item = String> {
+        (self.first..self.end).map(move |i| format!("{}{i}{}", self.before, self.after))
+    }
+}
+
+/// The parameters that a weight's path names, in order: those of its stack, else itself.
+pub fn parameters(path: &str) -> Vec<String> {
+    match Stack::of(path) {
+        Ok(Some(stack)) => stack.paths().collect(),
+        Ok(None) | Err(_) => vec![path.to_owned()],
+    }
+}
+
 fn calls(graph: &Graph) -> Vec<(usize, String)> {
     graph
         .topological()
@@ -57,7 +112,7 @@ fn calls(graph: &Graph) -> Vec<(usize, String)> {
 
 #[cfg(test)]
 mod tests {
-    use super::join;
+    use super::{Stack, join, parameters};
 
     #[test]
     fn paths_join() {
@@ -65,5 +120,33 @@ mod tests {
         assert_eq!(join("layers.3", "mlp.w"), "layers.3.mlp.w");
         assert_eq!(join("layers.3", "/shared.w"), "shared.w");
         assert_eq!(join("layers.3", ""), "layers.3");
+    }
+
+    #[test]
+    fn a_range_names_a_stack() {
+        assert_eq!(parameters("a.{9..11}.w"), ["a.9.w", "a.10.w"]);
+        assert_eq!(parameters(&join("layers.3", "{0..1}")), ["layers.3.0"]);
+        assert_eq!(parameters("/{2..3}.w"), ["/2.w"]);
+        assert_eq!(parameters("a.w"), ["a.w"]);
+        assert_eq!(Stack::of("a.{0..64}.w").unwrap().map(|s| (s.first, s.end)), Some((0, 64)));
+        let wrong = [
+            "a.{0..0}",
+            "a.{2..1}",
+            "a.{0..}",
+            "a.{..2}",
+            "a.{0..2",
+            "a.0..2}",
+            "a.b{0..2}",
+            "a.{0..2}b",
+            "a.{0..2}.{0..2}",
+            "a.{+0..2}",
+            "a.{0..99999}",
+            "a.{0...2}",
+            "}a{",
+            "a.{0..99999999999999999999}",
+        ];
+        for path in wrong {
+            assert!(Stack::of(path).is_err(), "{path}");
+        }
     }
 }

@@ -4,7 +4,7 @@
 //! - parameters are the `arg` nodes, in order; names of parameters, outputs, inputs and axes are distinct;
 //! - every result has the type that the [shape rule](crate::ops::shape) gives, or the decomposition of a fused operation, whose bodies hold too;
 //! - calls go to later graphs and match their parameters and outputs; inputs match the parameters of graph 0;
-//! - weights of one absolute path have one type, and one cache has one writer;
+//! - weights of one absolute path have one type, a stack as many elements as its range, and one cache has one writer;
 //! - nothing inside a fused operation names a path.
 //!
 //! All violations are collected. [`Verified`] is the proof that later stages ask for.
@@ -17,7 +17,7 @@ use petgraph::Direction;
 use petgraph::visit::EdgeRef;
 use thiserror::Error;
 
-use super::path::{MAX_INSTANCES, instances, join};
+use super::path::{MAX_INSTANCES, Stack, instances, join, parameters};
 use super::{Dim, Graph, NodeId, Program, Type, ValueId};
 use crate::ops::shape::result_type;
 use crate::ops::{Core, Op};
@@ -275,6 +275,7 @@ impl Verifier<'_> {
             return;
         };
         let mut weights: BTreeMap<String, &Type> = BTreeMap::new();
+        let mut shapes: BTreeMap<String, &[Dim]> = BTreeMap::new();
         let mut caches: HashSet<String> = HashSet::new();
         for instance in instances {
             let graph = &self.program.graphs[instance.graph];
@@ -283,9 +284,12 @@ impl Verifier<'_> {
                     Some(Core::Weight { path }) => {
                         let path = join(&instance.at, path);
                         let ty = &graph.types(node)[0];
-                        let first = *weights.entry(path.clone()).or_insert(ty);
-                        if first != ty {
-                            let message = format!("weight '{path}' is {first} and {ty}");
+                        let wrong = match weights.get(&path) {
+                            Some(first) => (*first != ty).then(|| format!("weight '{path}' is {first} and {ty}")),
+                            None => misshapen(&path, ty, &mut shapes),
+                        };
+                        weights.entry(path).or_insert(ty);
+                        if let Some(message) = wrong {
                             self.report("program", Some(show(graph, node, self.program)), message);
                         }
                     }
@@ -301,6 +305,20 @@ impl Verifier<'_> {
             }
         }
     }
+}
+
+/// What is wrong with a weight of this type, alone or a stack, given the dimensions of the parameters of others, to which its own are added.
+fn misshapen<'t>(path: &str, ty: &'t Type, known: &mut BTreeMap<String, &'t [Dim]>) -> Option<String> {
+    let own = match (Stack::of(path), &ty.dims[..]) {
+        (Err(wrong), _) => return Some(wrong),
+        (Ok(None), own) => own,
+        (Ok(Some(stack)), [Dim::Fixed(n), own @ ..]) if *n == stack.end - stack.first => own,
+        (Ok(Some(stack)), _) => return Some(format!("a stack of {} parameters is {ty}", stack.end - stack.first)),
+    };
+    parameters(path).into_iter().find_map(|path| {
+        let other = *known.entry(path.clone()).or_insert(own);
+        (other != own).then(|| format!("parameter '{path}' is {} and {}", Type::show(other), Type::show(own)))
+    })
 }
 
 fn list(types: &[Type], axes: &[String]) -> String {

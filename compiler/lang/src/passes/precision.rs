@@ -40,7 +40,7 @@ fn rewrite(graph: &mut Graph, node: NodeId, dtype: DType) -> Result<(), ShapeErr
     let value = ValueId { node, port: 0 };
     let Some(ty) = graph.types(node).first().filter(|t| t.dtype == DType::F32).cloned() else { return Ok(()) };
     match graph.op(node) {
-        Op::Core(Core::Weight { .. }) if ty.dims.len() >= 2 && is_matrix_or_table(graph, value) => {
+        Op::Core(Core::Weight { path }) if has_rows(path, &ty) && is_matrix_or_table(graph, value) => {
             graph.set_type(value, Type::new(dtype, ty.dims));
             widen(graph, value)
         }
@@ -61,6 +61,11 @@ fn rewrite(graph: &mut Graph, node: NodeId, dtype: DType) -> Result<(), ShapeErr
         }
         Op::Core(_) | Op::Fused(_) => Ok(()),
     }
+}
+
+/// Whether a parameter of this path and type, or each of its stack, is a matrix or a table and no list of numbers.
+fn has_rows(path: &str, ty: &Type) -> bool {
+    ty.dims.len() >= if path.contains('{') { 3 } else { 2 }
 }
 
 /// Whether products or lookups of rows read a weight, perhaps moved: not what is added or multiplied as it is, nor a table of numbers.

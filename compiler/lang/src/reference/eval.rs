@@ -189,7 +189,8 @@ impl<F: Float> Step<'_, F> {
     }
 }
 
-fn concat<F: Float>(dim: usize, parts: &[Rc<Value<F>>], dims: Vec<usize>) -> Value<F> {
+/// The parts one after another along `dim`, a result of the sizes `dims`.
+pub(super) fn concat<F: Float>(dim: usize, parts: &[Rc<Value<F>>], dims: Vec<usize>) -> Value<F> {
     fn joined<T: Copy>(parts: &[(&[T], usize)], outer: usize) -> Vec<T> {
         (0..outer).flat_map(|i| parts.iter().flat_map(move |(v, n)| v[i * n..(i + 1) * n].iter().copied())).collect()
     }

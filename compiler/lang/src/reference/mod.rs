@@ -21,11 +21,11 @@ use thiserror::Error;
 pub use self::float::Float;
 pub use self::tensor::{Data, Tensor};
 
-use self::eval::Step;
+use self::eval::{Step, concat};
 use self::tensor::Value;
-use crate::graph::path::{instances, join};
+use crate::graph::path::{Stack, instances, join};
 use crate::graph::verify::Verified;
-use crate::graph::{AxisId, Dim, Program};
+use crate::graph::{AxisId, Dim, Program, Type};
 use crate::ops::Core;
 use crate::ops::shape::fixed_size;
 
@@ -40,7 +40,7 @@ fn fail<T>(message: impl Into<String>) -> Result<T> {
     Err(InterpretError(message.into()))
 }
 
-/// Gives the tensor of an absolute path.
+/// Gives the tensor of an absolute path, which names one parameter: of stacks the interpreter asks for each.
 pub type Weights<'w> = &'w dyn Fn(&str) -> std::result::Result<Tensor, Box<dyn Error + Send + Sync>>;
 
 /// A program with its weights, computing in `F`.
@@ -71,6 +71,27 @@ impl<F: Float> State<F> {
     }
 }
 
+/// The parameter of a path, or those of its range stacked.
+fn read_weight<F: Float>(weights: Weights<'_>, path: &str, ty: &Type) -> Result<Value<F>> {
+    let sizes: Option<Vec<usize>> = ty.dims.iter().map(|d| d.fixed().and_then(|n| usize::try_from(n).ok())).collect();
+    let sizes = sizes.filter(|_| fixed_size(&ty.dims).is_some());
+    let sizes = sizes.ok_or_else(|| InterpretError(format!("weight '{path}' is of no size, but {ty}")))?;
+    let one = |path: &str, sizes: &[usize]| {
+        let tensor = weights(path).map_err(|e| InterpretError(format!("weight '{path}': {e}")))?;
+        if tensor.dims != sizes {
+            return fail(format!("weight '{path}' is {:?}, not {sizes:?}", tensor.dims));
+        }
+        Value::from_tensor(&tensor, ty.dtype).map_err(|e| InterpretError(format!("weight '{path}': {e}")))
+    };
+    match (Stack::of(path).map_err(InterpretError)?, &sizes[..]) {
+        (Some(stack), [_, own @ ..]) => {
+            let elements: Vec<_> = stack.paths().map(|path| one(&path, own).map(Rc::new)).collect::<Result<_>>()?;
+            Ok(concat(0, &elements, sizes))
+        }
+        _ => one(path, &sizes),
+    }
+}
+
 impl<'p, F: Float> Interpreter<'p, F> {
     /// Reads every weight of the program once.
     ///
@@ -87,15 +108,7 @@ impl<'p, F: Float> Interpreter<'p, F> {
                 if read.contains_key(&path) {
                     continue;
                 }
-                let ty = &graph.types(node)[0];
-                let tensor = weights(&path).map_err(|e| InterpretError(format!("weight '{path}': {e}")))?;
-                let expected: Option<Vec<usize>> =
-                    ty.dims.iter().map(|d| d.fixed().and_then(|n| usize::try_from(n).ok())).collect();
-                if fixed_size(&ty.dims).is_none() || expected.as_ref() != Some(&tensor.dims) {
-                    return fail(format!("weight '{path}' is {:?}, not {ty}", tensor.dims));
-                }
-                let value = Value::from_tensor(&tensor, ty.dtype)
-                    .map_err(|e| InterpretError(format!("weight '{path}': {e}")))?;
+                let value = read_weight(weights, &path, &graph.types(node)[0])?;
                 read.insert(path, Rc::new(value));
             }
         }

@@ -161,7 +161,9 @@ pub(super) fn short(v: f64) -> String {
 
 /// The last two components of a path: `q_proj.weight`.
 pub(super) fn last(path: &str) -> &str {
-    let mut dots = path.rmatch_indices('.').map(|(i, _)| i);
+    // The dots of a range are no separators.
+    let outside = |i: &usize| path[..*i].matches('{').count() == path[..*i].matches('}').count();
+    let mut dots = path.rmatch_indices('.').map(|(i, _)| i).filter(outside);
     dots.next();
     dots.next().map_or(path, |i| &path[i + 1..])
 }

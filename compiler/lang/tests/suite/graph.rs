@@ -101,3 +101,63 @@ fn odd_names_read_back() {
     let text = "program \"a \\\"b\\\"\" axes [\"the tokens\", visible]\n\ngraph 0 \"m\" (%0 \"h'\": f32[\"the tokens\", 2], %1 rows: f32[rows(visible)]) {\n  return \"y'\" = %0\n}\n";
     assert_eq!(parse(text).unwrap().to_string(), text);
 }
+
+/// Two experts a token, products of the chosen matrices, one shared with the sum after them.
+const EXPERTS: &str = r#"program "experts" axes [tokens]
+
+graph 0 "model" (%0 x: f32[tokens, 3], %1 chosen: i64[tokens, 2]) {
+  %2 = call %0, %1 {graph = 1, at = "layers.0"} : f32[tokens, 2, 4]
+  return y = %2
+}
+
+graph 1 "layer" (%0 x: f32[tokens, 3], %1 chosen: i64[tokens, 2]) {
+  %2 = weight {path = "experts.{0..2}.up.weight"} : f32[2, 4, 3]
+  %3 = gather %2, %1 : f32[tokens, 2, 4, 3]
+  %4 = contract %0, %3 {spec = "ti,taoi->tao"} : f32[tokens, 2, 4]
+  %5 = weight {path = "experts.1.up.bias"} : f32[4]
+  %6 = add %4, %5 : f32[tokens, 2, 4]
+  return y = %6
+}
+"#;
+
+#[test]
+fn a_range_stacks_parameters() {
+    use std::collections::BTreeMap;
+    use xfc_lang::reference::{Interpreter, State, Tensor};
+    let program = program(EXPERTS);
+    assert_eq!(program.to_string(), EXPERTS);
+    let weights = |path: &str| {
+        Ok(match path {
+            "layers.0.experts.0.up.weight" => Tensor::f64([4, 3], (0..12).map(f64::from).collect()),
+            "layers.0.experts.1.up.weight" => Tensor::f64([4, 3], vec![1.0; 12]),
+            "layers.0.experts.1.up.bias" => Tensor::f64([4], vec![0.5; 4]),
+            _ => return Err(format!("no weight {path}").into()),
+        })
+    };
+    let interpreter = Interpreter::<f64>::new(verify(&program).unwrap(), &weights).unwrap();
+    let inputs = BTreeMap::from([
+        ("x".to_string(), Tensor::f64([1, 3], vec![1.0, 2.0, 3.0])),
+        ("chosen".to_string(), Tensor::i64([1, 2], vec![1, 0])),
+    ]);
+    let y = interpreter.step(&mut State::new(), &inputs).unwrap()["y"].to_f64();
+    assert_eq!(y, [6.5, 6.5, 6.5, 6.5, 8.5, 26.5, 44.5, 62.5]);
+    let short = |path: &str| Ok(Tensor::f64([4, if path.contains("experts.1") { 2 } else { 3 }], vec![0.0; 12]));
+    let error = Interpreter::<f64>::new(verify(&program).unwrap(), &short).unwrap_err().to_string();
+    assert_eq!(error, "weight 'layers.0.experts.1.up.weight' is [4, 2], not [4, 3]");
+}
+
+#[test]
+fn stacks_agree_with_their_ranges_and_parameters() {
+    let error = |from: &str, to: &str| {
+        let program = parse(&EXPERTS.replace(from, to)).unwrap();
+        verify(&program).unwrap_err().0.iter().map(|v| v.message.clone()).collect::<Vec<_>>().join("\n")
+    };
+    assert_eq!(error("{0..2}", "{0..3}"), "a stack of 3 parameters is f32[2, 4, 3]");
+    assert!(
+        error("{0..2}", "{2..0}").starts_with("'layers.0.experts.{2..0}.up.weight' has braces that are not one range")
+    );
+    assert_eq!(
+        error("experts.1.up.bias", "experts.1.up.weight"),
+        "parameter 'layers.0.experts.1.up.weight' is [4, 3] and [4]"
+    );
+}

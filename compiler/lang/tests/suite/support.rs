@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use xfc_lang::graph::parse::parse;
-use xfc_lang::graph::path::{instances, join};
+use xfc_lang::graph::path::{Stack, instances, join, parameters};
 use xfc_lang::graph::verify::verify;
 use xfc_lang::graph::{DType, Dim, Program, Type};
 use xfc_lang::ops::Core;
@@ -41,8 +41,10 @@ pub(crate) fn weight_shapes(program: &Program) -> BTreeMap<String, Vec<usize>> {
         let graph = &program.graphs[instance.graph];
         for node in graph.nodes() {
             if let Some(Core::Weight { path }) = graph.op(node).as_core() {
-                let dims = graph.types(node)[0].dims.iter().map(|d| d.fixed().unwrap() as usize).collect();
-                shapes.insert(join(&instance.at, path), dims);
+                let dims: Vec<_> = graph.types(node)[0].dims.iter().map(|d| d.fixed().unwrap() as usize).collect();
+                let path = join(&instance.at, path);
+                let own = if Stack::of(&path).unwrap().is_some() { &dims[1..] } else { &dims };
+                shapes.extend(parameters(&path).into_iter().map(|path| (path, own.to_vec())));
             }
         }
     }

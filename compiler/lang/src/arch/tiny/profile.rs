@@ -103,6 +103,8 @@ pub(super) fn changes(before: &Model, after: &Model, was: i64, is: i64) -> Optio
                         changes.stream |= last <= 1 && exact(from.dims[last], to.dims[last]);
                         changes.widths += 1;
                     }
+                    // The elements of a stack are parameters of their own.
+                    Some(Core::Weight { path }) if path.contains('{') => {}
                     Some(Core::Weight { .. }) => changes.rows |= from.dims[0] != to.dims[0] && is_table(a, x),
                     _ => {
                         for (d, (from, to)) in from.dims.iter().zip(&to.dims).enumerate().filter(|(_, (f, t))| f != t) {

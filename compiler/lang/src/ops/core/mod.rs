@@ -24,9 +24,10 @@ pub enum Core {
         index: usize,
     },
     /// A tensor of the checkpoint, by instance path. Relative to the `at` of the calls that lead here;
-    /// a leading `/` makes it absolute (an instance shared with, or captured from, an outer body).
+    /// a leading `/` makes it absolute (an instance shared with, or captured from, an outer body). A range in the place of a component
+    /// stacks the tensors of those numbers along a new dimension 0 (see [`Stack`](crate::graph::path::Stack)).
     Weight {
-        /// For example `self_attn.q_proj.weight`.
+        /// For example `self_attn.q_proj.weight`, or `experts.{0..64}.gate_proj.weight`.
         path: String,
     },
     /// A constant of the result's type, in row-major order.
