@@ -21,6 +21,7 @@ mod interpreter;
 mod interrupted;
 mod programs;
 mod readme;
+mod rotary;
 mod seeing;
 mod sources;
 mod taps;

@@ -180,7 +180,7 @@ fn at(place: &Place, config: &Datum) -> Option<Datum> {
 }
 
 /// Keys by which a mapping is known to be of rotary positions.
-const ROTARY: [&str; 4] = ["rope_theta", "rope_type", "type", "factor"];
+const ROTARY: [&str; 5] = ["rope_theta", "rope_type", "type", "factor", "max_position_embeddings"];
 
 /// In a mapping, null keys are left out; in one of rotary positions `type` is read as `rope_type`, and an absent one means `default`.
 fn normalise(value: Datum) -> Datum {
@@ -274,6 +274,14 @@ mod tests {
         let plain = json!({"rope_theta": 3.0, "rope_scaling": null});
         assert_eq!(sizes(ROPE, Some(plain), &[]).as_deref(), Ok("rope={rope_theta: 3.0, rope_type: default}"));
         assert_eq!(sizes(ROPE, Some(json!({})), &[]).as_deref(), Ok("rope={rope_theta: 2.0, rope_type: default}"));
+    }
+
+    #[test]
+    fn a_mapping_of_several() {
+        let keys = "sizes:\n  rope: {example: {rope_theta: 1.0}, from: [{theta: t, '...': [new, old]}]}\n";
+        let config = json!({"t": 1, "old": {"theta": 2, "a": 3, "b": 4}, "new": {"a": 5, "rope_type": "linear"}});
+        let found = sizes(keys, Some(config), &[]);
+        assert_eq!(found.as_deref(), Ok("rope={theta: 1, a: 5, rope_type: linear, b: 4}"));
     }
 
     #[test]

@@ -296,9 +296,20 @@ impl Reader {
 
     fn place(&mut self, node: &Node) -> Option<Place> {
         match &node.kind {
-            NodeKind::Map(entries) => Some(Place::Mapping(
-                entries.iter().filter_map(|(k, n)| Some((k.text.clone(), self.string(n, "from")?))).collect(),
-            )),
+            NodeKind::Map(entries) => {
+                let mut places = Vec::new();
+                for (key, node) in entries {
+                    // Mappings to merge may be several, the first with a key before the others.
+                    match &node.kind {
+                        NodeKind::List(items) if &*key.text == "..." => {
+                            places
+                                .extend(items.iter().filter_map(|n| Some((key.text.clone(), self.string(n, "from")?))));
+                        }
+                        _ => places.extend(self.string(node, "from").map(|place| (key.text.clone(), place))),
+                    }
+                }
+                Some(Place::Mapping(places))
+            }
             _ => self.string(node, "from").map(Place::Key),
         }
     }
