@@ -19,6 +19,7 @@ mod fill;
 mod fuzz;
 mod interpreter;
 mod interrupted;
+mod mixtures;
 mod programs;
 mod readme;
 mod rotary;

@@ -4,11 +4,11 @@ use xfc_runtime::step::InputData::{Floats, Ints};
 use xfc_tests::program::{Given, agree, manifest, of_wiring};
 
 /// Pseudo-random floats in -2..2.
-fn floats(n: usize) -> Vec<f32> {
+pub(crate) fn floats(n: usize) -> Vec<f32> {
     (0..n).map(|i| ((i as f32 * 12.9898).sin() * 43758.547).fract() * 2.0).collect()
 }
 
-fn check(text: &str, steps: &[Vec<Given<'_>>]) {
+pub(crate) fn check(text: &str, steps: &[Vec<Given<'_>>]) {
     if let Err(error) = agree(text, steps) {
         panic!("{error}");
     }
@@ -150,25 +150,6 @@ fn a_weight_of_higher_rank_than_its_rows() {
   %2 = add %0, %1 : f32[tokens, 40]
   return y = %2"#,
     );
-}
-
-/// Tables whose rows are parameters of their own: looked up, sliced and turned element by element.
-#[test]
-fn stacks_of_parameters() {
-    let text = r#"program "p" axes [tokens]
-
-graph 0 "model" (%0 ids: i64[tokens]) {
-  %1 = weight {path = "e.{2..7}.bias"} : f32[5, 20]
-  %2 = gather %1, %0 : f32[tokens, 20]
-  %3 = weight {path = "e.{0..5}.weight"} : f32[5, 3, 2]
-  %4 = transpose %3 {perm = [0, 2, 1]} : f32[5, 2, 3]
-  %5 = slice %4 {dim = 1, start = 1} : f32[5, 1, 3]
-  %6 = reshape %5 : f32[5, 3]
-  %7 = gather %6, %0 : f32[tokens, 3]
-  return y = %2, z = %7
-}
-"#;
-    check(text, &[vec![("ids", Ints(vec![4, 0, 1, 1, 3, 2, 4]))]]);
 }
 
 #[test]

@@ -6,7 +6,9 @@
 //!
 //! Operands of the launch: the parameters, then one for each sink.
 
+mod choose;
 mod nest;
+mod product;
 mod reduce;
 mod store;
 mod view;
@@ -14,7 +16,7 @@ mod view;
 use std::collections::HashMap;
 
 use xfc_lang::graph::{DType, Dim, Graph, NodeId, Type, ValueId};
-use xfc_lang::ops::{Core, Op};
+use xfc_lang::ops::{Core, Op, ReduceOp};
 use xfc_runtime::artifact::abi::offsets as abi;
 
 use self::view::View;
@@ -147,6 +149,7 @@ impl Body<'_> {
         let operands = graph.operands(node);
         let dims = self.dims(value)?;
         let sinks = self.sinks_of(value);
+        let mut in_place = false;
         let row = match op {
             Core::Arg { index } => self.param(w, *index, value)?,
             Core::Const { values } if values.len() == 1 => Row::Const(values[0], graph.ty(value).dtype),
@@ -172,11 +175,13 @@ impl Body<'_> {
                 } else if self.worth_storing(value)? {
                     let target = self.target(w, value, &sinks, &dims)?;
                     self.fill(w, value, &target)?;
+                    in_place = true;
                     Row::Memory(target)
                 } else {
                     Row::Lazy
                 }
             }
+            Core::Reduce(ReduceOp::ArgMax) => self.arg_max(w, operands[0], value)?,
             Core::Reduce(kind) => self.reduce(w, *kind, operands[0], value)?,
             Core::Reshape => {
                 let view = self.view_of(w, operands[0])?;
@@ -212,6 +217,7 @@ impl Body<'_> {
                 let target = self.target(w, value, &sinks, &dims)?;
                 let (from, to) = (view.insert(dim + 1, 1), target.split(dim, *times));
                 self.copy(w, &from, &to)?;
+                in_place = true;
                 Row::Memory(target)
             }
             Core::Concat { dim } => {
@@ -224,6 +230,7 @@ impl Body<'_> {
                     self.fill(w, *part, &place)?;
                     start += len;
                 }
+                in_place = true;
                 Row::Memory(target)
             }
             Core::Broadcast => match self.values.get(&operands[0]) {
@@ -235,24 +242,23 @@ impl Body<'_> {
                 let dim = self.row_dim(node, operands[0], *dim)?;
                 Row::Memory(view.windows(dim, *size, *stride))
             }
-            Core::Gather => {
-                let table = self.view_of(w, operands[0])?;
-                if !self.dims(operands[1])?.is_empty() {
-                    return Err(self.unsupported(node, "a gather of several rows a token"));
-                }
-                let index = self.compute(w, operands[1], &[], 0, None)?;
-                let index = w.resize(index, Elem::I64);
-                // The runtime checks ids; whatever reaches this point stays inside the table.
-                let (zero, last) = (w.i64(0), w.i64(table.dims[0] as i64 - 1));
-                let index = w.max(index, zero);
-                let index = w.min(index, last);
-                Row::Memory(table.index(w, index))
+            Core::Gather if self.dims(operands[1])?.is_empty() => {
+                Row::Memory(self.table_row(w, operands[0], operands[1])?)
             }
-            Core::Take
-            | Core::TopK { .. }
-            | Core::Softmax
-            | Core::Contract { .. }
-            | Core::SelectRows
+            Core::Gather | Core::Take | Core::TopK { .. } | Core::Softmax | Core::Contract { .. } => {
+                let target = self.target(w, value, &sinks, &dims)?;
+                match (op, &operands[..]) {
+                    (Core::Gather, [table, indices]) => self.table_rows(w, *table, *indices, &target)?,
+                    (Core::Take, [values, indices]) => self.take(w, *values, *indices, &target)?,
+                    (Core::TopK { k }, [x]) => self.largest(w, *x, *k, &target)?,
+                    (Core::Softmax, [scores, mask @ ..]) => self.softmax(w, *scores, mask.first().copied(), &target)?,
+                    (Core::Contract { spec }, [a, b]) => self.contract(w, spec, [*a, *b], value, &target)?,
+                    _ => return Err(CodegenError::bug("rows", format!("{op:?} of {} operands", operands.len()))),
+                }
+                in_place = true;
+                Row::Memory(target)
+            }
+            Core::SelectRows
             | Core::Regroup
             | Core::First
             | Core::Cache { .. }
@@ -261,9 +267,8 @@ impl Body<'_> {
                 return Err(self.unsupported(node, &format!("{op:?} in a token-wise kernel")));
             }
         };
-        let stored = matches!(&row, Row::Memory(_));
         self.values.insert(value, row);
-        self.deliver(w, value, &sinks, stored)
+        self.deliver(w, value, &sinks, in_place)
     }
 
     pub(super) fn unsupported(&self, node: NodeId, what: &str) -> CodegenError {

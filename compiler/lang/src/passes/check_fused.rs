@@ -4,8 +4,7 @@
 //!   `select_rows`, `regroup`, `first`, caches, and reshapes, which are views of contiguous values.
 //! - Matrices of a linear are weight expressions.
 //! - Keys and values of an attention, and what a cache keeps, are written by `rows` (or come as an argument).
-//! - In the body of a `rows`, every dimension is fixed but for a leading one, every operation treats each element of it by itself, and
-//!   there is no product.
+//! - In the body of a `rows`, every dimension is fixed but for a leading one, and every operation treats each element of it by itself.
 
 use super::analysis::token_wise::leading;
 use super::matching::{is_constant, is_weight_expression};
@@ -92,8 +91,7 @@ fn check_row(body: &Graph, node: NodeId) -> Result<(), String> {
     let ok = match op {
         Op::Core(Core::Arg { .. }) => body.types(node).iter().all(|t| t.dims.iter().skip(1).all(|d| !d.is_ragged())),
         Op::Core(
-            Core::Contract { .. }
-            | Core::Cache { .. }
+            Core::Cache { .. }
             | Core::Call { .. }
             | Core::Weight { .. }
             | Core::SelectRows

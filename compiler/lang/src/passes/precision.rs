@@ -1,7 +1,7 @@
 //! Makes the precision of a program explicit, as casts.
 //!
 //! For bf16 (or f16): matrices and tables of rows are held in it, operands of products are cast to it, and so is what a cache keeps. Sums of
-//! products, norms, softmax, and what flows between layers stay f32. For f32 nothing changes.
+//! products, norms, softmax, products of what a token brings alone, and what flows between layers stay f32. For f32 nothing changes.
 
 use std::collections::HashMap;
 
@@ -10,6 +10,7 @@ use crate::graph::{DType, Graph, NodeId, Program, Type, ValueId};
 use crate::ops::shape::ShapeError;
 use crate::ops::{Core, Op};
 
+use super::analysis::token_wise::leading;
 use super::matching::is_weight_expression;
 
 /// Rewrites a program, fresh from the front end and all f32, for `dtype`.
@@ -26,7 +27,7 @@ pub fn apply(program: &mut Program, dtype: DType) -> Result<(), ShapeError> {
         }
         let mut narrow = Narrow { dtype, memo: HashMap::new() };
         for node in graph.topological() {
-            if matches!(graph.op(node).as_core(), Some(Core::Contract { .. })) {
+            if matches!(graph.op(node).as_core(), Some(Core::Contract { .. })) && !of_values(graph, node) {
                 narrow.contract(graph, node)?;
             }
         }
@@ -78,6 +79,16 @@ fn is_matrix_or_table(graph: &Graph, value: ValueId) -> bool {
         ) => is_matrix_or_table(graph, ValueId { node: user, port: 0 }),
         _ => false,
     })
+}
+
+/// Whether a product is of what a token brings alone, such as a weighted sum of what experts give: then it stays f32.
+fn of_values(graph: &Graph, node: NodeId) -> bool {
+    let stored = |v: &ValueId| {
+        let inner = if graph.op(v.node).as_core() == Some(&Core::Cast) { graph.operands(v.node)[0] } else { *v };
+        let rows = matches!(graph.op(inner.node).as_core(), Some(Core::Gather));
+        is_weight_expression(graph, if rows { graph.operands(inner.node)[0] } else { inner })
+    };
+    leading(graph, node).is_some() && !graph.operands(node).iter().any(stored)
 }
 
 /// Makes every use of `value` a use of its cast to f32.

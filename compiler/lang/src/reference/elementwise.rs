@@ -175,9 +175,9 @@ pub(super) fn reduce<F: Float>(f: ReduceOp, x: &Value<F>) -> Result<Value<F>> {
         (ReduceOp::Min, Elements::Float(v)) => Elements::Float(
             v.chunks_exact(width).map(|row| row[best(row, |a, b| a < b || is_nan(a) && !is_nan(b))]).collect(),
         ),
-        (ReduceOp::ArgMax, Elements::Float(v)) => {
-            Elements::Int(v.chunks_exact(width).map(|row| best(row, |a, b| a > b) as i64).collect())
-        }
+        (ReduceOp::ArgMax, Elements::Float(v)) => Elements::Int(
+            v.chunks_exact(width).map(|row| best(row, |a, b| a > b || is_nan(a) && !is_nan(b)) as i64).collect(),
+        ),
         (ReduceOp::Sum, Elements::Int(v)) => {
             Elements::Int(v.chunks_exact(width).map(|row| row.iter().fold(0i64, |a, b| a.wrapping_add(*b))).collect())
         }
@@ -205,7 +205,11 @@ pub(super) fn top_k<F: Float>(x: &Value<F>, k: usize) -> Value<F> {
     let mut out = Vec::new();
     for row in x.floats().chunks_exact(width) {
         let mut order: Vec<usize> = (0..width).collect();
-        order.sort_by(|a, b| row[*b].partial_cmp(&row[*a]).unwrap_or(std::cmp::Ordering::Equal));
+        // Descending, with NaN before all numbers.
+        order.sort_by(|a, b| {
+            let (a, b) = (row[*a].to_f64(), row[*b].to_f64());
+            b.partial_cmp(&a).unwrap_or_else(|| b.is_nan().cmp(&a.is_nan()))
+        });
         out.extend(order[..k].iter().map(|i| *i as i64));
     }
     Value::int(dims, out)
@@ -218,11 +222,12 @@ pub(super) fn softmax<F: Float>(scores: &Value<F>, mask: Option<&Rc<Value<F>>>) 
     let mut out = Vec::with_capacity(scores.floats().len());
     for (i, row) in scores.floats().chunks_exact(width).enumerate() {
         let visible = |j: usize| mask.as_ref().is_none_or(|m| m.bools()[i * width + j]);
-        let max = (0..width).filter(|j| visible(*j)).map(|j| row[j].to_f64()).fold(f64::NEG_INFINITY, f64::max);
+        let max = (0..width).filter(|j| visible(*j)).map(|j| row[j].to_f64());
+        let max = max.fold(f64::NEG_INFINITY, |m, x| if x > m || x.is_nan() { x } else { m });
         let start = out.len();
         let mut sum = F::default();
         for (j, x) in row.iter().enumerate() {
-            let e = if visible(j) && max > f64::NEG_INFINITY {
+            let e = if visible(j) && max != f64::NEG_INFINITY {
                 F::from_f64((*x - F::from_f64(max)).to_f64().exp())
             } else {
                 F::default()
@@ -230,7 +235,8 @@ pub(super) fn softmax<F: Float>(scores: &Value<F>, mask: Option<&Rc<Value<F>>>) 
             sum = sum + e;
             out.push(e);
         }
-        if sum > F::default() {
+        // A sum that is NaN makes all of them NaN.
+        if sum != F::default() {
             for e in &mut out[start..] {
                 *e = *e / sum;
             }

@@ -20,9 +20,6 @@ impl Body<'_> {
         let (Some(n), true) = (dims.last().copied(), matches!(elem, Elem::F32 | Elem::I64)) else {
             return Err(self.unsupported(to.node, "this reduction"));
         };
-        if kind == ReduceOp::ArgMax {
-            return Err(self.unsupported(to.node, "argmax"));
-        }
         let vectors = self.vectors(from);
         let lanes = if vectors && n > 1 { self.lanes } else { 0 };
         let single = dims[..dims.len() - 1].iter().all(|d| *d == 1);

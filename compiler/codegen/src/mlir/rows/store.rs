@@ -136,33 +136,19 @@ impl Body<'_> {
         }
     }
 
-    /// Sends a value to the sinks that it was not computed into.
+    /// Sends a value to the sinks that it was not computed into; `in_place`: it was computed into its [`target`](Self::target).
     pub(super) fn deliver(
         &mut self,
         w: &mut Writer,
         value: ValueId,
         sinks: &[usize],
-        stored: bool,
+        mut in_place: bool,
     ) -> Result<(), CodegenError> {
         let dims = self.dims(value)?;
         let elem = self.elem(value)?;
-        let computed_here = |op: Option<&Core>| {
-            matches!(
-                op,
-                Some(
-                    Core::Unary(_)
-                        | Core::Binary(_)
-                        | Core::Select
-                        | Core::Cast
-                        | Core::Repeat { .. }
-                        | Core::Concat { .. }
-                )
-            )
-        };
-        let mut into_buffer = stored && computed_here(self.graph.op(value.node).as_core());
         for s in sinks {
-            if into_buffer && self.spec.sinks[*s].1 == Sink::Buffer {
-                into_buffer = false;
+            if in_place && self.spec.sinks[*s].1 == Sink::Buffer {
+                in_place = false;
                 continue;
             }
             let target = self.sink_view(w, *s, elem, &dims)?;

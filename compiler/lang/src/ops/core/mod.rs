@@ -90,13 +90,13 @@ pub enum Core {
     Take,
     /// Over the last dimension, which is kept with size 1.
     Reduce(ReduceOp),
-    /// The indices (`i64`) of the `k` largest along the last dimension, largest first, ties to the lower index.
+    /// The indices (`i64`) of the `k` largest along the last dimension, largest first, ties to the lower index. NaN counts as the largest.
     TopK {
         /// At most the size of the last dimension.
         k: u64,
     },
     /// `(scores)` or `(scores, mask)`: softmax over the last dimension of the scores where the boolean mask (broadcast) holds, 0 elsewhere.
-    /// A row with nothing visible is all zeros.
+    /// A row with nothing visible is all zeros, one that sees NaN all NaN.
     Softmax,
     /// A sum of products in Einstein notation over two operands, accumulated in f32 (f64 in the f64 interpreter): `"nkgd,vkd->nkgv"`.
     Contract {
@@ -184,6 +184,6 @@ pub enum ReduceOp {
     Mean,
     Max,
     Min,
-    /// Index (`i64`) of the largest, ties to the lower index.
+    /// Index (`i64`) of the largest, ties to the lower index; of the first NaN where there is one.
     ArgMax,
 }

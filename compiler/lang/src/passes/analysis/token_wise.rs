@@ -2,6 +2,7 @@
 
 use crate::graph::{Dim, Graph, NodeId, ValueId};
 use crate::ops::fused::{Attention, LayerNorm, Linear, RmsNorm, Rows};
+use crate::ops::shape::ContractSpec;
 use crate::ops::{Core, Op};
 
 /// The ragged dimension that leads all of a node's results, when element `i` of them depends on element `i` of each operand that
@@ -44,8 +45,16 @@ pub(in crate::passes) fn leading(graph: &Graph, node: NodeId) -> Option<Dim> {
             // The table must not be ragged: a row of it is another element's.
             Core::Gather => operands.first().is_some_and(|t| graph.ty(*t).dims.iter().all(|d| !d.is_ragged())),
             Core::Take | Core::Reduce(_) | Core::TopK { .. } | Core::Softmax => rank > 1,
-            Core::Contract { .. }
-            | Core::Arg { .. }
+            // What leads the result leads each operand that has it: nothing is summed over tokens.
+            Core::Contract { spec } => ContractSpec::parse(spec).is_ok_and(|spec| {
+                let labels = [&spec.a, &spec.b];
+                rank > 1
+                    && labels.into_iter().zip(&operands).all(|(labels, v)| {
+                        let leads = labels.first() == spec.out.first();
+                        leads == graph.ty(*v).dims.iter().any(|d| d.is_ragged())
+                    })
+            }),
+            Core::Arg { .. }
             | Core::Weight { .. }
             | Core::Const { .. }
             | Core::Index
