@@ -62,11 +62,9 @@ impl StepShape {
     /// The shape of a step as devices are given it.
     pub fn of(axes: &[AxisStep]) -> Self {
         let shape = |axis: &AxisStep| {
-            let sequence = |pair: &[u32]| {
-                let before = axis.positions.get(pair[0] as usize).copied().filter(|_| pair[1] > pair[0]);
-                (u64::from(before.unwrap_or(0)), u64::from(pair[1].saturating_sub(pair[0])))
-            };
-            AxisShape { sequences: axis.offsets.windows(2).map(sequence).collect(), selected: axis.rows.len() as u64 }
+            let sequence = |(pair, &before): (&[u32], &u32)| (before.into(), pair[1].saturating_sub(pair[0]).into());
+            let sequences = axis.offsets.windows(2).zip(&axis.before).map(sequence).collect();
+            AxisShape { sequences, selected: axis.rows.len() as u64 }
         };
         Self { axes: axes.iter().map(shape).collect() }
     }
@@ -181,9 +179,11 @@ mod tests {
             positions: vec![0, 1, 9],
             sequences: vec![0, 0, 2],
             rows: vec![1, 2],
+            before: vec![0, 4, 9],
         };
         let shape = StepShape::of(&[axis]);
-        assert_eq!(shape.axes[0], AxisShape { sequences: vec![(0, 2), (0, 0), (9, 1)], selected: 2 });
+        // The second adds nothing, and has what it had.
+        assert_eq!(shape.axes[0], AxisShape { sequences: vec![(0, 2), (4, 0), (9, 1)], selected: 2 });
         let work = shape.work(&manifest);
         // Pairs: 1 + 2, and 10; keys: 2 and 10.
         let expected = Work {
@@ -199,6 +199,16 @@ mod tests {
         assert_eq!(shape.work(&manifest).value_bytes, 16);
         manifest.launches[0].cost = None;
         assert_eq!(shape.work(&manifest), Work::default());
+    }
+
+    #[test]
+    fn a_token_after_the_source_reads_all_of_it() {
+        let token =
+            AxisStep { offsets: vec![0, 1], positions: vec![7], sequences: vec![0], rows: vec![0], before: vec![7] };
+        let source = AxisStep { offsets: vec![0, 0], before: vec![30], ..AxisStep::default() };
+        let shape = StepShape::of(&[token, source]);
+        let attention = AttentionCost { axis: 1, window: None, future: true, key_bytes: 4, pair_flops: 2 };
+        assert_eq!(shape.attention(&shape.axes[0], &attention, 0), (30 * 2, 30 * 4));
     }
 
     #[test]

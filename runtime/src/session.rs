@@ -3,7 +3,7 @@
 //! A step is checked before anything changes; when a device fails in the middle, the sequences are as they were before it.
 
 use crate::artifact::manifest::Manifest;
-use crate::cache::{Append, BlockTable, CacheOptions, CacheStore, SequenceId};
+use crate::cache::{Append, AxisLimit, BlockTable, CacheOptions, CacheStore, SequenceId};
 use crate::device::AxisStep;
 use crate::device::workspace::Workspace;
 use crate::error::{Result, RuntimeError};
@@ -23,6 +23,8 @@ pub struct SessionOptions {
     pub max_sequences: u32,
     /// Most positions of a sequence; `None`: what the model allows, at most [`DEFAULT_CONTEXT_TOKENS`].
     pub context_tokens: Option<u64>,
+    /// Most elements of an axis that a sequence is given once, such as a source, where their number is not known; `None`: as `context_tokens`.
+    pub once_tokens: Option<u64>,
     /// Most tokens of a step, over all sequences.
     pub step_tokens: u64,
     /// Positions that all sequences together may hold, where that is less than `max_sequences * context_tokens`.
@@ -31,7 +33,13 @@ pub struct SessionOptions {
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { max_sequences: 1, context_tokens: None, step_tokens: DEFAULT_STEP_TOKENS, pool_tokens: None }
+        Self {
+            max_sequences: 1,
+            context_tokens: None,
+            once_tokens: None,
+            step_tokens: DEFAULT_STEP_TOKENS,
+            pool_tokens: None,
+        }
     }
 }
 
@@ -45,9 +53,10 @@ pub struct Session {
 
 impl Session {
     pub(crate) fn new(model: Arc<Model>, options: &SessionOptions) -> Result<Self> {
-        let max_positions = model.manifest().max_positions;
+        let manifest = model.manifest();
+        let max_positions = manifest.most_elements(0);
         // Where a sequence has a known number of positions, it has them all.
-        let extent = model.manifest().extents.first().copied().flatten();
+        let extent = manifest.extents.first().copied().flatten();
         let context_tokens = match (extent.or(options.context_tokens), max_positions) {
             (Some(asked), Some(most)) if asked > most => {
                 let problem = format!("a context of {asked} positions was asked for, the model has {most}");
@@ -62,14 +71,11 @@ impl Session {
                 "ask for at least one",
             ));
         }
-        let manifest = model.manifest();
-        // What is given whole is one step, however long.
-        let once = (0..manifest.axes.len()).any(|axis| manifest.given_once(axis));
-        let step_tokens = if once { options.step_tokens.max(context_tokens) } else { options.step_tokens };
         let cache_options = CacheOptions {
             max_sequences: options.max_sequences,
             context_tokens,
-            step_tokens: step_tokens.min(context_tokens.saturating_mul(options.max_sequences.into())),
+            once_tokens: options.once_tokens.or(options.context_tokens).unwrap_or(DEFAULT_CONTEXT_TOKENS).max(1),
+            step_tokens: options.step_tokens.min(context_tokens.saturating_mul(options.max_sequences.into())),
             pool_tokens: options.pool_tokens,
         };
         let cache = CacheStore::new(manifest, cache_options)?;
@@ -261,12 +267,14 @@ impl Session {
 
     /// Makes room for a larger step, where nothing is kept between steps.
     fn grow(&mut self, axes: &[AxisStep]) -> Result<()> {
-        let rows = axes.iter().map(|axis| axis.positions.len() as u64).max().unwrap_or(0);
-        let most = self.context_tokens().saturating_mul(self.cache.options().max_sequences.into());
-        if rows <= self.step_tokens() || rows > most {
-            // Either there is room, or the cache refuses the step because of its context.
-            return Ok(());
-        }
+        let sequences = u64::from(self.cache.options().max_sequences);
+        // Either there is room, or the cache refuses the step because a sequence has too much.
+        let lacks = |(axis, limit): &(&AxisStep, &AxisLimit)| {
+            let rows = axis.positions.len() as u64;
+            rows > limit.step && rows <= limit.sequence.saturating_mul(sequences)
+        };
+        let lacking = axes.iter().zip(self.cache.limits()).filter(lacks).map(|(axis, _)| axis.positions.len() as u64);
+        let Some(rows) = lacking.max() else { return Ok(()) };
         let options = CacheOptions { step_tokens: rows.next_power_of_two(), ..*self.cache.options() };
         self.cache.set_step_tokens(self.model.manifest(), options)?;
         self.workspace = workspace(&self.model, &self.cache)?;
@@ -279,8 +287,7 @@ fn workspace(model: &Arc<Model>, cache: &CacheStore) -> Result<Workspace> {
         Arc::clone(model.device()),
         Arc::clone(model.manifest()),
         Arc::clone(model.weights()),
-        cache.options().step_tokens,
-        cache.options().max_sequences.into(),
+        &cache.limits().iter().map(|limit| limit.step).collect::<Vec<_>>(),
         &cache.capacity_pages(),
     )
 }
@@ -293,6 +300,7 @@ fn flatten_axis(axis: usize, step: &[StepInput], lengths: &[Vec<u64>], before: &
         let start = flat.positions.len() as u64;
         let too_long = || RuntimeError::request("a step has more than 2^32 positions", "give fewer tokens");
         u32::try_from(first + n).and(u32::try_from(start + n)).map_err(|_| too_long())?;
+        flat.before.push(first as u32);
         flat.positions.extend((first..first + n).map(|position| position as u32));
         flat.sequences.extend((0..n).map(|_| s as u32));
         flat.offsets.push((start + n) as u32);

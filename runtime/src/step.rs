@@ -1,6 +1,6 @@
 //! What a step is given and what it returns: named inputs of several sequences, checked and flattened; named outputs, row by row.
 
-use crate::artifact::manifest::{DType, Input, Keep, Manifest, Output};
+use crate::artifact::manifest::{DType, Input, Manifest, Output};
 use crate::cache::SequenceId;
 use crate::error::{Result, RuntimeError};
 use crate::weights::store;
@@ -165,14 +165,6 @@ impl StepInput {
             }
             lengths[axis] = Some((extent, ""));
         }
-        let only_for_step =
-            |axis: usize| !once[axis] && manifest.caches.iter().any(|g| g.axis == axis && g.keep == Keep::Step);
-        if let Some(axis) = (0..once.len()).find(|&axis| has(axis) && only_for_step(axis)) {
-            return Err(bad(
-                format!("the model keeps nothing of a sequence's {} after its first step", manifest.axes[axis]),
-                "give all tokens of a sequence in one step",
-            ));
-        }
         let lengths: Vec<u64> = lengths.iter().map(|length| length.map_or(0, |(n, _)| n)).collect();
         let tokens = lengths.first().is_some_and(|&n| n > 0);
         // A step may give what is given once and no tokens yet.
@@ -322,6 +314,7 @@ pub(crate) fn to_f32(output: &Output, bytes: &[u8]) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::artifact::manifest::Keep;
     use crate::artifact::sample;
     use crate::cache::{CacheOptions, CacheStore};
 
@@ -330,6 +323,7 @@ mod tests {
         let mut manifest = sample::manifest();
         manifest.axes.push("source".to_owned());
         manifest.extents.push(None);
+        manifest.max_positions.push(None);
         let ids = Input { name: "source_ids".to_owned(), axis: 1, ..manifest.inputs[0].clone() };
         let kinds = Input { name: "source_kinds".to_owned(), axis: 1, ..manifest.inputs[1].clone() };
         manifest.inputs.extend([ids, kinds]);
@@ -344,6 +338,7 @@ mod tests {
         let mut manifest = manifest();
         manifest.axes.push("sequence".to_owned());
         manifest.extents = vec![None, Some(6), Some(1)];
+        manifest.max_positions.push(None);
         manifest.inputs.truncate(3);
         let style = Input { name: "style".to_owned(), axis: 2, ..manifest.inputs[0].clone() };
         manifest.inputs.push(style);
@@ -353,7 +348,8 @@ mod tests {
     #[test]
     fn what_every_sequence_has_is_given_once() {
         let manifest = with_known_axes();
-        let options = CacheOptions { max_sequences: 1, context_tokens: 40, step_tokens: 40, pool_tokens: None };
+        let options =
+            CacheOptions { max_sequences: 1, context_tokens: 40, once_tokens: 40, step_tokens: 40, pool_tokens: None };
         let sequence = CacheStore::new(&manifest, options).unwrap().add().unwrap();
         let check = |names: &[(&str, usize)], before: [u64; 3]| {
             let inputs = names.iter().map(|(name, n)| ((*name).to_owned(), InputData::Ints(vec![1; *n]))).collect();
@@ -379,20 +375,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_for_a_step_needs_all_tokens_in_it() {
-        let mut manifest = with_known_axes();
-        manifest.caches.iter_mut().filter(|group| group.axis == 1).for_each(|group| group.keep = Keep::Step);
-        let options = CacheOptions { max_sequences: 1, context_tokens: 40, step_tokens: 40, pool_tokens: None };
-        let sequence = CacheStore::new(&manifest, options).unwrap().add().unwrap();
-        let inputs = vec![("input_ids".to_owned(), InputData::Ints(vec![1]))];
-        let error = StepInput { sequence, inputs, wanted: Wanted::Last }.check(&manifest, &[2, 6, 1]).unwrap_err();
-        assert!(error.to_string().contains("keeps nothing of a sequence's source"), "{error}");
-    }
-
-    #[test]
     fn what_is_given_once() {
         let manifest = manifest();
-        let options = CacheOptions { max_sequences: 1, context_tokens: 40, step_tokens: 40, pool_tokens: None };
+        let options =
+            CacheOptions { max_sequences: 1, context_tokens: 40, once_tokens: 40, step_tokens: 40, pool_tokens: None };
         let sequence = CacheStore::new(&manifest, options).unwrap().add().unwrap();
         let check = |names: &[(&str, usize)], before: [u64; 2]| {
             let inputs = names.iter().map(|(name, n)| ((*name).to_owned(), InputData::Ints(vec![1; *n]))).collect();

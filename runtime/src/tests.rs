@@ -57,7 +57,7 @@ const SUM: u64 = 0xb6;
 pub(crate) fn artifact() -> Artifact {
     let mut manifest = sample::manifest();
     manifest.outputs[0].dims = vec![10];
-    manifest.outputs[0].buffer = sample::arena(1, 0, 10);
+    manifest.outputs[0].buffer = sample::arena(1, 0, 10, 4);
     manifest.arenas[1].bytes_per_row = 40;
     let kernel = |name: &str| Kernel { name: name.into(), scratch_bytes: 0 };
     manifest.kernels = vec![kernel("keep"), kernel("sum")];
@@ -77,8 +77,8 @@ pub(crate) fn artifact() -> Artifact {
         cost: None,
     };
     manifest.launches = vec![
-        launch("keep", false, 0, vec![sample::arena(0, 0, 1), slot(0), slot(1)]),
-        launch("sum", true, 1, vec![slot(0), slot(1), sample::arena(1, 0, 10)]),
+        launch("keep", false, 0, vec![sample::arena(0, 0, 1, 8), slot(0), slot(1)]),
+        launch("sum", true, 1, vec![slot(0), slot(1), sample::arena(1, 0, 10, 4)]),
     ];
     let bytes = (0..CODE.len()).step_by(2).map(|at| u8::from_str_radix(&CODE[at..at + 2], 16).unwrap()).collect();
     let parts = VariantParts { manifest, code: CodeImage { bytes, entries: vec![KEEP, SUM] } };
@@ -262,6 +262,47 @@ fn whole_sequences_are_taken_whole_and_forgotten() {
     assert_eq!((steps[1].sizes.as_slice(), steps[1].launches[0].tiles), ([17, 17].as_slice(), 27));
     assert!(session.step(&[tokens(id, &[1; 41], Wanted::All)]).unwrap_err().to_string().contains("41 positions"));
     assert!(session.generate(id, &[1], GenerateOptions::default()).unwrap_err().to_string().contains("as a whole"));
+}
+
+#[test]
+fn each_axis_has_its_own_limits() {
+    let mut manifest = sample::manifest();
+    for (name, extent) in [("patches", Some(60)), ("source", None)] {
+        let axis = manifest.axes.len();
+        manifest.axes.push(name.into());
+        manifest.extents.push(extent);
+        manifest.max_positions.push(None);
+        manifest.arenas.push(Arena { axis, rows: false, bytes_per_row: 64 });
+        let buffer = sample::arena(manifest.arenas.len() - 1, 0, 1, 8);
+        manifest.inputs.push(Input { name: name.into(), axis, buffer, ..manifest.inputs[0].clone() });
+        let mut group = manifest.caches[0].clone();
+        (group.axis, group.keep) = (axis, Keep::Once);
+        manifest.caches.push(group);
+    }
+    crate::artifact::validate::check(&manifest).unwrap();
+    let packed = weights::bind(&manifest, &Checkpoint::random(0), 1, None).unwrap();
+    let model = Model::on_device(Arc::new(manifest), Arc::new(NullDevice::default()), packed).unwrap();
+    let options =
+        SessionOptions { max_sequences: 2, once_tokens: Some(70), step_tokens: 4, ..SessionOptions::default() };
+    let mut session = model.session(&options).unwrap();
+    assert_eq!((session.context_tokens(), session.step_tokens()), (40, 4));
+    let id = session.add_sequence().unwrap();
+    let input = |patches, source| {
+        let ints = |name: &str, n| (name.to_owned(), InputData::Ints(vec![1; n]));
+        let inputs = vec![ints("input_ids", 3), ints("patches", patches), ints("source", source)];
+        StepInput { sequence: id, inputs, wanted: Wanted::Last }
+    };
+    for (patches, source, problem) in
+        [(60, 71, "71 source, there is room for 70"), (61, 1, "61 patches, a sequence has 60")]
+    {
+        let error = session.step(&[input(patches, source)]).unwrap_err().to_string();
+        assert!(error.contains(problem), "{error}");
+    }
+    // More patches and more of a source than the context has positions, and a step tokens.
+    session.step(&[input(60, 70)]).unwrap();
+    session.step_in_pieces(&tokens(id, &[1; 37], Wanted::Last)).unwrap();
+    assert_eq!(session.lengths(id).unwrap(), [40, 60, 70]);
+    assert!(session.step(&[tokens(id, &[1], Wanted::Last)]).unwrap_err().to_string().contains("41 positions"));
 }
 
 #[test]

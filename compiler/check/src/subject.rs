@@ -105,14 +105,16 @@ pub type Cuts = Vec<Vec<u64>>;
 pub fn run(model: &Arc<Loaded>, sequences: &[&Inputs], cuts: &Cuts) -> Result<Vec<Outputs>> {
     let manifest = model.manifest();
     let n_steps = cuts.iter().map(Vec::len).max().unwrap_or(0);
-    let longest = |inputs: &&Inputs| {
-        let axes = 0..manifest.axes.len();
+    let longest = |inputs: &&Inputs, axes: std::ops::Range<usize>| {
         axes.map(|axis| inputs::length(manifest, inputs, axis)).max().unwrap_or(1).max(1)
     };
-    let lengths: Vec<u64> = sequences.iter().map(longest).collect();
+    let n_axes = manifest.axes.len();
+    let most = |axes: std::ops::Range<usize>| sequences.iter().map(|inputs| longest(inputs, axes.clone())).max();
+    let lengths: Vec<u64> = sequences.iter().map(|inputs| longest(inputs, 0..n_axes)).collect();
     let options = SessionOptions {
         max_sequences: sequences.len().max(1) as u32,
-        context_tokens: Some(lengths.iter().copied().max().unwrap_or(1)),
+        context_tokens: most(0..1),
+        once_tokens: most(1..n_axes),
         // Whatever the cuts, no step is longer than all that there is.
         step_tokens: lengths.iter().sum::<u64>().max(1),
         ..SessionOptions::default()

@@ -75,7 +75,7 @@ fn lengths(tokens: u64) -> [u64; 3] {
 
 /// Made-up inputs of the sequences that the checks use; the last gives all inputs, where some are optional.
 pub fn sequences(manifest: &Manifest, extent: Extent) -> Vec<Inputs> {
-    let most = manifest.max_positions.unwrap_or(u64::MAX);
+    let most = manifest.most_elements(0).unwrap_or(u64::MAX);
     let tokens = lengths(extent.tokens.min(most).max(1));
     let make = |index: usize, which: Which| {
         // Other axes have other lengths, so that none is taken for another.

@@ -119,7 +119,7 @@ fn tokens(args: &EvalArgs, load: &LoadArgs) -> Result<Vec<i64>> {
 
 /// The window size and the windows.
 fn cut(args: &EvalArgs, model: &Model, tokens: usize) -> Result<(u64, Vec<Window>)> {
-    let most = model.manifest().max_positions.unwrap_or(u64::MAX);
+    let most = model.manifest().most_elements(0).unwrap_or(u64::MAX);
     let context = args.ctx_size.unwrap_or(CONTEXT.min(most));
     if context < 2 || context > most {
         let range = if most == u64::MAX { "at least 2".to_owned() } else { format!("from 2 to {most}") };

@@ -115,7 +115,7 @@ pub fn build_for(input: &Input<'_>, target: &dyn Target, threads: usize, keep: K
         inputs: plan.inputs.clone(),
         outputs: plan.outputs.clone(),
         whole_sequences: plan.whole_sequences,
-        max_positions: plan.max_positions,
+        max_positions: plan.max_positions.clone(),
         weights: plan.weights.clone(),
         ignore: input.ignore.to_vec(),
         caches: plan.caches.clone(),

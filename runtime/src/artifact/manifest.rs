@@ -51,8 +51,8 @@ pub struct Manifest {
     pub outputs: Vec<Output>,
     /// The first axis of a sequence must be given whole, in one step, and keeps nothing afterwards (some query sees keys after itself).
     pub whole_sequences: bool,
-    /// Positions a sequence may have, where something limits them (a table of learned positions).
-    pub max_positions: Option<u64>,
+    /// For each axis, positions a sequence may have, where something limits them (a table of learned positions).
+    pub max_positions: Vec<Option<u64>>,
     /// Packed weights, by [`WeightId`].
     pub weights: Vec<Weight>,
     /// Glob patterns of checkpoint tensors that are not an error when nothing reads them (`*` one component, `**` any number).
@@ -72,6 +72,12 @@ pub struct Manifest {
 }
 
 impl Manifest {
+    /// Most elements that a sequence may have of this axis, where something limits them: how many every sequence has, or the axis's positions.
+    pub fn most_elements(&self, axis: usize) -> Option<u64> {
+        let of = |limits: &[Option<u64>]| limits.get(axis).copied().flatten();
+        of(&self.extents).into_iter().chain(of(&self.max_positions)).min()
+    }
+
     /// Whether a sequence is given the elements of this axis once, whole, before or with its first tokens.
     pub fn given_once(&self, axis: usize) -> bool {
         self.caches.iter().any(|group| group.axis == axis && group.keep == Keep::Once)
@@ -145,6 +151,8 @@ pub enum BufferRef {
         column: u64,
         /// Elements from one row to the next.
         row_stride: u64,
+        /// Bytes of one element.
+        element_bytes: u64,
     },
     /// A packed weight.
     Weight(WeightId),

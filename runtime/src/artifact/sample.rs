@@ -4,9 +4,9 @@ use super::VERSION;
 use super::container::{CodeImage, VariantParts};
 use super::manifest::*;
 
-/// A view of a whole row of `row_stride` elements at `offset`.
-pub(crate) fn arena(arena: usize, offset: u64, row_stride: u64) -> BufferRef {
-    BufferRef::Arena { arena, offset, column: 0, row_stride }
+/// A view of a whole row of `row_stride` elements of `element_bytes` at `offset`.
+pub(crate) fn arena(arena: usize, offset: u64, row_stride: u64, element_bytes: u64) -> BufferRef {
+    BufferRef::Arena { arena, offset, column: 0, row_stride, element_bytes }
 }
 
 /// Axis `tokens`; inputs `input_ids` (vocabulary of 10) and `kinds` (default 0); output `logits [rows, 4]`; weight `w [4, 3]` from two
@@ -36,7 +36,7 @@ pub(crate) fn manifest() -> Manifest {
                 dims: vec![],
                 default: None,
                 limit: Some(10),
-                buffer: arena(0, 0, 1),
+                buffer: arena(0, 0, 1, 8),
             },
             Input {
                 name: "kinds".into(),
@@ -45,7 +45,7 @@ pub(crate) fn manifest() -> Manifest {
                 dims: vec![],
                 default: Some(0.0),
                 limit: Some(2),
-                buffer: arena(0, 8, 1),
+                buffer: arena(0, 8, 1, 8),
             },
         ],
         outputs: vec![Output {
@@ -54,10 +54,10 @@ pub(crate) fn manifest() -> Manifest {
             axis: 0,
             rows: true,
             dims: vec![4],
-            buffer: arena(1, 0, 4),
+            buffer: arena(1, 0, 4, 4),
         }],
         whole_sequences: false,
-        max_positions: Some(40),
+        max_positions: vec![Some(40)],
         weights: vec![Weight {
             name: "a + b".into(),
             dtype: DType::F32,
@@ -83,7 +83,7 @@ pub(crate) fn manifest() -> Manifest {
                 Variant { kernel: 0, rows_per_tile: 1, tiles_per_block: 1 },
                 Variant { kernel: 0, rows_per_tile: 2, tiles_per_block: 3 },
             ],
-            operands: vec![arena(0, 0, 1), BufferRef::Weight(0), BufferRef::Cache { group: 1, slot: 1 }],
+            operands: vec![arena(0, 0, 1, 8), BufferRef::Weight(0), BufferRef::Cache { group: 1, slot: 1 }],
             collective: None,
             cost: Some(Cost {
                 weight_bytes: 48,

@@ -158,13 +158,15 @@ fn hostile_manifests_are_refused() {
     refused(|m| m.axes.clear());
     refused(|m| m.inputs[0].axis = 1);
     refused(|m| m.inputs[1].name = "input_ids".into());
-    refused(|m| m.inputs[0].buffer = sample::arena(1, 0, 1));
-    refused(|m| m.inputs[0].buffer = sample::arena(0, 60, 1));
+    refused(|m| m.inputs[0].buffer = sample::arena(1, 0, 1, 8));
+    refused(|m| m.inputs[0].buffer = sample::arena(0, 60, 1, 8));
     refused(|m| m.inputs[0].buffer = BufferRef::Weight(0));
     refused(|m| m.inputs[0].default = Some(f64::NAN));
     refused(|m| m.outputs[0].dims = vec![u64::MAX, u64::MAX]);
     refused(|m| m.outputs[0].dims = vec![5]);
-    refused(|m| m.outputs[0].buffer = BufferRef::Arena { arena: 1, offset: 0, column: 4, row_stride: 4 });
+    refused(|m| {
+        m.outputs[0].buffer = BufferRef::Arena { arena: 1, offset: 0, column: 4, row_stride: 4, element_bytes: 4 }
+    });
     refused(|m| m.weights[0].shape = vec![4, 4]);
     refused(|m| m.weights[0].sources.clear());
     refused(|m| m.weights[0].sources[0].steps.push(Step::Slice { dim: 0, start: 1, len: u64::MAX }));
@@ -205,8 +207,20 @@ fn hostile_manifests_are_refused() {
     refused(|m| m.launches[0].variants[1].rows_per_tile = 0);
     refused(|m| m.launches[0].variants[1].tiles_per_block = 0);
     refused(|m| m.launches[0].variants.truncate(1));
-    refused(|m| m.launches[0].operands[0] = sample::arena(2, 0, 1));
-    refused(|m| m.launches[0].operands[0] = sample::arena(0, u64::MAX, 1));
+    refused(|m| m.launches[0].operands[0] = sample::arena(2, 0, 1, 8));
+    refused(|m| m.launches[0].operands[0] = sample::arena(0, 0, 9, 8));
+    refused(|m| m.launches[0].operands[0] = sample::arena(0, 0, 1, 0));
+    refused(|m| m.launches[0].operands[0] = sample::arena(0, 0, 1, u64::MAX));
+    refused(|m| m.launches[0].times = 9);
+    refused(|m| m.inputs[0].buffer = sample::arena(0, 0, 1, 4));
+    refused(|m| m.max_positions.clear());
+    refused(|m| {
+        m.axes.push("source".into());
+        m.extents.push(None);
+        m.max_positions.push(None);
+        m.launches[0].axis = 1;
+    });
+    refused(|m| m.launches[0].operands[0] = sample::arena(0, u64::MAX, 1, 8));
     refused(|m| m.launches[0].collective = Some(Collective::AllReduce));
     refused(|m| m.weights[0].split = Some(2));
     refused(|m| m.launches[0].operands[1] = BufferRef::Weight(1));

@@ -15,6 +15,8 @@ const MAX_COUNT: u64 = 1 << 40;
 const MAX_SCRATCH_BYTES: u64 = 1 << 30;
 /// Most tokens of a page, columns or depth of a panel, tiles of a block, rows of a tile.
 const MAX_TILE: u64 = 1 << 24;
+/// Most bytes of an element.
+const MAX_ELEMENT_BYTES: u64 = 8;
 /// Most dimensions of a tensor.
 const MAX_DIMS: usize = 8;
 /// Most entries of any list of the manifest.
@@ -43,7 +45,10 @@ pub fn check(manifest: &Manifest) -> Check {
         m.launches.len(),
     ];
     ensure(lists.iter().all(|&len| len <= MAX_LIST), || "a list is too long".to_owned())?;
-    ensure(m.max_positions.is_none_or(|n| (1..=MAX_COUNT).contains(&n)), || {
+    ensure(m.max_positions.len() == m.axes.len(), || {
+        format!("{} limits of positions for {} axes", m.max_positions.len(), m.axes.len())
+    })?;
+    ensure(m.max_positions.iter().flatten().all(|n| (1..=MAX_COUNT).contains(n)), || {
         "max_positions is out of range".to_owned()
     })?;
 
@@ -260,9 +265,10 @@ fn whole_rows(m: &Manifest, buffer: BufferRef, of_axis: usize, rows: Rows, dtype
     axis(m, of_axis)?;
     let size = dtype.size_bytes() as u64;
     let row_bytes = elements(dims)?.checked_mul(size).ok_or("a row is too large")?;
-    let BufferRef::Arena { arena, offset, column, row_stride } = buffer else {
+    let BufferRef::Arena { arena, offset, column, row_stride, element_bytes } = buffer else {
         return Err("does not lie in an arena".to_owned());
     };
+    ensure(element_bytes == size, || format!("elements of {element_bytes} bytes, expected {size}"))?;
     let home = view(m, arena, offset, column, row_stride)?;
     ensure(home.axis == of_axis && home.rows == (rows == Rows::Selected), || {
         format!("arena {arena} has rows of another kind")
@@ -294,14 +300,15 @@ fn view(m: &Manifest, arena: usize, offset: u64, column: u64, row_stride: u64) -
 
 /// Whether the rows of a launch lie inside those of the arena: `times` for each element, and of another axis only where the numbers of both
 /// are known, or there is one a sequence.
-fn fits_within(m: &Manifest, launch: &Launch, home: &Arena, offset: u64, row_stride: u64) -> bool {
+fn fits_within(m: &Manifest, launch: &Launch, home: &Arena, offset: u64, row_bytes: Option<u64>) -> bool {
     let (rows, homes) = match (m.extents[launch.axis], m.extents[home.axis]) {
         _ if launch.axis == home.axis => (1, 1),
         (Some(rows), Some(homes)) => (rows, homes),
-        (None | Some(1), None) => (1, 1),
+        // A sequence of a step may have none of the others; the one row is then read from where the arena has room.
+        (Some(1), None) => (1, 1),
         _ => return false,
     };
-    let used = row_stride.checked_mul(launch.times).and_then(|n| n.checked_mul(rows));
+    let used = row_bytes.and_then(|n| n.checked_mul(launch.times)).and_then(|n| n.checked_mul(rows));
     let room = home.bytes_per_row.checked_sub(offset).and_then(|n| n.checked_mul(homes));
     used.zip(room).is_some_and(|(used, room)| used <= room)
 }
@@ -336,9 +343,11 @@ fn check_launch(m: &Manifest, launch: &Launch) -> Check {
     ensure(launch.operands.len() <= MAX_LIST, || "has too many operands".to_owned())?;
     for operand in &launch.operands {
         match *operand {
-            BufferRef::Arena { arena, offset, column, row_stride } => {
+            BufferRef::Arena { arena, offset, column, row_stride, element_bytes } => {
                 let home = view(m, arena, offset, column, row_stride)?;
-                ensure(fits_within(m, launch, home, offset, row_stride), || {
+                count("element_bytes", element_bytes, MAX_ELEMENT_BYTES)?;
+                let row_bytes = row_stride.checked_mul(element_bytes);
+                ensure(fits_within(m, launch, home, offset, row_bytes), || {
                     format!("its rows at {offset} do not fit into those of arena {arena}")
                 })?;
             }

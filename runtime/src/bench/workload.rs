@@ -46,11 +46,20 @@ pub enum AxisKind {
     Growing,
     /// Once, as many as wanted: a source.
     Once,
-    /// So many, no more and no fewer: an image.
+    /// So many, no more and no fewer, with its first step: an image.
     Fixed(u64),
 }
 
 impl AxisKind {
+    /// Elements that a sequence has of an axis that does not grow, beside so many `tokens`.
+    fn beside(self, tokens: u64) -> u64 {
+        match self {
+            Self::Growing => tokens,
+            Self::Once => SOURCE_ELEMENTS,
+            Self::Fixed(n) => n,
+        }
+    }
+
     /// The axes of a model. What is long in it is the prompt: its source, if it has one, or else its first axis.
     pub fn of(manifest: &Manifest) -> Vec<Self> {
         let kind = |(axis, extent): (usize, &Option<u64>)| match extent {
@@ -71,6 +80,20 @@ pub struct PlannedStep {
     pub new: Vec<u64>,
     /// Whether outputs of the last token are wanted.
     pub wanted: bool,
+}
+
+impl PlannedStep {
+    /// `new` tokens after `before`; the `first` step of a sequence brings what it has a known number of.
+    fn of_tokens(axes: &[AxisKind], (before, new): (u64, u64), first: bool, wanted: bool) -> Self {
+        let of = |(i, axis): (usize, &AxisKind)| match axis {
+            _ if i == 0 => (before, new),
+            AxisKind::Fixed(n) if first => (0, *n),
+            AxisKind::Growing => (0, new),
+            axis => (axis.beside(new), 0),
+        };
+        let (before, new) = axes.iter().enumerate().map(of).unzip();
+        Self { before, new, wanted }
+    }
 }
 
 impl Test {
@@ -102,7 +125,7 @@ impl Test {
             ));
         }
         let positions = test.depth.saturating_add(test.tokens);
-        match manifest.max_positions {
+        match manifest.most_elements(0) {
             Some(most) if positions > most => Err(RuntimeError::request(
                 format!("{} needs {positions} positions, the model has {most}", test.name()),
                 "time fewer tokens (`-p`, `-n`, `-d`)",
@@ -125,21 +148,13 @@ impl Test {
         let source = axes.contains(&AxisKind::Once);
         // A prompt's source is what is timed.
         if source && (self.kind == Kind::Generate || self.depth > 0) {
-            let new = axes.iter().map(|axis| if *axis == AxisKind::Once { SOURCE_ELEMENTS } else { 0 }).collect();
+            let new = axes.iter().enumerate().map(|(i, axis)| if i == 0 { 0 } else { axis.beside(0) }).collect();
             steps.push(PlannedStep { before: vec![0; axes.len()], new, wanted: false });
         }
-        let before = |at| {
-            axes.iter().enumerate().map(move |(i, axis)| match axis {
-                _ if i == 0 => at,
-                AxisKind::Once => SOURCE_ELEMENTS,
-                AxisKind::Growing | AxisKind::Fixed(_) => 0,
-            })
-        };
         let piece = (step_tokens / u64::from(self.batch)).max(1);
         for at in (0..self.depth).step_by(piece as usize) {
-            let mut new = vec![0; axes.len()];
-            new[0] = piece.min(self.depth - at);
-            steps.push(PlannedStep { before: before(at).collect(), new, wanted: false });
+            let first = steps.is_empty();
+            steps.push(PlannedStep::of_tokens(axes, (at, piece.min(self.depth - at)), first, false));
         }
         steps
     }
@@ -164,15 +179,8 @@ impl Test {
         };
         let step = |at: u64| {
             let tokens = piece.min(self.tokens - at);
-            let of = |(i, axis): (usize, &AxisKind)| match axis {
-                _ if i == 0 => (self.depth + at, tokens),
-                AxisKind::Once => (SOURCE_ELEMENTS, 0),
-                // Such sequences are given whole.
-                AxisKind::Growing => (0, tokens),
-                AxisKind::Fixed(n) => (0, *n),
-            };
-            let (before, new) = axes.iter().enumerate().map(of).unzip();
-            PlannedStep { before, new, wanted: self.kind == Kind::Generate || at + tokens == self.tokens }
+            let wanted = self.kind == Kind::Generate || at + tokens == self.tokens;
+            PlannedStep::of_tokens(axes, (self.depth + at, tokens), at == 0 && self.depth == 0 && !prepared, wanted)
         };
         (0..self.tokens).step_by(piece.max(1) as usize).map(step).collect()
     }
@@ -222,16 +230,26 @@ impl Workload {
         let steps = test.steps(&axes, step_tokens, whole);
         let all = || preparation.iter().chain(&steps);
         let most = |elements: &dyn Fn(&PlannedStep) -> u64| all().map(elements).max().unwrap_or(1).max(1);
-        let context_tokens = most(&|step| step.before.iter().zip(&step.new).map(|(b, n)| b + n).max().unwrap_or(1));
+        let after = |axes: std::ops::Range<usize>| {
+            most(&|step| {
+                step.before[axes.clone()].iter().zip(&step.new[axes.clone()]).map(|(b, n)| b + n).max().unwrap_or(1)
+            })
+        };
+        let (context_tokens, once_tokens) = (after(0..1), after(1..axes.len()));
         let step_tokens = most(&|step| step.new.iter().copied().max().unwrap_or(1)) * u64::from(test.batch);
         let max_sequences = if preparation.is_empty() { test.batch } else { 2 * test.batch };
-        let tokens = context_tokens.saturating_mul(test.batch.into());
+        let tokens = context_tokens.max(once_tokens).saturating_mul(test.batch.into());
         memory::ensure(
             &format!("timing {}", test.name()),
             session_bytes(manifest, test.batch.into(), tokens, step_tokens),
         )?;
-        let options =
-            SessionOptions { max_sequences, context_tokens: Some(context_tokens), step_tokens, pool_tokens: None };
+        let options = SessionOptions {
+            max_sequences,
+            context_tokens: Some(context_tokens),
+            once_tokens: Some(once_tokens),
+            step_tokens,
+            pool_tokens: None,
+        };
         let mut workload = Self { session: model.session(&options)?, test, steps, base: Vec::new() };
         if !preparation.is_empty() {
             workload.base = workload.add()?;
@@ -377,6 +395,15 @@ mod tests {
             generate.steps(&axes, 64, false),
             [step([5, source], [1, 0], true), step([6, source], [1, 0], true)]
         );
+        // An image beside tokens comes with the first of them.
+        let beside = [AxisKind::Growing, AxisKind::Fixed(6)];
+        assert_eq!(
+            test(Kind::Prompt, 5, 0, 1).steps(&beside, 3, false),
+            [step([0, 0], [3, 6], false), step([3, 6], [2, 0], true)]
+        );
+        let deep = test(Kind::Generate, 2, 5, 1);
+        assert_eq!(deep.preparation(&beside, 3), [step([0, 0], [3, 6], false), step([3, 6], [2, 0], false)]);
+        assert_eq!(deep.steps(&beside, 3, false), [step([5, 6], [1, 0], true), step([6, 6], [1, 0], true)]);
         let image = [AxisKind::Fixed(197), AxisKind::Fixed(1)];
         let prompt = test(Kind::Prompt, 512, 0, 1).on(&image);
         assert_eq!(

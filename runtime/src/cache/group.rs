@@ -1,7 +1,7 @@
 //! One group of cache slots: which page holds which positions of which sequence, under the group's rule of keeping.
 
 use super::pool::{NULL_PAGE, PageId, Pool};
-use crate::artifact::manifest::{CacheGroup, Keep};
+use crate::artifact::manifest::{CacheGroup, Keep, Manifest};
 use std::collections::BTreeMap;
 
 /// How many tokens a cache is made for.
@@ -11,10 +11,37 @@ pub struct CacheOptions {
     pub max_sequences: u32,
     /// Most positions of a sequence.
     pub context_tokens: u64,
+    /// Most elements of an axis that a sequence is given once, such as a source.
+    pub once_tokens: u64,
     /// Most tokens of a step, over all its sequences.
     pub step_tokens: u64,
     /// Positions that all sequences together may hold, where that is less than `max_sequences * context_tokens`.
     pub pool_tokens: Option<u64>,
+}
+
+/// Most elements of one axis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AxisLimit {
+    /// Of a sequence.
+    pub sequence: u64,
+    /// Of a step, over all its sequences.
+    pub step: u64,
+}
+
+impl CacheOptions {
+    /// What `axis` is made for: where every sequence has the same number of elements, that number; else the context for the axis that
+    /// grows, and `once_tokens` for what is given once, which is one step however long.
+    pub fn limit(&self, manifest: &Manifest, axis: usize) -> AxisLimit {
+        let sequences = u64::from(self.max_sequences);
+        match manifest.extents.get(axis).copied().flatten() {
+            Some(extent) => AxisLimit { sequence: extent, step: extent.saturating_mul(sequences) },
+            None if axis == 0 => AxisLimit { sequence: self.context_tokens, step: self.step_tokens },
+            None => {
+                let sequence = self.once_tokens.min(manifest.most_elements(axis).unwrap_or(u64::MAX));
+                AxisLimit { sequence, step: self.step_tokens.max(sequence) }
+            }
+        }
+    }
 }
 
 /// The pages of one sequence in one group.
@@ -53,14 +80,14 @@ pub(super) struct Group {
 impl Group {
     /// # Errors
     /// The number of pages does not fit into 32 bits.
-    pub(super) fn new(spec: &CacheGroup, options: &CacheOptions) -> Result<Self, String> {
+    pub(super) fn new(spec: &CacheGroup, options: &CacheOptions, limit: AxisLimit) -> Result<Self, String> {
         let tokens = spec.page_tokens;
         let sequences = u64::from(options.max_sequences);
         let ring = match spec.keep {
-            Keep::Window(window) => (window + options.step_tokens).div_ceil(tokens) + 1,
+            Keep::Window(window) => window.saturating_add(limit.step).div_ceil(tokens) + 1,
             Keep::All | Keep::Once | Keep::Step => 0,
         };
-        let each = options.context_tokens.div_ceil(tokens);
+        let each = limit.sequence.div_ceil(tokens);
         let pages = match spec.keep {
             // Rounding up costs each sequence one page at most.
             Keep::All | Keep::Once => match options.pool_tokens {
@@ -69,7 +96,7 @@ impl Group {
             },
             Keep::Window(_) => sequences.saturating_mul(ring),
             // A sequence's part of a step may begin and end inside a page.
-            Keep::Step => (options.step_tokens / tokens).saturating_add(sequences.saturating_mul(2)),
+            Keep::Step => (limit.step / tokens).saturating_add(sequences.saturating_mul(2)),
         };
         let pages = u32::try_from(pages).ok().filter(|&pages| pages < u32::MAX);
         let pages = pages.ok_or_else(|| format!("cache group `{}` would have more than 2^32 pages", spec.name))?;

@@ -12,7 +12,7 @@ mod group;
 #[cfg(test)]
 mod tests;
 
-pub use group::{CacheOptions, PageCopy, page_bytes};
+pub use group::{AxisLimit, CacheOptions, PageCopy, page_bytes};
 pub use pool::{NULL_PAGE, PageId};
 
 use crate::artifact::manifest::Manifest;
@@ -55,7 +55,10 @@ pub struct CacheStore {
     options: CacheOptions,
     groups: Vec<Group>,
     sequences: Vec<Slot>,
-    n_axes: usize,
+    /// Names of the axes.
+    axes: Vec<String>,
+    /// What each axis is made for.
+    limits: Vec<AxisLimit>,
 }
 
 /// A place for a sequence.
@@ -81,16 +84,22 @@ impl CacheStore {
     pub fn new(manifest: &Manifest, options: CacheOptions) -> Result<Self> {
         let too_large = |problem| RuntimeError::request(problem, "ask for a smaller context or fewer sequences");
         let limit = u64::from(u32::MAX);
-        if options.context_tokens > limit || options.step_tokens > limit {
+        let limits: Vec<AxisLimit> = (0..manifest.axes.len()).map(|axis| options.limit(manifest, axis)).collect();
+        if limits.iter().any(|of| of.sequence > limit || of.step > limit) {
             return Err(too_large("a context or step has more than 2^32 tokens".to_owned()));
         }
         let groups = manifest
             .caches
             .iter()
-            .map(|group| Group::new(group, &options))
+            .map(|group| Group::new(group, &options, limits[group.axis]))
             .collect::<Result<_, _>>()
             .map_err(too_large)?;
-        Ok(Self { options, groups, sequences: Vec::new(), n_axes: manifest.axes.len() })
+        Ok(Self { options, groups, sequences: Vec::new(), axes: manifest.axes.clone(), limits })
+    }
+
+    /// What each axis may have.
+    pub fn limits(&self) -> &[AxisLimit] {
+        &self.limits
     }
 
     /// What the store was made for.
@@ -112,7 +121,7 @@ impl CacheStore {
                 sequence.tables = vec![Table::default(); fresh.groups.len()];
             }
         }
-        (self.options, self.groups) = (fresh.options, fresh.groups);
+        (self.options, self.groups, self.limits) = (fresh.options, fresh.groups, fresh.limits);
         Ok(())
     }
 
@@ -132,7 +141,7 @@ impl CacheStore {
     /// There are [`CacheOptions::max_sequences`] already.
     pub fn add(&mut self) -> Result<SequenceId> {
         let tables = self.groups.iter().map(|_| Table::default()).collect();
-        self.insert(Sequence { lengths: vec![0; self.n_axes], tables })
+        self.insert(Sequence { lengths: vec![0; self.axes.len()], tables })
     }
 
     fn insert(&mut self, sequence: Sequence) -> Result<SequenceId> {
@@ -275,7 +284,7 @@ impl CacheStore {
     }
 
     fn check_step(&self, step: &[Append]) -> Result<()> {
-        let mut totals = vec![0u64; self.n_axes];
+        let mut totals = vec![0u64; self.axes.len()];
         for (i, append) in step.iter().enumerate() {
             let sequence = self.sequence(append.sequence)?;
             if step[..i].iter().any(|other| other.sequence == append.sequence) {
@@ -284,31 +293,47 @@ impl CacheStore {
                     "give all its tokens at once",
                 ));
             }
-            if append.tokens.len() != self.n_axes {
-                let problem = format!("a step has {} axes, the model {}", append.tokens.len(), self.n_axes);
+            if append.tokens.len() != self.axes.len() {
+                let problem = format!("a step has {} axes, the model {}", append.tokens.len(), self.axes.len());
                 return Err(RuntimeError::request(problem, "give the new elements of every axis"));
             }
-            for ((length, &tokens), total) in sequence.lengths.iter().zip(&append.tokens).zip(&mut totals) {
-                *total = total.saturating_add(tokens);
-                let after = length.saturating_add(tokens);
-                if after > self.options.context_tokens {
-                    return Err(RuntimeError::request(
-                        format!(
-                            "a sequence would have {after} positions, the context has {}",
-                            self.options.context_tokens
-                        ),
-                        "give fewer tokens, or open the session with a larger context",
-                    ));
-                }
+            for (axis, (length, &tokens)) in sequence.lengths.iter().zip(&append.tokens).enumerate() {
+                totals[axis] = totals[axis].saturating_add(tokens);
+                self.check_length(axis, length.saturating_add(tokens))?;
             }
         }
-        match totals.iter().find(|&&total| total > self.options.step_tokens) {
-            Some(total) => Err(RuntimeError::request(
-                format!("the step has {total} tokens, the session takes {} at a time", self.options.step_tokens),
-                "give the tokens in pieces, or open the session with larger steps",
+        match totals.iter().enumerate().find(|&(axis, &total)| total > self.limits[axis].step) {
+            Some((axis, total)) => Err(RuntimeError::request(
+                format!(
+                    "the step has {total} {}, the session takes {} at a time",
+                    self.axes[axis], self.limits[axis].step
+                ),
+                match axis {
+                    0 => "give the tokens in pieces, or open the session with larger steps",
+                    _ => "give fewer sequences a step, or open the session with larger steps",
+                },
             )),
             None => Ok(()),
         }
+    }
+
+    /// Refuses a sequence with more elements of an axis than the axis is made for.
+    fn check_length(&self, axis: usize, after: u64) -> Result<()> {
+        let most = self.limits[axis].sequence;
+        if after <= most {
+            return Ok(());
+        }
+        let name = &self.axes[axis];
+        Err(match axis {
+            0 => RuntimeError::request(
+                format!("a sequence would have {after} positions, the context has {most}"),
+                "give fewer tokens, or open the session with a larger context",
+            ),
+            _ => RuntimeError::request(
+                format!("a sequence would have {after} {name}, there is room for {most}"),
+                format!("give fewer {name}, or open the session for more (`once_tokens`)"),
+            ),
+        })
     }
 
     /// Gives back what was kept for the step only.

@@ -5,7 +5,8 @@ use crate::artifact::manifest::Keep;
 use crate::artifact::sample;
 use proptest::prelude::*;
 
-const OPTIONS: CacheOptions = CacheOptions { max_sequences: 4, context_tokens: 40, step_tokens: 7, pool_tokens: None };
+const OPTIONS: CacheOptions =
+    CacheOptions { max_sequences: 4, context_tokens: 40, once_tokens: 40, step_tokens: 7, pool_tokens: None };
 
 fn tokens(sequence: SequenceId, n: u64) -> Append {
     Append { sequence, tokens: vec![n] }

@@ -70,7 +70,7 @@ pub fn run(artifact: &Artifact, args: &EmbedArgs, output: &mut Output<'_>) -> Re
     let model = args.load.load(artifact)?;
     let load_seconds = loading.elapsed().as_secs_f64();
 
-    let positions = model.manifest().max_positions.and_then(|most| usize::try_from(most).ok());
+    let positions = model.manifest().most_elements(0).and_then(|most| usize::try_from(most).ok());
     if let Some(most) = settings.max_tokens.into_iter().chain(positions).min() {
         tokenizer.truncate_to(most)?;
     }

@@ -64,10 +64,10 @@ pub(super) fn read(path: &Path, manifest: &Manifest) -> Result<Named> {
     Ok(inputs)
 }
 
-/// Most elements that the inputs put on any axis.
-pub(super) fn longest(manifest: &Manifest, inputs: &Named) -> u64 {
+/// Most elements that the inputs put on an axis that `wanted` is true of.
+pub(super) fn longest(manifest: &Manifest, inputs: &Named, wanted: impl Fn(usize) -> bool) -> u64 {
     let elements = |(name, data): &(String, InputData)| {
-        let input = manifest.inputs.iter().find(|input| input.name == *name)?;
+        let input = manifest.inputs.iter().find(|input| input.name == *name).filter(|input| wanted(input.axis))?;
         Some(data.len() as u64 / input.dims.iter().product::<u64>().max(1))
     };
     inputs.iter().filter_map(elements).max().unwrap_or(0)
@@ -184,7 +184,7 @@ mod tests {
                 .unwrap(),
             expected
         );
-        assert_eq!(longest(&sample::manifest(), &expected), 3);
+        assert_eq!(longest(&sample::manifest(), &expected, |axis| axis == 0), 3);
         for (text, problem) in [
             (r#"{"input_ids": [[1], [2]]}"#, "a batch of 2"),
             (r#"{"input_ids": [[1, 2], 3]}"#, "different lengths"),

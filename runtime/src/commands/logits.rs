@@ -2,6 +2,7 @@
 
 use super::{LoadArgs, Output, Tokens, inputs, output_error, tokens};
 use crate::artifact::Artifact;
+use crate::artifact::manifest::Manifest;
 use crate::error::{Result, RuntimeError};
 use crate::files::write_atomic;
 use crate::session::SessionOptions;
@@ -45,9 +46,11 @@ pub fn run(artifact: &Artifact, args: &LogitsArgs, output: &mut Output<'_>) -> R
             tokens::by_input(&model, &args.tokens)?.into_iter().map(|(name, ids)| (name, ints(ids))).collect()
         }
     };
-    let elements = inputs::longest(manifest, &inputs);
-    let context_tokens = Some(elements.max(1));
-    let mut session = model.session(&SessionOptions { context_tokens, ..SessionOptions::default() })?;
+    let tokens = inputs::longest(manifest, &inputs, |axis| axis == 0);
+    check_tokens(manifest, tokens)?;
+    let once_tokens = Some(inputs::longest(manifest, &inputs, |axis| axis != 0));
+    let options = SessionOptions { context_tokens: Some(tokens.max(1)), once_tokens, ..SessionOptions::default() };
+    let mut session = model.session(&options)?;
     let sequence = session.add_sequence()?;
     let started = Instant::now();
     let outputs = session.step_in_pieces(&StepInput { sequence, inputs, wanted: Wanted::All })?.outputs;
@@ -63,6 +66,22 @@ pub fn run(artifact: &Artifact, args: &LogitsArgs, output: &mut Output<'_>) -> R
         output.note(format_args!("{} {:?}\n", tensor.name, shape(tensor)))?;
     }
     output.note(format_args!("written to {} after {seconds:.3} s\n", args.output.display()))
+}
+
+/// Refuses a source alone: there would be no row of what follows from it.
+fn check_tokens(manifest: &Manifest, tokens: u64) -> Result<()> {
+    if tokens > 0 || manifest.extents.first().is_none_or(Option::is_some) {
+        return Ok(());
+    }
+    let missing = manifest.inputs.iter().filter(|input| input.axis == 0 && input.default.is_none());
+    let missing: Vec<String> = missing.map(|input| format!("`{}`", input.name)).collect();
+    Err(RuntimeError::request(
+        format!(
+            "there are no {}: the outputs would have no rows",
+            manifest.axes.first().map_or("tokens", String::as_str)
+        ),
+        format!("give {}", if missing.is_empty() { "at least one".to_owned() } else { missing.join(" and ") }),
+    ))
 }
 
 /// Rows and the dimensions of each.

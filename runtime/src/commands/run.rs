@@ -149,7 +149,7 @@ pub fn run(artifact: &Artifact, args: &RunArgs, output: &mut Output<'_>) -> Resu
     args.add_ids(&mut prompt, &model)?;
 
     let needed = (prompt.ids.len() + prompt.start_ids.len()) as u64 + args.max_tokens;
-    let most = model.manifest().max_positions.unwrap_or(u64::MAX);
+    let most = model.manifest().most_elements(0).unwrap_or(u64::MAX);
     let context_tokens = args.ctx_size.unwrap_or(needed.max(DEFAULT_CONTEXT_TOKENS).min(most));
     let mut session =
         model.session(&SessionOptions { context_tokens: Some(context_tokens), ..SessionOptions::default() })?;

@@ -85,6 +85,8 @@ pub struct AxisStep {
     pub sequences: Vec<u32>,
     /// Which elements the selected rows are, ascending.
     pub rows: Vec<u32>,
+    /// For each sequence, elements that it had before the step.
+    pub before: Vec<u32>,
 }
 
 /// Everything that a device needs to run one step.

@@ -49,8 +49,7 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// Memory for steps of `rows` rows an axis, of at most `sequences` sequences, and for `capacity_pages` pages a cache group. Of an axis
-    /// whose number of elements is known there is room for those of all sequences.
+    /// Memory for steps of so many `rows` of each axis, and for `capacity_pages` pages a cache group.
     ///
     /// # Errors
     /// The device has no memory for it.
@@ -58,8 +57,7 @@ impl Workspace {
         device: Arc<dyn Device>,
         manifest: Arc<Manifest>,
         weights: Arc<LoadedWeights>,
-        rows: u64,
-        sequences: u64,
+        rows: &[u64],
         capacity_pages: &[u64],
     ) -> Result<Self> {
         let too_large = || {
@@ -68,12 +66,13 @@ impl Workspace {
                 "ask for smaller steps or a smaller context",
             )
         };
-        let capacity = |extent: &Option<u64>| match extent {
-            Some(extent) => extent.checked_mul(sequences),
+        // Where the number of elements is known, rows lie at aligned offsets whatever their number.
+        let capacity = |(extent, &rows): (&Option<u64>, &u64)| match extent {
+            Some(_) => Some(rows),
             None => rows.checked_next_multiple_of(ROWS_ALIGN),
         };
         let capacity_rows: Vec<u64> =
-            manifest.extents.iter().map(capacity).collect::<Option<_>>().ok_or_else(too_large)?;
+            manifest.extents.iter().zip(rows).map(capacity).collect::<Option<_>>().ok_or_else(too_large)?;
         let mut arenas = Vec::new();
         for arena in &manifest.arenas {
             let rows = capacity_rows[arena.axis];
@@ -125,7 +124,7 @@ impl Workspace {
             problem: format!("operand {operand:?} does not exist"),
         };
         match operand {
-            BufferRef::Arena { arena, offset, column, row_stride } => {
+            BufferRef::Arena { arena, offset, column, row_stride, .. } => {
                 let at = self.arena_byte(arena, offset, column)?;
                 let memory = self.arenas.get_mut(arena).ok_or_else(none)?;
                 Ok((memory.address().wrapping_add(at as usize), row_stride))
@@ -204,7 +203,7 @@ impl Workspace {
 
     /// Arena, first byte, bytes of a row, bytes from row to row.
     fn rows_of(&self, buffer: BufferRef, dtype: DType, dims: &[u64]) -> Result<(usize, u64, u64, u64)> {
-        let BufferRef::Arena { arena, offset, column, row_stride } = buffer else {
+        let BufferRef::Arena { arena, offset, column, row_stride, .. } = buffer else {
             return Err(RuntimeError::Device {
                 device: self.device.name(),
                 problem: "an input or output lies outside of the arenas".to_owned(),

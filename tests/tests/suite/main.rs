@@ -17,6 +17,7 @@ mod embeddings;
 mod eval;
 mod fill;
 mod fuzz;
+mod images;
 mod interpreter;
 mod interrupted;
 mod mixtures;

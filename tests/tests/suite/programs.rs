@@ -390,45 +390,6 @@ fn products_of_heads() {
     );
 }
 
-/// Windows that overlap, of an image with zeros around it, as the elements of a sequence behind one that all images share.
-#[test]
-fn windows_of_an_image_as_a_sequence() {
-    let text = r#"program "p" axes [patches = 13, sequence = 1]
-
-graph 0 "model" (%0 x: f32[sequence, 2, 5, 7]) {
-  %1 = const {values = [0]} : f32
-  %2 = broadcast %1 : f32[sequence, 2, 1, 7]
-  %3 = concat %2, %0, %2 {dim = 2} : f32[sequence, 2, 7, 7]
-  %4 = windows %3 {dim = 2, size = 3, stride = 2} : f32[sequence, 2, 3, 3, 7]
-  %5 = windows %4 {dim = 4, size = 4, stride = 1} : f32[sequence, 2, 3, 3, 4, 4]
-  %6 = transpose %5 {perm = [0, 2, 4, 1, 3, 5]} : f32[sequence, 3, 4, 2, 3, 4]
-  %7 = reshape %6 : f32[sequence, 12, 24]
-  %8 = weight {path = "w"} : f32[6, 24]
-  %9 = contract %7, %8 {spec = "npi,oi->npo"} : f32[sequence, 12, 6]
-  %10 = weight {path = "b"} : f32[6]
-  %11 = add %9, %10 : f32[sequence, 12, 6]
-  %12 = weight {path = "start"} : f32[1, 6]
-  %13 = broadcast %12 : f32[sequence, 1, 6]
-  %14 = concat %13, %11 {dim = 1} : f32[sequence, 13, 6]
-  %15 = weight {path = "places"} : f32[13, 6]
-  %16 = add %14, %15 : f32[sequence, 13, 6]
-  %17 = regroup %16 : f32[patches, 6]
-  %18 = reshape %17 : f32[patches, 2, 3]
-  %19 = reshape %18 : f32[patches, 2, 1, 3]
-  %20 = contract %19, %18 {spec = "nkgd,vkd->kgnv"} : f32[2, 1, patches, patches]
-  %21 = softmax %20 : f32[2, 1, patches, patches]
-  %22 = contract %21, %18 {spec = "kgnv,vkd->nkgd"} : f32[patches, 2, 1, 3]
-  %23 = reshape %22 : f32[patches, 6]
-  %24 = first %23 : f32[sequence, 6]
-  %25 = weight {path = "head"} : f32[9, 6]
-  %26 = contract %24, %25 {spec = "ni,oi->no"} : f32[sequence, 9]
-  return y = %26, all = %23
-}
-"#;
-    let image = |seed: usize| floats(70 * (seed + 1)).split_off(70 * seed);
-    check(text, &[vec![("x", Floats(image(0)))], vec![("x", Floats(image(3)))]]);
-}
-
 /// The first of a sequence that is as long as it is given.
 #[test]
 fn the_first_token_of_a_sequence() {

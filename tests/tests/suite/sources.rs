@@ -166,7 +166,7 @@ fn sources_that_do_not_fit_are_refused() -> Result<()> {
         (bare, vec![ints("input_ids", &[]), ints("decoder_input_ids", &[2])], "the sequence has no source yet"),
         (bare, vec![], "the sequence has no source yet"),
         (bare, vec![ints("input_ids", &[320]), ints("decoder_input_ids", &[2])], "input_ids[0] is 320"),
-        (bare, vec![ints("input_ids", &[1; 65])], "65 positions"),
+        (bare, vec![ints("input_ids", &[1; 65])], "65 source, there is room for 64"),
         (given, vec![ints("input_ids", &[5]), ints("decoder_input_ids", &[2])], "has its source already"),
         (given, vec![ints("decoder_input_ids", &[])], "without tokens"),
         (given, vec![], "is missing"),

@@ -42,7 +42,7 @@ fn run(target: &dyn Target, mlir: &str, xs: &[f32]) -> Vec<f32> {
         inputs: vec![],
         outputs: vec![],
         whole_sequences: false,
-        max_positions: None,
+        max_positions: vec![None],
         weights: vec![],
         ignore: vec![],
         caches: vec![],

@@ -15,6 +15,7 @@ use super::memory::{self, Buffer};
 use super::place::{Operand, Place};
 use super::step_caches;
 use super::weights::{Stored, WeightExpr, Weights, manifest_dtype};
+use super::whole;
 use crate::error::CodegenError;
 use crate::mlir::frame::RowSpace;
 use crate::target::Target;
@@ -38,8 +39,8 @@ pub struct Plan {
     pub outputs: Vec<Output>,
     /// A sequence must be given whole.
     pub whole_sequences: bool,
-    /// Positions that a table of learned positions has.
-    pub max_positions: Option<u64>,
+    /// For each axis, positions that a table of learned positions has.
+    pub max_positions: Vec<Option<u64>>,
 }
 
 /// A kernel on its buffers.
@@ -81,7 +82,7 @@ pub(super) struct Planner<'a> {
     /// Which program input a buffer holds.
     input_of: BTreeMap<usize, usize>,
     limits: BTreeMap<usize, u64>,
-    max_positions: Option<u64>,
+    max_positions: Vec<Option<u64>>,
 }
 
 /// Plans a fused program. `stored` gives the binding of each parameter by absolute path.
@@ -109,7 +110,7 @@ pub fn build(
         drafts: Vec::new(),
         input_of: BTreeMap::new(),
         limits: BTreeMap::new(),
-        max_positions: None,
+        max_positions: vec![None; program.axes.len()],
     };
     let mut args = Vec::new();
     for (index, input) in program.inputs.iter().enumerate() {
@@ -146,6 +147,7 @@ impl Planner<'_> {
                 offset: placed[*id].offset,
                 column: *column_bytes,
                 row_stride: *row_stride,
+                element_bytes: self.buffers[*id].element_bytes,
             }),
             Place::Selected(_)
             | Place::First { .. }
@@ -199,18 +201,7 @@ impl Planner<'_> {
                 })
             })
             .collect::<Result<Vec<_>, CodegenError>>()?;
-        // What reads the first of a sequence, or knows how many tokens it has, takes it whole.
-        let leads = |ty: &Type| ty.dims.first() == Some(&Dim::Axis(AxisId(0)));
-        let crosses = |g: &Graph| {
-            g.nodes().any(|n| match g.op(n).as_core() {
-                Some(Core::First) => g.operands(n).iter().any(|v| leads(g.ty(*v))),
-                Some(Core::Regroup) => leads(&g.types(n)[0]),
-                _ => false,
-            })
-        };
-        let for_step = |g: &CacheGroup| g.axis == 0 && g.keep == xfc_runtime::artifact::manifest::Keep::Step;
-        let whole_sequences = self.caches.groups.iter().any(for_step) || self.program.graphs.iter().any(crosses);
-        let known = self.program.extent(AxisId(0));
+        let whole_sequences = whole::is_needed(self.program, &self.caches.groups);
         Ok(Plan {
             kernels: self.kernels,
             launches,
@@ -220,7 +211,7 @@ impl Planner<'_> {
             inputs,
             outputs,
             whole_sequences,
-            max_positions: self.max_positions.into_iter().chain(known).min(),
+            max_positions: self.max_positions,
         })
     }
 
@@ -228,7 +219,9 @@ impl Planner<'_> {
         let (space, dims) = row_type(ty)?;
         let elements: u64 = dims.iter().product();
         let now = self.drafts.len();
-        self.buffers.push(Buffer { space, bytes_per_row: elements * dtype_bytes(ty.dtype), first: now, last: now });
+        let element_bytes = dtype_bytes(ty.dtype);
+        let bytes_per_row = elements * element_bytes;
+        self.buffers.push(Buffer { space, bytes_per_row, element_bytes, first: now, last: now });
         Ok(Place::Buffer { id: self.buffers.len() - 1, column_bytes: 0, row_stride: elements })
     }
 
@@ -400,7 +393,12 @@ impl Planner<'_> {
             let (index, offset) = offset_of(body, index);
             let n = n.saturating_sub(offset);
             match body.op(index.node).as_core() {
-                Some(Core::Position) => self.max_positions = Some(self.max_positions.map_or(n, |m| m.min(n))),
+                Some(Core::Position) => {
+                    let axis = row_type(body.ty(index)).ok().map(|(space, _)| space.axis);
+                    if let Some(most) = axis.and_then(|axis| self.max_positions.get_mut(axis)) {
+                        *most = Some(most.map_or(n, |m| m.min(n)));
+                    }
+                }
                 Some(Core::Arg { index }) => {
                     if let Some(Place::Buffer { id, .. }) = operands.get(*index).map(Place::source)
                         && let Some(input) = self.input_of.get(id)

@@ -13,6 +13,8 @@ pub struct Buffer {
     pub space: RowSpace,
     /// Bytes of one row.
     pub bytes_per_row: u64,
+    /// Bytes of one element.
+    pub element_bytes: u64,
     /// Launch that writes it first.
     pub first: usize,
     /// Launch that reads it last.
@@ -91,7 +93,13 @@ mod tests {
         let buffers: Vec<Buffer> = (0..200)
             .map(|_| {
                 let first = next(100) as usize;
-                Buffer { space, bytes_per_row: 4 + 4 * next(64), first, last: first + next(10) as usize }
+                Buffer {
+                    space,
+                    bytes_per_row: 4 + 4 * next(64),
+                    element_bytes: 4,
+                    first,
+                    last: first + next(10) as usize,
+                }
             })
             .collect();
         let (arenas, placed) = place(&buffers, &|_| false);

@@ -14,6 +14,7 @@ pub mod memory;
 mod place;
 pub mod step_caches;
 pub mod weights;
+mod whole;
 
 pub use self::build::{Plan, PlannedLaunch, build};
 pub use self::cost::cost;

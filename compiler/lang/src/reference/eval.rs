@@ -159,6 +159,8 @@ impl<F: Float> Step<'_, F> {
             Core::Regroup => Value { dims: dims(), data: x[0].data.clone() },
             Core::First => match x[0].dims.first() {
                 Some(n) if *n > 0 => rows_of(&x[0], std::iter::once(0), dims()),
+                // A later step has none of either axis.
+                _ if dims().first() == Some(&0) => rows_of(&x[0], std::iter::empty(), dims()),
                 _ => return fail("the first element of none"),
             },
             Core::Call { .. } => return fail("a call is not one value"),

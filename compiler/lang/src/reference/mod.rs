@@ -135,7 +135,7 @@ impl<'p, F: Float> Interpreter<'p, F> {
         rows: &BTreeMap<String, Vec<usize>>,
     ) -> Result<BTreeMap<String, Tensor>> {
         let program = self.program;
-        let added = self.axis_sizes(inputs)?;
+        let added = self.axis_sizes(state, inputs)?;
         let all_rows = |i: usize| rows.get(&program.axes[i]).cloned().unwrap_or_else(|| (0..added[i]).collect());
         let step = Step {
             program,
@@ -150,9 +150,6 @@ impl<'p, F: Float> Interpreter<'p, F> {
             if rows.iter().any(|r| *r >= step.added[i]) {
                 return fail(format!("rows {rows:?} of {} {}", step.added[i], program.axes[i]));
             }
-        }
-        if let Some(i) = (0..program.axes.len()).find(|i| program.extent(AxisId(*i)).is_some() && step.past[*i] > 0) {
-            return fail(format!("the sequence has its {} already: it is given whole, in one step", program.axes[i]));
         }
         let mut args = Vec::new();
         for input in &program.inputs {
@@ -184,8 +181,8 @@ impl<'p, F: Float> Interpreter<'p, F> {
         }
     }
 
-    /// Elements that this step adds to each axis, as the inputs say.
-    fn axis_sizes(&self, inputs: &BTreeMap<String, Tensor>) -> Result<Vec<usize>> {
+    /// Elements that this step adds to each axis, as the inputs say. Those of which a sequence has a known number come with its first step.
+    fn axis_sizes(&self, state: &State<F>, inputs: &BTreeMap<String, Tensor>) -> Result<Vec<usize>> {
         let mut sizes: Vec<Option<usize>> = vec![None; self.program.axes.len()];
         for (name, tensor) in inputs {
             let Some(decl) = self.program.inputs.iter().find(|d| d.name == *name) else {
@@ -206,6 +203,13 @@ impl<'p, F: Float> Interpreter<'p, F> {
         }
         for (i, size) in sizes.iter_mut().enumerate() {
             let Some(extent) = self.program.extent(AxisId(i)).and_then(|n| usize::try_from(n).ok()) else { continue };
+            if state.past(i) > 0 {
+                if size.is_some() {
+                    let axis = &self.program.axes[i];
+                    return fail(format!("the sequence has its {axis} already: it is given whole, in one step"));
+                }
+                continue;
+            }
             if size.is_some_and(|given| given != extent) {
                 return fail(format!("a sequence has {extent} {}", self.program.axes[i]));
             }
