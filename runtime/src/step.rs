@@ -17,12 +17,32 @@ pub enum InputData {
 }
 
 impl InputData {
+    /// Values for `n` elements of `input`, from random 64-bit numbers by index: integers below the input's limit, floats in [-1, 1).
+    pub fn made_up(input: &Input, n: u64, draw: impl Fn(u64) -> u64) -> Self {
+        let values = 0..n.saturating_mul(input.width());
+        match input.dtype {
+            DType::F32 | DType::F16 | DType::BF16 => {
+                // 24 bits, which f32 holds exactly.
+                Self::Floats(values.map(|i| (draw(i) >> 40) as f32 / (1u32 << 23) as f32 - 1.0).collect())
+            }
+            DType::I64 | DType::I32 | DType::Bool => {
+                let limit = input.limit.unwrap_or(2).max(1);
+                Self::Ints(values.map(|i| (draw(i) % limit) as i64).collect())
+            }
+        }
+    }
+
     /// Number of values.
-    pub(crate) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         match self {
             Self::Ints(values) => values.len(),
             Self::Floats(values) => values.len(),
         }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// The elements in `range`.
@@ -215,19 +235,29 @@ impl StepInput {
         }
     }
 
-    /// The part with the elements `range` of axis 0. Inputs of other axes go with the first part.
+    /// The part with the elements `range` of axis 0.
     pub(crate) fn piece(&self, manifest: &Manifest, range: Range<usize>, wanted: Wanted) -> Self {
-        let inputs = self.inputs.iter().filter_map(|(name, data)| {
-            let input = manifest.inputs.iter().find(|input| input.name == *name)?;
-            let width = input.dims.iter().product::<u64>() as usize;
-            match input.axis {
-                0 => Some((name.clone(), data.slice(range.start * width..range.end * width))),
-                _ if range.start == 0 => Some((name.clone(), data.clone())),
-                _ => None,
-            }
-        });
-        Self { sequence: self.sequence, inputs: inputs.collect(), wanted }
+        let inputs = piece(manifest, self.inputs.iter().map(|(name, data)| (name.as_str(), data)), &range);
+        Self { sequence: self.sequence, inputs, wanted }
     }
+}
+
+/// The part of a sequence's inputs with the elements `range` of axis 0, which they have. Inputs of other axes go with the first part.
+pub fn piece<'a>(
+    manifest: &Manifest,
+    inputs: impl IntoIterator<Item = (&'a str, &'a InputData)>,
+    range: &Range<usize>,
+) -> Vec<(String, InputData)> {
+    let part = |(name, data): (&str, &InputData)| {
+        let input = manifest.inputs.iter().find(|input| input.name == name)?;
+        let width = input.width() as usize;
+        match input.axis {
+            0 => Some((name.to_owned(), data.slice(range.start * width..range.end * width))),
+            _ if range.start == 0 => Some((name.to_owned(), data.clone())),
+            _ => None,
+        }
+    };
+    inputs.into_iter().filter_map(part).collect()
 }
 
 /// Elements of the axis that `data` holds for `input`.

@@ -17,6 +17,7 @@ pub mod embeddings;
 pub mod emulate;
 pub mod fill;
 pub mod fuzz;
+pub mod generated;
 pub mod model;
 pub mod program;
 pub mod source;

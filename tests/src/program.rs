@@ -3,6 +3,7 @@
 //! Weights are the runtime's random ones, by path, so that both sides see the same numbers.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use xfc_codegen::driver::write_artifact;
 use xfc_codegen::kernels::{Built, Input, build_for};
@@ -19,8 +20,9 @@ use xfc_lang::reference::{Data, Interpreter, State, Tensor};
 use xfc_lang::spec::{Library, parse_card};
 use xfc_runtime::artifact::manifest::Manifest;
 use xfc_runtime::artifact::{Artifact, HostFeatures};
+use xfc_runtime::cache::SequenceId;
 use xfc_runtime::model::{Model, ModelOptions};
-use xfc_runtime::session::SessionOptions;
+use xfc_runtime::session::{Session, SessionOptions};
 use xfc_runtime::step::{InputData, StepInput, Wanted};
 use xfc_runtime::weights::{Checkpoint, Random};
 
@@ -39,26 +41,16 @@ pub fn agree(text: &str, steps: &[Vec<Given<'_>>]) -> Result<()> {
     let program = parse(text)?;
     let shapes = weight_shapes(&program);
     let fused = fuse(&program)?;
-    let random = Random { seed: 3 };
-    let weights = |path: &str| {
-        let shape = shapes.get(path).ok_or_else(|| format!("there is no {path}"))?;
-        let tensor = random.tensor(path, shape);
-        let values: Vec<f32> = (0..shape.iter().product()).map(|i| tensor.value(i)).collect();
-        Ok(Tensor::f32(shape.iter().map(|n| *n as usize).collect::<Vec<_>>(), values))
-    };
+    let weights = made_up(&shapes);
     let truth = Interpreter::<f32>::new(verify(&program).map_err(|v| v.to_string())?, &weights)?;
     let host = HostFeatures::detect();
     for name in TARGETS.iter().chain(&LINKED) {
-        let built = built(&fused, &shapes, name)?;
-        let artifact = Artifact::from_bytes(write_artifact("", &[built])?)?;
+        let artifact = Artifact::from_bytes(write_artifact("", &[built(&fused, &shapes, name)?])?)?;
         // Code of another architecture is linked, which refuses calls of libraries, and no more.
         if artifact.manifests().any(|m| host.missing(&m.target).is_none()) {
             continue;
         }
-        let options = ModelOptions { threads: Some(2), ..ModelOptions::default() };
-        let model = Model::load(&artifact, &Checkpoint::random(3), &options)?;
-        let mut session = model.session(&SessionOptions::default())?;
-        let sequence = session.add_sequence()?;
+        let (model, mut session, sequences) = opened(&artifact, 1, SessionOptions::default())?;
         let mut state = State::new();
         for (number, step) in steps.iter().enumerate() {
             if model.manifest().whole_sequences {
@@ -66,7 +58,7 @@ pub fn agree(text: &str, steps: &[Vec<Given<'_>>]) -> Result<()> {
             }
             let want = truth.step(&mut state, &tensors(&program, step)?)?;
             let inputs = step.iter().map(|(name, data)| ((*name).to_owned(), data.clone())).collect();
-            let got = session.step(&[StepInput { sequence, inputs, wanted: Wanted::All }])?;
+            let got = session.step(&[StepInput { sequence: sequences[0], inputs, wanted: Wanted::All }])?;
             for (output, want) in &want {
                 let got = got.get(output).ok_or_else(|| format!("no output {output}"))?;
                 let what = format!("{output} in step {number} on {name}");
@@ -75,6 +67,15 @@ pub fn agree(text: &str, steps: &[Vec<Given<'_>>]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// An artifact loaded with the made-up weights, and `n` sequences of it.
+fn opened(artifact: &Artifact, n: u32, options: SessionOptions) -> Result<(Arc<Model>, Session, Vec<SequenceId>)> {
+    let threads = ModelOptions { threads: Some(2), ..ModelOptions::default() };
+    let model = Model::load(artifact, &Checkpoint::random(SEED), &threads)?;
+    let mut session = model.session(&SessionOptions { max_sequences: n, ..options })?;
+    let sequences = (0..n).map(|_| session.add_sequence()).collect::<std::result::Result<_, _>>()?;
+    Ok((model, session, sequences))
 }
 
 /// Steps of several sequences: what each is given in each step, by input; `None` when it has no part in it.
@@ -101,12 +102,9 @@ pub fn compare_with_interpreter(text: &str, schedule: &Schedule, targets: &[&str
         (Interpreter::<f64>::new(verified()?, &weights)?, Interpreter::<f32>::new(verified()?, &weights)?);
     for name in targets {
         let artifact = Artifact::from_bytes(write_artifact("", &[built(&fused, &shapes, name)?])?)?;
-        let options = ModelOptions { threads: Some(2), ..ModelOptions::default() };
-        let model = Model::load(&artifact, &Checkpoint::random(SEED), &options)?;
         let n = schedule.first().map_or(0, Vec::len);
-        let options = SessionOptions { max_sequences: n as u32, context_tokens: Some(96), ..SessionOptions::default() };
-        let mut session = model.session(&options)?;
-        let ids: Vec<_> = (0..n).map(|_| session.add_sequence()).collect::<std::result::Result<_, _>>()?;
+        let options = SessionOptions { context_tokens: Some(96), ..SessionOptions::default() };
+        let (model, mut session, ids) = opened(&artifact, n as u32, options)?;
         let mut states: Vec<(State<f64>, State<f32>)> = (0..n).map(|_| (State::new(), State::new())).collect();
         for (number, step) in schedule.iter().enumerate() {
             let present: Vec<usize> = (0..n).filter(|s| step[*s].is_some()).collect();

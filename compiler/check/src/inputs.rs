@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use xfc_lang::graph::{DType, Dim, Program};
 use xfc_lang::reference::{Data, Tensor};
 use xfc_runtime::artifact::manifest::{self, Input, Manifest};
-use xfc_runtime::step::InputData;
+use xfc_runtime::step::{self, InputData};
 
 /// Inputs of one sequence.
 pub type Inputs = BTreeMap<String, InputData>;
@@ -26,17 +26,11 @@ pub fn random(manifest: &Manifest, lengths: &[u64], seed: u64, which: Which) -> 
         input.default.is_none() || (which == Which::All && integers)
     };
     let make = |(index, input): (usize, &Input)| {
-        let n = lengths.get(input.axis).copied().unwrap_or(0) * input.dims.iter().product::<u64>();
-        let draw = |i: u64| splitmix64(seed ^ ((index as u64 + 1) << 48), i);
+        let n = lengths.get(input.axis).copied().unwrap_or(0);
+        let seed = seed ^ ((index as u64 + 1) << 48);
         let data = match input.dtype {
-            manifest::DType::F32 | manifest::DType::F16 | manifest::DType::BF16 => InputData::Floats(
-                (0..n).map(|i| (2.0 * (draw(i) >> 40) as f64 / f64::from(1u32 << 24) - 1.0) as f32).collect(),
-            ),
-            manifest::DType::Bool => InputData::Ints(vec![1; n as usize]),
-            manifest::DType::I64 | manifest::DType::I32 => {
-                let limit = input.limit.unwrap_or(2).max(1);
-                InputData::Ints((0..n).map(|i| (draw(i) % limit) as i64).collect())
-            }
+            manifest::DType::Bool => InputData::Ints(vec![1; (n * input.width()) as usize]),
+            _ => InputData::made_up(input, n, |i| splitmix64(seed, i)),
         };
         (input.name.clone(), data)
     };
@@ -56,46 +50,20 @@ fn splitmix64(key: u64, index: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Number of values.
-pub fn len(data: &InputData) -> usize {
-    match data {
-        InputData::Ints(values) => values.len(),
-        InputData::Floats(values) => values.len(),
-    }
-}
-
 /// Elements that inputs put on an axis, or that every sequence has of it.
 pub fn length(manifest: &Manifest, inputs: &Inputs, axis: usize) -> u64 {
     if let Some(extent) = manifest.extents.get(axis).copied().flatten() {
         return extent;
     }
     let on_axis = manifest.inputs.iter().filter(|input| input.axis == axis);
-    let elements = |input: &Input| {
-        inputs.get(&input.name).map(|data| len(data) as u64 / input.dims.iter().product::<u64>().max(1))
-    };
+    let elements = |input: &Input| inputs.get(&input.name).map(|data| data.len() as u64 / input.width().max(1));
     on_axis.filter_map(elements).max().unwrap_or(0)
 }
 
 /// The part of a sequence's inputs with elements `start .. start + n` of the first axis. Inputs of other axes go with the first part.
 pub fn piece(manifest: &Manifest, inputs: &Inputs, start: u64, n: u64) -> Vec<(String, InputData)> {
-    let mut part = Vec::new();
-    for (name, data) in inputs {
-        let Some(input) = manifest.inputs.iter().find(|input| input.name == *name) else { continue };
-        let width = input.dims.iter().product::<u64>();
-        let range = (start * width) as usize..((start + n) * width) as usize;
-        if input.axis != 0 {
-            if start == 0 {
-                part.push((name.clone(), data.clone()));
-            }
-            continue;
-        }
-        let cut = match data {
-            InputData::Ints(values) => InputData::Ints(values[range].to_vec()),
-            InputData::Floats(values) => InputData::Floats(values[range].to_vec()),
-        };
-        part.push((name.clone(), cut));
-    }
-    part
+    let range = start as usize..(start + n) as usize;
+    step::piece(manifest, inputs.iter().map(|(name, data)| (name.as_str(), data)), &range)
 }
 
 /// Inputs as the interpreter takes them.
@@ -104,7 +72,7 @@ pub fn tensors(program: &Program, inputs: &Inputs) -> BTreeMap<String, Tensor> {
     for (name, data) in inputs {
         let Some(decl) = program.inputs.iter().find(|decl| decl.name == *name) else { continue };
         let row: u64 = decl.ty.dims.iter().map(|d| if let Dim::Fixed(n) = d { *n } else { 1 }).product();
-        let rows = len(data) / (row as usize).max(1);
+        let rows = data.len() / (row as usize).max(1);
         let dims: Vec<usize> =
             decl.ty.dims.iter().map(|d| if let Dim::Fixed(n) = d { *n as usize } else { rows }).collect();
         let tensor = match (data, decl.ty.dtype) {

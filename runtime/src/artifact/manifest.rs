@@ -116,6 +116,13 @@ pub struct Input {
     pub buffer: BufferRef,
 }
 
+impl Input {
+    /// Values of each element.
+    pub fn width(&self) -> u64 {
+        self.dims.iter().product()
+    }
+}
+
 /// An output of a step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -3,7 +3,7 @@
 //! Given a model and a [`Test`], promises steps over made-up tokens, the same for every run, and what they have to do at least. Only the steps
 //! are timed: sequences, inputs and what lies before them are made beforehand.
 
-use crate::artifact::manifest::{DType, Input, Manifest};
+use crate::artifact::manifest::{Input, Manifest};
 use crate::cache::SequenceId;
 use crate::cost::{AxisShape, StepShape, Work};
 use crate::error::{Result, RuntimeError};
@@ -314,20 +314,12 @@ impl Workload {
 
 /// Values for `n` elements from position `before` on of sequence `s`: they follow from where they are.
 fn made_up(input: &Input, s: u64, before: u64, n: u64) -> InputData {
-    let width = input.dims.iter().product::<u64>();
-    let bits = |i: u64| {
+    let width = input.width();
+    InputData::made_up(input, n, |i| {
         let z = (s << 40 ^ (before * width + i)).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        (z ^ (z >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 33
-    };
-    match input.dtype {
-        DType::F32 | DType::F16 | DType::BF16 => {
-            InputData::Floats((0..n * width).map(|i| bits(i) as f32 / (1u64 << 30) as f32 - 1.0).collect())
-        }
-        DType::I64 | DType::I32 | DType::Bool => {
-            let limit = input.limit.unwrap_or(2).max(1);
-            InputData::Ints((0..n * width).map(|i| (bits(i) % limit) as i64).collect())
-        }
-    }
+        let z = (z ^ (z >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z ^ (z >> 32)
+    })
 }
 
 /// Bytes that a session of so many sequences touches, about: working memory of its steps, and the pages of `tokens` positions in all.
@@ -350,6 +342,7 @@ fn session_bytes(manifest: &Manifest, sequences: u64, tokens: u64, step_tokens: 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::artifact::manifest::DType;
     use crate::artifact::sample;
 
     fn test(kind: Kind, tokens: u64, depth: u64, batch: u32) -> Test {

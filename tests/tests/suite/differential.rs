@@ -5,22 +5,14 @@
 
 use std::collections::BTreeMap;
 
-use xfc_codegen::driver::Options;
 use xfc_lang::graph::DType;
-use xfc_lang::graph::verify::verify;
-use xfc_lang::passes::precision;
-use xfc_lang::reference::{Interpreter, State, Tensor};
-use xfc_runtime::artifact::Artifact;
-use xfc_runtime::model::{Model, ModelOptions};
+use xfc_lang::reference::{State, Tensor};
 use xfc_runtime::session::SessionOptions;
 use xfc_runtime::step::{InputData, StepInput, Wanted};
-use xfc_runtime::weights::Checkpoint;
 use xfc_tests::Result;
-use xfc_tests::case::Layout;
-use xfc_tests::compare::{Precision, Tier, compare};
-use xfc_tests::compile::{TARGETS, artifact};
-use xfc_tests::model::{expand, parameters};
-use xfc_tests::synthetic::{Draw, case, config};
+use xfc_tests::compare::{Tier, compare};
+use xfc_tests::generated::both_ways;
+use xfc_tests::synthetic::{Draw, config};
 
 /// What each sequence is given in each step; empty: not in the step.
 type Schedule = Vec<Vec<Vec<i64>>>;
@@ -48,25 +40,8 @@ fn check(seed: u64, dtype: DType) -> Result<()> {
 }
 
 fn run(config: serde_json::Value, dtype: DType) -> Result<()> {
-    let case = case("generated", config)?;
-    let expanded = expand(&case)?;
-    let weights = parameters(&case, &expanded)?;
-    let mut program = expanded.program.clone();
-    precision::apply(&mut program, dtype)?;
-    let verified = verify(&program).map_err(|v| v.to_string())?;
-    let weights = |path: &str| weights.get(path).cloned().ok_or_else(|| format!("there is no {path}").into());
-    let (tier, precision) = (Tier::Model, if dtype == DType::F32 { Precision::F32 } else { Precision::BF16 });
-    let truth = Interpreter::<f32>::new(verified, &weights)?;
-
-    let bytes = artifact(&case, &TARGETS, &Options { dtype, ..Options::default() })?;
-    let artifact = Artifact::from_bytes(bytes)?;
-    let folder = case.checkpoint(Layout::Single)?;
-    let checkpoint = Checkpoint::open(folder.path())?;
-    let targets: Vec<String> = artifact.manifests().map(|m| m.target.name.clone()).collect();
-    let vocabulary = case.config["vocab_size"].as_u64().unwrap_or(1);
-    for target in targets {
-        let options = ModelOptions { threads: Some(2), target: Some(target.clone()), ..ModelOptions::default() };
-        let model = Model::load(&artifact, &checkpoint, &options)?;
+    let vocabulary = config["vocab_size"].as_u64().unwrap_or(1);
+    both_ways(config, dtype, |program, truth, model, precision| {
         let schedule = schedule(&mut Draw::new(7), vocabulary, model.manifest().whole_sequences);
         let mut session = model.session(&SessionOptions {
             max_sequences: 3,
@@ -99,13 +74,13 @@ fn run(config: serde_json::Value, dtype: DType) -> Result<()> {
                 for (name, want) in &want {
                     let got =
                         got.get(name).and_then(|o| o.rows_of(index)).ok_or_else(|| format!("no output {name}"))?;
-                    let what = format!("{name} of sequence {s} in step {number} on {target}");
-                    compare(&what, &want.dims, got, &want.to_f64(), tier, precision)?;
+                    let what = format!("{name} of sequence {s} in step {number} on {}", model.manifest().target.name);
+                    compare(&what, &want.dims, got, &want.to_f64(), Tier::Model, precision)?;
                 }
             }
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// `XFC_SEEDS` asks for more than the few models of a quick run.

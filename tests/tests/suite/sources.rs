@@ -3,23 +3,17 @@
 
 use std::collections::BTreeMap;
 
-use xfc_codegen::driver::Options;
 use xfc_lang::graph::DType;
-use xfc_lang::graph::verify::verify;
-use xfc_lang::passes::precision;
-use xfc_lang::reference::{Interpreter, State, Tensor};
-use xfc_runtime::artifact::Artifact;
+use xfc_lang::reference::{State, Tensor};
 use xfc_runtime::cache::SequenceId;
-use xfc_runtime::model::{Model, ModelOptions};
 use xfc_runtime::session::{Session, SessionOptions};
 use xfc_runtime::step::{InputData, StepInput, Wanted};
-use xfc_runtime::weights::Checkpoint;
 use xfc_tests::Result;
-use xfc_tests::case::{Case, Layout};
-use xfc_tests::compare::{Precision, Tier, compare};
-use xfc_tests::compile::{Runner, TARGETS, artifact, load};
-use xfc_tests::model::{expand, parameters};
-use xfc_tests::synthetic::{Draw, case, source_config};
+use xfc_tests::case::Case;
+use xfc_tests::compare::{Tier, compare};
+use xfc_tests::compile::{Runner, load};
+use xfc_tests::generated::both_ways;
+use xfc_tests::synthetic::{Draw, source_config};
 
 /// Elements of the source and tokens that each of three sequences is given in each step; nothing: not in the step.
 type Round = &'static [[(u64, u64); 3]];
@@ -37,24 +31,8 @@ fn check(seed: u64, dtype: DType) -> Result<()> {
 }
 
 fn run(config: serde_json::Value, dtype: DType) -> Result<()> {
-    let case = case("generated", config)?;
-    let expanded = expand(&case)?;
-    let weights = parameters(&case, &expanded)?;
-    let mut program = expanded.program.clone();
-    precision::apply(&mut program, dtype)?;
-    let verified = verify(&program).map_err(|v| v.to_string())?;
-    let weights = |path: &str| weights.get(path).cloned().ok_or_else(|| format!("there is no {path}").into());
-    let truth = Interpreter::<f32>::new(verified, &weights)?;
-    let precision = if dtype == DType::F32 { Precision::F32 } else { Precision::BF16 };
-
-    let artifact = Artifact::from_bytes(artifact(&case, &TARGETS, &Options { dtype, ..Options::default() })?)?;
-    let folder = case.checkpoint(Layout::Single)?;
-    let checkpoint = Checkpoint::open(folder.path())?;
-    let targets: Vec<String> = artifact.manifests().map(|m| m.target.name.clone()).collect();
-    let vocabulary = case.config["vocab_size"].as_u64().unwrap_or(1);
-    for target in targets {
-        let options = ModelOptions { threads: Some(2), target: Some(target.clone()), ..ModelOptions::default() };
-        let model = Model::load(&artifact, &checkpoint, &options)?;
+    let vocabulary = config["vocab_size"].as_u64().unwrap_or(1);
+    both_ways(config, dtype, |_, truth, model, precision| {
         let options = SessionOptions { max_sequences: 3, context_tokens: Some(96), ..SessionOptions::default() };
         let mut session = model.session(&options)?;
         let mut draw = Draw::new(7);
@@ -93,7 +71,10 @@ fn run(config: serde_json::Value, dtype: DType) -> Result<()> {
                     for (name, want) in &truth.step(&mut states[*s], &tensors.collect())? {
                         let got =
                             got.get(name).and_then(|o| o.rows_of(index)).ok_or_else(|| format!("no output {name}"))?;
-                        let what = format!("{name} of sequence {s} in step {at} of round {number} on {target}");
+                        let what = format!(
+                            "{name} of sequence {s} in step {at} of round {number} on {}",
+                            model.manifest().target.name
+                        );
                         compare(&what, &want.dims, got, &want.to_f64(), Tier::Model, precision)?;
                     }
                 }
@@ -103,8 +84,8 @@ fn run(config: serde_json::Value, dtype: DType) -> Result<()> {
             }
             assert_eq!(session.cache().live_bytes(), 0, "everything is given back");
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// `XFC_SEEDS` asks for more than the few models of a quick run.
