@@ -228,6 +228,9 @@ fn attention_options(c: &mut Choices, defined: bool, numbered: bool) -> String {
             c.of(&[scores, "score - (q_pos - k_pos) * exp(-(head + 1) / 4)", "score * 0.5 + 1"])
         );
     }
+    if c.one_in(4) {
+        options += ", with_sinks = true";
+    }
     if c.one_in(5) {
         options += c.of(&[", scale = 1", ", scale = 0.3", ", scale = 1 / dh"]);
     }

@@ -350,6 +350,51 @@ model(x: f32[tokens, 24], kind: i64[tokens], pull: f32[tokens], loud: f32[tokens
     check(&text, &[step(0..1), step(1..17), step(17..18), step(18..50)]);
 }
 
+/// A number a head, learned or made of the query, or one for all; also where a query sees no key.
+#[test]
+fn sinks_of_attention() {
+    let wiring = r#"mask causal = k_pos <= q_pos
+mask late = k_pos <= q_pos and k_pos >= 3
+mask nobody = k_pos < 0
+model(x: f32[tokens, 24], loud: f32[tokens, 6]) {
+  sinks = param[6]
+  q = split(x, 6)
+  k, v = parts(x, [8, 16])
+  k' = cache(split(k, 2))
+  v' = cache(split(v, 2))
+  a = attend(q, k', v', causal, sinks = sinks)
+  b = attend(q, k', v', late, score * 3, 0.4, 2 * sinks - loud)
+  c = attend(q, k', v', late, sinks = (head - 2) * 0.1 * q_pos)
+  d = attend(q, k', v', causal, sinks = [-40, -1, 0, 1, 2, 40])
+  e = attend(q, k', v', nobody)
+  f = attend(q, k', v', nobody, sinks = 1.5)
+  return {a: merge(a), b: merge(b), c: merge(c), d: merge(d), e: merge(e), f: merge(f), g: merge(attend(q, q, q, sinks = sinks))}
+}"#;
+    let text = of_wiring(wiring).expect("it expands");
+    let (x, loud) = (floats(50 * 24), floats(50 * 6));
+    check(&text, &[vec![("x", Floats(x.clone())), ("loud", Floats(loud.clone()))]]);
+    let text = of_wiring(&wiring.replace(", g: merge(attend(q, q, q, sinks = sinks))", "")).expect("it expands");
+    let step = |range: std::ops::Range<usize>| {
+        let (from, to) = (range.start, range.end);
+        vec![("x", Floats(x[from * 24..to * 24].to_vec())), ("loud", Floats(loud[from * 6..to * 6].to_vec()))]
+    };
+    check(&text, &[step(0..1), step(1..18), step(18..19), step(19..50)]);
+}
+
+#[test]
+fn softmax_with_a_sink() {
+    on_rows(
+        19,
+        r#"  %1 = const {values = [0]} : f32
+  %2 = gt %0, %1 : bool[tokens, 19]
+  %3 = reduce_mean %0 : f32[tokens, 1]
+  %4 = softmax %0, %2, %3 : f32[tokens, 19]
+  %5 = const {values = [0]} : bool
+  %6 = softmax %0, %5, %1 : f32[tokens, 19]
+  return y = %4, nothing = %6"#,
+    );
+}
+
 /// Ids behind an offset, and positions in a table, are limited by the table and not clamped in silence.
 #[test]
 fn tables_limit_what_indexes_them() {

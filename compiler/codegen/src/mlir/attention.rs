@@ -5,17 +5,20 @@
 //!
 //! Operands of the launch: `q`, the key slot, the value slot, the result, then the tables of the checkpoint that mask and score gather from.
 
+mod tables;
+
 use xfc_lang::graph::{DType, Graph};
 use xfc_lang::ops::Core;
 use xfc_runtime::artifact::abi::offsets as abi;
 
-use super::expr::{cast, constant, elem_of, scalar_graph};
+use self::tables::{Read, brings_integers};
+use super::expr::{cast, elem_of, scalar_graph};
 use super::frame::{Buffer, CacheTable, RowSpace};
 use super::machine::Machine;
 use super::schedule::AttentionSchedule;
 use super::writer::{Cmp, Elem, Ty, Val, Writer};
 use crate::error::CodegenError;
-use crate::plan::kernel::{AttentionSpec, Table, dtype_bytes, page_bytes};
+use crate::plan::kernel::{AttentionSpec, dtype_bytes, page_bytes};
 
 /// Below any score that a finite model computes; finite, so that a difference of two is never NaN.
 const LOWEST: f64 = -3.0e38;
@@ -33,27 +36,7 @@ pub fn emit(
     let (mut w, params) = Writer::kernel(symbol, machine);
     let args = params.args;
     let n_rows = w.n_rows(args, RowSpace { axis: spec.axis, selected: false });
-    let mut operand = 4;
-    let mut tables = Vec::with_capacity(spec.tables.len());
-    for table in &spec.tables {
-        tables.push(match table {
-            Table::Heads { dtype, values } => Read::Heads(*dtype, values),
-            Table::Constant { dtype: DType::F32, values } => Read::Whole(w.table_f32(values)),
-            Table::Constant { values, .. } => Read::Whole(w.table_int(values, Elem::I64)),
-            Table::Weight { .. } | Table::Query { .. } | Table::Key { .. } => {
-                operand += 1;
-                let buffer = w.buffer(args, operand - 1);
-                match table {
-                    Table::Query { dtype, by_head } => Read::Query { buffer, dtype: *dtype, by_head: *by_head },
-                    Table::Key { dtype, group, page_bytes } => {
-                        let table = w.cache(args, *group);
-                        Read::Key { data: buffer.data, table, dtype: *dtype, page_bytes: *page_bytes }
-                    }
-                    _ => Read::Whole(buffer.data),
-                }
-            }
-        });
-    }
+    let tables = tables::open(&mut w, args, &spec.tables);
     let kernel = Attention {
         spec,
         lanes: schedule.lanes,
@@ -66,7 +49,9 @@ pub fn emit(
         cache: w.cache(args, spec.group),
         scratch: params.scratch,
         tables,
-        ints: if fits_i32(&spec.mask) && fits_i32(&spec.score) && !spec.tables.iter().any(brings_integers) {
+        ints: if [&spec.mask, &spec.score].into_iter().chain(&spec.sink).all(fits_i32)
+            && !spec.tables.iter().any(brings_integers)
+        {
             Elem::I32
         } else {
             Elem::I64
@@ -117,12 +102,6 @@ struct Attention<'a> {
     ints: Elem,
 }
 
-/// Element type in memory: booleans are bytes.
-fn in_memory(dtype: DType) -> Result<Elem, CodegenError> {
-    let elem = elem_of(dtype, Elem::I64)?;
-    Ok(if elem == Elem::I1 { Elem::I8 } else { elem })
-}
-
 /// Whether every integer of a graph of scalars is a 32-bit one.
 fn fits_i32(graph: &Graph) -> bool {
     graph.nodes().all(|node| match graph.op(node).as_core() {
@@ -131,28 +110,6 @@ fn fits_i32(graph: &Graph) -> bool {
         }
         _ => true,
     })
-}
-
-/// How a parameter of mask and score is read.
-enum Read<'a> {
-    /// A constant, one for each head or one for all.
-    Heads(DType, &'a [f64]),
-    /// By its address.
-    Whole(Val),
-    /// Of the query's row.
-    Query { buffer: Buffer, dtype: DType, by_head: bool },
-    /// Of the keys of a page.
-    Key { data: Val, table: CacheTable, dtype: DType, page_bytes: u64 },
-}
-
-/// Whether integers come from tensors, which may hold any.
-fn brings_integers(table: &Table) -> bool {
-    matches!(
-        table,
-        Table::Query { dtype: DType::I64, .. }
-            | Table::Key { dtype: DType::I64, .. }
-            | Table::Constant { dtype: DType::I64, .. }
-    )
 }
 
 /// One query row.
@@ -209,13 +166,25 @@ impl Attention<'_> {
         let first_page = w.div_unsigned(query.low, page_size);
         let end_page = w.ceil_div(query.high, spec.page_tokens);
         let n_out = spec.value_dim.div_ceil(u64::from(self.lanes)) as usize;
-        let mut state = vec![w.f32(LOWEST, 0), w.f32(0.0, 0)];
+        let mut state = match &spec.sink {
+            None => vec![w.f32(LOWEST, 0), w.f32(0.0, 0)],
+            Some(sink) => vec![self.sink(w, query, sink, head)?, w.f32(1.0, 0)],
+        };
         let zero = w.f32(0.0, self.lanes);
         state.extend(std::iter::repeat_n(zero, n_out));
         let state = w.for_loop(first_page, end_page, 1, &state, |w, page, state| {
             self.one_page(w, query, page, (kv_head, head), (q, query_elem), state)
         })?;
         self.store(w, query.row, head, &state)
+    }
+
+    /// The score that takes part without a value, in no key's lane.
+    fn sink(&self, w: &mut Writer, query: &Query, sink: &Graph, head: Val) -> Result<Val, CodegenError> {
+        let tables = self.tables.iter().map(|table| self.of_all_keys(w, table, query, head));
+        let tables = tables.collect::<Result<Vec<_>, _>>()?;
+        let [q_pos, k_pos, head] = [query.position, query.position, head].map(|v| w.resize(v, self.ints));
+        let sink = scalar_graph(w, sink, &[&[q_pos, k_pos, head], &tables[..]].concat(), self.ints)?;
+        sink.first().copied().ok_or_else(|| CodegenError::bug("attention", "a sink without a result"))
     }
 
     /// One page: `state` is the running maximum, the running sum and the unnormalised result.
@@ -350,14 +319,12 @@ impl Attention<'_> {
         let q_pos = w.resize(query.position, self.ints);
         let q_pos = w.splat(q_pos, lanes);
         let tables = self.tables.iter().map(|table| match table {
-            Read::Heads(dtype, values) => self.of_head(w, *dtype, values, head),
-            Read::Whole(address) => Ok(*address),
-            Read::Query { buffer, dtype, by_head } => self.of_query(w, *buffer, *dtype, query, by_head.then_some(head)),
             Read::Key { data, table, dtype, page_bytes } => {
                 let id = w.page_id(*table, query.sequence, page);
                 let at = w.element(*data, id, *page_bytes);
                 self.of_keys(w, at, *dtype, v)
             }
+            table => self.of_all_keys(w, table, query, head),
         });
         let tables = tables.collect::<Result<Vec<_>, _>>()?;
         let head = w.resize(head, self.ints);
@@ -373,49 +340,6 @@ impl Attention<'_> {
         let score = w.splat(score[0], lanes);
         let lowest = w.f32(LOWEST, lanes);
         Ok((w.select(visible, score, lowest), visible))
-    }
-
-    /// What a constant of the attention is for this head, in all lanes.
-    fn of_head(&self, w: &mut Writer, dtype: DType, values: &[f64], head: Val) -> Result<Val, CodegenError> {
-        let elem = elem_of(dtype, self.ints)?;
-        let value = if let [one] = values[..] {
-            constant(w, one, dtype, self.ints)?
-        } else {
-            // Booleans are bytes in memory.
-            let stored = if elem == Elem::I1 { Elem::I8 } else { elem };
-            let all = if elem.is_float() { w.table_f32(values) } else { w.table_int(values, stored) };
-            let at = w.element(all, head, stored.bytes());
-            let value = w.load(Ty::scalar(stored), at);
-            cast(w, value, elem)?
-        };
-        Ok(w.splat(value, self.lanes))
-    }
-
-    /// What the query brings, in all lanes.
-    fn of_query(
-        &self,
-        w: &mut Writer,
-        buffer: Buffer,
-        dtype: DType,
-        query: &Query,
-        head: Option<Val>,
-    ) -> Result<Val, CodegenError> {
-        let (stored, elem) = (in_memory(dtype)?, elem_of(dtype, self.ints)?);
-        let mut at = w.row(buffer, query.row, stored.bytes());
-        if let Some(head) = head {
-            at = w.element(at, head, stored.bytes());
-        }
-        let value = w.load(Ty::scalar(stored), at);
-        let value = cast(w, value, elem)?;
-        Ok(w.splat(value, self.lanes))
-    }
-
-    /// What is kept of the keys of vector `v` of the page at `at`.
-    fn of_keys(&self, w: &mut Writer, at: Val, dtype: DType, v: usize) -> Result<Val, CodegenError> {
-        let (stored, elem) = (in_memory(dtype)?, elem_of(dtype, self.ints)?);
-        let at = w.offset_const(at, v as u64 * u64::from(self.lanes) * stored.bytes());
-        let value = w.load(Ty::of(stored, self.lanes), at);
-        cast(w, value, elem)
     }
 
     /// `out += p[j] * value[j]` for the tokens of the page that exist.

@@ -251,7 +251,9 @@ impl Body<'_> {
                     (Core::Gather, [table, indices]) => self.table_rows(w, *table, *indices, &target)?,
                     (Core::Take, [values, indices]) => self.take(w, *values, *indices, &target)?,
                     (Core::TopK { k }, [x]) => self.largest(w, *x, *k, &target)?,
-                    (Core::Softmax, [scores, mask @ ..]) => self.softmax(w, *scores, mask.first().copied(), &target)?,
+                    (Core::Softmax, [scores, rest @ ..]) => {
+                        self.softmax(w, *scores, rest.first().copied(), rest.get(1).copied(), &target)?;
+                    }
                     (Core::Contract { spec }, [a, b]) => self.contract(w, spec, [*a, *b], value, &target)?,
                     _ => return Err(CodegenError::bug("rows", format!("{op:?} of {} operands", operands.len()))),
                 }

@@ -13,7 +13,7 @@ pub enum KernelSpec {
     /// Products with weights.
     Linear(LinearSpec),
     /// Attention over pages.
-    Attention(AttentionSpec),
+    Attention(Box<AttentionSpec>),
     /// Token-wise operations.
     Rows(RowsSpec),
 }
@@ -36,7 +36,7 @@ impl KernelSpec {
                 body_text(&s.epilogue)
             ),
             KernelSpec::Attention(s) => format!(
-                "attention axis {} heads {}/{} dims {}/{} scale {} {:?} {} {} -> {} group {} pages of {} tables {:?}\n{}{}",
+                "attention axis {} heads {}/{} dims {}/{} scale {} {:?} {} {} -> {} group {} pages of {} tables {:?}\n{}{}{}",
                 s.axis,
                 s.heads,
                 s.kv_heads,
@@ -51,7 +51,8 @@ impl KernelSpec {
                 s.page_tokens,
                 s.tables,
                 body_text(&s.mask),
-                body_text(&s.score)
+                body_text(&s.score),
+                s.sink.as_ref().map(body_text).unwrap_or_default()
             ),
             KernelSpec::Rows(s) => format!("rows {:?} {:?} {:?}\n{}", s.space, s.params, s.sinks, body_text(&s.body)),
         }
@@ -131,7 +132,9 @@ pub struct AttentionSpec {
     pub mask: Graph,
     /// Scalars `(score, q_pos, k_pos, head) -> f32`.
     pub score: Graph,
-    /// What masks and scores read besides positions and heads: their parameters after `head`.
+    /// Scalars `(q_pos, k_pos, head) -> f32`, of which `k_pos` is not read: a score that takes part in the softmax and has no value.
+    pub sink: Option<Graph>,
+    /// What masks, scores and sinks read besides positions and heads: their parameters after `head`.
     pub tables: Vec<Table>,
     /// What the mask implies.
     pub reach: Reach,

@@ -130,7 +130,7 @@ impl Planner<'_> {
                 };
                 table.ok_or_else(|| CodegenError::unsupported("a mask or score that reads tensors", name))
             });
-            Ok(KernelSpec::Attention(AttentionSpec {
+            Ok(KernelSpec::Attention(Box::new(AttentionSpec {
                 tables: tables.collect::<Result<_, _>>()?,
                 axis: space.axis,
                 heads,
@@ -140,13 +140,14 @@ impl Planner<'_> {
                 scale: attention.scale,
                 mask: attention.mask.clone(),
                 score: attention.score.clone(),
+                sink: attention.sink.clone(),
                 reach: attention.reach,
                 query: graph.ty(values[0]).dtype,
                 kept: graph.ty(values[1]).dtype,
                 result: result_ty.dtype,
                 group: k.group,
                 page_tokens: this.target.page_tokens(),
-            }))
+            })))
         })?;
         let q = self.dense(q.clone(), graph.ty(values[0]), name)?;
         let out = self.new_buffer(result_ty)?;

@@ -17,7 +17,7 @@ struct Heads {
 }
 
 impl Expander {
-    /// `softmax(score(scale · q·kᵀ) where mask) · v`; `rest` is mask, scores, scale.
+    /// `softmax(score(scale · q·kᵀ) where mask) · v`; `rest` is mask, scores, scale, sinks.
     ///
     /// `q [tokens, H, D]`, `k` and `v [visible, K, D]` -> `[tokens, H, Dv]`; query head `h` reads head `h / (H / K)`.
     pub(super) fn attend(
@@ -45,6 +45,7 @@ impl Expander {
                 }
             },
         };
+        let sinks = rest.next().flatten().filter(|s| !matches!(s, Value::None));
         let everything = matches!(mask, Value::Bool(true));
         let (k, v) = (self.kept(k, &q, everything), self.kept(v, &q, everything));
         let heads = self.heads(&q, &k, &v, span)?;
@@ -87,16 +88,18 @@ impl Expander {
                 scored
             }
         };
-        let weights = if everything {
-            self.emit(Core::Softmax, &[&scored], DType::F32, full, span)?
-        } else {
+        let mut operands = vec![scored];
+        if !everything || sinks.is_some() {
             let mask = self.in_attention(mask, &heads, &scaled, span)?;
             if mask.dtype != DType::Bool {
                 return self.fail(Code::WrongType, span, "the mask is made of numbers", "expected a comparison");
             }
-            let mask = self.place_axes(&mask, &full, span)?;
-            self.emit(Core::Softmax, &[&scored, &mask], DType::F32, full, span)?
-        };
+            operands.push(self.place_axes(&mask, &full, span)?);
+        }
+        if let Some(sinks) = sinks {
+            operands.push(self.sink(sinks, &heads, &scaled, span)?);
+        }
+        let weights = self.emit(Core::Softmax, &operands.iter().collect::<Vec<_>>(), DType::F32, full, span)?;
         let out = vec![heads.query, kv, group, v.axes[2]];
         let mixed =
             self.emit(Core::Contract { spec: "kgnv,vkd->nkgd".into() }, &[&weights, &v], DType::F32, out, span)?;
@@ -152,6 +155,42 @@ impl Expander {
             Sym::Tensor(t) => this.over_heads(t.clone(), heads, span),
             _ => Err(this.report(Diagnostic::new(Code::Misplaced, "not a mask", span))),
         })
+    }
+
+    /// What takes part in the softmax without a value, as `[K, G, queries, 1]`: given as a number, `[H]`, `[tokens, H]` or an expression over these.
+    fn sink(&mut self, value: Value, heads: &Heads, score: &Tensor, span: Span) -> Eval<Tensor> {
+        let sinks = match value {
+            Value::Sym(sym) => Value::Sym(sym),
+            other => {
+                let mut t = self.tensor(other, span, None)?;
+                let (shape, count) = (self.show_shape(&t.axes), heads.kv * heads.group);
+                // One number a head, whether or not anything made an axis of heads of it.
+                let by_head = t.axis(AxisName::Heads).is_some();
+                if let Some(last) = t.axes.last_mut().filter(|a| !by_head && a.name == AxisName::Width) {
+                    if last.size == Dim::Fixed(count) {
+                        last.name = AxisName::Heads;
+                    } else if !last.is_one() {
+                        let message = format!("sinks of shape {shape} in an attention of {count} heads");
+                        return self.fail(Code::AxisMismatch, span, message, "expected one number a head");
+                    }
+                }
+                Value::Tensor(t)
+            }
+        };
+        let t = self.in_attention(sinks, heads, score, span)?;
+        let t = self.cast(t, DType::F32, span)?;
+        if t.axis(AxisName::Keys).is_some() {
+            let d = Diagnostic::new(Code::AxisMismatch, "sinks that differ from key to key", span)
+                .label("expected a number a head, for all keys");
+            return Err(self.report(d.help("a sink takes part in the softmax as one key more, which has no value")));
+        }
+        let one = Axis::new(AxisName::Keys, Dim::Fixed(1));
+        let [kv, group] = [(AxisName::KvHeads, heads.kv), (AxisName::Group, heads.group)]
+            .map(|(name, n)| Axis::new(name, Dim::Fixed(n)));
+        let full = [kv, group, Axis::new(AxisName::Query, heads.query.size), one];
+        let t = self.place_axes(&t, &full[..3], span)?;
+        let axes = [&t.axes[..], &[one]].concat();
+        self.emit(Core::Reshape, &[&t], DType::F32, axes, span)
     }
 
     /// `[H]` as `[K, G]`.
@@ -375,6 +414,28 @@ mod tests {
         assert_eq!(codes(&attention("attend(k, k, k, q_pos - k_pos)")), [Code::WrongType]);
         assert_eq!(codes(&attention("attend(k, k, k, scale = x)")), [Code::WrongType]);
         assert_eq!(codes(&attention("attend(k, k)")), [Code::MissingOption]);
+    }
+
+    #[test]
+    fn sinks_are_one_number_a_head() {
+        let with = |sinks: &str| format!("attend(q, cache(q), cache(q), causal, sinks = {sinks})");
+        let made = |sinks: &str| model(&attention(&with(sinks))).program.to_string();
+        for (sinks, shape) in [
+            ("0", ": f32[1]\n"),
+            ("[0, 1, 2, 3]", "f32[4, 1, 1, 1]"),
+            ("sum(q)", "f32[4, 1, tokens, 1]"),
+            ("q_pos * 0.1", "f32[tokens, 1]"),
+            ("head - q_pos", "f32[4, 1, tokens, 1]"),
+        ] {
+            assert!(made(sinks).contains(shape), "{sinks}\n{}", made(sinks));
+        }
+        let without = model(&attention("attend(q, cache(q), cache(q), causal)")).program.to_string();
+        assert_eq!(made("none"), without);
+        for sinks in ["[0, 1]", "x", "k_pos", "score"] {
+            assert_eq!(codes(&attention(&with(sinks))), [Code::AxisMismatch], "{sinks}");
+        }
+        assert_eq!(codes(&attention(&with("q"))), [Code::Misplaced]);
+        assert_eq!(codes(&attention(&with("'one'"))), [Code::WrongType]);
     }
 
     #[test]

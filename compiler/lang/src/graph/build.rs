@@ -178,9 +178,10 @@ impl<'g> Builder<'g> {
         self.inferred(Core::TopK { k }, &[x])
     }
 
-    /// Softmax over the last dimension where `mask` holds.
-    pub fn softmax(&mut self, scores: ValueId, mask: Option<ValueId>) -> Result<ValueId> {
-        let operands: Vec<_> = [Some(scores), mask].into_iter().flatten().collect();
+    /// Softmax over the last dimension where `mask` holds; `sink` is one score more of each row, without a share.
+    pub fn softmax(&mut self, scores: ValueId, mask: Option<ValueId>, sink: Option<ValueId>) -> Result<ValueId> {
+        let mask = mask.or_else(|| sink.map(|_| self.scalar_of(1.0, DType::Bool)));
+        let operands: Vec<_> = [Some(scores), mask, sink].into_iter().flatten().collect();
         self.inferred(Core::Softmax, &operands)
     }
 

@@ -136,6 +136,11 @@ impl Attributes {
         self.bodies.remove(key).ok_or_else(|| format!("the body '{key}' is missing"))
     }
 
+    /// A body that need not be there.
+    pub fn optional_body(&mut self, key: &str) -> Option<Graph> {
+        self.bodies.remove(key)
+    }
+
     /// An error when something is left that nobody asked for.
     pub fn finish(self) -> Result<(), String> {
         match self.values.keys().chain(self.bodies.keys()).next() {

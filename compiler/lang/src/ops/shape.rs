@@ -261,16 +261,21 @@ pub fn result_type(op: &Core, operands: &[Type], stated: &Type) -> Result<Type> 
             }
         }
         Core::Softmax => {
-            let (scores, mask) = match operands {
-                [scores] => (scores, None),
-                [scores, mask] => (scores, Some(mask)),
-                _ => return fail(format!("takes 1 or 2 operands, not {}", operands.len())),
+            let (scores, mask, sink) = match operands {
+                [scores] => (scores, None, None),
+                [scores, mask] => (scores, Some(mask), None),
+                [scores, mask, sink] => (scores, Some(mask), Some(sink)),
+                _ => return fail(format!("takes 1 to 3 operands, not {}", operands.len())),
             };
             if scores.dtype != DType::F32 || scores.dims.is_empty() {
                 return fail(format!("the scores are {scores}"));
             }
             if mask.is_some_and(|m| m.dtype != DType::Bool || !broadcasts_to(&m.dims, &scores.dims)) {
                 return fail(format!("the mask {} of {scores}", operands[1]));
+            }
+            let once = |s: &Type| matches!(s.dims.last(), None | Some(Dim::Fixed(1)));
+            if sink.is_some_and(|s| s.dtype != DType::F32 || !once(s) || !broadcasts_to(&s.dims, &scores.dims)) {
+                return fail(format!("the sink {} of {scores}", operands[2]));
             }
             Ok(scores.clone())
         }

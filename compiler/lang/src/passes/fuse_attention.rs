@@ -1,11 +1,11 @@
 //! Fuses a softmax between two products with keys and values into one `attention`, so that no row of scores is ever held.
 //!
-//! before   s = contract q, k {"nkgd,vkd->kgnv"} ; t = mul s, scale ; p = softmax t, mask ; y = contract p, v {"kgnv,vkd->nkgd"}
-//! after    a = attention q', k, v, extras {scale, mask, score} ; y = reshape a        (q' is q as [N, H, Dk])
+//! before   s = contract q, k {"nkgd,vkd->kgnv"} ; t = mul s, scale ; p = softmax t, mask, sink ; y = contract p, v {"kgnv,vkd->nkgd"}
+//! after    a = attention q', k, v, extras {scale, mask, score, sink} ; y = reshape a        (q' is q as [N, H, Dk])
 //!
-//! Everything elementwise between the products, and everything that makes the mask, becomes a graph of scalars over positions, head
+//! Everything elementwise between the products, and everything that makes the mask or the sink, becomes a graph of scalars over positions, head
 //! and extras; what of it does not depend on the scores or positions is an extra. A gather from a table of one dimension is taken in with
-//! its index, and the table is an operand as it is.
+//! its index, and the table is an operand as it is; a weight of one number a head is such a table, and the head its index.
 
 use std::collections::HashMap;
 
@@ -54,9 +54,10 @@ enum Slot {
 fn rewrite(graph: &mut Graph, node: NodeId) -> Option<()> {
     let [p, v] = product(graph, node, "kgnv,vkd->nkgd")?;
     let Core::Softmax = core(graph, p)? else { return None };
-    let (scores, mask) = match graph.operands(p.node)[..] {
-        [scores] => (scores, None),
-        [scores, mask] => (scores, Some(mask)),
+    let (scores, mask, sink) = match graph.operands(p.node)[..] {
+        [scores] => (scores, None, None),
+        [scores, mask] => (scores, Some(mask), None),
+        [scores, mask, sink] => (scores, Some(mask), Some(sink)),
         _ => return None,
     };
     let products = find_products(graph, scores)?;
@@ -74,25 +75,34 @@ fn rewrite(graph: &mut Graph, node: NodeId) -> Option<()> {
         graph,
         shape: Shape { n, keys, kv_heads, group },
         scaled,
-        bodies: [body("mask", &Attention::MASK_PARAMS), body("score", &Attention::SCORE_PARAMS)],
+        bodies: [
+            body("mask", &Attention::MASK_PARAMS),
+            body("score", &Attention::SCORE_PARAMS),
+            body("sink", &Attention::MASK_PARAMS),
+        ],
         memo: HashMap::new(),
         extras: Vec::new(),
     };
     let full = [Some(Slot::K), Some(Slot::G), Some(Slot::N), Some(Slot::T)];
     let score = lift.scalar(Body::Score, scores, &full)?;
     let mask = match mask {
-        Some(mask) => {
-            let rank = lift.graph.ty(mask).dims.len();
-            let slots = lift.known(mask, full.get(4usize.checked_sub(rank)?..)?);
-            lift.scalar(Body::Mask, mask, &slots)?
-        }
+        Some(mask) => lift.scalar_at_the_end(Body::Mask, mask, &full)?,
         None => Builder::new(&mut lift.bodies[Body::Mask as usize]).scalar_of(1.0, DType::Bool),
     };
-    let Lift { bodies: [mut mask_body, mut score_body], extras, .. } = lift;
+    let sink = match sink {
+        Some(sink) => Some(lift.scalar_at_the_end(Body::Sink, sink, &full)?),
+        None => None,
+    };
+    let Lift { bodies: [mut mask_body, mut score_body, mut sink_body], extras, .. } = lift;
     mask_body.add_output("visible", mask);
     score_body.add_output("y", score);
     remove_dead(&mut mask_body);
     remove_dead(&mut score_body);
+    let sink = sink.map(|sink| {
+        sink_body.add_output("sink", sink);
+        remove_dead(&mut sink_body);
+        sink_body
+    });
 
     let reach = reach(&mask_body);
     let mut b = Builder::like(graph, node);
@@ -101,7 +111,7 @@ fn rewrite(graph: &mut Graph, node: NodeId) -> Option<()> {
         _ => b.reshape(q, [n, Dim::Fixed(heads), d]).ok()?,
     };
     let operands = [&[q, k, v], &extras[..]].concat();
-    let y = b.fused1(Attention { scale, mask: mask_body, score: score_body, reach }, &operands).ok()?;
+    let y = b.fused1(Attention { scale, mask: mask_body, score: score_body, sink, reach }, &operands).ok()?;
     let old = ValueId { node, port: 0 };
     let dims = b.graph.ty(old).dims.clone();
     let y = b.reshape(y, dims).ok()?;
@@ -174,6 +184,7 @@ fn body(name: &str, params: &[&str]) -> Graph {
 enum Body {
     Mask = 0,
     Score = 1,
+    Sink = 2,
 }
 
 struct Shape {
@@ -188,7 +199,7 @@ struct Lift<'g> {
     graph: &'g mut Graph,
     shape: Shape,
     scaled: ValueId,
-    bodies: [Graph; 2],
+    bodies: [Graph; 3],
     /// By body, value and what its dimensions stand for.
     memo: HashMap<(Body, ValueId, Vec<Option<Slot>>), ValueId>,
     /// Operands of the attention after q, k and v; parameters of both bodies in the same order.
@@ -200,6 +211,13 @@ impl Lift<'_> {
     fn known(&self, value: ValueId, slots: &[Option<Slot>]) -> Vec<Option<Slot>> {
         let dims = &self.graph.ty(value).dims;
         dims.iter().zip(slots).map(|(d, s)| s.filter(|_| *d != Dim::Fixed(1))).collect()
+    }
+
+    /// The same of a value that is aligned at the last of the dimensions that `full` stands for.
+    fn scalar_at_the_end(&mut self, body: Body, value: ValueId, full: &[Option<Slot>]) -> Option<ValueId> {
+        let rank = self.graph.ty(value).dims.len();
+        let slots = full.get(full.len().checked_sub(rank)?..)?;
+        self.scalar(body, value, slots)
     }
 
     /// The scalar of `body` that stands for an element of `value`.
@@ -326,8 +344,30 @@ impl Lift<'_> {
             Some(x) => x,
             None => b.reshape(moved, &full[skip..]).ok()?,
         };
+        let by_head = !named.is_empty() && full[0] == Dim::Fixed(1) && full[2] == Dim::Fixed(1);
+        if let Some(table) = self.table_of_heads(operand, full[1]).filter(|_| by_head) {
+            return self.element_of_head(body, table);
+        }
         let ty = Type::scalar(self.graph.ty(operand).dtype);
         self.parameter(body, operand, ty)
+    }
+
+    /// A weight of one number a head, as it is in the checkpoint.
+    fn table_of_heads(&self, operand: ValueId, heads: Dim) -> Option<ValueId> {
+        let mut value = operand;
+        while core(self.graph, value) == Some(&Core::Reshape) {
+            value = *self.graph.operands(value.node).first()?;
+        }
+        let held = matches!(core(self.graph, value), Some(Core::Weight { .. }));
+        (held && self.graph.ty(value).dims == [heads]).then_some(value)
+    }
+
+    fn element_of_head(&mut self, body: Body, table: ValueId) -> Option<ValueId> {
+        let first = usize::from(body == Body::Score);
+        let table = self.parameter(body, table, self.graph.ty(table).clone())?;
+        let graph = &mut self.bodies[body as usize];
+        let head = graph.params().get(first + 2).map(|p| p.value)?;
+        Builder::new(graph).gather(table, head).ok()
     }
 
     /// The parameter of `body` that stands for an operand, which both bodies get.

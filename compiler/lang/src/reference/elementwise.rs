@@ -216,16 +216,30 @@ pub(super) fn top_k<F: Float>(x: &Value<F>, k: usize) -> Value<F> {
 }
 
 /// `exp(x - max) / sum` where the mask holds, 0 elsewhere.
-pub(super) fn softmax<F: Float>(scores: &Value<F>, mask: Option<&Rc<Value<F>>>) -> Value<F> {
+pub(super) fn softmax<F: Float>(
+    scores: &Value<F>,
+    mask: Option<&Rc<Value<F>>>,
+    sink: Option<&Rc<Value<F>>>,
+) -> Value<F> {
     let width = scores.dims.last().copied().unwrap_or(1).max(1);
     let mask = mask.map(|m| m.broadcast(&scores.dims));
+    // One element a row.
+    let sink = sink.map(|s| {
+        let mut dims = scores.dims.clone();
+        dims.pop();
+        s.broadcast(&[&dims[..], &[1]].concat())
+    });
     let mut out = Vec::with_capacity(scores.floats().len());
     for (i, row) in scores.floats().chunks_exact(width).enumerate() {
         let visible = |j: usize| mask.as_ref().is_none_or(|m| m.bools()[i * width + j]);
-        let max = (0..width).filter(|j| visible(*j)).map(|j| row[j].to_f64());
-        let max = max.fold(f64::NEG_INFINITY, |m, x| if x > m || x.is_nan() { x } else { m });
+        let sink = sink.as_ref().map(|s| s.floats()[i]);
+        let seen = (0..width).filter(|j| visible(*j)).map(|j| row[j].to_f64()).chain(sink.map(Float::to_f64));
+        let max = seen.fold(f64::NEG_INFINITY, |m, x| if x > m || x.is_nan() { x } else { m });
         let start = out.len();
-        let mut sum = F::default();
+        let mut sum = match sink {
+            Some(sink) if max != f64::NEG_INFINITY => F::from_f64((sink - F::from_f64(max)).to_f64().exp()),
+            _ => F::default(),
+        };
         for (j, x) in row.iter().enumerate() {
             let e = if visible(j) && max != f64::NEG_INFINITY {
                 F::from_f64((*x - F::from_f64(max)).to_f64().exp())
@@ -254,4 +268,20 @@ pub(super) fn take<F: Float>(values: &Value<F>, indices: &Value<F>) -> Result<Va
     let at = |n: usize| n / k.max(1) * width + indices.ints()[n] as usize;
     let data = map_elements!(&values.data, v => (0..indices.ints().len()).map(|n| v[at(n)]).collect());
     Ok(Value { dims: indices.dims.clone(), data })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sink_takes_a_share_that_nothing_is_given() {
+        let scores = Value::<f64>::float(vec![2, 2], vec![0.0, 3.0f64.ln(), 1.0e4, 1.0e4]);
+        let mask = Rc::new(Value { dims: vec![2, 2], data: Elements::Bool(vec![true, true, false, false]) });
+        let sink = Rc::new(Value::float(vec![1, 1], vec![0.0]));
+        let shares = softmax(&scores, Some(&mask), Some(&sink));
+        for (share, wanted) in shares.floats().iter().zip([0.2, 0.6, 0.0, 0.0]) {
+            assert!((share - wanted).abs() < 1.0e-12, "{:?}", shares.floats());
+        }
+    }
 }

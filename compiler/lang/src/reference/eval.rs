@@ -147,7 +147,7 @@ impl<F: Float> Step<'_, F> {
             Core::Take => take(&x[0], &x[1])?,
             Core::Reduce(f) => reduce(*f, &x[0])?,
             Core::TopK { k } => top_k(&x[0], *k as usize),
-            Core::Softmax => softmax(&x[0], x.get(1)),
+            Core::Softmax => softmax(&x[0], x.get(1), x.get(2)),
             Core::Contract { spec } => contract(spec, &x[0], &x[1])?,
             Core::SelectRows => {
                 let rows: &[usize] = match ty.dims.first() {

@@ -179,6 +179,9 @@ fn fused(op: &Op, graph: &Graph, node: NodeId, out: &mut Node) {
             let formula = formula::of_body(&attention.score).filter(|f| f.len() <= 72);
             out.lines.push(format!("score {}", formula.unwrap_or_else(|| operations(&attention.score))));
         }
+        if let Some(sink) = &attention.sink {
+            out.lines.push(format!("sink {}", formula::of_body(sink).unwrap_or_else(|| operations(sink))));
+        }
         out.facts.push(("scale".into(), formula::short(attention.scale)));
         out.facts.push(("kernel".into(), "attention mixes tokens, so that it is a kernel of its own".into()));
     } else if let Some(rows) = op.as_fused::<Rows>() {

@@ -131,6 +131,9 @@ impl Drawing<'_> {
                     if !attention.score_is_identity() {
                         lines.push(format!("score: {}", operations(&attention.score)));
                     }
+                    if let Some(sink) = &attention.sink {
+                        lines.push(format!("sink: {}", operations(sink)));
+                    }
                 } else if let Some(rows) = op.as_fused::<Rows>() {
                     lines.push(operations(&rows.body));
                     lines.push(rows.reason.clone());

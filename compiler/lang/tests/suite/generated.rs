@@ -73,7 +73,7 @@ fn node(
         11 => norm(b, x, n),
         12 => attention(b, x, y, n, i),
         _ => match callee {
-            None => b.softmax(x, None),
+            None => b.softmax(x, None, None),
             Some(body) => {
                 let types = |b: &Builder<'_>, v: ValueId| b.graph.ty(v).clone();
                 let params: Vec<_> = body.params().iter().map(|p| body.ty(p.value).clone()).collect();
@@ -136,7 +136,18 @@ fn attention(
         let near = b.binary(BinaryOp::Lt, age, window)?;
         mask = b.binary(BinaryOp::And, mask, near)?;
     }
-    let probabilities = b.softmax(scores, Some(mask))?;
+    // One number a head, as each of a weight's, or as each token brings.
+    let sink = match n % 7 {
+        0 => Some(b.weight(format!("sink{i}"), Type::new(DType::F32, [f(2)]))),
+        1 => Some(b.slice(y, 1, 1, 1)?),
+        2 => Some(b.scalar(-0.5)),
+        _ => None,
+    };
+    let sink = match sink {
+        Some(s) if b.graph.ty(s).dims.len() == 1 => Some(b.reshape(s, [f(1), f(2), f(1), f(1)])?),
+        s => s,
+    };
+    let probabilities = b.softmax(scores, Some(mask), sink)?;
     let y = b.contract("kgnv,vkd->nkgd", probabilities, v)?;
     b.reshape(y, [TOKENS, f(4)])
 }

@@ -13,12 +13,13 @@ use crate::mlir::writer::{Cmp, Elem, Ty, Val, Writer};
 type KeyFn<'f> = dyn Fn(&mut Writer, Val, u32, Option<Val>) -> Val + 'f;
 
 impl Body<'_> {
-    /// `exp(x - max) / sum` where the mask holds, 0 elsewhere; zeros where nothing is seen.
+    /// `exp(x - max) / sum` where the mask holds, 0 elsewhere; zeros where nothing is seen. A sink takes part in maximum and sum.
     pub(super) fn softmax(
         &mut self,
         w: &mut Writer,
         scores: ValueId,
         mask: Option<ValueId>,
+        sink: Option<ValueId>,
         target: &View,
     ) -> Result<(), CodegenError> {
         let from = self.view_of(w, scores)?;
@@ -53,8 +54,17 @@ impl Body<'_> {
                 let x = seen(w, &at, l, tail)?;
                 Ok(vec![w.max(c[0], x)])
             })?[0];
-            let highest = w.reduce_max(highest);
+            let mut highest = w.reduce_max(highest);
             let zero = w.f32(0.0, 0);
+            let sink = match sink {
+                None => None,
+                Some(sink) => {
+                    at[last] = w.i64(0);
+                    let sink = this.compute(w, sink, &at, 0, None)?;
+                    highest = w.max(highest, sink);
+                    Some(sink)
+                }
+            };
             let nothing = w.cmp(Cmp::Eq, highest, lowest);
             let shift = w.select(nothing, zero, highest);
             let start = w.splat(zero, lanes);
@@ -67,7 +77,12 @@ impl Body<'_> {
                 target.store(w, e, &at, tail);
                 Ok(vec![w.add(c[0], e)])
             })?[0];
-            let sum = w.reduce_add(sum);
+            let mut sum = w.reduce_add(sum);
+            if let Some(sink) = sink {
+                let x = w.sub(sink, shift);
+                let e = w.exp(x);
+                sum = w.add(sum, e);
+            }
             let is_zero = w.cmp(Cmp::Eq, sum, zero);
             let one = w.f32(1.0, 0);
             let sum = w.select(is_zero, one, sum);

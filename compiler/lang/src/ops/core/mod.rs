@@ -96,7 +96,8 @@ pub enum Core {
         k: u64,
     },
     /// `(scores)` or `(scores, mask)`: softmax over the last dimension of the scores where the boolean mask (broadcast) holds, 0 elsewhere.
-    /// A row with nothing visible is all zeros, one that sees NaN all NaN.
+    /// A row with nothing visible is all zeros, one that sees NaN all NaN. `(scores, mask, sink)`: the sink, broadcast to the scores with one
+    /// element a row, is one score more of each row, of which no share is given: the shares add up to less than 1.
     Softmax,
     /// A sum of products in Einstein notation over two operands, accumulated in f32 (f64 in the f64 interpreter): `"nkgd,vkd->nkgv"`.
     Contract {

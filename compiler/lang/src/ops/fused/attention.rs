@@ -17,6 +17,7 @@ use crate::ops::{Op, ShapeError};
 /// Query head `h` reads key and value head `h / (H / K)`.
 /// `mask` is a graph of scalars with parameters `(q_pos, k_pos, head, extras..)`, i64 positions and head, giving a bool.
 /// `score` is a graph of scalars with parameters `(score, q_pos, k_pos, head, extras..)` giving f32; `score` is already scaled.
+/// `sink`, where there is one, is a graph of scalars with the parameters of `mask` that does not read `k_pos`: the f32 score of one key more, which has no value.
 /// Extras are broadcastable to `[tokens, H, visible(tokens)]`, an element to a parameter; or tables `[n]`, whole, where the parameter is one:
 /// mask and score gather from them.
 ///
@@ -33,6 +34,8 @@ pub struct Attention {
     pub mask: Graph,
     /// Identity when it returns its first parameter.
     pub score: Graph,
+    /// A score that takes part in the softmax and has no value.
+    pub sink: Option<Graph>,
     /// What the mask implies, derived by interval evaluation.
     pub reach: Reach,
 }
@@ -69,7 +72,8 @@ impl FusedOp for Attention {
     }
 
     fn bodies(&self) -> Vec<(&'static str, &Graph)> {
-        vec![("mask", &self.mask), ("score", &self.score)]
+        let sink = self.sink.as_ref().map(|sink| ("sink", sink));
+        [("mask", &self.mask), ("score", &self.score)].into_iter().chain(sink).collect()
     }
 
     fn decompose(&self, operands: &[Type]) -> Result<Graph, ShapeError> {
@@ -121,7 +125,14 @@ impl FusedOp for Attention {
         let [mask] = b.lift(&self.mask, &args[1..])?[..] else {
             return fail("the mask has not one result");
         };
-        let probabilities = b.softmax(scores, Some(mask))?; // [K, G, N, T]
+        let sink = match &self.sink {
+            None => None,
+            Some(sink) => match b.lift(sink, &args[1..])?[..] {
+                [sink] => Some(sink), // [K|1, G|1, N|1, 1]
+                _ => return fail("the sink has not one result"),
+            },
+        };
+        let probabilities = b.softmax(scores, Some(mask), sink)?; // [K, G, N, T]
         // Products are of one dtype: where v is narrower than f32, its values are widened, which rounds nothing.
         let v = b.cast(values[2], DType::F32)?; // [T, K, Dv]
         let summed = b.contract("kgnv,vkd->nkgd", probabilities, v)?; // [N, K, G, Dv]
@@ -155,6 +166,7 @@ pub(super) fn parse(a: &mut Attributes) -> Result<Op, String> {
         scale: a.f64("scale")?,
         mask: a.body("mask")?,
         score: a.body("score")?,
+        sink: a.optional_body("sink"),
         reach: Reach { window: a.optional_u64("window")?, future: a.bool("future")? },
     }))
 }
