@@ -5,7 +5,7 @@
 //! .xfm.card      the description that was compiled, UTF-8
 //! .xfm.plan.0    manifest of variant 0, JSON
 //! .xfm.plan.i    what differs in the manifest of variant i, JSON
-//! .xfm.code.i    code and constants of variant i, one position-independent image
+//! .xfm.code.i    code and constants of variant i, one position-independent image; absent where an earlier variant has the same
 //! .xfm.sums      checksums
 //! ```
 //!
@@ -78,21 +78,29 @@ pub fn write(card: &str, variants: &[VariantParts]) -> Result<Vec<u8>> {
         };
         sections.push(section(plan_name(i), plan.map_err(|error| bug(format!("variant {i}: {error}")))?, false));
     }
-    let summed = (0..variants.len())
-        .map(code_name)
+    // Equal code is there once, under the name of the first variant that has it.
+    let home = |i: usize| variants[..i].iter().position(|v| v.code.bytes == variants[i].code.bytes).unwrap_or(i);
+    let homes: Vec<usize> = (0..variants.len()).map(home).collect();
+    let stored: Vec<usize> = (0..variants.len()).filter(|&i| homes[i] == i).collect();
+    let summed = stored
+        .iter()
+        .map(|&i| code_name(i))
         .chain(sections.iter().map(|section| section.name.clone()))
         .collect::<Vec<_>>();
     let sums_index = sections.len();
     sections.push(section(sums::SECTION.to_owned(), vec![0; Sums::len(summed.iter().map(String::as_str))], false));
-    for (i, variant) in variants.iter().enumerate() {
-        sections.push(section(code_name(i), variant.code.bytes.clone(), true));
+    for &i in &stored {
+        sections.push(section(code_name(i), variants[i].code.bytes.clone(), true));
     }
 
     // Where variants are of several architectures, the file is of none.
     let same_arch = variants.iter().all(|variant| variant.manifest.target.arch == first.manifest.target.arch);
     let arch = if same_arch { first.manifest.target.arch.as_str() } else { "" };
     let elf::Written { mut bytes, offsets } = elf::write(arch, &sections, table::SYMBOL, 0).map_err(bug)?;
-    let code = |i: usize| offsets[sums_index + 1 + i] as u64 - offsets[0] as u64;
+    let code = |i: usize| {
+        let at = stored.iter().position(|&s| s == homes[i]).expect("a home is stored");
+        offsets[sums_index + 1 + at] as u64 - offsets[0] as u64
+    };
     let rows: Vec<VariantEntries> = variants
         .iter()
         .enumerate()
@@ -253,6 +261,11 @@ impl Artifact {
         (self.card.len(), self.variants.iter().map(|variant| (variant.plan_bytes, variant.range.len())).collect())
     }
 
+    #[cfg(test)]
+    pub(crate) fn code(&self, index: usize) -> &[u8] {
+        &self.bytes[self.variants[index].range.clone()]
+    }
+
     fn target_names(&self) -> Vec<&str> {
         self.manifests.iter().map(|manifest| manifest.target.name.as_str()).collect()
     }
@@ -346,11 +359,14 @@ fn parse(bytes: &[u8]) -> Result<Parsed, Refusal> {
             .map_err(|problem| Refusal::damaged(format!("the plan of variant {i} cannot be read: {problem}")))?;
         validate::check(&manifest)
             .map_err(|problem| Refusal::damaged(format!("the plan of variant {i} is not valid: {problem}")))?;
-        let (range, sum) = need(&code_name(i))?;
-        if row.code_offset.checked_add(table_start) != Some(range.start as u64) || row.code_bytes != range.len() as u64
-        {
-            return Err(Refusal::damaged(format!("the entry table and section {} disagree", code_name(i))));
-        }
+        // Its own section, or that of an earlier variant with equal code.
+        let is_here = |range: &Range<usize>| {
+            row.code_offset.checked_add(table_start) == Some(range.start as u64) && row.code_bytes == range.len() as u64
+        };
+        let found = (0..=i).rev().find_map(|of| need(&code_name(of)).ok().filter(|(range, _)| is_here(range)));
+        let (range, sum) = found.ok_or_else(|| {
+            Refusal::damaged(format!("the entry table has code of variant {i} where no section holds it"))
+        })?;
         check_entries(&manifest, &row.entries, range.len()).map_err(Refusal::damaged)?;
         manifests.push(manifest);
         variants.push(VariantCode { plan_bytes, range, sum, entries: row.entries });

@@ -118,6 +118,17 @@ fn variants_share_what_is_equal() {
     assert_eq!(artifact.manifests().collect::<Vec<_>>(), [&sample::manifest(), &other.manifest]);
     let (_, sizes) = artifact.sizes();
     assert!(sizes[1].0 * 8 < sizes[0].0, "plans and code: {sizes:?}");
+    let names = |bytes: &[u8], name: &[u8]| bytes.windows(name.len()).any(|part| part == name);
+    assert!(names(&bytes, b".xfm.code.0") && !names(&bytes, b".xfm.code.1"));
+    let mut third = other.clone();
+    third.manifest.target.name = "cpu:elsewhere".into();
+    third.code.bytes[100] ^= 1;
+    let three = write("", &[sample::parts(), other.clone(), third]).unwrap();
+    assert!(!names(&three, b".xfm.code.1") && names(&three, b".xfm.code.2"));
+    let artifact = Artifact::from_bytes(three).unwrap();
+    for (index, last) in [(0, 0), (1, 0), (2, 1)] {
+        assert_eq!(artifact.code(index)[100], last);
+    }
     for at in 0..bytes.len() {
         let mut damaged = bytes.clone();
         damaged[at] ^= 1 << (at % 8);
