@@ -12,10 +12,13 @@ import json
 import sys
 from pathlib import Path
 
-import safetensors.torch
-import tokenizers
-import torch
-import transformers
+try:
+    import safetensors.torch
+    import tokenizers
+    import torch
+    import transformers
+except ImportError as error:
+    sys.exit(f"{error}: pip install torch transformers safetensors tokenizers")
 
 SENTENCES = [
     "A man is eating food.",

@@ -18,16 +18,36 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     write_atomic_with(path, |file| file.write_all(bytes))
 }
 
+/// Refuses a path that [`write_atomic`] could not write, before there is anything to write.
+///
+/// # Errors
+/// It is a folder, or its own folder does not exist.
+pub fn check_writable(path: &Path) -> Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if path.is_dir() {
+        return Err(is_folder(path));
+    }
+    match fs::metadata(folder) {
+        Ok(found) if found.is_dir() => Ok(()),
+        Ok(_) => Err(RuntimeError::io(path, "write", std::io::ErrorKind::NotADirectory.into())),
+        Err(error) => Err(RuntimeError::io(path, "write", error)),
+    }
+}
+
+fn is_folder(path: &Path) -> RuntimeError {
+    RuntimeError::request(
+        format!("{}: is a folder, a file was expected", path.display()),
+        "give the path of a file to write",
+    )
+}
+
 /// [`write_atomic`] with the contents written by `fill`.
 ///
 /// # Errors
 /// As [`write_atomic`], and what `fill` returns.
 pub fn write_atomic_with(path: &Path, fill: impl FnOnce(&mut File) -> std::io::Result<()>) -> Result<()> {
     if path.is_dir() {
-        return Err(RuntimeError::request(
-            format!("{}: is a folder, a file was expected", path.display()),
-            "give the path of a file to write",
-        ));
+        return Err(is_folder(path));
     }
     let fail = |error| RuntimeError::io(path, "write", error);
     // A device is not replaced by a file of its name.
@@ -114,6 +134,18 @@ fn create_beside(path: &Path) -> std::io::Result<(PathBuf, File)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cannot_be_written_is_known_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        check_writable(&file).unwrap();
+        check_writable(Path::new("file")).unwrap();
+        write_atomic(&file, b"one").unwrap();
+        for wrong in [folder.path().to_owned(), folder.path().join("none/file"), file.join("file")] {
+            assert!(check_writable(&wrong).is_err() && write_atomic(&wrong, b"two").is_err(), "{}", wrong.display());
+        }
+    }
 
     #[test]
     fn replaces_whole_and_leaves_nothing() {

@@ -2,11 +2,14 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, value_parser};
 use xfc_runtime::commands::{BenchArgs, EXIT_CODES, EmbedArgs, LogitsArgs, RunArgs};
 
 use crate::eval::EvalArgs;
 use crate::verify::VerifyArgs;
+
+/// Most positions of a context: what a session can number.
+const MOST_CONTEXT: u64 = u32::MAX as u64;
 
 /// Compiles a declarative description of a transformer to an optimised executable.
 #[derive(Debug, Parser)]
@@ -158,7 +161,7 @@ pub(crate) struct InspectArgs {
     #[arg(long)]
     pub(crate) cache: bool,
     /// With --cache: the context for which bounds are told [default: 4096]
-    #[arg(short, long = "ctx-size", value_name = "TOKENS", requires = "cache")]
+    #[arg(short, long = "ctx-size", value_name = "TOKENS", requires = "cache", value_parser = value_parser!(u64).range(1..=MOST_CONTEXT))]
     pub(crate) ctx_size: Option<u64>,
     /// Write here instead of to the terminal
     #[arg(short, long, value_name = "FILE")]

@@ -1,15 +1,17 @@
 //! `xfc eval`: perplexity over a text, and how far that run is from another one.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use clap::Args;
+use clap::{Args, value_parser};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use xfc_check::eval::{Against, CLEAR_MARGIN, Evaluation, Window, evaluate, vocabulary, windows};
 use xfc_check::records::{Record, Recorder};
 use xfc_runtime::commands::LoadArgs;
+use xfc_runtime::files::check_writable;
 use xfc_runtime::model::Model;
 use xfc_runtime::text::tokenizer::SpecialTokens;
 
@@ -23,13 +25,14 @@ const CONTEXT: u64 = 512;
 
 /// `xfc eval`.
 #[derive(Args, Debug)]
+#[command(group(clap::ArgGroup::new("given").args(["text", "token_file"]).required(true)))]
 pub(crate) struct EvalArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
     #[command(flatten)]
     load: LoadArgs,
     /// The text, read with the checkpoint's tokenizer
-    #[arg(long, value_name = "FILE", required_unless_present = "token_file", conflicts_with = "token_file")]
+    #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
     /// Token ids instead of a text: a JSON list, or numbers with spaces, commas or lines between
     #[arg(long, value_name = "FILE")]
@@ -41,8 +44,8 @@ pub(crate) struct EvalArgs {
     #[arg(long, value_name = "N")]
     stride: Option<u64>,
     /// Only the first N windows
-    #[arg(long, value_name = "N")]
-    chunks: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
+    chunks: Option<u64>,
     /// Write the logits of every scored token here, for `--against` of another run
     #[arg(long, value_name = "FILE")]
     save: Option<PathBuf>,
@@ -66,6 +69,11 @@ pub(crate) struct EvalArgs {
 /// The model cannot be compiled or loaded, it does not predict tokens, the text cannot be read, or the other run is of another text.
 pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     let started = Instant::now();
+    // Before anything is compiled for it.
+    for path in args.text.iter().chain(&args.token_file) {
+        File::open(path).map_err(|e| CliError::file(path, format!("cannot read: {e}")))?;
+    }
+    args.save.as_deref().map(check_writable).transpose()?;
     let mut load = args.load.clone();
     let artifact = open(&args.model, &mut load, &[])?;
     let tokens = tokens(args, &load)?;
@@ -136,7 +144,7 @@ fn cut(args: &EvalArgs, model: &Model, tokens: usize) -> Result<(u64, Vec<Window
         ));
     }
     let mut windows = windows(tokens, context as usize, stride as usize);
-    windows.truncate(args.chunks.unwrap_or(usize::MAX));
+    windows.truncate(args.chunks.and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX));
     if windows.is_empty() {
         return Err(CliError::usage(
             format!("the text has {tokens} tokens, and nothing to score"),

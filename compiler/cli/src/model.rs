@@ -52,6 +52,9 @@ pub(crate) fn name(model: &str) -> Result<Named> {
         }
         return Ok(Named::Card(model.to_owned()));
     }
+    if path.exists() {
+        return Err(CliError::file(path, "is neither a file nor a folder"));
+    }
     if path.extension().is_some_and(|e| e == "xfm") {
         return Err(CliError::file(path, "no such artifact"));
     }
@@ -130,6 +133,13 @@ pub(crate) fn load(named: &Named, args: &ModelArgs) -> Result<Loaded> {
     if let Some(set) = args.set.iter().find(|set| !set.contains(['=', '{'])) {
         let help = "write `--set SIZE=VALUE`, or a line of the wiring as in `--set 'layer.h = x + attn(x)'`";
         return Err(CliError::usage(format!("`--set {set}` has no value"), help));
+    }
+    // What a text changes stands before its first `=`.
+    let changed = |set: &str| set.split_once('=').map_or(set, |(name, _)| name).trim().to_owned();
+    let mut seen = std::collections::BTreeSet::new();
+    if let Some(twice) = args.set.iter().map(|set| changed(set)).find(|name| !seen.insert(name.clone())) {
+        let help = "give it once: the second would take the place of the first";
+        return Err(CliError::usage(format!("`--set {twice}` is given twice"), help));
     }
     let sets = apply_sets(&mut spec, &args.set)?;
     let texts: Vec<&str> = (0..).map_while(|i| spec.sources.get(i)).map(|s| &*s.text).collect();

@@ -9,6 +9,7 @@ use xfc_lang::graph::named::{named_values, tap};
 use xfc_runtime::artifact::Artifact;
 use xfc_runtime::commands::run::Record;
 use xfc_runtime::commands::{self, LoadArgs, Output};
+use xfc_runtime::files::check_writable;
 
 use crate::args::{BenchCommand, DTypeArg, EmbedCommand, LogitsCommand, ModelArgs, RunCommand};
 use crate::cache;
@@ -21,6 +22,8 @@ use crate::model::{self, Named};
 /// The model does not compile, or the runtime's command fails.
 pub(crate) fn run(command: &RunCommand) -> Result<()> {
     let mut args = command.args.clone();
+    args.check()?;
+    command.tap_output.as_deref().map(check_writable).transpose()?;
     let artifact = open(&command.model, &mut args.load, &command.tap)?;
     if let Some(path) = &command.tap_output {
         let outputs = artifact.manifests().next().map(|m| &m.outputs[..]).unwrap_or_default();
@@ -36,6 +39,7 @@ pub(crate) fn run(command: &RunCommand) -> Result<()> {
 /// The model does not compile, or the runtime's command fails.
 pub(crate) fn logits(command: &LogitsCommand) -> Result<()> {
     let mut args = command.args.clone();
+    args.check()?;
     let artifact = open(&command.model, &mut args.load, &command.tap)?;
     with_output(|output| commands::logits::run(&artifact, &args, output))
 }
@@ -56,6 +60,7 @@ pub(crate) fn embed(command: &EmbedCommand) -> Result<()> {
 /// The model does not compile, or the runtime's command fails.
 pub(crate) fn bench(command: &BenchCommand) -> Result<()> {
     let mut args = command.args.clone();
+    args.check()?;
     let mut load = LoadArgs { checkpoint: args.checkpoint.take(), ..LoadArgs::default() };
     let artifact = open(&command.model, &mut load, &[])?;
     (args.checkpoint, args.target) = (load.checkpoint, load.target);

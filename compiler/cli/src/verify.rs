@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, value_parser};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value as Json, json};
 use xfc_check::compare::{Element, Measure, position};
@@ -16,6 +16,7 @@ use xfc_check::verify::{Extent, Verification, verify};
 use xfc_codegen::target::{self, Target};
 use xfc_lang::graph::named::{Named, named_values};
 use xfc_runtime::artifact::HostFeatures;
+use xfc_runtime::files::check_writable;
 use xfc_runtime::weights::Checkpoint;
 
 use crate::args::ModelArgs;
@@ -32,6 +33,9 @@ const MOST_INTERPRETED: u64 = 3_000_000_000;
 const EFFORT: u64 = 2_000_000_000;
 /// Tokens of the longest sequence, where nothing limits them: more than two cache pages.
 const TOKENS: u64 = 40;
+
+/// Most tokens that `--tokens` takes: the interpreter's time grows with their square.
+const MOST_TOKENS: u64 = 1 << 16;
 
 /// `xfc verify`.
 #[derive(Args, Debug)]
@@ -51,7 +55,7 @@ pub(crate) struct VerifyArgs {
     #[arg(short = 'o', long, value_name = "FILE", requires = "tap")]
     tap_output: Option<PathBuf>,
     /// Tokens of the longest sequence [default: 40, fewer for large models]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..=MOST_TOKENS))]
     tokens: Option<u64>,
     /// Seed of random weights and inputs
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -69,6 +73,7 @@ pub(crate) struct VerifyArgs {
 /// # Errors
 /// The model cannot be read, compiled or run, or values depart.
 pub(crate) fn run(args: &VerifyArgs) -> Result<()> {
+    args.tap_output.as_deref().map(check_writable).transpose()?;
     let prepared = Prepared::new(args)?;
     let bar = ProgressBar::new_spinner()
         .with_style(ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_spinner()));
@@ -168,7 +173,7 @@ impl Prepared {
     #[expect(clippy::print_stderr, reason = "a remark beside the table")]
     fn interpreter(&self, args: &VerifyArgs, progress: &mut dyn FnMut(&str)) -> Outcome {
         let parameters = self.loaded.model.arch.parameter_count().max(1);
-        let tokens = args.tokens.unwrap_or_else(|| (EFFORT / parameters).clamp(4, TOKENS)).max(1);
+        let tokens = args.tokens.unwrap_or_else(|| (EFFORT / parameters).clamp(4, TOKENS));
         let subject = self.subject();
         let found = verify(&subject, &self.targets, Extent { tokens, seed: args.seed }, progress)?;
         let first = match found.failure() {

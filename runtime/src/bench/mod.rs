@@ -76,20 +76,28 @@ impl BenchOptions {
         tests
     }
 
-    fn check(&self) -> Result<()> {
-        let problem = if self.tests().is_empty() {
-            "there is nothing to time"
-        } else if self.batches.contains(&0)
-            || self.threads.contains(&0)
-            || self.repeats == 0
-            || self.attempts == 0
-            || self.step_tokens == 0
-        {
-            "sequences, threads, repeats, attempts and tokens of a step are at least one"
-        } else {
-            return Ok(());
-        };
-        Err(RuntimeError::request(problem, "give `-p` or `-n`, and numbers above 0"))
+    /// Refuses numbers that make no sense.
+    ///
+    /// # Errors
+    /// Names the option.
+    pub(crate) fn check(&self) -> Result<()> {
+        let at_least_one = [
+            ("sequences", "-b", self.batches.contains(&0)),
+            ("threads", "-t", self.threads.contains(&0)),
+            ("repeats", "--repeats", self.repeats == 0),
+            ("attempts", "--attempts", self.attempts == 0),
+            ("tokens of a step", "--step-tokens", self.step_tokens == 0),
+        ];
+        if let Some((what, option, _)) = at_least_one.into_iter().find(|(_, _, zero)| *zero) {
+            return Err(RuntimeError::request(
+                format!("0 {what} were asked for"),
+                format!("give `{option}` at least 1"),
+            ));
+        }
+        if self.tests().is_empty() {
+            return Err(RuntimeError::request("there is nothing to time", "give `-p` or `-n` a number above 0"));
+        }
+        Ok(())
     }
 }
 
@@ -241,12 +249,16 @@ mod tests {
         assert_eq!(names(&options()), ["pp6x1", "tg3x1", "pp6x2", "tg3x2"]);
         let deep = BenchOptions { depths: vec![0, 5], batches: vec![1], ..options() };
         assert_eq!(names(&deep), ["pp6x1", "tg3x1", "pp6 @ d5x1", "tg3 @ d5x1"]);
-        for wrong in [
-            BenchOptions { prompts: vec![0], generate: vec![0], ..options() },
-            BenchOptions { batches: vec![0], ..options() },
-            BenchOptions { repeats: 0, ..options() },
+        for (wrong, help) in [
+            (BenchOptions { prompts: vec![0], generate: vec![0], ..options() }, "`-p` or `-n`"),
+            (BenchOptions { batches: vec![1, 0], ..options() }, "`-b`"),
+            (BenchOptions { threads: vec![0], ..options() }, "`-t`"),
+            (BenchOptions { repeats: 0, ..options() }, "`--repeats`"),
+            (BenchOptions { attempts: 0, ..options() }, "`--attempts`"),
+            (BenchOptions { step_tokens: 0, ..options() }, "`--step-tokens`"),
         ] {
-            assert!(wrong.check().is_err(), "{wrong:?}");
+            let error = wrong.check().unwrap_err();
+            assert!(error.help().is_some_and(|said| said.contains(help)), "{error:?}");
         }
     }
 

@@ -17,6 +17,11 @@ use std::time::Instant;
 /// Elements of a source (of a translation) while tokens are generated from it.
 const SOURCE_ELEMENTS: u64 = 128;
 
+/// Most positions of a timed sequence.
+const MOST_POSITIONS: u64 = 1 << 25;
+/// Most tokens that are generated one after another.
+const MOST_STEPS: u64 = 1 << 20;
+
 /// What is done with the tokens of a test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -125,6 +130,17 @@ impl Test {
             ));
         }
         let positions = test.depth.saturating_add(test.tokens);
+        let generates = test.kind == Kind::Generate && test.tokens > MOST_STEPS;
+        if positions > MOST_POSITIONS || generates {
+            let limit = if generates { MOST_STEPS } else { MOST_POSITIONS };
+            return Err(RuntimeError::request(
+                format!("{} is more than can be timed", test.name()),
+                format!(
+                    "time at most {limit} {}",
+                    if generates { "generated tokens (`-n`)" } else { "tokens (`-p`, `-d`)" }
+                ),
+            ));
+        }
         match manifest.most_elements(0) {
             Some(most) if positions > most => Err(RuntimeError::request(
                 format!("{} needs {positions} positions, the model has {most}", test.name()),
@@ -412,6 +428,14 @@ mod tests {
         assert_eq!(problem(test(Kind::Generate, 10, 30, 1), &manifest), None);
         let too_long = problem(test(Kind::Prompt, 11, 30, 1), &manifest);
         assert_eq!(too_long.as_deref(), Some("pp11 @ d30 needs 41 positions, the model has 40"));
+        manifest.max_positions = vec![None];
+        for huge in [
+            test(Kind::Prompt, u64::MAX, 0, 1),
+            test(Kind::Prompt, 1, u64::MAX, 1),
+            test(Kind::Generate, 1 << 21, 0, u32::MAX),
+        ] {
+            assert!(problem(huge, &manifest).is_some_and(|problem| problem.contains("more than can be timed")));
+        }
         manifest.whole_sequences = true;
         assert_eq!(problem(test(Kind::Prompt, 40, 0, 1), &manifest), None);
         for refused in [test(Kind::Prompt, 4, 1, 1), test(Kind::Generate, 4, 0, 1)] {

@@ -5,7 +5,7 @@ use crate::artifact::Artifact;
 use crate::bench::limits::Effort;
 use crate::bench::{self, BenchOptions, Report};
 use crate::error::Result;
-use crate::files::write_atomic;
+use crate::files::{check_writable, write_atomic};
 use crate::profile::Recording;
 use crate::session::DEFAULT_STEP_TOKENS;
 use crate::weights::Checkpoint;
@@ -83,12 +83,24 @@ impl BenchArgs {
     }
 }
 
+impl BenchArgs {
+    /// Refuses what would fail whatever the model.
+    ///
+    /// # Errors
+    /// Numbers that make no sense; files that cannot be written.
+    pub fn check(&self) -> Result<()> {
+        self.options().check()?;
+        self.profile.check()?;
+        self.output.iter().try_for_each(|path| check_writable(path))
+    }
+}
+
 /// Runs the command.
 ///
 /// # Errors
 /// What loading, stepping and writing can fail with; a test does not fit the model.
 pub fn run(artifact: &Artifact, args: &BenchArgs, output: &mut Output<'_>) -> Result<()> {
-    args.profile.check()?;
+    args.check()?;
     let checkpoint = args.checkpoint.as_deref().unwrap_or("random");
     let checkpoint = Checkpoint::from_argument(checkpoint)?;
     let bar = LoadArgs::progress_bar();

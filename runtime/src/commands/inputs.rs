@@ -12,6 +12,10 @@ use std::path::Path;
 /// Inputs by name, with the leading batch taken off.
 pub(super) type Named = Vec<(String, InputData)>;
 
+/// How files begin that are neither JSON nor safetensors and are often at hand.
+const NUMPY: [(&[u8], &str); 2] =
+    [(b"\x93NUMPY", "one array of NumPy"), (b"PK\x03\x04", "an archive, as numpy.savez writes")];
+
 /// Numbers with their shape, before it is known what they are for.
 struct Array {
     shape: Vec<u64>,
@@ -33,6 +37,13 @@ pub(super) fn read(path: &Path, manifest: &Manifest) -> Result<Named> {
     let bytes = std::fs::read(path).map_err(|source| RuntimeError::io(path, "read", source))?;
     let is_json =
         bytes.iter().find(|byte| !byte.is_ascii_whitespace()).is_some_and(|&byte| byte == b'{' || byte == b'[');
+    if let Some((_, what)) = NUMPY.iter().find(|(magic, _)| bytes.starts_with(magic)) {
+        return Err(RuntimeError::input(
+            path.display().to_string(),
+            format!("is {what}"),
+            "store named arrays with safetensors.numpy.save_file({\"input_ids\": array}, path), or as JSON",
+        ));
+    }
     let arrays: Vec<(String, Array)> = if is_json {
         let json: Json = serde_json::from_slice(&bytes).map_err(|error| refuse(format!("is not JSON: {error}")))?;
         from_json(&json).map_err(refuse)?
@@ -200,6 +211,19 @@ mod tests {
         ] {
             let error = read_text(text).unwrap_err().to_string();
             assert!(error.contains(problem) && error.contains("inputs.json"), "{error}");
+        }
+    }
+
+    #[test]
+    fn arrays_of_numpy_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.npy");
+        for (bytes, what) in
+            [(&b"\x93NUMPY\x01\0v\0{'descr': "[..], "one array of NumPy"), (b"PK\x03\x04..", "an archive")]
+        {
+            std::fs::write(&path, bytes).unwrap();
+            let error = read(&path, &sample::manifest()).unwrap_err();
+            assert!(error.to_string().contains(what) && error.help().is_some_and(|help| help.contains("safetensors")));
         }
     }
 

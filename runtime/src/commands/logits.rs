@@ -4,22 +4,24 @@ use super::{LoadArgs, Output, Tokens, inputs, output_error, tokens};
 use crate::artifact::Artifact;
 use crate::artifact::manifest::Manifest;
 use crate::error::{Result, RuntimeError};
-use crate::files::write_atomic;
+use crate::files::{check_writable, write_atomic};
 use crate::session::SessionOptions;
 use crate::step::{InputData, StepInput, StepOutput, Wanted};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::json;
+use std::fs::File;
 use std::path::PathBuf;
 use std::time::Instant;
 
 /// Arguments of `logits`, besides the model.
 #[derive(clap::Args, Clone, Debug)]
+#[command(group(clap::ArgGroup::new("given").args(["inputs", "tokens"]).required(true)))]
 pub struct LogitsArgs {
     /// Weights, tokenizer, threads.
     #[command(flatten)]
     pub load: LoadArgs,
     /// Inputs by name: JSON ({"input_ids": [...]}, perhaps inside "forward") or safetensors; a leading batch of 1 is allowed
-    #[arg(long, value_name = "FILE", required_unless_present = "tokens", conflicts_with = "tokens")]
+    #[arg(long, value_name = "FILE")]
     pub inputs: Option<PathBuf>,
     /// Token ids, instead of a file; once for each input. Without a name they are the prompt
     #[arg(long, value_name = "[NAME=]IDS")]
@@ -32,11 +34,24 @@ pub struct LogitsArgs {
     pub json: bool,
 }
 
+impl LogitsArgs {
+    /// Refuses what would fail whatever the model.
+    ///
+    /// # Errors
+    /// The inputs cannot be read, or the outputs not be written.
+    pub fn check(&self) -> Result<()> {
+        let readable = |path: &PathBuf| File::open(path).map_err(|source| RuntimeError::io(path, "read", source));
+        self.inputs.iter().try_for_each(|path| readable(path).map(|_| ()))?;
+        check_writable(&self.output)
+    }
+}
+
 /// Runs the command.
 ///
 /// # Errors
 /// What loading, stepping and writing can fail with; the inputs do not fit the model.
 pub fn run(artifact: &Artifact, args: &LogitsArgs, output: &mut Output<'_>) -> Result<()> {
+    args.check()?;
     let model = args.load.load(artifact)?;
     let manifest = model.manifest();
     let inputs = match &args.inputs {

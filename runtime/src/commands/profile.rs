@@ -5,7 +5,7 @@ use crate::artifact::manifest::Manifest;
 use crate::bench::limits::{Effort, Isa, Limits, Prober, has_half};
 use crate::device::cpu::ThreadPool;
 use crate::error::{Result, RuntimeError};
-use crate::files::write_atomic;
+use crate::files::{check_writable, write_atomic};
 use crate::model::Model;
 use crate::profile::{Recorder, Recording, Summary, chrome_trace, flame_html, table};
 use std::path::{Path, PathBuf};
@@ -41,9 +41,9 @@ impl ProfileArgs {
     /// Refuses files that would not be written in the end.
     ///
     /// # Errors
-    /// A name that ends neither with `.json` nor with `.html`.
+    /// A name that ends neither with `.json` nor with `.html`; a file that cannot be written.
     pub fn check(&self) -> Result<()> {
-        self.profile_out.iter().try_for_each(|path| form(path).map(|_| ()))
+        self.profile_out.iter().try_for_each(|path| form(path).and_then(|_| check_writable(path)))
     }
 
     /// Writes the files.

@@ -5,12 +5,12 @@ use super::profile::Recorded;
 use super::{LoadArgs, Output, ProfileArgs, Tokens, tokens};
 use crate::artifact::Artifact;
 use crate::error::{Result, RuntimeError};
-use crate::files::write_atomic;
+use crate::files::{check_writable, write_atomic};
 use crate::generate::{FinishReason, GenerateOptions};
 use crate::model::Model;
 use crate::session::{DEFAULT_CONTEXT_TOKENS, SessionOptions};
 use crate::text::chat::{ChatTemplate, Message};
-use crate::text::sampler::SamplerOptions;
+use crate::text::sampler::{Sampler, SamplerOptions};
 use crate::text::settings::{start_ids, stop_ids, suppressed_ids};
 use crate::text::tokenizer::{SpecialTokens, Tokenizer};
 use serde_json::json;
@@ -22,19 +22,13 @@ const DEFAULT_MAX_TOKENS: u64 = 128;
 
 /// Arguments of `run`, besides the model.
 #[derive(clap::Args, Clone, Debug)]
+#[command(group(clap::ArgGroup::new("given").args(["prompt", "tokens"]).required(true)))]
 pub struct RunArgs {
     /// Weights, tokenizer, threads.
     #[command(flatten)]
     pub load: LoadArgs,
     /// Text to continue; where the model reads a source, the source
-    #[arg(
-        short,
-        long,
-        value_name = "TEXT",
-        required_unless_present = "tokens",
-        conflicts_with = "tokens",
-        allow_hyphen_values = true
-    )]
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: Option<String>,
     /// Token ids to continue, without a tokenizer; end tokens do not end the result then. Where the model reads a source, they are the
     /// source, and NAME=IDS, in a second `--tokens`, is what its text begins with [default: as the checkpoint's config says]
@@ -47,16 +41,16 @@ pub struct RunArgs {
     #[arg(short, long, value_name = "N")]
     pub ctx_size: Option<u64>,
     /// Temperature; 0 always takes the likeliest token
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
     pub temp: f32,
     /// Sample among the K likeliest tokens
     #[arg(long, value_name = "K")]
     pub top_k: Option<usize>,
     /// Sample among the likeliest tokens that have this probability together
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub top_p: Option<f32>,
     /// Sample among tokens with at least this part of the largest probability
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub min_p: Option<f32>,
     /// Seed of the sampling
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -96,6 +90,29 @@ struct Prompt {
 }
 
 impl RunArgs {
+    /// Refuses what would fail whatever the model.
+    ///
+    /// # Errors
+    /// Numbers that make no sense; files that cannot be written.
+    pub fn check(&self) -> Result<()> {
+        Sampler::new(&self.sampler())?;
+        if self.ctx_size == Some(0) {
+            return Err(RuntimeError::request("a context of no positions was asked for", "give `-c` at least 1"));
+        }
+        self.profile.check()?;
+        self.record.iter().try_for_each(|record| check_writable(&record.path))
+    }
+
+    fn sampler(&self) -> SamplerOptions {
+        SamplerOptions {
+            temperature: self.temp,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            seed: self.seed,
+        }
+    }
+
     fn prompt(&self) -> Result<Prompt> {
         let Some(text) = &self.prompt else {
             return Ok(Prompt::default());
@@ -141,7 +158,7 @@ impl RunArgs {
 /// # Errors
 /// What loading, stepping and writing can fail with.
 pub fn run(artifact: &Artifact, args: &RunArgs, output: &mut Output<'_>) -> Result<()> {
-    args.profile.check()?;
+    args.check()?;
     let mut prompt = args.prompt()?;
     let loading = Instant::now();
     let model = args.load.load(artifact)?;
@@ -156,13 +173,7 @@ pub fn run(artifact: &Artifact, args: &RunArgs, output: &mut Output<'_>) -> Resu
     let sequence = session.add_sequence()?;
     let options = GenerateOptions {
         max_tokens: Some(args.max_tokens),
-        sampler: SamplerOptions {
-            temperature: args.temp,
-            top_k: args.top_k,
-            top_p: args.top_p,
-            min_p: args.min_p,
-            seed: args.seed,
-        },
+        sampler: args.sampler(),
         start_ids: prompt.start_ids,
         suppress_ids: prompt.suppress_ids,
         stop_ids: prompt.stop_ids,

@@ -185,7 +185,7 @@ fn bench_writes_tables_json_and_recordings() {
 
     for (arguments, problem) in [
         (vec!["bench", "-p", "0", "-n", "0"], "nothing to time"),
-        (vec!["bench", "-t", "0"], "at least one"),
+        (vec!["bench", "-t", "0"], "0 threads"),
         (vec!["bench", "-p", "100"], "the model has 40"),
         (vec!["bench", "--profile-out", "x.txt"], "x.txt"),
     ] {

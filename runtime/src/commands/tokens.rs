@@ -35,8 +35,12 @@ pub(super) fn by_input(model: &Model, given: &[Tokens]) -> Result<Vec<(String, V
     let mut named: Vec<(String, Vec<u32>)> = Vec::with_capacity(given.len());
     for tokens in given {
         let name = tokens.input.as_ref().or(prompt.as_ref()).cloned();
-        let name =
-            name.ok_or_else(|| RuntimeError::request("the model has no input for tokens", "give `--inputs FILE`"))?;
+        let name = name.ok_or_else(|| {
+            RuntimeError::request(
+                "the model has no input for tokens",
+                "give its inputs by name with `logits --inputs FILE`",
+            )
+        })?;
         let inputs = &model.manifest().inputs;
         if !inputs.iter().any(|input| input.name == name) {
             let names: Vec<&str> = inputs.iter().map(|input| input.name.as_str()).collect();

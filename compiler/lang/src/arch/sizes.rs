@@ -72,8 +72,10 @@ fn read_sets(spec: &Spec, sets: &[(String, String)], diagnostics: &mut Vec<Diagn
         let mut wrong = Vec::new();
         match parse_yaml(text, 0, &mut wrong) {
             Some(node) if wrong.is_empty() => read.push((size.name.clone(), node.datum())),
-            _ => diagnostics
-                .push(Diagnostic::unplaced(Code::WrongSize, format!("`--set {name}={text}`: the value is not YAML"))),
+            _ => {
+                let problem = wrong.first().map_or("the value is not YAML", |problem| &problem.message);
+                diagnostics.push(Diagnostic::unplaced(Code::WrongSize, format!("`--set {name}={text}`: {problem}")));
+            }
         }
     }
     read
