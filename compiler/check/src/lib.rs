@@ -19,6 +19,7 @@ pub mod locate;
 pub mod modules;
 pub mod records;
 pub mod reference;
+mod scaled;
 pub mod subject;
 pub mod taps;
 pub mod verify;

@@ -9,6 +9,8 @@ use xfc_lang::arch::{Binding, Model, Step};
 use xfc_lang::reference::Tensor;
 use xfc_runtime::weights::Checkpoint;
 
+use crate::scaled;
+
 /// The parameter at an absolute path.
 ///
 /// # Errors
@@ -29,6 +31,14 @@ fn stored(binding: &Binding, checkpoint: &Checkpoint) -> Result<Vec<f32>, String
             Ok((0..count).map(|i| tensor.value(i)).collect())
         }
         Checkpoint::Stored(stored) => {
+            if let Some(found) = binding.names.iter().find_map(|name| scaled::parameter(stored, name)) {
+                let (shape, values) = found?;
+                return if shape == binding.shape {
+                    Ok(values)
+                } else {
+                    Err(format!("{shape:?}, not {:?}", binding.shape))
+                };
+            }
             let found = binding.names.iter().find_map(|name| Some((name, stored.tensor(name)?)));
             let (name, tensor) = found.ok_or_else(|| format!("no tensor is named {:?}", binding.names))?;
             if tensor.shape != binding.shape {

@@ -1,7 +1,8 @@
 //! Binds a checkpoint to a manifest: finds every tensor, checks names and shapes, packs them all into one block of memory.
 
 use super::checkpoint::{Checkpoint, Stored};
-use super::convert::{Numbers, is_supported};
+use super::convert::Numbers;
+use super::encoded;
 use super::lens::Lens;
 use super::names;
 use super::pack::{Found, Job, Piece};
@@ -120,8 +121,8 @@ fn find<'a>(manifest: &'a Manifest, checkpoint: &'a Checkpoint) -> Result<(Vec<J
             let Ok(lens) = Lens::new(&source.shape, &source.steps) else { continue };
             match checkpoint {
                 Checkpoint::Random(random) => sources.push(Found { numbers: made(random, source), lens }),
-                Checkpoint::Stored(stored) => match (take(stored, source), stored.instead_of_missing()) {
-                    (Some(Ok(numbers)), _) => sources.push(Found { numbers, lens }),
+                Checkpoint::Stored(stored) => match (encoded::take(stored, source), stored.instead_of_missing()) {
+                    (Some(Ok(found)), _) => sources.push(found),
                     (Some(Err(problem)), _) => problems.push(problem),
                     (None, Some(random)) => {
                         made_up.push(source.names.first().unwrap_or(&source.path));
@@ -145,6 +146,7 @@ fn find<'a>(manifest: &'a Manifest, checkpoint: &'a Checkpoint) -> Result<(Vec<J
             let shape = stored.tensor(name).map(|tensor| tensor.shape.clone()).unwrap_or_default();
             problems.push(format!("`{name}`: shape {shape:?}, nothing reads it"));
         }
+        problems.extend(stored.method().map(|method| format!("config.json says that it is quantised: `{method}`")));
     }
     if problems.is_empty() {
         return Ok((jobs, remarks));
@@ -154,24 +156,13 @@ fn find<'a>(manifest: &'a Manifest, checkpoint: &'a Checkpoint) -> Result<(Vec<J
     Err(RuntimeError::Binding { path: checkpoint.path(), problems })
 }
 
-/// The tensor of `source`, if it is there, or what is wrong with it.
-fn take<'a>(stored: &'a Stored, source: &Source) -> Option<Result<Numbers<'a>, String>> {
-    let (name, tensor) = source.names.iter().find_map(|name| Some((name, stored.tensor(name)?)))?;
-    if tensor.shape != source.shape {
-        return Some(Err(format!("`{name}`: shape {:?}, expected {:?}", tensor.shape, source.shape)));
-    }
-    if !is_supported(tensor.dtype) {
-        return Some(Err(format!("`{name}`: stored as {:?}, expected F64, F32, F16, BF16, I64 or I32", tensor.dtype)));
-    }
-    Some(Ok(Numbers::Stored(tensor.dtype, stored.bytes(tensor))))
-}
-
 /// The tensors that nothing reads and that the card does not pass over.
 fn unread<'a>(manifest: &Manifest, stored: &'a Stored) -> Vec<&'a str> {
     let sources = manifest.weights.iter().flat_map(|weight| &weight.sources);
-    let known: BTreeSet<&str> = sources.flat_map(|source| &source.names).map(String::as_str).collect();
+    let known: BTreeSet<String> =
+        sources.flat_map(|source| &source.names).flat_map(|name| encoded::names_read(stored, name)).collect();
     let ignored = |name: &str| manifest.ignore.iter().any(|pattern| names::matches(pattern, name));
-    stored.tensors().map(|(name, _)| name).filter(|name| !known.contains(name) && !ignored(name)).collect()
+    stored.tensors().map(|(name, _)| name).filter(|name| !known.contains(*name) && !ignored(name)).collect()
 }
 
 /// Adds a line for each tensor that is missing, with those of `unread` that it resembles.

@@ -9,6 +9,7 @@ use super::random::Random;
 use crate::error::{Result, RuntimeError};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize as _;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::ops::Range;
@@ -73,6 +74,24 @@ pub struct Stored {
     files: Vec<Mmap>,
     tensors: BTreeMap<String, Tensor>,
     instead_of_missing: Option<Random>,
+    quantised: Quantised,
+}
+
+/// What config.json beside the files says of how the weights are stored.
+#[derive(Debug, Default, serde::Deserialize)]
+struct Quantised {
+    #[serde(rename = "quant_method")]
+    method: Option<String>,
+    weight_block_size: Option<Vec<u64>>,
+}
+
+impl Quantised {
+    /// Nothing, where there is no config.json or it says nothing.
+    fn beside(file: &Path) -> Self {
+        let text = fs::read(file.with_file_name("config.json")).unwrap_or_default();
+        let config: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+        config.get("quantization_config").and_then(|said| Self::deserialize(said).ok()).unwrap_or_default()
+    }
 }
 
 /// A tensor in a mapped file.
@@ -89,9 +108,14 @@ pub struct Tensor {
 impl Stored {
     fn open(path: &Path) -> Result<Self> {
         let metadata = fs::metadata(path).map_err(|source| RuntimeError::io(path, "open", source))?;
-        let mut stored =
-            Self { path: path.to_owned(), files: Vec::new(), tensors: BTreeMap::new(), instead_of_missing: None };
         let file = if metadata.is_dir() { find_in_folder(path)? } else { path.to_owned() };
+        let mut stored = Self {
+            path: path.to_owned(),
+            files: Vec::new(),
+            tensors: BTreeMap::new(),
+            instead_of_missing: None,
+            quantised: Quantised::beside(&file),
+        };
         if file.extension().is_some_and(|extension| extension == "json") {
             stored.add_index(&file)?;
         } else {
@@ -178,6 +202,16 @@ impl Stored {
     /// What stands for a tensor that is missing; `None`: it is an error.
     pub(super) fn instead_of_missing(&self) -> Option<&Random> {
         self.instead_of_missing.as_ref()
+    }
+
+    /// Elements of a block with one scale, for the last dimensions, where config.json says.
+    pub fn weight_block(&self) -> Option<&[u64]> {
+        self.quantised.weight_block_size.as_deref()
+    }
+
+    /// How the weights are quantised, where config.json says.
+    pub(super) fn method(&self) -> Option<&str> {
+        self.quantised.method.as_deref()
     }
 
     /// All tensors, by name.

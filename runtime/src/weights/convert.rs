@@ -2,6 +2,7 @@
 
 use super::lens::Lens;
 use super::random::RandomTensor;
+use super::scaled::Scaled;
 use crate::artifact::manifest::DType;
 use half::{bf16, f16};
 use safetensors::Dtype;
@@ -11,11 +12,13 @@ use safetensors::Dtype;
 pub(super) enum Numbers<'a> {
     /// Little-endian bytes of a type for which [`is_supported`] holds.
     Stored(Dtype, &'a [u8]),
+    /// Of few bits, with scales.
+    Scaled(Scaled<'a>),
     /// Made up.
     Random(RandomTensor),
 }
 
-/// Whether tensors stored as `dtype` can be read.
+/// Whether tensors stored as `dtype` are plain numbers that can be read.
 pub(super) fn is_supported(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::I64 | Dtype::I32)
 }
@@ -42,6 +45,7 @@ pub(super) fn fill(numbers: Numbers<'_>, lens: &Lens, first: u64, dtype: DType, 
 fn convert_run(numbers: Numbers<'_>, base: usize, stride: usize, to: DType, out: &mut [u8]) {
     let (from, bytes) = match numbers {
         Numbers::Stored(from, bytes) => (from, bytes),
+        Numbers::Scaled(scaled) => return scaled.convert_run(base, stride, to, out),
         Numbers::Random(random) => {
             let value = |k: usize| random.value((base + k * stride) as u64);
             // The two that large models have, without a call an element; the value is an f32, so that one rounding is all there is.

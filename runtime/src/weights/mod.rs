@@ -4,12 +4,14 @@
 //! safetensors ──checkpoint──▶ tensors ──lens──▶ views ──convert──▶ numbers ──pack──▶ one block, as the kernels read it
 //! ```
 //!
-//! Weights are packed straight from the mapped files into their final place: no second copy in memory.
+//! `encoded` finds a tensor that has scales, `scaled` multiplies them in. Weights are packed straight from the mapped files into their final place: no second copy in memory.
 
 mod names;
 mod random;
 mod lens;
 mod convert;
+mod scaled;
+mod encoded;
 mod pack;
 mod bind;
 mod checkpoint;

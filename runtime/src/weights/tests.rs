@@ -173,3 +173,45 @@ proptest! {
         }
     }
 }
+
+/// Name, type and shape of a tensor of zeros.
+type Described = (&'static str, Dtype, &'static [usize]);
+
+#[test]
+fn scales_that_do_not_fit_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = |tensors: &[Described]| {
+        let bytes = [0u8; 64];
+        let view = |(name, dtype, shape): &Described| {
+            let bits = shape.iter().product::<usize>() * dtype.bitsize();
+            ((*name).to_owned(), TensorView::new(*dtype, shape.to_vec(), &bytes[..bits / 8]).unwrap())
+        };
+        let path = folder.path().join("model.safetensors");
+        safetensors::serialize_to_file(tensors.iter().map(view), None, &path).unwrap();
+        bind(&sample::manifest(), &Checkpoint::open(folder.path()).unwrap(), 1, None)
+    };
+    let tensor = |name: &'static str, dtype, shape: &'static [usize]| (name, dtype, shape);
+    let (a, b) = (tensor("a.weight", Dtype::F8_E4M3, &[2, 3]), tensor("b.weight", Dtype::F32, &[2, 3]));
+    let scale = |shape: &'static [usize]| tensor("a.weight_scale", Dtype::F32, shape);
+    let scales = |shape: &'static [usize]| tensor("a.weight_scales", Dtype::U8, shape);
+    let weights = open(&[a, b, scale(&[2, 1]), tensor("a.input_scale", Dtype::F32, &[])]).unwrap();
+    assert!(weights.remarks.is_empty(), "{:?}", weights.remarks);
+    let blocks = |shape: &'static [usize]| tensor("a.weight_blocks", Dtype::U8, shape);
+    for (tensors, problem) in [
+        (vec![a, b], "stored as F8_E4M3, and there is no `a.weight_scale_inv`"),
+        (vec![a, b, scale(&[3, 2])], "`a.weight_scale`: shape [3, 2], which is no grid of scales for [2, 3]"),
+        (vec![a, b, tensor("a.weight_scale", Dtype::I64, &[1])], "`a.weight_scale`: stored as I64"),
+        (vec![tensor("a.weight", Dtype::BOOL, &[2, 3]), b], "`a.weight`: stored as BOOL"),
+        (vec![b, blocks(&[3, 1, 1])], "`a.weight_scales`: missing"),
+        (vec![b, blocks(&[3, 1, 1]), scales(&[3])], "`a.weight_scales`: shape [3], expected [3, 1]"),
+        (vec![b, blocks(&[2, 2, 1]), scales(&[2, 2])], "holds [4, 2], expected [2, 3]"),
+        (vec![b, blocks(&[6]), scales(&[6])], "expected U8 [.., rows, groups, bytes]"),
+    ] {
+        let error = open(&tensors).unwrap_err().to_string();
+        assert!(error.contains(problem), "{problem} is not in: {error}");
+    }
+    let config = r#"{"quantization_config": {"quant_method": "gptq", "bits": 4}}"#;
+    std::fs::write(folder.path().join("config.json"), config).unwrap();
+    let error = open(&[b, tensor("a.qweight", Dtype::I32, &[2])]).unwrap_err().to_string();
+    assert!(error.contains("`a.weight`: missing") && error.contains("quantised: `gptq`"), "{error}");
+}

@@ -14,6 +14,7 @@ mod completions;
 mod costs;
 mod differential;
 mod embeddings;
+mod encodings;
 mod eval;
 mod fill;
 mod fuzz;
