@@ -35,6 +35,7 @@ pub const NAMES: &[&str] = &[
     "mean",
     "merge",
     "min",
+    "mix",
     "parts",
     "repeat",
     "reduce",
@@ -155,6 +156,7 @@ impl Expander {
 
     /// A call of a known function.
     pub(super) fn builtin(&mut self, name: &'static str, given: Vec<Given>, span: Span, place: &Place) -> Eval {
+        self.check_by_token(name, span)?;
         if let ("sum", [Given { value: Value::List(items), .. }]) = (name, given.as_slice())
             && items.iter().any(Value::is_tensor_like)
         {
@@ -226,6 +228,7 @@ impl Expander {
                 let rest: Vec<Option<Value>> = args.values.into_iter().skip(3).map(|g| g.map(|g| g.value)).collect();
                 self.attend(q, k, v, rest, span).map(Value::Tensor)
             }
+            "mix" => self.mix(given, span, place),
             "unfold" | "stack" | "sequence" | "first" => self.across(name, given, span, place),
             _ => self.shaping(name, given, span, place),
         }

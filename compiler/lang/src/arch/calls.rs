@@ -101,6 +101,7 @@ impl Expander {
             Value::Instance(instance) => self.apply_here(&instance, given, span, place),
             Value::Func(func) => self.expand(&func, given, span, place),
             Value::Builtin(builtin) => self.builtin(builtin, given, span, place),
+            Value::Mixture(mixture) => self.apply_mixture(&mixture, given, span, place),
             Value::Identity => match <[Given; 1]>::try_from(given) {
                 Ok([one]) => Ok(one.value),
                 Err(_) => self.fail(Code::WrongType, span, "`identity` is applied to one value", "expected one value"),

@@ -261,7 +261,8 @@ impl Expander {
         let mut ellipsis: Option<String> = None;
         let mut labelled: Vec<(char, Axis)> = Vec::new();
         let mut operands = Vec::new();
-        for (labels, tensor) in [(left, &a), (right, &b)] {
+        let written = [Self::written(&a), Self::written(&b)];
+        for (labels, tensor) in [left, right].into_iter().zip(&written) {
             let named = labels.replace("...", "").len();
             let rest = tensor.axes.len().checked_sub(named).filter(|r| labels.contains("...") || *r == 0);
             let Some(rest) = rest else {
@@ -302,7 +303,9 @@ impl Expander {
             }
             operands.push(labels);
         }
-        let result = result.replace("...", ellipsis.as_deref().unwrap_or(""));
+        let mut result = result.replace("...", ellipsis.as_deref().unwrap_or(""));
+        let labels = free.next().zip(free.next());
+        self.label_unwritten([&a, &b], labels, &mut operands, &mut result, &mut labelled, span)?;
         let everywhere = format!("{}{}{result}", operands[0], operands[1]);
         if let Some(lone) = everywhere.chars().find(|c| everywhere.matches(*c).count() == 1 && !result.contains(*c)) {
             let label = if text.contains(lone) { lone.to_string() } else { "...".to_string() };

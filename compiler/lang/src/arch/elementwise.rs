@@ -1,9 +1,10 @@
 //! Elementwise operations on tensors: axes aligned by name, element types made alike, values made tensors.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::arith::number;
-use super::expand::{Eval, Expander};
+use super::expand::{Eval, Expander, Used};
 use super::value::{Axis, AxisName, Frame, ParamRef, Tensor, Value};
 use crate::diagnostic::{Code, Diagnostic, Span};
 use crate::graph::{DType, Dim};
@@ -184,38 +185,33 @@ impl Expander {
 
     /// A parameter as a tensor; its first use makes it one of the model's.
     pub(super) fn param(&mut self, p: &Rc<ParamRef>, span: Span) -> Eval<Tensor> {
+        let axes = param_axes(&p.dims);
+        if let Some(stack) = self.stack_of(&p.path) {
+            return self.chosen_param(&stack, &p.dims, axes, span);
+        }
+        self.use_param(&p.path, &p.dims, None, span)?;
+        let path = self.builders.relative(&p.path);
+        self.emit(Core::Weight { path }, &[], DType::F32, axes, span)
+    }
+
+    /// Makes a parameter one of the model's, at its first use.
+    pub(super) fn use_param(&mut self, path: &str, dims: &[u64], stack: Option<&Arc<str>>, span: Span) -> Eval<()> {
         let order = self.params.len();
-        match self.params.get(&p.path) {
+        match self.params.get_mut(path) {
             None => {
-                self.params.insert(p.path.clone(), super::expand::Used { dims: p.dims.clone(), order });
+                let used = Used { dims: dims.to_vec(), order, stack: stack.cloned() };
+                self.params.insert(path.to_owned(), used);
             }
-            Some(used) if used.dims != p.dims => {
-                let message = format!("`{}` was {:?} at first and would be {:?} here", p.path, used.dims, p.dims);
+            Some(used) if used.dims != dims => {
+                let message = format!("`{path}` was {:?} at first and would be {dims:?} here", used.dims);
                 let d = Diagnostic::new(Code::WidthChanged, message, span)
                     .label("applied to another width")
                     .help("an instance applied again shares its parameters; make a second instance for another width");
                 return Err(self.report(d));
             }
-            Some(_) => {}
+            Some(used) => used.stack = used.stack.take().or_else(|| stack.cloned()),
         }
-        let n = p.dims.len();
-        let axes = p
-            .dims
-            .iter()
-            .enumerate()
-            .map(|(i, d)| {
-                let name = if i + 1 == n {
-                    AxisName::Width
-                } else if i + 2 == n {
-                    AxisName::Rows
-                } else {
-                    AxisName::Other(i)
-                };
-                Axis::new(name, Dim::Fixed(*d))
-            })
-            .collect();
-        let path = self.builders.relative(&p.path);
-        self.emit(Core::Weight { path }, &[], DType::F32, axes, span)
+        Ok(())
     }
 
     pub(super) fn show_dim(&self, dim: Dim) -> String {
@@ -232,6 +228,16 @@ impl Expander {
         let shown: Vec<String> = axes.iter().map(|a| self.show_dim(a.size)).collect();
         format!("[{}]", shown.join(", "))
     }
+}
+
+/// The axes of a parameter: rows and a width last.
+fn param_axes(dims: &[u64]) -> Vec<Axis> {
+    let name = |i: usize| match dims.len() - i {
+        1 => AxisName::Width,
+        2 => AxisName::Rows,
+        _ => AxisName::Other(i),
+    };
+    dims.iter().enumerate().map(|(i, d)| Axis::new(name(i), Dim::Fixed(*d))).collect()
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::build::Builders;
 use super::limits::{MAX_DIAGNOSTICS, MAX_SIZE};
+use super::mix::Experts;
 use super::value::{Place, Scope, Tensor, Value};
 use crate::diagnostic::{Code, Diagnostic, Span};
 use crate::graph::{Dim, Origin};
@@ -25,6 +26,8 @@ pub(super) struct Used {
     pub(super) dims: Vec<u64>,
     /// Its place in the order of first uses.
     pub(super) order: usize,
+    /// The path of the stack of experts' parameters that it is one of.
+    pub(super) stack: Option<Arc<str>>,
 }
 
 /// The state of an expansion.
@@ -48,6 +51,8 @@ pub(super) struct Expander {
     /// Whether a limit was met: nothing further is expanded.
     pub(super) gave_up: bool,
     pub(super) n_axes: usize,
+    /// The experts that are being expanded.
+    pub(super) experts: Option<Rc<Experts>>,
     pub(super) depth: usize,
     /// The equation being expanded, and the instance it belongs to.
     pub(super) at: Option<Span>,
@@ -75,6 +80,7 @@ impl Expander {
             n_operations: 0,
             gave_up: false,
             n_axes: 0,
+            experts: None,
             depth: 0,
             at: None,
             path: String::new(),
@@ -142,10 +148,14 @@ impl Expander {
                 None => return self.fail(Code::Misplaced, span, "a tensor of a body that is finished", "used here"),
             }
         }
-        let path = self.builders.relative(&self.path.clone());
+        let path = self.stands_for(&self.path);
+        let path = self.builders.relative(&path);
         let path = path.trim_start_matches('/').to_string();
         let path = if path == self.builders.top().base { String::new() } else { path };
-        Ok(self.builders.emit(op, &values, dtype, axes, Origin { path, span: self.at.or(Some(span)) }))
+        let fixed = |t: &Tensor| t.axes.iter().all(|a| !a.size.is_ragged());
+        let of_experts = operands.iter().any(|t| t.of_experts) && operands.iter().all(|t| t.of_experts || fixed(t));
+        let made = self.builders.emit(op, &values, dtype, axes, Origin { path, span: self.at.or(Some(span)) });
+        Ok(Tensor { of_experts, ..made })
     }
 
     /// The value of an expression.

@@ -49,6 +49,7 @@ impl Expander {
             children: RefCell::default(),
             options: RefCell::default(),
             applied: Cell::new(false),
+            stands_for: RefCell::default(),
         });
         parent.children.borrow_mut().push((name.clone(), Value::Instance(instance.clone())));
         Ok(instance)
@@ -189,7 +190,10 @@ impl Expander {
     /// Names what is computed after the instance that returns it, or after the name that it is bound to.
     fn label(&mut self, path: &str, kind: LabelKind, value: &Value, span: Span) {
         match value {
-            Value::Tensor(tensor) => self.builders.label(path, kind, tensor, span),
+            Value::Tensor(tensor) => {
+                let path = self.stands_for(path);
+                self.builders.label(&path, kind, tensor, span);
+            }
             Value::Tuple(items) => {
                 items
                     .iter()
@@ -256,7 +260,16 @@ impl Expander {
                 }
             };
             let input = self.tensor(value, span, place.frame.as_deref())?;
-            value = self.call_body(&instance, input, span)?;
+            // The parameters of experts are stacks of the body around them.
+            value = if self.experts.is_some() {
+                self.apply(
+                    &instance,
+                    vec![Given { name: None, value: Value::Tensor(input), span, written: None }],
+                    span,
+                )?
+            } else {
+                self.call_body(&instance, input, span)?
+            };
         }
         Ok(value)
     }
@@ -305,6 +318,7 @@ impl Expander {
                 dtype: t.dtype,
                 axes: t.axes,
                 uncached: None,
+                of_experts: false,
             })
         });
         let result = match (outputs.next(), outputs.len()) {

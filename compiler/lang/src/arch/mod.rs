@@ -18,6 +18,7 @@ mod elementwise;
 mod expand;
 mod instances;
 mod limits;
+mod mix;
 mod names;
 mod numbers;
 mod patterns;
@@ -119,6 +120,8 @@ pub struct Parameter {
     pub path: String,
     /// Its shape as wired.
     pub shape: Vec<u64>,
+    /// The path of all of its kind, where it is one expert's and each token meets those chosen for it: `experts.{0..8}.up_proj.weight`.
+    pub stack: Option<Arc<str>>,
 }
 
 impl Arch {
@@ -147,7 +150,7 @@ pub fn elaborate(spec: &Spec, options: &ElaborateOptions) -> Result<Model, Repor
     let mut parameters: Vec<_> = std::mem::take(&mut expander.params).into_iter().collect();
     parameters.sort_by_key(|(_, used)| used.order);
     let parameters: Vec<Parameter> =
-        parameters.into_iter().map(|(path, used)| Parameter { path, shape: used.dims }).collect();
+        parameters.into_iter().map(|(path, used)| Parameter { path, shape: used.dims, stack: used.stack }).collect();
     let format = if options.format.is_empty() { "hf" } else { &options.format };
     let names = spec.names.iter().find(|(f, _)| **f == *format).map(|(_, n)| n.clone()).unwrap_or_default();
     let bound = names::bind(&names, &sizes, &parameters, &expander.aliases, &mut diagnostics);
@@ -238,6 +241,7 @@ impl Expander {
             children: RefCell::default(),
             options: RefCell::default(),
             applied: Cell::new(true),
+            stands_for: RefCell::default(),
         });
         let mut inputs = Vec::new();
         let mut tokens = None;
@@ -403,6 +407,20 @@ fn entry_span(mapping: &Expr, name: &str) -> Span {
 
 /// The instance tree, without instances that were never applied.
 fn node(instance: &Instance) -> Node {
+    let mut node = node_of_first(instance);
+    if let Some(path) = &*instance.stands_for.borrow() {
+        rename(&mut node, &instance.path, path);
+    }
+    node
+}
+
+/// Equal experts are shown once, as all of them.
+fn rename(node: &mut Node, first: &str, all: &str) {
+    node.path = format!("{all}{}", node.path.strip_prefix(first).unwrap_or_default());
+    node.children.iter_mut().for_each(|child| rename(child, first, all));
+}
+
+fn node_of_first(instance: &Instance) -> Node {
     let children = instance.children.borrow();
     Node {
         path: instance.path.clone(),

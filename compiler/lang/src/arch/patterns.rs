@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use crate::graph::path::components;
 use crate::spec::Datum;
 
 /// Whether a pattern of components (`*` one, `**` any number) matches a whole name.
 pub fn matches_pattern(pattern: &str, name: &str) -> bool {
-    let pattern: Vec<&str> = pattern.split('.').collect();
-    let name: Vec<&str> = name.split('.').collect();
+    let pattern: Vec<&str> = components(pattern).collect();
+    let name: Vec<&str> = components(name).collect();
     prefix_lengths(&pattern, &name).iter().any(|(n, _)| *n == name.len())
 }
 

@@ -6,7 +6,7 @@ use super::calls::Given;
 use super::expand::{Eval, Expander};
 use super::instances;
 use super::value::{Axis, AxisName, Place, Sym, Tensor, Value};
-use crate::diagnostic::{Code, Span};
+use crate::diagnostic::{Code, Diagnostic, Span};
 use crate::graph::{AxisId, DType, Dim};
 use crate::ops::{BinaryOp, Core, ReduceOp};
 
@@ -64,7 +64,9 @@ impl Expander {
                 let mut args = self.args(name, &["x"], given, span)?;
                 let x = self.need_tensor(&mut args, 0, place)?;
                 match x.axes.as_slice() {
-                    [rest @ .., Axis { size: Dim::Fixed(a), .. }, Axis { size: Dim::Fixed(b), .. }] => {
+                    [rest @ .., Axis { size: Dim::Fixed(a), name }, Axis { size: Dim::Fixed(b), .. }]
+                        if *name != AxisName::Experts =>
+                    {
                         let mut axes = rest.to_vec();
                         axes.push(Axis::new(AxisName::Width, Dim::Fixed(a * b)));
                         self.emit(Core::Reshape, &[&x], x.dtype, axes, span).map(Value::Tensor)
@@ -162,7 +164,8 @@ impl Expander {
                 let mut args = self.args(name, &["x"], given, span)?;
                 let x = self.need_tensor(&mut args, 0, place)?;
                 let n = x.axes.len();
-                if n < 2 || x.axes[n - 2..].iter().any(|a| !matches!(a.size, Dim::Fixed(_))) {
+                let fixed = |a: &Axis| matches!(a.size, Dim::Fixed(_)) && a.name != AxisName::Experts;
+                if n < 2 || !x.axes[n - 2..].iter().all(fixed) {
                     let shape = self.show_shape(&x.axes);
                     return self.fail(
                         Code::AxisMismatch,
@@ -268,6 +271,11 @@ impl Expander {
                 "expected one for each of its first axes, which are fixed",
             );
         };
+        if table.of_experts {
+            let d =
+                Diagnostic::new(Code::Misplaced, "a table of an expert", span).label("each token would read another");
+            return Err(self.report(d.help("look up before the experts, in a table that they share")));
+        }
         if indices.iter().any(|i| i.dtype != DType::I64) {
             return self.fail(Code::WrongType, span, "`gather` needs a table and integers", "expected i64 indices");
         }

@@ -34,6 +34,7 @@ pub(super) enum Value {
     Instance(Rc<Instance>),
     /// A function that the compiler knows.
     Builtin(&'static str),
+    Mixture(Rc<Mixture>),
     /// The module that does nothing.
     Identity,
 }
@@ -45,6 +46,8 @@ pub(super) enum AxisName {
     Ragged(usize),
     /// Everything kept of a ragged axis.
     Visible(usize),
+    /// What each token chose, inside an expert.
+    Experts,
     /// Any other, by number.
     Other(usize),
     /// Rows of a table or of a matrix.
@@ -89,6 +92,8 @@ pub(super) struct Tensor {
     pub(super) axes: Vec<Axis>,
     /// For the result of `cache`: what was cached.
     pub(super) uncached: Option<Rc<Tensor>>,
+    /// Made of parameters of the chosen experts alone: its first two axes, tokens and what each chose, are not written.
+    pub(super) of_experts: bool,
 }
 
 impl Tensor {
@@ -183,12 +188,25 @@ pub(super) struct Instance {
     /// Options as resolved at the first application, for people.
     pub(super) options: RefCell<Vec<(Arc<str>, String)>>,
     pub(super) applied: Cell<bool>,
+    /// The path of all the experts that it stands for, where it is the first of equal ones: `experts.{0..8}`.
+    pub(super) stands_for: RefCell<Option<String>>,
 }
 
 impl Instance {
     pub(super) fn child(&self, name: &str) -> Option<Value> {
         self.children.borrow().iter().find(|(n, _)| &**n == name).map(|(_, v)| v.clone())
     }
+}
+
+/// Experts, and which of them each token chose: what `mix` makes, to be applied.
+pub(super) struct Mixture {
+    pub(super) experts: Rc<Vec<Value>>,
+    /// `i64[tokens, A]`
+    pub(super) chosen: Tensor,
+    /// Of each that was chosen: a number, or `f32[tokens, A]`.
+    pub(super) weight: Tensor,
+    /// Where the experts are given.
+    pub(super) span: Span,
 }
 
 /// The names of one place, and the place around it.
@@ -265,6 +283,7 @@ impl Value {
             Value::Def(_) | Value::Identity => "a module",
             Value::Func(_) | Value::Builtin(_) => "a function",
             Value::Instance(_) => "an instance of a module",
+            Value::Mixture(_) => "a mixture of experts",
         }
     }
 
@@ -326,6 +345,7 @@ impl Value {
             Value::Instance(i) => i.path.clone(),
             Value::Builtin(name) => (*name).to_string(),
             Value::Identity => "identity".into(),
+            Value::Mixture(m) => format!("mix({} experts)", m.experts.len()),
         }
     }
 

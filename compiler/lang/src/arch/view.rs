@@ -1,5 +1,6 @@
 //! An [`Arch`] as canonical YAML.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use super::{Arch, Node};
@@ -25,9 +26,21 @@ impl fmt::Display for Arch {
         }
         writeln!(f, "parameter_count: {}", self.parameter_count())?;
         writeln!(f, "parameters:")?;
+        let mut stacks: BTreeMap<&str, u64> = BTreeMap::new();
+        for stack in self.parameters.iter().filter_map(|p| p.stack.as_deref()) {
+            *stacks.entry(stack).or_default() += 1;
+        }
         for p in &self.parameters {
-            let dims: Vec<String> = p.shape.iter().map(u64::to_string).collect();
-            writeln!(f, "  {}: [{}]", p.path, dims.join(", "))?;
+            // A stack is one line, at its first.
+            let (path, stacked) = match p.stack.as_deref() {
+                None => (p.path.as_str(), None),
+                Some(stack) => match stacks.remove(stack) {
+                    None => continue,
+                    count => (stack, count),
+                },
+            };
+            let dims: Vec<String> = stacked.iter().chain(&p.shape).map(u64::to_string).collect();
+            writeln!(f, "  {path}: [{}]", dims.join(", "))?;
         }
         if !self.aliases.is_empty() {
             writeln!(f, "aliases:")?;

@@ -99,6 +99,25 @@ pub fn parameters(path: &str) -> Vec<String> {
     }
 }
 
+/// The components of a path, between its dots: the dots of a range are none.
+pub fn components(path: &str) -> impl Iterator<Item = &str> {
+    let mut depth = 0usize;
+    path.split(move |c| {
+        match c {
+            '{' => depth += 1,
+            '}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        c == '.' && depth == 0
+    })
+}
+
+/// A path without its last component, and that component.
+pub fn split_last(path: &str) -> (&str, &str) {
+    let last = components(path).last().unwrap_or(path);
+    (path[..path.len() - last.len()].trim_end_matches('.'), last)
+}
+
 fn calls(graph: &Graph) -> Vec<(usize, String)> {
     graph
         .topological()

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use super::Pass;
 use super::analysis::token_wise::leading;
 use super::matching::{is_constant, is_weight_expression, remove_dead};
+use crate::graph::path::components;
 use crate::graph::{Dim, Graph, NodeId, Origin, Program, ValueId};
 use crate::ops::fused::{Attention, Linear, Rows};
 use crate::ops::{Core, Op};
@@ -326,8 +327,8 @@ fn common_origin(graph: &Graph, members: &[NodeId]) -> Origin {
     let mut origin = members.first().map(|n| graph.origin(*n).clone()).unwrap_or_default();
     for member in members {
         let path = &graph.origin(*member).path;
-        let shared = origin.path.split('.').zip(path.split('.')).take_while(|(a, b)| a == b).count();
-        origin.path = origin.path.split('.').take(shared).collect::<Vec<_>>().join(".");
+        let shared = components(&origin.path).zip(components(path)).take_while(|(a, b)| a == b).count();
+        origin.path = components(&origin.path).take(shared).collect::<Vec<_>>().join(".");
     }
     origin
 }

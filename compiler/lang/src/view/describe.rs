@@ -5,6 +5,7 @@
 
 use super::scene::{Kind, Mark, Node, Shape};
 use super::{cost, formula};
+use crate::graph::path::split_last;
 use crate::graph::{Graph, NodeId, Type, ValueId};
 use crate::ops::fused::{Attention, Linear, Rows};
 use crate::ops::{BinaryOp, Core, Op, UnaryOp};
@@ -213,7 +214,10 @@ fn epilogue(graph: &Graph, node: NodeId, linear: &Linear) -> Option<String> {
             None => graph.origin(value.node).path.clone(),
         };
         let name = if i < linear.parts {
-            let owner = path.rsplit('.').nth(1).unwrap_or("y").to_owned();
+            let owner = match split_last(&path).0 {
+                "" => "y".to_owned(),
+                module => split_last(module).1.to_owned(),
+            };
             if linear.parts == 1 { "y".to_owned() } else { owner }
         } else {
             match graph.op(value.node).as_core() {

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
+use crate::graph::path::components;
 use crate::graph::{Graph, NodeId, Program, ValueId};
 use crate::ops::fused::{Attention, Linear, Rows};
 use crate::ops::{Core, Op};
@@ -48,7 +49,7 @@ impl Drawing<'_> {
         let mut root = Module::default();
         for node in order.iter().filter(|n| self.is_drawn(**n)) {
             let mut module = &mut root;
-            for part in self.graph.origin(*node).path.split('.').filter(|p| !p.is_empty()) {
+            for part in components(&self.graph.origin(*node).path).filter(|p| !p.is_empty()) {
                 module = module.children.entry(part.to_string()).or_default();
             }
             module.nodes.push(*node);

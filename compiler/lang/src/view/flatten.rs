@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::scene::{Kind, Node, Repeat, Shape, Weight};
 use super::units::{Unit, call, equations, last_component, parent, runs, units};
 use super::{Subject, cost, describe, formula};
-use crate::graph::path::join;
+use crate::graph::path::{components, join};
 use crate::graph::{Graph, NodeId, ValueId};
 use crate::ops::Core;
 use crate::passes::is_constant;
@@ -260,7 +260,7 @@ impl<'s> Flat<'s> {
         let mut at = place.at.clone();
         // What selects tokens belongs to the model, not to the layer whose result it takes.
         let own = if matches!(graph.op(last).as_core(), Some(Core::SelectRows)) { "" } else { &origin.path };
-        for component in own.split('.').filter(|c| !c.is_empty()) {
+        for component in components(own).filter(|c| !c.is_empty()) {
             at = join(&at, component);
             modules.push(Module { name: component.to_owned(), path: at.clone(), repeat: None });
         }
@@ -285,7 +285,7 @@ impl<'s> Flat<'s> {
             let own = join(at, &graph.origin(nodes[0]).path);
             let inside = if own.is_empty() { Some(from.path.as_str()) } else { from.path.strip_prefix(&own) };
             let inside = inside.filter(|rest| own.is_empty() || rest.is_empty() || rest.starts_with('.'));
-            let inside = inside.map(|rest| rest.trim_start_matches('.').split('.').next().unwrap_or_default());
+            let inside = inside.map(|rest| components(rest.trim_start_matches('.')).next().unwrap_or_default());
             let name = match (graph.op(value.node).as_core(), inside) {
                 (Some(Core::Arg { index }), _) => graph.params().get(*index).map(|p| p.name.clone()),
                 // What the module itself made has no name; what lies in it is called after the part that it lies in.

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use crate::graph::path::split_last;
 use crate::graph::{Graph, NodeId, ValueId};
 use crate::ops::Core;
 use crate::passes::is_constant;
@@ -83,11 +84,11 @@ pub(super) fn call(graph: &Graph, node: NodeId) -> Option<(usize, String)> {
 }
 
 pub(super) fn parent(path: &str) -> &str {
-    path.rsplit_once('.').map_or("", |(p, _)| p)
+    split_last(path).0
 }
 
 pub(super) fn last_component(path: &str) -> &str {
-    path.rsplit('.').next().unwrap_or(path)
+    split_last(path).1
 }
 
 /// Runs of calls: each reads the one before, in the same list of modules, and a pattern of bodies repeats. Every call is in one run.
@@ -142,7 +143,9 @@ fn same_call(graph: &Graph, chain: &[NodeId], i: usize, j: usize) -> bool {
 /// Groups do not depend on themselves.
 pub(super) fn equations(graph: &Graph, order: &[NodeId]) -> HashMap<NodeId, usize> {
     let is_product = |n: NodeId| matches!(graph.op(n).as_core(), Some(Core::Contract { .. }));
-    let with_weights = |n: NodeId| is_product(n) && graph.operands(n).iter().any(|v| is_constant(graph, v.node));
+    let with_weights = |n: NodeId| {
+        is_product(n) && graph.operands(n).iter().any(|v| is_constant(graph, v.node) || is_of_experts(graph, v.node))
+    };
     let may = |n: NodeId| {
         !is_constant(graph, n)
             && matches!(
@@ -161,6 +164,7 @@ pub(super) fn equations(graph: &Graph, order: &[NodeId]) -> HashMap<NodeId, usiz
                 )
             )
             || with_weights(n)
+            || is_of_experts(graph, n)
     };
     let mut of: HashMap<NodeId, usize> = HashMap::new();
     let mut members: Vec<BTreeSet<NodeId>> = Vec::new();
@@ -170,7 +174,8 @@ pub(super) fn equations(graph: &Graph, order: &[NodeId]) -> HashMap<NodeId, usiz
         of.insert(node, mine);
         for operand in graph.operands(node) {
             let Some(theirs) = of.get(&operand.node).copied().filter(|g| *g != mine) else { continue };
-            let same = graph.origin(operand.node).path == graph.origin(node).path && !is_product(node);
+            let joins = !is_product(node) || is_of_experts(graph, operand.node);
+            let same = graph.origin(operand.node).path == graph.origin(node).path && joins;
             let union: BTreeSet<NodeId> = members[mine].union(&members[theirs]).copied().collect();
             let one_product = union.iter().filter(|n| is_product(**n)).count() <= 1;
             if same && one_product && is_convex(graph, &union) {
@@ -187,6 +192,12 @@ pub(super) fn equations(graph: &Graph, order: &[NodeId]) -> HashMap<NodeId, usiz
     // Alone, a view stays a view and a sign stays a sign.
     of.retain(|_, group| members[*group].len() > 1);
     of
+}
+
+/// Whether a node takes the parameters of chosen experts from their stack.
+pub(super) fn is_of_experts(graph: &Graph, node: NodeId) -> bool {
+    let stack = graph.operands(node).first().and_then(|table| graph.op(table.node).as_core());
+    matches!((graph.op(node).as_core(), stack), (Some(Core::Gather), Some(Core::Weight { path })) if path.contains('{'))
 }
 
 /// Whether no path leaves a set of nodes and comes back.

@@ -72,6 +72,7 @@ pub(super) fn changes(before: &Model, after: &Model, was: i64, is: i64) -> Optio
     }
     let mut changes = Changes::default();
     for (index, (a, b)) in a.iter().zip(b).enumerate() {
+        let in_experts = in_experts(a);
         for (x, y) in a.nodes().zip(b.nodes()) {
             if a.op(x).name() != b.op(y).name() || a.types(x).len() != b.types(y).len() {
                 return None;
@@ -105,9 +106,15 @@ pub(super) fn changes(before: &Model, after: &Model, was: i64, is: i64) -> Optio
                     }
                     // The elements of a stack are parameters of their own.
                     Some(Core::Weight { path }) if path.contains('{') => {}
+                    Some(Core::Gather) if is_of_stack(a, x) => {}
                     Some(Core::Weight { .. }) => changes.rows |= from.dims[0] != to.dims[0] && is_table(a, x),
                     _ => {
-                        for (d, (from, to)) in from.dims.iter().zip(&to.dims).enumerate().filter(|(_, (f, t))| f != t) {
+                        // In experts, what each token chose is no inner dimension.
+                        let chosen = in_experts.contains(&x).then_some(1);
+                        let dims = from.dims.iter().zip(&to.dims).enumerate().filter(|(d, _)| Some(*d) != chosen);
+                        for (d, (from, to)) in dims.filter(|(_, (f, t))| f != t) {
+                            let d = d - usize::from(chosen.is_some_and(|c| c < d));
+                            let last = last - usize::from(chosen.is_some());
                             if d < last {
                                 changes.inner |= in_ratio(*from, *to);
                                 changes.places.insert((index, x));
@@ -123,6 +130,45 @@ pub(super) fn changes(before: &Model, after: &Model, was: i64, is: i64) -> Optio
         }
     }
     Some(changes)
+}
+
+/// Whether a node takes elements of a stack.
+fn is_of_stack(graph: &Graph, node: NodeId) -> bool {
+    let table = graph.operands(node).first().and_then(|table| graph.op(table.node).as_core());
+    matches!((graph.op(node).as_core(), table), (Some(Core::Gather), Some(Core::Weight { path })) if path.contains('{'))
+}
+
+/// What is computed in experts, with a dimension for what each token chose behind that of the tokens: their products, and what is done element
+/// by element before and behind them.
+fn in_experts(graph: &Graph) -> BTreeSet<NodeId> {
+    let rank = |n: NodeId| graph.types(n).first().map_or(0, |t| t.dims.len());
+    let mut found = BTreeSet::new();
+    let mut open: Vec<NodeId> = Vec::new();
+    for node in graph.nodes().filter(|n| matches!(graph.op(*n).as_core(), Some(Core::Contract { .. }))) {
+        let operands = graph.operands(node);
+        if operands.iter().any(|v| is_of_stack(graph, v.node)) {
+            open.push(node);
+            open.extend(operands.iter().map(|v| v.node).filter(|n| rank(*n) == 3 && !is_of_stack(graph, *n)));
+        }
+    }
+    while let Some(node) = open.pop() {
+        if !found.insert(node) {
+            continue;
+        }
+        let by_element = |n: NodeId| {
+            let other = matches!(
+                graph.op(n).as_core(),
+                Some(Core::Contract { .. } | Core::Gather | Core::Reshape | Core::Call { .. } | Core::Arg { .. })
+            );
+            !other && rank(n) == rank(node)
+        };
+        let value = crate::graph::ValueId { node, port: 0 };
+        open.extend(graph.uses(value).into_iter().map(|(user, _)| user).filter(|user| by_element(*user)));
+        if by_element(node) {
+            open.extend(graph.operands(node).iter().map(|v| v.node).filter(|n| rank(*n) == rank(node)));
+        }
+    }
+    found
 }
 
 /// Whether a weight is read by row.

@@ -2,6 +2,7 @@
 //!
 //! Fonts are the reader's, so widths are estimates on the wide side; the same text always measures the same.
 
+use crate::graph::path::split_last;
 use crate::view::cost;
 use crate::view::scene::{Frame, Kind, Node, Shape, Weight};
 
@@ -144,14 +145,10 @@ pub(in crate::view) fn node(node: &Node) -> Block {
 
 /// A weight on one line: the last of its path, as much as the node's title does not say, and its type.
 fn weight(weight: &Weight, node: &Node) -> String {
-    let mut parts: Vec<&str> = weight.path.rsplit('.').take(2).collect();
-    parts.reverse();
-    if let [owner, own] = parts[..]
-        && owner == node.title
-    {
-        parts = vec![own];
-    }
-    format!("{} {}", shorten(&parts.join("."), 40), weight.ty)
+    let (module, own) = split_last(&weight.path);
+    let owner = split_last(module).1;
+    let name = if owner.is_empty() || owner == node.title { own.to_owned() } else { format!("{owner}.{own}") };
+    format!("{} {}", shorten(&name, 40), weight.ty)
 }
 
 /// A closed frame as lines.
