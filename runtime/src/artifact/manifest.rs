@@ -254,7 +254,7 @@ pub enum Step {
 pub enum Pack {
     /// Row-major.
     Plain,
-    /// A matrix `[O, I]` for `x · wᵀ`: panels of `columns` outputs; in a panel, for each group of `depth` consecutive inputs, `columns` runs of `depth` elements.
+    /// A matrix `[O, I]` for `x · wᵀ`, or several `[.., O, I]`, one after another: panels of `columns` outputs; in a panel, for each group of `depth` consecutive inputs, `columns` runs of `depth` elements.
     /// Element `(o, i)` is at `((o / columns * ceil(I / depth) + i / depth) * columns + o % columns) * depth + i % depth`.
     /// O is padded to a multiple of `columns`, I to a multiple of `depth`, with zeros.
     Panels {

@@ -197,8 +197,11 @@ pub fn packed_elements(shape: &[u64], pack: Pack) -> Check<u64> {
         Pack::Panels { columns, depth } => {
             count("columns", columns, MAX_TILE)?;
             count("depth", depth, MAX_TILE)?;
-            let &[outputs, inputs] = shape else { return Err(format!("panels need a matrix, the shape is {shape:?}")) };
-            elements(&[outputs.next_multiple_of(columns), inputs.next_multiple_of(depth)])
+            let [lead @ .., outputs, inputs] = shape else {
+                return Err(format!("panels need a matrix, the shape is {shape:?}"));
+            };
+            let whole = [outputs.next_multiple_of(columns), inputs.next_multiple_of(depth)];
+            elements(&[lead, &whole[..]].concat())
         }
     }
 }

@@ -293,7 +293,7 @@ fn slot_memory(group: &CacheGroup) -> (Vec<u64>, Vec<usize>) {
 /// Elements from one row of a packed weight to the next: of the matrix, or of its panels.
 fn weight_row_stride(weight: &Weight) -> u64 {
     match (weight.pack, weight.shape.as_slice()) {
-        (Pack::Panels { columns, depth }, &[_, inputs]) => columns * inputs.next_multiple_of(depth),
+        (Pack::Panels { columns, depth }, [.., _, inputs]) => columns * inputs.next_multiple_of(depth),
         (_, shape) => shape.iter().skip(1).product(),
     }
 }

@@ -43,7 +43,7 @@ impl Job<'_> {
     /// Elements in one unit of work.
     fn unit_elements(&self) -> u64 {
         match (self.weight.pack, self.weight.shape.as_slice()) {
-            (Pack::Panels { columns, depth }, &[_, inputs]) => columns * inputs.next_multiple_of(depth),
+            (Pack::Panels { columns, depth }, [.., _, inputs]) => columns * inputs.next_multiple_of(depth),
             _ => 1,
         }
     }
@@ -61,12 +61,16 @@ impl Job<'_> {
     /// Packs one piece into `out`, which is zeroed and has the piece's bytes.
     pub(super) fn pack(&self, piece: Piece, out: &mut [u8]) {
         match (self.weight.pack, self.weight.shape.as_slice()) {
-            (Pack::Panels { columns, depth }, &[outputs, inputs]) => {
+            (Pack::Panels { columns, depth }, &[.., outputs, inputs]) => {
                 let panel_bytes = self.unit_elements() as usize * self.weight.dtype.size_bytes();
+                let panels = outputs.div_ceil(columns);
                 for (panel, out) in out.chunks_exact_mut(panel_bytes).enumerate() {
-                    let first = (piece.first + panel as u64) * columns;
+                    // Rows of all matrices, one below the other; a panel holds rows of one.
+                    let panel = piece.first + panel as u64;
+                    let matrix = panel / panels * outputs;
+                    let first = panel % panels * columns;
                     self.pack_panel(
-                        first..outputs.min(first + columns),
+                        matrix + first..matrix + outputs.min(first + columns),
                         inputs as usize,
                         columns as usize,
                         depth as usize,
@@ -128,7 +132,8 @@ impl Job<'_> {
     fn source_of_row(&self, row: u64) -> Option<(&Found<'_>, u64)> {
         let mut begin = 0;
         for source in &self.sources {
-            let end = begin + source.lens.shape().first()?;
+            let shape = source.lens.shape();
+            let end = begin + shape[..shape.len().checked_sub(1)?].iter().product::<u64>();
             if row < end {
                 return Some((source, row - begin));
             }

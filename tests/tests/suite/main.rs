@@ -21,6 +21,7 @@ mod fuzz;
 mod images;
 mod interpreter;
 mod interrupted;
+mod latents;
 mod mixtures;
 mod programs;
 mod readme;

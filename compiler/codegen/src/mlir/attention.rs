@@ -1,10 +1,12 @@
 //! Attention over paged keys and values as one online-softmax loop: scores of one page at a time, never a row of them.
 //!
 //! A tile is a block of query rows by one key/value head. Keys lie `[dim][token]` in a page, so that the scores of a page's tokens are a sum
-//! over consecutive lanes; values lie `[token][dim]`. Pages outside what the mask can reach are not visited; inside, the mask decides lane by lane.
+//! over consecutive lanes; values lie `[token][dim]`. Keys that values are a part of lie as values do: then the score of a token is a sum over the
+//! lanes of its elements. Pages outside what the mask can reach are not visited; inside, the mask decides lane by lane.
 //!
 //! Operands of the launch: `q`, the key slot, the value slot, the result, then the tables of the checkpoint that mask and score gather from.
 
+mod keys;
 mod tables;
 
 use xfc_lang::graph::{DType, Graph};
@@ -18,7 +20,7 @@ use super::machine::Machine;
 use super::schedule::AttentionSchedule;
 use super::writer::{Cmp, Elem, Ty, Val, Writer};
 use crate::error::CodegenError;
-use crate::plan::kernel::{AttentionSpec, dtype_bytes, page_bytes};
+use crate::plan::kernel::{AttentionSpec, PageLayout, page_bytes};
 
 /// Below any score that a finite model computes; finite, so that a difference of two is never NaN.
 const LOWEST: f64 = -3.0e38;
@@ -142,21 +144,6 @@ impl Attention<'_> {
         Query { row, sequence, position, low, high }
     }
 
-    fn kept_bytes(&self) -> u64 {
-        dtype_bytes(self.spec.kept)
-    }
-
-    /// Loads consecutive kept elements as f32.
-    fn load_kept(&self, w: &mut Writer, at: Val, lanes: u32, mask: Option<Val>) -> Result<Val, CodegenError> {
-        let elem = elem_of(self.spec.kept, Elem::I64)?;
-        let ty = Ty::of(elem, lanes);
-        let raw = match mask {
-            None => w.load(ty, at),
-            Some(mask) => w.load_masked(ty, at, mask),
-        };
-        cast(w, raw, Elem::F32)
-    }
-
     fn one_head(&self, w: &mut Writer, query: &Query, kv_head: Val, head: Val) -> Result<(), CodegenError> {
         let spec = self.spec;
         let query_elem = elem_of(spec.query, Elem::I64)?;
@@ -204,11 +191,20 @@ impl Attention<'_> {
         let id = w.page_id(self.cache, query.sequence, page);
         let k_page = w.element(self.k.data, id, page_bytes(spec.kv_heads, spec.key_dim, spec.page_tokens, spec.kept));
         let keys = w.element(k_page, kv_head, spec.key_dim * spec.page_tokens * self.kept_bytes());
-        let v_page = w.element(self.v.data, id, page_bytes(spec.kv_heads, spec.value_dim, spec.page_tokens, spec.kept));
-        let values = w.element(v_page, kv_head, spec.value_dim * spec.page_tokens * self.kept_bytes());
+        let values = match spec.value_in_key {
+            Some(first) => w.offset_const(keys, first * self.kept_bytes()),
+            None => {
+                let bytes = page_bytes(spec.kv_heads, spec.value_dim, spec.page_tokens, spec.kept);
+                let v_page = w.element(self.v.data, id, bytes);
+                w.element(v_page, kv_head, spec.value_dim * spec.page_tokens * self.kept_bytes())
+            }
+        };
 
         let n_vectors = (spec.page_tokens / u64::from(lanes)) as usize;
-        let dots = self.dots(w, q, keys, n_vectors)?;
+        let dots = match spec.key_layout {
+            PageLayout::TokensLast => self.dots(w, q, keys, n_vectors)?,
+            PageLayout::TokensMiddle => self.dots_by_token(w, q, keys, n_vectors)?,
+        };
         let mut scores = Vec::new();
         let mut visible = Vec::new();
         for (v, dot) in dots.iter().enumerate() {
@@ -242,60 +238,6 @@ impl Attention<'_> {
         let mut next = vec![maximum, sum];
         next.extend(out);
         Ok(next)
-    }
-
-    /// `scale`-free products of the query with the keys of a page.
-    fn dots(
-        &self,
-        w: &mut Writer,
-        (q, q_elem): (Val, Elem),
-        keys: Val,
-        n_vectors: usize,
-    ) -> Result<Vec<Val>, CodegenError> {
-        let spec = self.spec;
-        let lanes = self.lanes;
-        let unroll = 4_u64;
-        let looped = spec.key_dim / unroll * unroll;
-        let chains = 4 / n_vectors.clamp(1, 4);
-        let zero = w.f32(0.0, lanes);
-        let key_bytes = spec.page_tokens * self.kept_bytes();
-        let mut sums = vec![zero; n_vectors * chains];
-        let step = |w: &mut Writer, q: Val, keys: Val, d: u64, sums: &mut [Val]| -> Result<(), CodegenError> {
-            let at = w.offset_const(q, d * q_elem.bytes());
-            let x = w.load(Ty::scalar(q_elem), at);
-            let x = cast(w, x, Elem::F32)?;
-            let x = w.splat(x, lanes);
-            for (v, sum) in sums.iter_mut().enumerate() {
-                let at = w.offset_const(keys, d * key_bytes + v as u64 * u64::from(lanes) * self.kept_bytes());
-                let k = self.load_kept(w, at, lanes, None)?;
-                *sum = w.fma(x, k, *sum);
-            }
-            Ok(())
-        };
-        if looped > 0 {
-            let begin = w.i64(0);
-            let end = w.i64(looped as i64);
-            sums = w.for_loop(begin, end, unroll as i64, &sums, |w, d, sums| {
-                let mut sums = sums.to_vec();
-                let q = w.element(q, d, q_elem.bytes());
-                let keys = w.element(keys, d, key_bytes);
-                for u in 0..unroll {
-                    let chain = (u as usize % chains) * n_vectors;
-                    step(w, q, keys, u, &mut sums[chain..chain + n_vectors])?;
-                }
-                Ok(sums)
-            })?;
-        }
-        for d in looped..spec.key_dim {
-            step(w, q, keys, d, &mut sums[..n_vectors])?;
-        }
-        for chain in 1..chains {
-            for v in 0..n_vectors {
-                sums[v] = w.add(sums[v], sums[chain * n_vectors + v]);
-            }
-        }
-        sums.truncate(n_vectors);
-        Ok(sums)
     }
 
     /// Score and visibility of vector `v` of a page; what is not visible scores [`LOWEST`].
@@ -359,11 +301,12 @@ impl Attention<'_> {
         let end = w.sub(query.high, first_key);
         let end = w.min(end, page_size);
         let masks = self.value_masks(w);
+        let stride = if spec.value_in_key.is_some() { spec.key_dim } else { spec.value_dim };
         w.for_loop(begin, end, 1, out, |w, j, out| {
             let at = w.element(self.scratch, j, 4);
             let p = w.load(Ty::scalar(Elem::F32), at);
             let p = w.splat(p, self.lanes);
-            let row = w.element(values, j, spec.value_dim * self.kept_bytes());
+            let row = w.element(values, j, stride * self.kept_bytes());
             let mut next = Vec::new();
             for (v, o) in out.iter().enumerate() {
                 let at = w.offset_const(row, v as u64 * u64::from(self.lanes) * self.kept_bytes());

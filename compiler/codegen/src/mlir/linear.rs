@@ -3,6 +3,8 @@
 //! A tile is a block of rows by one panel of outputs. Inside, a register tile of `micro_rows x vectors` accumulators runs over all inputs.
 //! Rows beyond the tile repeat its last row and are not stored; outputs beyond the last are zero weights and are masked off.
 //!
+//! Where each head has a matrix of its own, its panels follow those of the head before, and its inputs and outputs are a part of each row.
+//!
 //! Operands of the launch: `x`, the packed matrices, the extras, the result.
 
 use xfc_lang::graph::DType;
@@ -65,6 +67,8 @@ struct Linear<'a> {
     column: Option<Val>,
     starts: Vec<Val>,
     masks: Vec<Option<Val>>,
+    /// The head that the columns are of, where there are several.
+    head: Option<Val>,
 }
 
 impl<'a> Linear<'a> {
@@ -73,7 +77,18 @@ impl<'a> Linear<'a> {
         let weights = (0..spec.parts).map(|p| w.buffer(args, 1 + p)).collect();
         let extras = (0..spec.extras.len()).map(|e| w.buffer(args, 1 + spec.parts + e)).collect();
         let out = w.buffer(args, 1 + spec.parts + spec.extras.len());
-        Linear { spec, schedule, x, weights, extras, out, column: None, starts: Vec::new(), masks: Vec::new() }
+        Linear {
+            spec,
+            schedule,
+            x,
+            weights,
+            extras,
+            out,
+            column: None,
+            starts: Vec::new(),
+            masks: Vec::new(),
+            head: None,
+        }
     }
 
     fn bf16(&self) -> bool {
@@ -93,7 +108,13 @@ impl<'a> Linear<'a> {
         let s = self.schedule;
         let columns = u64::from(s.lanes * s.vectors);
         let panel_columns = w.i64(s.panel_columns as i64);
-        let first = w.mul(panel, panel_columns);
+        let mut of_head = panel;
+        if self.spec.heads > 1 {
+            let panels = w.i64(self.spec.outputs.div_ceil(s.panel_columns) as i64);
+            self.head = Some(w.div_unsigned(panel, panels));
+            of_head = w.rem_unsigned(panel, panels);
+        }
+        let first = w.mul(of_head, panel_columns);
         let shift = w.i64((step * columns) as i64);
         let column = w.add(first, shift);
         self.column = Some(column);
@@ -137,7 +158,11 @@ impl<'a> Linear<'a> {
             .iter()
             .map(|r| {
                 let r = if s.micro_rows == 1 { *r } else { w.min(*r, last) };
-                w.row(self.x, r, dtype_bytes(self.spec.operand))
+                let x = w.row(self.x, r, dtype_bytes(self.spec.operand));
+                match self.head {
+                    Some(head) => w.element(x, head, self.spec.inputs * dtype_bytes(self.spec.operand)),
+                    None => x,
+                }
             })
             .collect();
         let sums = self.products(w, &xs)?;
@@ -259,7 +284,10 @@ impl<'a> Linear<'a> {
         let vectors = s.vectors as usize;
         let out_elem = elem_of(self.spec.result, Elem::I64)?;
         let column = self.column.ok_or_else(|| CodegenError::bug("linear", "columns were not entered"))?;
-        let out_row = w.row(self.out, row, out_elem.bytes());
+        let mut out_row = w.row(self.out, row, out_elem.bytes());
+        if let Some(head) = self.head {
+            out_row = w.element(out_row, head, self.spec.outputs * out_elem.bytes());
+        }
         let out = w.element(out_row, column, out_elem.bytes());
         let mut bases = Vec::new();
         for (extra, buffer) in self.spec.extras.iter().zip(&self.extras) {

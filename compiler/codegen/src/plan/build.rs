@@ -5,14 +5,14 @@ use std::rc::Rc;
 
 use xfc_lang::graph::path::join;
 use xfc_lang::graph::{AxisId, Dim, Graph, NodeId, Program, Type, ValueId};
-use xfc_lang::ops::fused::{Attention, Linear, Rows};
+use xfc_lang::ops::fused::{Attention, HeadLinear, Linear, Rows};
 use xfc_lang::ops::{BinaryOp, Core, Op};
 use xfc_runtime::artifact::manifest::{Arena, BufferRef, CacheGroup, Input, Output, Weight};
 
 use super::caches::{self, Caches};
 use super::kernel::{KernelSpec, RowParam, RowsSpec, Sink, dtype_bytes};
 use super::memory::{self, Buffer};
-use super::place::{Operand, Place};
+use super::place::{Operand, Place, fixed_dims, row_type};
 use super::step_caches;
 use super::weights::{Stored, WeightExpr, Weights, manifest_dtype};
 use super::whole;
@@ -153,6 +153,7 @@ impl Planner<'_> {
             | Place::First { .. }
             | Place::Weight(_)
             | Place::Cache(_)
+            | Place::CachePart { .. }
             | Place::Constant { .. }
             | Place::Nowhere => Err(CodegenError::bug("plan", format!("{place:?} is not a buffer"))),
         };
@@ -257,7 +258,10 @@ impl Planner<'_> {
                 Op::Fused(op) => {
                     let name = join(at, &graph.origin(node).path);
                     let any = op.as_any();
-                    if let Some(linear) = any.downcast_ref::<Linear>() {
+                    if any.is::<HeadLinear>() {
+                        let place = self.head_linear((graph_idx, graph, node), &name, operands)?;
+                        places.insert(first, place);
+                    } else if let Some(linear) = any.downcast_ref::<Linear>() {
                         let place = self.linear((graph_idx, graph, node), &name, linear, operands)?;
                         places.insert(first, place);
                     } else if let Some(attention) = any.downcast_ref::<Attention>() {
@@ -297,6 +301,9 @@ impl Planner<'_> {
                 Ok(Place::Weight(WeightExpr::leaf(&path, ty, self.stored)?))
             }
             (Core::Cache { path }, _) => Ok(Place::Cache(join(at, path))),
+            (Core::Slice { dim: 2, start }, [Place::Cache(path)]) => {
+                Ok(Place::CachePart { path: path.clone(), first: *start })
+            }
             (Core::SelectRows, [place]) => Ok(Place::Selected(Box::new(place.clone()))),
             (Core::First, [place @ (Place::Buffer { .. } | Place::Nowhere)]) => {
                 let (space, _) = row_type(graph.ty(graph.operands(node)[0]))?;
@@ -441,7 +448,7 @@ impl Planner<'_> {
                 );
                 Ok(out)
             }
-            Place::Weight(_) | Place::Cache(_) | Place::Constant { .. } | Place::Nowhere => {
+            Place::Weight(_) | Place::Cache(_) | Place::CachePart { .. } | Place::Constant { .. } | Place::Nowhere => {
                 Err(CodegenError::unsupported(format!("`{name}` of a value that is not computed per token"), ""))
             }
         }
@@ -462,33 +469,4 @@ fn offset_of(body: &Graph, index: ValueId) -> (ValueId, u64) {
         }
     }
     (index, 0)
-}
-
-/// Kernels index within a row in 32 bits.
-const MAX_DIM: u64 = i32::MAX as u64;
-
-fn fixed_dims(ty: &Type) -> Vec<u64> {
-    ty.dims.iter().filter_map(|d| if let Dim::Fixed(n) = d { Some(*n) } else { None }).collect()
-}
-
-/// The rows of a type, and its other dimensions.
-pub(super) fn row_type(ty: &Type) -> Result<(RowSpace, Vec<u64>), CodegenError> {
-    let space = match ty.dims.first() {
-        Some(Dim::Axis(a)) => RowSpace { axis: a.0, selected: false },
-        Some(Dim::Rows(a)) => RowSpace { axis: a.0, selected: true },
-        _ => return Err(CodegenError::unsupported(format!("a value of type {ty} that is not computed per token"), "")),
-    };
-    let dims = ty.dims[1..]
-        .iter()
-        .map(|d| {
-            if let Dim::Fixed(n) = d
-                && *n <= MAX_DIM
-            {
-                Ok(*n)
-            } else {
-                Err(CodegenError::unsupported(format!("a value of type {ty}"), ""))
-            }
-        })
-        .collect::<Result<Vec<_>, _>>()?;
-    Ok((space, dims))
 }

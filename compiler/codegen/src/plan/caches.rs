@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use xfc_lang::graph::path::{Instance, instances, join};
-use xfc_lang::graph::{AxisId, DType, Dim, Graph, Program, ValueId};
+use xfc_lang::graph::{AxisId, DType, Dim, Graph, NodeId, Program, ValueId};
 use xfc_lang::ops::Core;
 use xfc_lang::ops::fused::{Attention, Reach};
 use xfc_runtime::artifact::manifest::{CacheGroup, CacheSlot, Keep};
@@ -117,16 +117,14 @@ fn kept_by(graph: &Graph) -> Result<Vec<Kept>, CodegenError> {
         let mut layout = None;
         let mut reach: Option<Reach> = None;
         let mut across = false;
-        for (user, operand) in graph.uses(value) {
+        for (user, operand) in uses_and_those_of_parts(graph, value) {
             let kept = if ty.dims.len() == 1 { operand > 2 } else { operand == 1 || operand == 2 };
             let attention = graph.op(user).as_fused::<Attention>().filter(|_| kept);
             let attention =
                 attention.ok_or_else(|| unsupported(format!("a cache read by `{}`", graph.op(user).name())))?;
+            // What is read as values too lies as they do.
             let wanted = if operand == 2 { PageLayout::TokensMiddle } else { PageLayout::TokensLast };
-            if layout.is_some_and(|l| l != wanted) {
-                return Err(unsupported("one cache read as keys and as values".into()));
-            }
-            layout = Some(wanted);
+            layout = Some(layout.map_or(wanted, |l: PageLayout| l.max(wanted)));
             reach = Some(reach.map_or(attention.reach, |r| widest(r, attention.reach)));
             let queries = graph.operands(user).first().and_then(|q| graph.ty(*q).dims.first().copied());
             across |= queries != Some(Dim::Axis(AxisId(axis)));
@@ -141,6 +139,18 @@ fn kept_by(graph: &Graph) -> Result<Vec<Kept>, CodegenError> {
         list.push(Kept { path: path.clone(), axis, heads, dim, dtype: ty.dtype, layout, reach, across });
     }
     Ok(list)
+}
+
+/// Who reads a cache, or a part of each of its heads, and as which operand.
+fn uses_and_those_of_parts(graph: &Graph, value: ValueId) -> Vec<(NodeId, usize)> {
+    let mut uses = Vec::new();
+    for (user, operand) in graph.uses(value) {
+        match graph.op(user).as_core() {
+            Some(Core::Slice { dim: 2, .. }) => uses.extend(graph.uses(ValueId { node: user, port: 0 })),
+            _ => uses.push((user, operand)),
+        }
+    }
+    uses
 }
 
 fn widest(a: Reach, b: Reach) -> Reach {

@@ -21,13 +21,13 @@ pub fn cost(spec: &KernelSpec, caches: &[CacheGroup]) -> Cost {
 }
 
 fn linear(spec: &LinearSpec) -> Cost {
-    let weights = spec.inputs * spec.outputs * spec.parts as u64;
+    let weights = spec.heads * spec.inputs * spec.outputs * spec.parts as u64;
     let (mut weight_bytes, mut row_bytes) = (weights * dtype_bytes(spec.operand), 0);
     for extra in &spec.extras {
         let bytes = dtype_bytes(extra.dtype) * if extra.per_column { spec.outputs } else { 1 };
         *(if extra.per_row { &mut row_bytes } else { &mut weight_bytes }) += bytes;
     }
-    row_bytes += spec.inputs * dtype_bytes(spec.operand) + spec.outputs * dtype_bytes(spec.result);
+    row_bytes += spec.heads * (spec.inputs * dtype_bytes(spec.operand) + spec.outputs * dtype_bytes(spec.result));
     Cost {
         weight_bytes,
         row_bytes: row_bytes * spec.times,
@@ -47,7 +47,10 @@ fn attention(spec: &AttentionSpec, key_axis: usize) -> Cost {
             axis: key_axis,
             window: spec.reach.window,
             future: spec.reach.future,
-            key_bytes: spec.kv_heads * (spec.key_dim + spec.value_dim) * dtype_bytes(spec.kept),
+            // Values that lie in the keys are read once.
+            key_bytes: spec.kv_heads
+                * (spec.key_dim + if spec.value_in_key.is_some() { 0 } else { spec.value_dim })
+                * dtype_bytes(spec.kept),
             pair_flops: 2 * spec.heads * (spec.key_dim + spec.value_dim),
         }),
         ..Cost::default()

@@ -24,9 +24,10 @@ impl KernelSpec {
         // Graphs print densely numbered, so that equal bodies of different origin are equal text.
         match self {
             KernelSpec::Linear(s) => format!(
-                "linear {:?} times {} {}x{} parts {} of {} -> {} extras {:?}\n{}",
+                "linear {:?} times {} heads {} {}x{} parts {} of {} -> {} extras {:?}\n{}",
                 s.space,
                 s.times,
+                s.heads,
                 s.outputs,
                 s.inputs,
                 s.parts,
@@ -36,12 +37,14 @@ impl KernelSpec {
                 body_text(&s.epilogue)
             ),
             KernelSpec::Attention(s) => format!(
-                "attention axis {} heads {}/{} dims {}/{} scale {} {:?} {} {} -> {} group {} pages of {} tables {:?}\n{}{}{}",
+                "attention axis {} heads {}/{} dims {}/{} keys {:?} values {:?} scale {} {:?} {} {} -> {} group {} pages of {} tables {:?}\n{}{}{}",
                 s.axis,
                 s.heads,
                 s.kv_heads,
                 s.key_dim,
                 s.value_dim,
+                s.key_layout,
+                s.value_in_key,
                 s.scale,
                 s.reach,
                 s.query,
@@ -63,7 +66,8 @@ impl KernelSpec {
         match self {
             KernelSpec::Linear(s) => {
                 let parts = if s.parts > 1 { format!("{}x", s.parts) } else { String::new() };
-                format!("linear_{}_{parts}{}x{}", s.operand, s.outputs, s.inputs)
+                let heads = if s.heads > 1 { format!("{}of", s.heads) } else { String::new() };
+                format!("linear_{}_{parts}{heads}{}x{}", s.operand, s.outputs, s.inputs)
             }
             KernelSpec::Attention(s) => format!("attention_{}_{}x{}x{}", s.kept, s.heads, s.kv_heads, s.key_dim),
             KernelSpec::Rows(s) => format!("rows_{}", s.label),
@@ -86,6 +90,8 @@ pub struct LinearSpec {
     pub space: RowSpace,
     /// Rows of the product for each of them: heads, windows.
     pub times: u64,
+    /// Matrices, each for its own consecutive inputs and outputs of a row; 1 where all of a row is multiplied by the same.
+    pub heads: u64,
     /// Inputs of each product.
     pub inputs: u64,
     /// Outputs of each product.
@@ -126,6 +132,10 @@ pub struct AttentionSpec {
     pub key_dim: u64,
     /// Width of a value head.
     pub value_dim: u64,
+    /// How keys lie in a page.
+    pub key_layout: PageLayout,
+    /// Values are elements of the keys, from this one on, and lie where they do. Otherwise they have a slot of their own.
+    pub value_in_key: Option<u64>,
     /// Multiplies products.
     pub scale: f64,
     /// Scalars `(q_pos, k_pos, head) -> bool`.
@@ -244,7 +254,7 @@ pub enum Sink {
 pub enum PageLayout {
     /// `[head][dim][token]`: products with one query are sums over consecutive tokens (keys).
     TokensLast,
-    /// `[head][token][dim]`: a weighted sum of tokens is over consecutive elements (values).
+    /// `[head][token][dim]`: a weighted sum of tokens is over consecutive elements (values, and keys that values are a part of).
     TokensMiddle,
 }
 

@@ -8,11 +8,11 @@ use xfc_lang::ops::fused::{Attention, Linear, Rows};
 use xfc_lang::ops::{Core, Op, UnaryOp};
 use xfc_runtime::artifact::manifest::Pack;
 
-use super::build::{Planner, row_type};
+use super::build::Planner;
 use super::caches;
 use super::flatten::flatten;
 use super::kernel::{AttentionSpec, Extra, KernelSpec, LinearSpec, RowParam, RowsSpec, Sink, Table};
-use super::place::{Operand, Place};
+use super::place::{Operand, Place, row_type};
 use crate::error::CodegenError;
 use crate::mlir::frame::RowSpace;
 
@@ -46,6 +46,7 @@ impl Planner<'_> {
             Ok(KernelSpec::Linear(LinearSpec {
                 space,
                 times,
+                heads: 1,
                 inputs,
                 outputs,
                 parts: linear.parts,
@@ -76,6 +77,47 @@ impl Planner<'_> {
         Ok(out)
     }
 
+    /// A product of each head with its own matrix: one launch, whose columns are those of all heads.
+    pub(super) fn head_linear(
+        &mut self,
+        (graph_idx, graph, node): (usize, &Graph, NodeId),
+        name: &str,
+        operands: Vec<Place>,
+    ) -> Result<Place, CodegenError> {
+        let values = graph.operands(node);
+        let result_ty = graph.ty(ValueId { node, port: 0 });
+        let (x_ty, w_ty) = (graph.ty(values[0]), graph.ty(values[1]));
+        let (space, out_dims) = row_type(result_ty)?;
+        let ([heads, outputs], [_, inputs]) = (&out_dims[..], &row_type(x_ty)?.1[..]) else {
+            return Err(CodegenError::unsupported(format!("a product of each head of {x_ty}"), name));
+        };
+        let kernel = self.kernel((graph_idx, node), |_| {
+            Ok(KernelSpec::Linear(LinearSpec {
+                space,
+                times: 1,
+                heads: *heads,
+                inputs: *inputs,
+                outputs: *outputs,
+                parts: 1,
+                operand: x_ty.dtype,
+                epilogue: Linear::identity().epilogue,
+                extras: Vec::new(),
+                result: result_ty.dtype,
+            }))
+        })?;
+        let mut operands = operands.into_iter();
+        let (Some(x), Some(Place::Weight(matrices))) = (operands.next(), operands.next()) else {
+            return Err(CodegenError::bug("plan", format!("matrices that are not weights (at `{name}`)")));
+        };
+        let x = self.dense(x, x_ty, name)?;
+        let pack = self.target.pack(x_ty.dtype == DType::BF16);
+        let matrices = self.weights.intern(&matrices, w_ty.dtype, pack)?;
+        let out = self.new_buffer(result_ty)?;
+        let list = vec![Operand::Place(x), Operand::Weight(matrices), Operand::Place(out.clone())];
+        self.launch(name, space, kernel, list);
+        Ok(out)
+    }
+
     pub(super) fn attention(
         &mut self,
         (graph_idx, graph, node): (usize, &Graph, NodeId),
@@ -85,8 +127,15 @@ impl Planner<'_> {
     ) -> Result<Place, CodegenError> {
         let values = graph.operands(node);
         let result_ty = graph.ty(ValueId { node, port: 0 });
-        let [q, Place::Cache(k), Place::Cache(v), extras @ ..] = &operands[..] else {
-            return Err(CodegenError::unsupported("attention over keys that are not cached", name));
+        let (q, k, v, value_in_key, extras) = match &operands[..] {
+            [q, Place::Cache(k), Place::Cache(v), extras @ ..] => {
+                // Values that are all of the keys.
+                (q, k, v, (k == v).then_some(0), extras)
+            }
+            [q, Place::Cache(k), Place::CachePart { path, first }, extras @ ..] if k == path => {
+                (q, k, path, Some(*first), extras)
+            }
+            _ => return Err(CodegenError::unsupported("attention over keys that are not cached", name)),
         };
         let slot = |this: &Self, path: &String| {
             this.caches
@@ -137,6 +186,8 @@ impl Planner<'_> {
                 kv_heads: *kv_heads,
                 key_dim,
                 value_dim: *value_dim,
+                key_layout: k.layout,
+                value_in_key,
                 scale: attention.scale,
                 mask: attention.mask.clone(),
                 score: attention.score.clone(),
@@ -160,7 +211,11 @@ impl Planner<'_> {
                 }
                 Place::Cache(path) => list.push(cache(slot(self, path)?)),
                 Place::Buffer { .. } => list.push(Operand::Place(place.clone())),
-                Place::Selected(_) | Place::First { .. } | Place::Constant { .. } | Place::Nowhere => {}
+                Place::Selected(_)
+                | Place::First { .. }
+                | Place::CachePart { .. }
+                | Place::Constant { .. }
+                | Place::Nowhere => {}
             }
         }
         self.launch(name, space, kernel, list);
@@ -236,7 +291,7 @@ impl Planner<'_> {
                     Operand::Weight(self.weights.intern(&expr, graph.ty(*value).dtype, Pack::Plain)?)
                 }
                 Place::Buffer { .. } | Place::Selected(_) | Place::First { .. } => Operand::Place(place),
-                Place::Cache(_) | Place::Constant { .. } | Place::Nowhere => {
+                Place::Cache(_) | Place::CachePart { .. } | Place::Constant { .. } | Place::Nowhere => {
                     return Err(CodegenError::unsupported("a cache read token by token", name));
                 }
             });

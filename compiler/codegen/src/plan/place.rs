@@ -2,7 +2,11 @@
 
 use std::rc::Rc;
 
+use xfc_lang::graph::{Dim, Type};
+
 use super::weights::WeightExpr;
+use crate::error::CodegenError;
+use crate::mlir::frame::RowSpace;
 
 /// Where a value lies while the walk goes on.
 #[derive(Clone, Debug)]
@@ -17,6 +21,8 @@ pub(super) enum Place {
     Weight(WeightExpr),
     /// A cache, by absolute path.
     Cache(String),
+    /// Elements of each head of a cache, from one on.
+    CachePart { path: String, first: u64 },
     /// A constant: row-major values and their dimensions.
     Constant { values: Rc<[f64]>, dims: Vec<u64> },
     /// Nothing: a value that only a cache takes.
@@ -39,4 +45,33 @@ pub(super) enum Operand {
     Place(Place),
     Weight(usize),
     Cache { group: usize, slot: usize },
+}
+
+/// Kernels index within a row in 32 bits.
+const MAX_DIM: u64 = i32::MAX as u64;
+
+pub(super) fn fixed_dims(ty: &Type) -> Vec<u64> {
+    ty.dims.iter().filter_map(|d| if let Dim::Fixed(n) = d { Some(*n) } else { None }).collect()
+}
+
+/// The rows of a type, and its other dimensions.
+pub(super) fn row_type(ty: &Type) -> Result<(RowSpace, Vec<u64>), CodegenError> {
+    let space = match ty.dims.first() {
+        Some(Dim::Axis(a)) => RowSpace { axis: a.0, selected: false },
+        Some(Dim::Rows(a)) => RowSpace { axis: a.0, selected: true },
+        _ => return Err(CodegenError::unsupported(format!("a value of type {ty} that is not computed per token"), "")),
+    };
+    let dims = ty.dims[1..]
+        .iter()
+        .map(|d| {
+            if let Dim::Fixed(n) = d
+                && *n <= MAX_DIM
+            {
+                Ok(*n)
+            } else {
+                Err(CodegenError::unsupported(format!("a value of type {ty}"), ""))
+            }
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok((space, dims))
 }

@@ -31,7 +31,8 @@ fn add_to(graph: &mut Graph) {
     for node in attentions {
         for operand in [1, 2] {
             let value = graph.operands(node)[operand];
-            if matches!(graph.op(value.node).as_core(), Some(Core::Cache { .. })) {
+            // A part of the keys lies where they do.
+            if matches!(graph.op(value.node).as_core(), Some(Core::Cache { .. } | Core::Slice { .. })) {
                 continue;
             }
             let ty = graph.ty(value);

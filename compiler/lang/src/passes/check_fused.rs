@@ -1,16 +1,17 @@
 //! What a fused program is: the one form that code generation takes.
 //!
-//! - Kernels are `linear`, `attention` and `rows`; besides them there are only arguments, constants, weights and weight expressions, calls,
+//! - Kernels are `linear`, `head_linear`, `attention` and `rows`; besides them there are only arguments, constants, weights and weight expressions, calls,
 //!   `select_rows`, `regroup`, `first`, caches, and reshapes, which are views of contiguous values.
-//! - Matrices of a linear are weight expressions.
-//! - Keys and values of an attention, and what a cache keeps, are written by `rows` (or come as an argument).
+//! - Matrices of products are weight expressions.
+//! - Values of an attention may be a part of each of its keys. Otherwise keys and values, and what a cache keeps, are written by `rows` (or come as an argument).
 //! - In the body of a `rows`, every dimension is fixed but for a leading one, and every operation treats each element of it by itself.
 
 use super::analysis::token_wise::leading;
+use super::keep_results::is_part_of;
 use super::matching::{is_constant, is_weight_expression};
 use crate::graph::verify::{Violation, Violations};
-use crate::graph::{Graph, NodeId, Program, ValueId};
-use crate::ops::fused::{Attention, LayerNorm, Linear, RmsNorm, Rows};
+use crate::graph::{Dim, Graph, NodeId, Program, ValueId};
+use crate::ops::fused::{Attention, HeadLinear, LayerNorm, Linear, RmsNorm, Rows};
 use crate::ops::{Core, Op};
 
 /// Checks that a verified program is fused.
@@ -61,6 +62,11 @@ fn check(graph: &Graph, node: NodeId) -> Result<(), String> {
             }
             _ if is_weight_expression(graph, ValueId { node, port: 0 }) => Ok(()),
             Core::Reshape => Ok(()),
+            // Read where it is kept by the attentions whose keys it is a part of, which say so.
+            Core::Slice { .. } if is_values_of_keys(graph, node) => Ok(()),
+            _ if graph.types(node).iter().any(|t| t.dims.iter().any(|d| matches!(d, Dim::Visible(_)))) => {
+                Err("what another body keeps is read as it is kept, by attention alone; keep the result of this with `cache` instead".into())
+            }
             _ if is_constant(graph, node) => Err("arithmetic on weights has no compiled form here".into()),
             _ => Err("has no compiled form".into()),
         },
@@ -70,11 +76,16 @@ fn check(graph: &Graph, node: NodeId) -> Result<(), String> {
                 let ok = matrices.clone().all(|w| is_weight_expression(graph, *w));
                 return if ok { Ok(()) } else { Err("a matrix is not made of weights alone".into()) };
             }
+            if op.as_fused::<HeadLinear>().is_some() {
+                let ok = operands.get(1).is_some_and(|w| is_weight_expression(graph, *w));
+                return if ok { Ok(()) } else { Err("a matrix is not made of weights alone".into()) };
+            }
             if op.as_fused::<Attention>().is_some() {
+                let part = operands.len() > 2 && is_part_of(graph, operands[2], operands[1]);
                 let kept = |v: &ValueId| {
                     by_rows(v) || matches!(graph.op(v.node).as_core(), Some(Core::Cache { .. } | Core::Arg { .. }))
                 };
-                let ok = operands.iter().skip(1).take(2).all(kept);
+                let ok = operands.iter().skip(1).take(if part { 1 } else { 2 }).all(kept);
                 return if ok { Ok(()) } else { Err("keys or values are neither kept nor written by rows".into()) };
             }
             match op.as_fused::<Rows>() {
@@ -83,6 +94,16 @@ fn check(graph: &Graph, node: NodeId) -> Result<(), String> {
             }
         }
     }
+}
+
+fn is_values_of_keys(graph: &Graph, node: NodeId) -> bool {
+    let uses = graph.uses(ValueId { node, port: 0 });
+    let keys = |(user, operand): &(NodeId, usize)| {
+        let keys = graph.operands(*user).get(1).copied();
+        let attention = *operand == 2 && graph.op(*user).as_fused::<Attention>().is_some();
+        attention && keys.is_some_and(|keys| is_part_of(graph, ValueId { node, port: 0 }, keys))
+    };
+    !uses.is_empty() && uses.iter().all(keys)
 }
 
 fn check_row(body: &Graph, node: NodeId) -> Result<(), String> {

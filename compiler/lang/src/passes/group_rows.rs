@@ -11,10 +11,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use super::Pass;
 use super::analysis::token_wise::leading;
+use super::keep_results::is_part_of;
 use super::matching::{is_constant, is_weight_expression, remove_dead};
 use crate::graph::path::components;
 use crate::graph::{Dim, Graph, NodeId, Origin, Program, ValueId};
-use crate::ops::fused::{Attention, Linear, Rows};
+use crate::ops::fused::{Attention, HeadLinear, Linear, Rows};
 use crate::ops::{Core, Op};
 
 pub(super) struct GroupRows;
@@ -58,7 +59,8 @@ fn group(graph: &mut Graph) -> bool {
 /// Whether a node can be inside a group.
 fn is_row(graph: &Graph, node: NodeId) -> bool {
     let op = graph.op(node);
-    if op.as_fused::<Linear>().is_some() || op.as_fused::<Rows>().is_some() || is_repeated(graph, node) {
+    let product = op.as_fused::<Linear>().is_some() || op.as_fused::<HeadLinear>().is_some();
+    if product || op.as_fused::<Rows>().is_some() || is_repeated(graph, node) {
         return false;
     }
     leading(graph, node).is_some()
@@ -105,7 +107,8 @@ fn give_producers(graph: &mut Graph) {
             // What another body keeps is passed in as it is; keys of this step that came in as an argument are written by a group here.
             let kept_elsewhere = matches!(op.as_core(), Some(Core::Arg { .. }))
                 && matches!(graph.ty(operand).dims.first(), Some(Dim::Visible(_)));
-            let passed = index > 0 && (matches!(op.as_core(), Some(Core::Cache { .. })) || kept_elsewhere);
+            let part = index == 2 && is_part_of(graph, operand, graph.operands(node)[1]);
+            let passed = index > 0 && (matches!(op.as_core(), Some(Core::Cache { .. })) || kept_elsewhere || part);
             if !passed && !is_row(graph, operand.node) && op.as_fused::<Rows>().is_none() {
                 let view = identity(graph, operand);
                 graph.set_operand(node, index, view);
@@ -251,6 +254,9 @@ impl Groups {
 
 fn behind_cache(graph: &Graph, node: NodeId) -> NodeId {
     match graph.op(node).as_core() {
+        Some(Core::Slice { .. }) if !is_row(graph, node) => {
+            graph.operands(node).first().map_or(node, |v| behind_cache(graph, v.node))
+        }
         Some(Core::Cache { .. }) => graph.operands(node).first().map_or(node, |v| v.node),
         _ => node,
     }
@@ -345,7 +351,9 @@ fn reason(graph: &Graph, results: &[ValueId], inside: &BTreeSet<NodeId>) -> Stri
                 continue;
             }
             ends.insert(match graph.op(user) {
-                op if op.as_fused::<Linear>().is_some() => "linear (a product)",
+                op if op.as_fused::<Linear>().is_some() || op.as_fused::<HeadLinear>().is_some() => {
+                    "linear (a product)"
+                }
                 op if op.as_fused::<Attention>().is_some() => "attention (mixes tokens)",
                 Op::Core(Core::Cache { .. }) => "cache (kept for later tokens)",
                 Op::Core(Core::Call { .. }) => "call (another body)",

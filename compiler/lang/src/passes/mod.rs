@@ -3,6 +3,7 @@
 //! The [`pipeline`] turns what the front end made into the fused form that [`check_fused`](check_fused()) describes. Required passes make that
 //! form; the others make it faster, and `--skip-pass` may leave them out. The verifier runs after each.
 
+mod absorb;
 pub mod analysis;
 mod check_fused;
 mod common_subexpressions;
@@ -14,6 +15,7 @@ mod fuse_gate;
 mod fuse_norm;
 mod group_rows;
 mod hoist;
+mod keep_results;
 mod linear;
 mod matching;
 mod merge_linears;
@@ -49,6 +51,8 @@ pub fn pipeline() -> Vec<&'static dyn Pass> {
         &common_subexpressions::CommonSubexpressions,
         &dead_code::DeadCode,
         &fuse_attention::FuseAttention,
+        &absorb::Absorb,
+        &keep_results::KeepResults,
         &fold_constants::FoldConstants,
         &dead_code::DeadCode,
         &hoist::Hoist,

@@ -5,7 +5,7 @@
 
 use super::scene::Cost;
 use crate::graph::{Dim, Graph, NodeId, Type};
-use crate::ops::fused::{Attention, LayerNorm, Linear, RmsNorm, Rows};
+use crate::ops::fused::{Attention, HeadLinear, LayerNorm, Linear, RmsNorm, Rows};
 use crate::ops::shape::ContractSpec;
 use crate::ops::{Core, Op};
 
@@ -50,6 +50,10 @@ fn fused(op: &Op, operands: &[&Type], result: &Type) -> Cost {
         let inputs = operands.first().and_then(|x| x.dims.last()?.fixed()).unwrap_or(1) as f64;
         let after = linear.epilogue.nodes().filter(|n| is_arithmetic(linear.epilogue.op(*n))).count() as f64;
         return elements(result, 2.0 * linear.parts as f64 * inputs + after);
+    }
+    if op.as_fused::<HeadLinear>().is_some() {
+        let inputs = operands.first().and_then(|x| x.dims.last()?.fixed()).unwrap_or(1) as f64;
+        return elements(result, 2.0 * inputs);
     }
     if let Some(attention) = op.as_fused::<Attention>() {
         let [Dim::Fixed(heads), Dim::Fixed(width)] = result.dims[result.dims.len().saturating_sub(2)..] else {

@@ -7,7 +7,7 @@ use super::scene::{Kind, Mark, Node, Shape};
 use super::{cost, formula};
 use crate::graph::path::split_last;
 use crate::graph::{Graph, NodeId, Type, ValueId};
-use crate::ops::fused::{Attention, Linear, Rows};
+use crate::ops::fused::{Attention, HeadLinear, Linear, Rows};
 use crate::ops::{BinaryOp, Core, Op, UnaryOp};
 use crate::passes::is_constant;
 
@@ -167,6 +167,10 @@ fn fused(op: &Op, graph: &Graph, node: NodeId, out: &mut Node) {
         }
         let after = "a product is a kernel; what follows it element by element is done while its sums are in registers";
         out.facts.push(("kernel".into(), after.into()));
+    } else if op.as_fused::<HeadLinear>().is_some() {
+        out.kind = Kind::Product;
+        out.lines.extend(sizes(graph, node));
+        out.lines.push("a matrix for each head".to_owned());
     } else if let Some(attention) = op.as_fused::<Attention>() {
         out.kind = Kind::Attention;
         if let [q, k, ..] = operands[..] {

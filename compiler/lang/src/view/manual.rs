@@ -15,6 +15,7 @@ const LANGUAGE: &str = include_str!("../../../../docs/language.md");
 /// The files in which fused operations are defined.
 const FUSED: &[&str] = &[
     include_str!("../ops/fused/attention.rs"),
+    include_str!("../ops/fused/head_linear.rs"),
     include_str!("../ops/fused/linear.rs"),
     include_str!("../ops/fused/norm.rs"),
     include_str!("../ops/fused/rows.rs"),
@@ -196,7 +197,7 @@ fn fused(name: &str) -> Option<String> {
         let returned = format!("        \"{name}\"\n");
         let Some(at) = file.find(&returned) else { continue };
         let ty = file[..at].rsplit("impl FusedOp for ").next()?.split_whitespace().next()?;
-        let end = file.find(&format!("pub struct {ty} "))?;
+        let end = file.find(&format!("pub struct {ty}"))?;
         let comment: Vec<&str> = file[..end]
             .lines()
             .rev()

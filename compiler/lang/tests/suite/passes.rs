@@ -86,7 +86,7 @@ fn what_cannot_be_skipped_is_said() {
         run_passes(&mut program(DENSE), &mut options).unwrap_err().to_string()
     };
     assert_eq!(skip("linear"), "pass 'linear' is required and cannot be skipped");
-    assert!(skip("nonsense").starts_with("there is no pass 'nonsense'; the passes are common_subexpressions, "));
+    assert!(skip("nonsense").starts_with("there is no pass 'nonsense'; the passes are absorb, "));
 }
 
 #[test]

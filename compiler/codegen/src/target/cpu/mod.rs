@@ -78,7 +78,7 @@ impl Target for Cpu {
                 let schedule = schedule::linear(&self.isa, Regime::ALL[phase], s.parts);
                 Tiling {
                     rows_per_tile: schedule.rows_per_tile,
-                    tiles_per_block: s.outputs.div_ceil(schedule.panel_columns),
+                    tiles_per_block: s.heads * s.outputs.div_ceil(schedule.panel_columns),
                 }
             }
             KernelSpec::Attention(s) => {

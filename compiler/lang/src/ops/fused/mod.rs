@@ -4,6 +4,7 @@
 //! To add one: a file here, and one line in [`PARSERS`].
 
 mod attention;
+mod head_linear;
 mod linear;
 mod norm;
 mod rows;
@@ -12,6 +13,7 @@ use std::any::Any;
 use std::fmt;
 
 pub use self::attention::{Attention, Reach};
+pub use self::head_linear::HeadLinear;
 pub use self::linear::Linear;
 pub use self::norm::{LayerNorm, RmsNorm};
 pub use self::rows::Rows;
@@ -28,6 +30,7 @@ pub const PARSERS: &[(&str, Parser)] = &[
     ("rms_norm", norm::parse_rms_norm),
     ("layer_norm", norm::parse_layer_norm),
     ("linear", linear::parse),
+    ("head_linear", head_linear::parse),
     ("attention", attention::parse),
     ("rows", rows::parse),
 ];
