@@ -42,7 +42,7 @@ impl Case {
 
 fn golden() -> Golden {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/reference/rotary.json");
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+    serde_json::from_str(&std::fs::read_to_string(path).expect("the numbers are there")).expect("they are JSON")
 }
 
 /// A model that turns its input, as one head and as two, in every way of the golden numbers.
