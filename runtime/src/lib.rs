@@ -43,6 +43,7 @@ pub mod model;
 pub mod step;
 pub mod session;
 pub mod generate;
+pub mod images;
 pub mod profile;
 pub mod bench;
 pub mod text;

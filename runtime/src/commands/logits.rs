@@ -2,30 +2,34 @@
 
 use super::{LoadArgs, Output, Tokens, inputs, output_error, tokens};
 use crate::artifact::Artifact;
-use crate::artifact::manifest::Manifest;
+use crate::artifact::manifest::{DType, Input, Manifest};
 use crate::error::{Result, RuntimeError};
 use crate::files::{check_writable, write_atomic};
+use crate::images::Preprocessor;
 use crate::session::SessionOptions;
 use crate::step::{InputData, StepInput, StepOutput, Wanted};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::json;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Arguments of `logits`, besides the model.
 #[derive(clap::Args, Clone, Debug)]
-#[command(group(clap::ArgGroup::new("given").args(["inputs", "tokens"]).required(true)))]
+#[command(group(clap::ArgGroup::new("given").args(["inputs", "tokens", "image"]).required(true).multiple(true)))]
 pub struct LogitsArgs {
     /// Weights, tokenizer, threads.
     #[command(flatten)]
     pub load: LoadArgs,
     /// Inputs by name: JSON ({"input_ids": [...]}, perhaps inside "forward") or safetensors; a leading batch of 1 is allowed
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["tokens", "image"])]
     pub inputs: Option<PathBuf>,
     /// Token ids, instead of a file; once for each input. Without a name they are the prompt
     #[arg(long, value_name = "[NAME=]IDS")]
     pub tokens: Vec<Tokens>,
+    /// A PNG or JPEG file for the model's image, prepared as the checkpoint's preprocessor_config.json says
+    #[arg(long, value_name = "FILE")]
+    pub image: Option<PathBuf>,
     /// Write the outputs here: safetensors, f32, by the names in the card
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
@@ -41,7 +45,7 @@ impl LogitsArgs {
     /// The inputs cannot be read, or the outputs not be written.
     pub fn check(&self) -> Result<()> {
         let readable = |path: &PathBuf| File::open(path).map_err(|source| RuntimeError::io(path, "read", source));
-        self.inputs.iter().try_for_each(|path| readable(path).map(|_| ()))?;
+        self.inputs.iter().chain(&self.image).try_for_each(|path| readable(path).map(|_| ()))?;
         check_writable(&self.output)
     }
 }
@@ -54,13 +58,16 @@ pub fn run(artifact: &Artifact, args: &LogitsArgs, output: &mut Output<'_>) -> R
     args.check()?;
     let model = args.load.load(artifact)?;
     let manifest = model.manifest();
-    let inputs = match &args.inputs {
+    let mut inputs = match &args.inputs {
         Some(file) => inputs::read(file, manifest)?,
         None => {
             let ints = |ids: Vec<u32>| InputData::Ints(ids.into_iter().map(i64::from).collect());
             tokens::by_input(&model, &args.tokens)?.into_iter().map(|(name, ids)| (name, ints(ids))).collect()
         }
     };
+    if let Some(path) = &args.image {
+        inputs.push(image(manifest, args.load.folder().as_deref(), path)?);
+    }
     let tokens = inputs::longest(manifest, &inputs, |axis| axis == 0);
     check_tokens(manifest, tokens)?;
     let once_tokens = Some(inputs::longest(manifest, &inputs, |axis| axis != 0));
@@ -81,6 +88,26 @@ pub fn run(artifact: &Artifact, args: &LogitsArgs, output: &mut Output<'_>) -> R
         output.note(format_args!("{} {:?}\n", tensor.name, shape(tensor)))?;
     }
     output.note(format_args!("written to {} after {seconds:.3} s\n", args.output.display()))
+}
+
+/// The input that takes an image, and what it is given.
+fn image(manifest: &Manifest, folder: Option<&Path>, path: &Path) -> Result<(String, InputData)> {
+    let is_float = |input: &&Input| matches!(input.dtype, DType::F32 | DType::F16 | DType::BF16);
+    let once = |input: &&Input| manifest.extents.get(input.axis) == Some(&Some(1));
+    let found = manifest.inputs.iter().filter(is_float).filter(once).find_map(|input| match input.dims[..] {
+        [channels, height, width] => Some((input, [channels, height, width])),
+        _ => None,
+    });
+    let none =
+        || RuntimeError::request("the model has no input for an image", "give its inputs by name with `--inputs FILE`");
+    let (input, dims) = found.ok_or_else(none)?;
+    let folder = folder.ok_or_else(|| {
+        RuntimeError::request(
+            "how the image is prepared is not known, because no checkpoint folder was given",
+            "give `--checkpoint PATH`, or the image as numbers with `--inputs FILE`",
+        )
+    })?;
+    Ok((input.name.clone(), InputData::Floats(Preprocessor::open(folder)?.read(path, dims)?)))
 }
 
 /// Refuses a source alone: there would be no row of what follows from it.

@@ -1,8 +1,17 @@
-//! Programs that read images, compiled, against the interpreter: windows as a sequence, and tokens that look at them.
+//! Programs that read images, compiled, against the interpreter: windows as a sequence, and tokens that look at them. Images from files, prepared as
+//! another implementation prepares them.
 
+use std::fs;
+
+use safetensors::SafeTensors;
+use serde_json::json;
+use xfc_runtime::images::Preprocessor;
 use xfc_runtime::step::InputData::{Floats, Ints};
+use xfc_tests::case::Case;
 use xfc_tests::program::{manifest, of_wiring};
+use xfc_tests::{Result, repository};
 
+use crate::commands::shell;
 use crate::programs::{check, floats};
 
 /// Windows that overlap, of an image with zeros around it, as the elements of a sequence behind one that all images share.
@@ -82,4 +91,77 @@ graph 0 "model" (%0 x: f32[tokens, 6], %1 y: f32[patches, 6]) {
     let step = |n: usize| vec![("x", Floats(floats(6 * n))), ("y", Floats(floats(18)))];
     check(text, &[step(4), step(1)]);
     assert!(manifest(text).unwrap().whole_sequences);
+}
+
+#[test]
+fn images_are_prepared_as_pillow_prepares_them() -> Result<()> {
+    let folder = repository().join("tests/reference/images");
+    for (config, deviation) in [("square", 0.5), ("cropped", 0.261), ("nearest", 1.0)] {
+        let preprocessor = Preprocessor::open(&folder.join(config))?;
+        let bytes = fs::read(folder.join(config).join("expected.safetensors"))?;
+        let expected = SafeTensors::deserialize(&bytes)?;
+        // A level of 8 bits where a sum lies between two; a few where decoders round by themselves.
+        for (file, levels) in [("photo.png", 1.0), ("grey.png", 1.0), ("photo.jpg", 4.0)] {
+            let tensor = expected.tensor(file)?;
+            let &[channels, height, width] = tensor.shape() else { return Err("an image was expected".into()) };
+            let got = preprocessor.read(&folder.join(file), [channels, height, width].map(|n| n as u64))?;
+            let want: Vec<f32> = tensor.data().as_chunks().0.iter().map(|x| f32::from_le_bytes(*x)).collect();
+            assert_eq!(got.len(), want.len());
+            let off = got.iter().zip(&want).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max);
+            assert!(off * deviation * 255.0 <= levels + 1e-3, "{config} {file}: {} levels", off * deviation * 255.0);
+            let exact = got.iter().zip(&want).filter(|(a, b)| (*a - *b).abs() < 1e-5).count();
+            assert!(levels > 1.0 || exact * 100 > got.len() * 99, "{config} {file}: {exact} of {} equal", got.len());
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn images_that_cannot_be_prepared_are_refused() -> Result<()> {
+    let folder = repository().join("tests/reference/images");
+    let photo = folder.join("photo.png");
+    let open = |config: serde_json::Value| -> Result<Preprocessor> {
+        let own = tempfile::tempdir()?;
+        fs::write(own.path().join("preprocessor_config.json"), config.to_string())?;
+        Ok(Preprocessor::open(own.path())?)
+    };
+    let refused = |made: Result<Preprocessor>, named: &str| {
+        let error = made.err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(error.contains(named), "{named} is not in: {error}");
+    };
+    refused(open(json!({"do_pad": true})), "do_pad");
+    refused(open(json!({"resample": 9})), "resample: 9");
+    refused(open(json!({"size": "large"})), "preprocessor_config.json");
+    let square = Preprocessor::open(&folder.join("square"))?;
+    let read = |path: &std::path::Path, dims| square.read(path, dims).unwrap_err().to_string();
+    assert!(read(&photo, [3, 32, 32]).contains("24 by 24 pixels after"), "{}", read(&photo, [3, 32, 32]));
+    assert!(read(&photo, [4, 24, 24]).contains("4 channels"));
+    assert!(read(&folder.join("square/expected.safetensors"), [3, 24, 24]).contains("no image"));
+    let huge = open(json!({"size": {"height": 4_000_000_000_u32, "width": 4_000_000_000_u32}}))?;
+    assert!(huge.read(&photo, [3, 24, 24]).unwrap_err().to_string().contains("4000000000 by 4000000000"));
+    assert!(square.read(&photo, [1, 24, 24])?.len() == 24 * 24);
+    Ok(())
+}
+
+#[test]
+fn logits_of_a_file_are_those_of_its_numbers() -> Result<()> {
+    let case = Case::load("vit")?;
+    let shell = shell(&case)?;
+    let file = repository().join("tests/reference/images/photo.png");
+    fs::copy(&file, shell.folder().join("photo.png"))?;
+    let words = |given: &[&'static str], out: &'static str| [&["logits", "checkpoint"], given, &["-o", out]].concat();
+    let image = words(&["--image", "photo.png"], "a.safetensors");
+    shell.run("xfc", &image)?.failure(3, &["preprocessor_config.json"])?;
+    let config = shell.folder().join("checkpoint/preprocessor_config.json");
+    fs::write(config, json!({"size": {"height": 32, "width": 32}, "resample": 2}).to_string())?;
+    shell.run("xfc", &image)?.success()?;
+    let numbers = Preprocessor::open(&shell.folder().join("checkpoint"))?.read(&file, [3, 32, 32])?;
+    let rows: Vec<&[f32]> = numbers.chunks(32).collect();
+    let planes: Vec<&[&[f32]]> = rows.chunks(32).collect();
+    fs::write(shell.folder().join("numbers.json"), json!({"pixel_values": planes}).to_string())?;
+    shell.run("xfc", &words(&["--inputs", "numbers.json"], "b.safetensors"))?.success()?;
+    assert_eq!(fs::read(shell.folder().join("a.safetensors"))?, fs::read(shell.folder().join("b.safetensors"))?);
+    let none = ["logits", "llama", "--tiny", "--image", "photo.png", "-o", "out"];
+    shell.run("xfc", &none)?.failure(2, &["no input for an image"])?;
+    Ok(())
 }
