@@ -31,22 +31,20 @@ fn stored(binding: &Binding, checkpoint: &Checkpoint) -> Result<Vec<f32>, String
             Ok((0..count).map(|i| tensor.value(i)).collect())
         }
         Checkpoint::Stored(stored) => {
-            if let Some(found) = binding.names.iter().find_map(|name| scaled::parameter(stored, name)) {
-                let (shape, values) = found?;
-                return if shape == binding.shape {
-                    Ok(values)
-                } else {
-                    Err(format!("{shape:?}, not {:?}", binding.shape))
-                };
+            let plain = |name: &String| {
+                let tensor = stored.tensor(name)?;
+                let values = floats(tensor.dtype, stored.bytes(tensor));
+                let values = values.ok_or_else(|| format!("{name} is stored as {:?}", tensor.dtype));
+                Some(values.map(|values| (tensor.shape.clone(), values.into_iter().map(|x| x as f32).collect())))
+            };
+            // The first name under which there is anything.
+            let found = binding.names.iter().find_map(|name| scaled::parameter(stored, name).or_else(|| plain(name)));
+            let found = found.ok_or_else(|| format!("no tensor is named {:?}", binding.names))?;
+            let (shape, values): (Vec<u64>, Vec<f32>) = found?;
+            if shape != binding.shape {
+                return Err(format!("{:?}: {shape:?}, not {:?}", binding.names, binding.shape));
             }
-            let found = binding.names.iter().find_map(|name| Some((name, stored.tensor(name)?)));
-            let (name, tensor) = found.ok_or_else(|| format!("no tensor is named {:?}", binding.names))?;
-            if tensor.shape != binding.shape {
-                return Err(format!("{name} is {:?}, not {:?}", tensor.shape, binding.shape));
-            }
-            floats(tensor.dtype, stored.bytes(tensor))
-                .map(|values| values.into_iter().map(|x| x as f32).collect())
-                .ok_or_else(|| format!("{name} is stored as {:?}", tensor.dtype))
+            Ok(values)
         }
     }
 }
