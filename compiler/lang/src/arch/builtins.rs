@@ -155,14 +155,26 @@ impl Expander {
     }
 
     /// A call of a known function.
-    pub(super) fn builtin(&mut self, name: &'static str, given: Vec<Given>, span: Span, place: &Place) -> Eval {
+    pub(super) fn builtin(&mut self, name: &'static str, mut given: Vec<Given>, span: Span, place: &Place) -> Eval {
         self.check_by_token(name, span)?;
-        if let ("sum", [Given { value: Value::List(items), .. }]) = (name, given.as_slice())
+        if let [Given { value: Value::List(items), span: at, .. }] = given.as_slice()
             && items.iter().any(Value::is_tensor_like)
         {
             let mut terms = items.iter().cloned();
             let first = terms.next().unwrap_or(Value::Int(0));
-            return terms.try_fold(first, |sum, term| self.binary(BinOp::Add, sum, term, span, place));
+            match name {
+                "sum" => return terms.try_fold(first, |sum, term| self.binary(BinOp::Add, sum, term, span, place)),
+                "min" | "max" => {
+                    let op = if name == "min" { BinaryOp::Min } else { BinaryOp::Max };
+                    return terms.try_fold(first, |best, term| self.binary_values(op, best, term, span, place));
+                }
+                // A list stands for its elements.
+                "join" | "stack" => {
+                    let one = |value: &Value| Given { name: None, value: value.clone(), span: *at, written: None };
+                    given = items.iter().map(one).collect();
+                }
+                _ => {}
+            }
         }
         if let (
             "sum" | "mean" | "min" | "max" | "abs" | "exp" | "log" | "sqrt" | "floor" | "ceil" | "sin" | "cos" | "tanh"

@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::expand::{Eval, Expander, Failed};
+use super::scope::hides;
 use super::value::{Def, Func, Place, Scope, Value};
 use crate::diagnostic::{Code, Diagnostic, Span, did_you_mean};
 use crate::spec::ast::{Ident, Param, TypeExpr};
@@ -94,6 +95,18 @@ impl Expander {
                             .label(format!("{} among tensors", option.value.kind()));
                     return Err(self.report(d.help("give the options first and apply what that makes: `m(option)(x)`")));
                 }
+                let is_option = |g: &&Given| {
+                    let named = |o: &Param| g.name.as_ref().is_some_and(|name| o.name.name == *name);
+                    def.module.options.iter().any(named)
+                };
+                if let Some(tensor) = given.iter().find(is_option) {
+                    let message =
+                        format!("`{}` is an option, not an input", tensor.name.as_deref().unwrap_or_default());
+                    let d = Diagnostic::new(Code::MixedCall, message, tensor.span).label("a tensor for an option");
+                    return Err(self.report(d.other(def.module.name.span, "defined here").help(
+                        "options hold no tensors; a mask or scores that read one are an expression over positions or `score`, as in `score + cache(t)`",
+                    )));
+                }
                 let name = name.unwrap_or_else(|| def.module.name.name.clone());
                 let instance = self.instance(&name, &def, span, place)?;
                 self.apply_here(&instance, given, span, place)
@@ -119,7 +132,8 @@ impl Expander {
             }
             other => {
                 let d = Diagnostic::new(Code::NotCallable, format!("{} cannot be called", other.kind()), callee)
-                    .label("expected a module or a function");
+                    .label("expected a module or a function")
+                    .maybe_help(name.as_ref().and_then(|name| hides(name, &place.scope)));
                 Err(self.report(d))
             }
         }
@@ -154,6 +168,10 @@ impl Expander {
                 let help = did_you_mean(&name, options.iter().map(|o| &*o.name.name)).or_else(|| {
                     inputs.then(|| format!("`{name}` is an input: options and inputs are given in separate calls"))
                 });
+                let all = || {
+                    format!("its options are {}", options.iter().map(|o| &*o.name.name).collect::<Vec<_>>().join(", "))
+                };
+                let help = help.or_else(|| (!options.is_empty()).then(all));
                 let d = Diagnostic::new(
                     Code::UnknownOption,
                     format!("`{}` has no option `{name}`", def.module.name.name),
@@ -323,6 +341,7 @@ mod tests {
             ("cut(2, hwo = 'a')(x)", Code::UnknownOption),
             ("cut(2)(n = 3)(x)", Code::RepeatedOption),
             ("cut(2)(x, x, x)", Code::UnknownOption),
+            ("cut(n = x)", Code::MixedCall),
             ("cut(x, 2)", Code::MixedCall),
             ("cut(2)(x, x = x)", Code::RepeatedOption),
             ("3(x)", Code::NotCallable),

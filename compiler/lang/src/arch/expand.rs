@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::build::Builders;
+use super::builtins;
 use super::limits::{MAX_DIAGNOSTICS, MAX_SIZE};
 use super::mix::Experts;
 use super::value::{Place, Scope, Tensor, Value};
@@ -64,6 +65,10 @@ pub(super) struct Expander {
     /// The first source that is not of the library.
     pub(super) first_card: u32,
 }
+
+/// What stands in the place of an index into a tensor.
+const CUTTING: &str =
+    "tensors are cut by `parts` and `split`, rows are read by `gather`, and `first` is the first token of a sequence";
 
 impl Expander {
     pub(super) fn new(first_card: u32) -> Self {
@@ -351,12 +356,12 @@ impl Expander {
                     ),
                 }
             }
-            _ => self.fail(
-                Code::WrongType,
-                span,
-                format!("{} cannot be indexed with {}", value.kind(), index.kind()),
-                "expected a list and an integer",
-            ),
+            _ => {
+                let message = format!("{} cannot be indexed with {}", value.kind(), index.kind());
+                let d = Diagnostic::new(Code::WrongType, message, span).label("expected a list and an integer");
+                let help = value.is_tensor_like().then(|| CUTTING.to_string());
+                Err(self.report(d.maybe_help(help)))
+            }
         }
     }
 
@@ -387,12 +392,13 @@ impl Expander {
                     Err(self.report(d.maybe_help(help)))
                 }
             },
-            other => self.fail(
-                Code::WrongType,
-                base.span,
-                format!("{} has no members", other.kind()),
-                "expected a mapping or an instance",
-            ),
+            other => {
+                let message = format!("{} has no members", other.kind());
+                let d = Diagnostic::new(Code::WrongType, message, base.span).label("expected a mapping or an instance");
+                let help = (other.is_tensor_like() && builtins::find(&name.name).is_some())
+                    .then(|| format!("operations are functions: `{}(x, ..)`", name.name));
+                Err(self.report(d.maybe_help(help)))
+            }
         }
     }
 

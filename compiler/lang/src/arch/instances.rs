@@ -30,12 +30,14 @@ impl Expander {
     /// The child of that name, made at the first time and the same at later applications of the parent.
     fn child(&mut self, parent: &Rc<Instance>, name: &Arc<str>, def: &Rc<Def>, span: Span) -> Eval<Rc<Instance>> {
         match parent.child(name) {
-            Some(Value::Instance(instance)) if Arc::ptr_eq(&instance.def.module, &def.module) => return Ok(instance),
+            Some(Value::Instance(instance)) if is_same(&instance.def, def) => return Ok(instance),
             Some(_) => {
                 let d =
                     Diagnostic::new(Code::DuplicateName, format!("two instances of one body would be `{name}`"), span)
                         .label("the second");
-                return Err(self.report(d.help("bind one of them to another name")));
+                return Err(self.report(d.help(
+                    "each module that is made in a body and applied without a name has the module's: bind them, as in `first = m(option)`",
+                )));
             }
             None => {}
         }
@@ -64,14 +66,16 @@ impl Expander {
         let values: Vec<Eval> = match value {
             Ok(value) if n == 1 => vec![Ok(value)],
             Ok(Value::Tuple(items)) if items.len() == n => items.iter().cloned().map(Ok).collect(),
-            Ok(value @ (Value::Def(_) | Value::Identity)) => vec![Ok(value); n],
+            Ok(value @ (Value::Def(_) | Value::Identity | Value::Func(_) | Value::Builtin(_) | Value::NewParam(_))) => {
+                vec![Ok(value); n]
+            }
             Ok(value) => {
                 let found = match &value {
                     Value::Tuple(items) => format!("a tuple of {}", items.len()),
                     other => other.kind().to_string(),
                 };
                 let d = Diagnostic::new(Code::WrongType, format!("{n} names for {found}"), span)
-                    .label(format!("expected a module or a tuple of {n}"));
+                    .label(format!("expected a module, a parameter or a tuple of {n}"));
                 vec![Err(self.report(d)); n]
             }
             Err(Failed) => vec![Err(Failed); n],
@@ -91,7 +95,7 @@ impl Expander {
         let name = &ident.name;
         match value {
             Value::Def(def) => self.child(parent, name, &def, span).map(Value::Instance),
-            Value::List(items) if items.iter().any(|v| matches!(v, Value::Def(_) | Value::Instance(_))) => {
+            Value::List(items) if items.iter().any(holds_instances) => {
                 let mut named = Vec::with_capacity(items.len());
                 for (i, item) in items.iter().enumerate() {
                     let ident = Ident { name: format!("{name}.{i}").into(), span: ident.span };
@@ -255,7 +259,8 @@ impl Expander {
                 }
                 other => {
                     let given = Given { name: None, value, span, written: None };
-                    value = self.call(other.clone(), None, vec![given], span, span, place)?;
+                    let name = name.map(|n| format!("{n}.{i}").into());
+                    value = self.call(other.clone(), name, vec![given], span, span, place)?;
                     continue;
                 }
             };
@@ -331,6 +336,23 @@ impl Expander {
     }
 }
 
+/// Whether two definitions are the same module with the same options, given at the same places.
+fn is_same(a: &Def, b: &Def) -> bool {
+    let same_option = |((a_name, a, a_at), (b_name, b, b_at)): (&(Arc<str>, Value, Span), &(Arc<str>, Value, Span))| {
+        a_name == b_name && a_at == b_at && a.show() == b.show()
+    };
+    Arc::ptr_eq(&a.module, &b.module) && a.given.len() == b.given.len() && a.given.iter().zip(&b.given).all(same_option)
+}
+
+/// Whether a value is an instance, becomes one when it is bound, or is a list with such an element.
+fn holds_instances(value: &Value) -> bool {
+    match value {
+        Value::Def(_) | Value::Instance(_) => true,
+        Value::List(items) => items.iter().any(holds_instances),
+        _ => false,
+    }
+}
+
 /// A path and a name below it.
 pub(super) fn join(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_string() } else { format!("{path}.{name}") }
@@ -357,6 +379,37 @@ mod tests {
     fn definitions_applied_unbound_have_their_own_name() {
         let wiring = "block(act)(x) { return act(scale(scale(x))) }\nmodel(x: f32[tokens, 4]) { b = block(scale) return {y: b(x)} }";
         assert_eq!(paths(wiring), ["b.scale.weight", "b.act.weight"]);
+    }
+
+    #[test]
+    fn one_line_binds_several_parameters() {
+        let wiring = "norm(x) { weight, bias = param[width(x)] return x * weight + bias }\nmodel(x: f32[tokens, 4]) { n = norm return {y: n(x)} }";
+        assert_eq!(paths(wiring), ["n.weight", "n.bias"]);
+    }
+
+    #[test]
+    fn functions_are_bound_as_modules_are() {
+        let wiring =
+            "twice(x) = 2 * x\nmodel(x: f32[tokens, 4]) { a, b = twice c, d = tanh return {y: d(c(b(a(x))))} }";
+        assert_eq!(paths(wiring), Vec::<String>::new());
+    }
+
+    #[test]
+    fn modules_made_where_they_are_applied_need_names_when_there_are_several() {
+        let cut = "cut(n)(x) { return split(x, n) }\n";
+        let code = |body: &str| codes(&format!("{cut}model(x: f32[tokens, 8]) {{ {body} }}"));
+        assert_eq!(code("return {y: cut(2)(x), z: cut(4)(x)}"), [Code::DuplicateName]);
+        assert_eq!(code("return {y: cut(2)(x), z: cut(2)(x * 2)}"), [Code::DuplicateName]);
+        assert_eq!(code("all = [cut(n)(x) for n in [2, 4]] return {y: all[0]}"), [Code::DuplicateName]);
+        assert_eq!(code("a = cut(2) b = cut(4) return {y: a(x), z: b(x), w: a(2 * x)}"), []);
+    }
+
+    #[test]
+    fn lists_of_lists_are_numbered_by_both() {
+        let wiring = "model(x: f32[tokens, 4]) { g = [[scale for j in 0..2] for i in 0..2] return {y: [g[i // 2] for i in 0..4](x)} }";
+        assert_eq!(paths(wiring), ["g.0.0.weight", "g.0.1.weight", "g.1.0.weight", "g.1.1.weight"]);
+        let wiring = "model(x: f32[tokens, 4]) { g = [scale for j in 0..2] h = [g for i in 0..2] return {y: h(x)} }";
+        assert!(codes(&format!("{SCALE}{wiring}")).contains(&Code::SecondName));
     }
 
     #[test]

@@ -153,7 +153,8 @@ pub fn elaborate(spec: &Spec, options: &ElaborateOptions) -> Result<Model, Repor
         parameters.into_iter().map(|(path, used)| Parameter { path, shape: used.dims, stack: used.stack }).collect();
     let format = if options.format.is_empty() { "hf" } else { &options.format };
     let names = spec.names.iter().find(|(f, _)| **f == *format).map(|(_, n)| n.clone()).unwrap_or_default();
-    let bound = names::bind(&names, &sizes, &parameters, &expander.aliases, &mut diagnostics);
+    let numbers: Vec<_> = root.numbers.into_iter().chain(sizes.iter().cloned()).collect();
+    let bound = names::bind(&names, &numbers, &parameters, &expander.aliases, &mut diagnostics);
     if !diagnostics.is_empty() {
         return fail(diagnostics);
     }
@@ -193,6 +194,8 @@ const NOTE: &str = "correct the number, or say in a `note` why it is another tha
 struct Root {
     instance: Rc<Instance>,
     inputs: Vec<InputDecl>,
+    /// The wiring's own whole numbers at the margin, which names may use as they use sizes.
+    numbers: Vec<(Arc<str>, Datum)>,
 }
 
 impl Expander {
@@ -216,8 +219,11 @@ impl Expander {
             return Err(self.report(d));
         };
         self.builders.push("model", "");
-        let root = self.expand_model(&model, &card);
+        let mut root = self.expand_model(&model, &card);
         self.check_unused(&spec.wiring, &card);
+        if let Ok(root) = &mut root {
+            root.numbers = numbers(&card);
+        }
         if root.is_err() || !self.diagnostics.is_empty() {
             self.check_names(&spec.wiring, &card);
         }
@@ -269,7 +275,9 @@ impl Expander {
             let span = entry_span(&model.result, name);
             if !matches!(value, Value::Tensor(_) | Value::Param(_) | Value::Sym(_)) {
                 let message = format!("the output `{name}` is {}, not a tensor", value.kind());
-                return self.fail(Code::WrongType, span, message, "expected a tensor");
+                let d = Diagnostic::new(Code::WrongType, message, span).label("expected a tensor");
+                let help = value.is_module().then(|| "a module gives a tensor when it is applied: `m(x)`".to_string());
+                return Err(self.report(d.maybe_help(help)));
             }
             let tensor = self.tensor(value.clone(), span, place.frame.as_deref())?;
             if tensor.axes.iter().any(|a| matches!(a.size, Dim::Visible(_))) {
@@ -288,7 +296,7 @@ impl Expander {
                 "expected at least one output that is not none",
             );
         }
-        Ok(Root { instance, inputs })
+        Ok(Root { instance, inputs, numbers: Vec::new() })
     }
 
     /// An input of the model: its tensor and its declaration.
@@ -381,6 +389,15 @@ impl Expander {
         let unused = self.diagnostics.split_off(before);
         self.diagnostics.extend(unused.into_iter().filter(|d| d.code == Code::UnknownName));
     }
+}
+
+/// The names of a scope that stand for whole numbers.
+fn numbers(scope: &Scope) -> Vec<(Arc<str>, Datum)> {
+    let whole = |entry: &Entry| match entry {
+        Entry::Ready(Value::Int(n)) => Some(Datum::Int(*n)),
+        _ => None,
+    };
+    scope.names.borrow().iter().filter_map(|(name, entry)| Some((name.clone(), whole(entry)?))).collect()
 }
 
 /// Whether a name means something at a place.

@@ -308,9 +308,11 @@ impl<'a> Binder<'a> {
         if let Some(other) = first.filter(|other| *other != span) {
             d = d.other(other, "and this one");
         }
-        d = d.help(
-            "if they are one tensor, share it in the wiring; if they are parts of one, write `a + b: name[a | b]`",
-        );
+        d = d.help(if name.contains('{') {
+            "braces are choices in a key; each name is written out, under a key of its own"
+        } else {
+            "if they are one tensor, share it in the wiring; if they are parts of one, write `a + b: name[a | b]`"
+        });
         if !self.diagnostics.iter().any(|o| o.primary == d.primary && o.others == d.others) {
             self.diagnostics.push(d);
         }
@@ -397,6 +399,26 @@ mod tests {
         ] {
             assert_eq!(binding(names, path).names, expected, "{names} {path}");
         }
+    }
+
+    #[test]
+    fn numbers_of_the_wiring_count_as_sizes_do() {
+        let bound = |names: &str| {
+            let wiring = format!("times = 5 * last / 2\n{WIRING}");
+            expand(
+                &card(&format!("sizes: {{last: 2}}\nnames: {{hf: {names}}}\n"), &wiring),
+                &ElaborateOptions::default(),
+            )
+        };
+        let names = r#"{"e.0.e_0.weight + e.1.e_0.weight": "e[times * (0 | 1), in]", ignore: ["x.{times}"]}"#;
+        let model = bound(names).unwrap_or_else(|e| panic!("{e}"));
+        assert!(model.bindings.iter().any(|b| b.shape == [10, 4]));
+        assert_eq!(model.ignore, ["x.5"]);
+        let report = bound(&names.replace("times", "often")).expect_err("a mistake");
+        assert!(
+            report.diagnostics.iter().all(|d| d.message.contains("`often`") || d.message.contains("{often}")),
+            "{report}"
+        );
     }
 
     #[test]

@@ -125,7 +125,11 @@ impl Expander {
     }
 
     pub(super) fn unknown(&mut self, name: &str, span: Span, scope: &Rc<Scope>) -> Failed {
-        let help = if self.diagnostics.len() < MAX_SUGGESTIONS { similar(name, scope) } else { None };
+        let help = match elsewhere(name) {
+            Some(here) => Some(format!("instead of `{name}`: {here}")),
+            None if self.diagnostics.len() < MAX_SUGGESTIONS => similar(name, scope),
+            None => None,
+        };
         self.report(
             Diagnostic::new(Code::UnknownName, unknown_message(name), span)
                 .label("not defined here, in the card or in the library")
@@ -175,6 +179,47 @@ fn similar(name: &str, scope: &Rc<Scope>) -> Option<String> {
     did_you_mean(name, all)
 }
 
+/// The advice for a name that is called, stands for no module here, and hides one of the same name further out.
+pub(super) fn hides(name: &str, scope: &Rc<Scope>) -> Option<String> {
+    let mut entries = Vec::new();
+    let mut at = Some(scope.clone());
+    while let Some(scope) = at {
+        entries.extend(scope.names.borrow().get(name).cloned());
+        at = scope.parent.clone();
+    }
+    let callable = |entry: &Entry| matches!(entry, Entry::Ready(Value::Def(_) | Value::Func(_)));
+    (entries.iter().skip(1).any(callable) || builtins::find(name).is_some()).then(|| {
+        format!(
+            "this `{name}` hides the module or function of that name; call one of them otherwise: a size is read under a name of your \
+             own with `own_name: {{from: [{name}]}}`"
+        )
+    })
+}
+
+/// How what other notations have under a name is written here.
+fn elsewhere(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "matmul" | "bmm" | "dot" => "`linear` with weights, `einsum` otherwise",
+        "concat" | "concatenate" | "cat" => "`join` over the last axis, `stack` for rows",
+        "reshape" | "view" | "flatten" | "unflatten" => "`split` and `merge`",
+        "permute" | "swapaxes" => "`transpose` of the last two axes",
+        "clip" => "`clamp(x, low, high)`",
+        "pow" => "`x ^ n`",
+        "square" => "`x * x`",
+        "range" | "arange" => "`0..n` as a list, `index(n)` as a tensor",
+        "swish" => "`silu`",
+        "var" | "variance" => "`mean((x - mean(x)) ^ 2)`",
+        "repeat_interleave" => "`repeat`",
+        "conv1d" | "conv2d" => "`conv`",
+        "mha" | "attention" | "multi_head_attention" => "`gqa`, or `attend` for the core of it",
+        "swiglu" | "geglu" => "`gated_mlp(size, silu)` or another activation",
+        "rope" => "`rotary`",
+        "dropout" => "nothing: models run as they were trained",
+        "true_divide" => "`/`",
+        _ => return None,
+    })
+}
+
 fn unknown_message(name: &str) -> String {
     format!("no name `{name}`")
 }
@@ -190,7 +235,8 @@ fn item_params(item: &Item) -> Vec<&Param> {
 
 #[cfg(test)]
 mod tests {
-    use crate::arch::testing::{codes, model};
+    use crate::arch::ElaborateOptions;
+    use crate::arch::testing::{card, codes, expand, model};
     use crate::diagnostic::Code;
 
     #[test]
@@ -223,6 +269,15 @@ mod tests {
     fn parameters_have_names_of_their_own() {
         assert_eq!(codes("model(x: f32[tokens, 8], x: f32[tokens, 8]) { return {y: x} }"), [Code::DuplicateName]);
         assert_eq!(codes("f(n)(n) { return n }\nmodel(x: f32[tokens, 8]) { return {y: x} }"), [Code::DuplicateName]);
+    }
+
+    #[test]
+    fn a_size_that_hides_a_function_is_said_to() {
+        let wiring = "model(x: f32[tokens, 8]) { return {y: tanh(x)} }";
+        let report =
+            expand(&card("sizes: {tanh: gelu}\n", wiring), &ElaborateOptions::default()).expect_err("a mistake");
+        let help = report.diagnostics[0].help.clone().unwrap_or_default();
+        assert!(help.contains("this `tanh` hides"), "{help}");
     }
 
     #[test]

@@ -185,9 +185,10 @@ impl Expander {
                 self.cast(x, if name == "int" { DType::I64 } else { DType::F32 }, span).map(Value::Tensor)
             }
             "reduce" | "sum" | "mean" | "argmax" => {
-                let mut args = self.args(name, &["x", "how"], given, span)?;
+                let names: &[&str] = if name == "reduce" { &["x", "how"] } else { &["x"] };
+                let mut args = self.args(name, names, given, span)?;
                 let x = self.need_tensor(&mut args, 0, place)?;
-                let how = match (name, args.values[1].take()) {
+                let how = match (name, args.values.get_mut(1).and_then(Option::take)) {
                     ("reduce", Some(Given { value: Value::Str(s), .. })) => s.to_string(),
                     (_, None) if name != "reduce" => name.to_string(),
                     _ => {

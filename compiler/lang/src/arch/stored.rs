@@ -100,8 +100,9 @@ impl<'a> Binder<'a> {
             Some((_, other)) => return Err(format!("`{times}` is {}, not a number of times", other.kind())),
             None => times.parse::<u64>().ok(),
         };
-        let n =
-            n.filter(|n| *n > 0).ok_or_else(|| format!("`{times}` is no size of the card and no number of times"))?;
+        let n = n.filter(|n| *n > 0).ok_or_else(|| {
+            format!("`{times}` is no number: neither a size of the card nor a definition of its wiring that is one")
+        })?;
         match lengths.iter().find(|length| !length.is_multiple_of(n)) {
             Some(length) => Err(format!("{length} elements do not make {n} equal pieces")),
             None => Ok(n),

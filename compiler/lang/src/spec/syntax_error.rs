@@ -105,8 +105,25 @@ pub(super) fn syntax_error(text: &str, error: &pest::error::Error<Rule>) -> Synt
         [one] => format!("expected {one}"),
         [most @ .., last] => format!("expected {} or {last}", most.join(", ")),
     };
+    let sign = rest.chars().next().filter(|c| !c.is_alphanumeric());
     let help = if !found.is_ascii() {
         None
+    } else if sign == Some('*') && before.ends_with('*') {
+        Some("a power is `x ^ 2`")
+    } else if sign == Some('@') {
+        Some("the product with a matrix of weights is `linear`; others are `einsum('..', a, b)`")
+    } else if sign == Some(';') {
+        Some("a definition ends where the next one begins; there is no `;`")
+    } else if sign == Some('/') && (before.is_empty() || text[..at].ends_with(['\n', ' '])) && rest.starts_with("//") {
+        Some("a comment begins with `#`")
+    } else if sign == Some('?') {
+        Some("a choice is `if c then a else b`; of tensors, element by element, `where(c, a, b)`")
+    } else if sign == Some(':') && before.ends_with('[') {
+        Some("tensors are cut by `parts`, and `split` makes heads; `first` is the first token of a sequence")
+    } else if found == "for" || found == "while" {
+        Some("there are no loops: a list is `[f(i) for i in 0..n]`, and a list of modules applied is one after another")
+    } else if found == "if" {
+        Some("`if c then a else b` is an expression: `name = if c then a else b`")
     } else if found == "=" && !before.is_empty() {
         Some("`==` compares; `=` binds a name once")
     } else if binds && found == ":" {
