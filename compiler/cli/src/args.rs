@@ -74,7 +74,7 @@ pub(crate) struct ModelArgs {
     /// Type of weights and of the inputs of products
     #[arg(long, value_enum, default_value_t = DTypeArg::F32)]
     pub(crate) dtype: DTypeArg,
-    /// Cards and library from this folder instead of those built in
+    /// Cards of this folder before those built in; where it has a `lib`, that instead of the library
     #[arg(long, value_name = "DIR")]
     pub(crate) models: Option<PathBuf>,
     /// Leave out an optional pass; may repeat
@@ -151,6 +151,9 @@ pub(crate) struct InspectArgs {
     /// List the values that `--tap` takes, in the order they are computed, instead of a stage
     #[arg(long)]
     pub(crate) values: bool,
+    /// List where each parameter lies in a checkpoint: the stored tensor, its shape, our path, instead of a stage
+    #[arg(long, conflicts_with = "values")]
+    pub(crate) names: bool,
     /// Run only the first N passes
     #[arg(long = "pass-limit", value_name = "N")]
     pub(crate) pass_limit: Option<usize>,
@@ -190,7 +193,7 @@ pub(crate) struct DocArgs {
 /// `xfc check`.
 #[derive(Args, Debug)]
 pub(crate) struct CheckArgs {
-    /// Cards: files or names; all built-in ones when none is given
+    /// Cards: files or names; those of `--models`, or all built-in ones, when none is given
     #[arg(value_name = "CARD")]
     pub(crate) cards: Vec<String>,
     /// Sizes from this config.json
@@ -199,7 +202,7 @@ pub(crate) struct CheckArgs {
     /// Of the small model that `--tiny` makes elsewhere
     #[arg(long)]
     pub(crate) tiny: bool,
-    /// Cards and library from this folder instead of those built in
+    /// Cards of this folder before those built in; where it has a `lib`, that instead of the library
     #[arg(long, value_name = "DIR")]
     pub(crate) models: Option<PathBuf>,
     /// Print the messages as JSON

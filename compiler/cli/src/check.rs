@@ -18,8 +18,11 @@ pub(crate) fn run(args: &CheckArgs) -> Result<()> {
     let library = library(args.models.as_deref())?;
     let config = args.config.as_deref().map(read_json).transpose()?;
     let config_name = args.config.as_ref().map(|p| p.display().to_string()).unwrap_or_default();
-    let cards: Vec<String> =
-        if args.cards.is_empty() { library.cards().map(str::to_owned).collect() } else { args.cards.clone() };
+    let cards: Vec<String> = if args.cards.is_empty() {
+        library.own_cards().into_iter().map(str::to_owned).collect()
+    } else {
+        args.cards.clone()
+    };
     let mut wrong: Vec<(String, Report)> = Vec::new();
     let mut results = Vec::new();
     for card in &cards {

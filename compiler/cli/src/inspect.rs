@@ -15,6 +15,7 @@ use crate::args::{FormatArg, InspectArgs};
 use crate::error::{CliError, Result};
 use crate::layer;
 use crate::model::{self, Loaded, Named};
+use crate::names;
 use crate::output::print;
 use crate::see;
 use crate::summary;
@@ -49,12 +50,13 @@ fn wanted(args: &InspectArgs) -> Result<String> {
     }
     let named = model::name(&args.model.model)?;
     match &named {
-        Named::Artifact(path) if args.values => Err(CliError::usage(
+        Named::Artifact(path) if args.values || args.names => Err(CliError::usage(
             format!("{} is compiled: names follow from its description", path.display()),
             "give its card or checkpoint folder",
         )),
         Named::Artifact(path) => artifact(path, args),
         named if args.values => Ok(values::list(&model::load(named, &args.model)?)),
+        named if args.names => Ok(names::list(&model::load(named, &args.model)?)),
         named => stage(&model::load(named, &args.model)?, args),
     }
 }

@@ -12,6 +12,7 @@ mod eval;
 mod inspect;
 mod layer;
 mod model;
+mod names;
 mod output;
 mod run;
 mod see;

@@ -79,6 +79,16 @@ pub(crate) struct Loaded {
     pub(crate) is_published: bool,
 }
 
+/// The arguments with the config.json of the checkpoint that a card is given, unless another is named: its tensors have these sizes.
+pub(crate) fn with_config_of(checkpoint: Option<&str>, named: &Named, args: &ModelArgs) -> ModelArgs {
+    let mut args = args.clone();
+    let config = checkpoint.map(|path| Path::new(path).join("config.json")).filter(|path| path.is_file());
+    if matches!(named, Named::Card(_)) && !args.tiny && args.config.is_none() {
+        args.config = config;
+    }
+    args
+}
+
 /// The library that `--models` names, else the one built in.
 ///
 /// # Errors

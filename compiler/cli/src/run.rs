@@ -122,6 +122,7 @@ pub(crate) fn open(args: &ModelArgs, load: &mut LoadArgs, taps: &[String]) -> Re
     if let (Named::Checkpoint(dir), None) = (&named, &load.checkpoint) {
         load.checkpoint = Some(dir.display().to_string());
     }
+    let args = &model::with_config_of(load.checkpoint.as_deref(), &named, args);
     let start = Instant::now();
     let mut loaded = model::load(&named, args)?;
     if !taps.is_empty() {

@@ -124,7 +124,7 @@ impl Prepared {
             (None, _) => "random".to_owned(),
         };
         let random = checkpoint == "random";
-        let mut model_args = args.model.clone();
+        let mut model_args = model::with_config_of(Some(&checkpoint), &named, &args.model);
         let mut loaded = model::load(&named, &model_args)?;
         let full = loaded.model.arch.parameter_count();
         if random && !model_args.tiny && full > MOST_PARAMETERS && args.reference.is_none() {

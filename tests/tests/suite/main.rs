@@ -34,4 +34,5 @@ mod targets;
 mod tidy;
 mod tiny;
 mod tools;
+mod tutorial;
 mod verify;

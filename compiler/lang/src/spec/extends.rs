@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::Library;
 use super::ast::{Binding, Item};
+use super::library::cards_are;
 use super::tree::{MAX_BYTES, Node, NodeKind, parse_yaml};
 use crate::diagnostic::{Code, Diagnostic, SourceMap, did_you_mean};
 
@@ -92,10 +93,7 @@ fn follow(target: &str, from: Option<&Path>, library: &Library) -> Result<(Strin
     if !is_path(target) {
         let Some(text) = library.card_text(target) else {
             let help = did_you_mean(target, library.cards()).unwrap_or_else(|| {
-                format!(
-                    "the cards are {}; a file is named by its path, as in ./{target}.yaml",
-                    library.cards().collect::<Vec<_>>().join(", ")
-                )
+                format!("{}; a file is named by its path, as in ./{target}.yaml", cards_are(library))
             });
             return Err(Problem {
                 code: Code::UnknownModel,
@@ -106,6 +104,11 @@ fn follow(target: &str, from: Option<&Path>, library: &Library) -> Result<(Strin
         return Ok((card_name(target), text.to_string(), None));
     }
     let Some(from) = from else {
+        // The cards of a library lie in one folder.
+        let beside = target.strip_prefix("./").and_then(|t| t.strip_suffix(".yaml"));
+        if let Some((name, text)) = beside.and_then(|name| Some((name, library.card_text(name)?))) {
+            return Ok((card_name(name), text.to_string(), None));
+        }
         return Err(Problem {
             code: Code::Unreadable,
             message: format!("cannot read {target}: this card is in no folder from which a path could lead"),

@@ -20,6 +20,8 @@ static EMBEDDED: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../../models");
 #[derive(Clone, Debug)]
 pub struct Library {
     cards: BTreeMap<String, String>,
+    /// The cards that are asked first which config.json they serve.
+    first: Vec<String>,
     sources: SourceMap,
     items: Arc<Vec<Item>>,
     diagnostics: Vec<Diagnostic>,
@@ -28,13 +30,10 @@ pub struct Library {
 impl Library {
     /// What ships with the compiler.
     pub fn embedded() -> Self {
-        let text = |path: &Path| EMBEDDED.get_file(path).and_then(|f| f.contents_utf8()).map(str::to_string);
-        let names = |dir: &Dir<'_>| dir.files().map(|f| f.path().to_path_buf()).collect::<Vec<_>>();
-        let lib = EMBEDDED.get_dir("lib").map(names).unwrap_or_default();
-        Library::build(names(&EMBEDDED).into_iter().chain(lib).filter_map(|p| text(&p).map(|t| (p, t))))
+        Library::build(embedded_files())
     }
 
-    /// A folder of the same form: `*.yaml`, `lib/*.xf`.
+    /// A folder's cards, `*.yaml`, before those that ship, and its `lib/*.xf` instead of the library that ships, where it has any.
     ///
     /// # Errors
     /// A folder or file that cannot be read.
@@ -55,7 +54,13 @@ impl Library {
                 }
             }
         }
-        Ok(Library::build(files.into_iter()))
+        let is_card = |path: &Path| path.extension().is_some_and(|e| e == "yaml");
+        let mut first: Vec<String> =
+            files.iter().filter(|(path, _)| is_card(path)).map(|(path, _)| stem(path)).collect();
+        first.sort();
+        let has_library = files.iter().any(|(path, _)| !is_card(path));
+        let shipped: Vec<_> = embedded_files().filter(|(path, _)| is_card(path) || !has_library).collect();
+        Ok(Library { first, ..Library::build(shipped.into_iter().chain(files)) })
     }
 
     /// A library of the given files, by path: `x.yaml`, `lib/x.xf`.
@@ -64,10 +69,9 @@ impl Library {
         let (mut cards, mut sources, mut items, mut diagnostics) =
             (BTreeMap::new(), SourceMap::default(), Vec::new(), Vec::new());
         for (path, text) in files {
-            let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
             match path.extension().and_then(|e| e.to_str()) {
                 Some("yaml") => {
-                    cards.insert(stem, text);
+                    cards.insert(stem(&path), text);
                 }
                 Some("xf") => {
                     // A byte order mark is no text.
@@ -78,12 +82,17 @@ impl Library {
                 _ => {}
             }
         }
-        Library { cards, sources, items: Arc::new(items), diagnostics }
+        Library { cards, first: Vec::new(), sources, items: Arc::new(items), diagnostics }
     }
 
     /// The names of the cards, sorted.
     pub fn cards(&self) -> impl Iterator<Item = &str> {
         self.cards.keys().map(String::as_str)
+    }
+
+    /// The names of the cards of the folder that the library was made of; of what ships, all.
+    pub fn own_cards(&self) -> Vec<&str> {
+        if self.first.is_empty() { self.cards().collect() } else { self.first.iter().map(String::as_str).collect() }
     }
 
     /// The text of a card.
@@ -135,6 +144,18 @@ impl Library {
     }
 }
 
+/// The cards and the library that ship, by path.
+fn embedded_files() -> impl Iterator<Item = (PathBuf, String)> {
+    let text = |path: &Path| EMBEDDED.get_file(path).and_then(|f| f.contents_utf8()).map(str::to_string);
+    let names = |dir: &Dir<'_>| dir.files().map(|f| f.path().to_path_buf()).collect::<Vec<_>>();
+    let lib = EMBEDDED.get_dir("lib").map(names).unwrap_or_default();
+    names(&EMBEDDED).into_iter().chain(lib).filter_map(move |p| text(&p).map(|t| (p, t)))
+}
+
+fn stem(path: &Path) -> String {
+    path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
 /// Reads a card, and those that it extends: the path of a file, or the name of a card of the library.
 ///
 /// # Errors
@@ -146,14 +167,22 @@ pub fn load_card(name_or_path: &str, library: &Library) -> Result<Spec, Report> 
     let path = Path::new(name_or_path);
     if !is_path(name_or_path) && !path.is_file() {
         let message = format!("no card is named `{name_or_path}`");
-        let help = did_you_mean(name_or_path, library.cards())
-            .unwrap_or_else(|| format!("the cards are {}", library.cards().collect::<Vec<_>>().join(", ")));
+        let help = did_you_mean(name_or_path, library.cards()).unwrap_or_else(|| cards_are(library));
         let mut report = Report::unplaced(Code::UnknownModel, message);
         report.diagnostics[0].help = Some(help);
         return Err(report);
     }
     let text = read_text(path).map_err(|p| Report::unplaced(p.code, p.message))?;
     parse_card_at(name_or_path, &text, Some(path), library)
+}
+
+/// Advice that names every card.
+pub(super) fn cards_are(library: &Library) -> String {
+    let cards: Vec<&str> = library.cards().collect();
+    if cards.is_empty() {
+        return "there are no cards in this library: a card is a file NAME.yaml in its folder".to_string();
+    }
+    format!("the cards are {}", cards.join(", "))
 }
 
 /// The card that serves a config.json, by its `model_type`; where it has none, by the keys that it has.
@@ -174,7 +203,7 @@ pub fn pick_card(config: &serde_json::Value, library: &Library) -> Result<Spec, 
         ));
     };
     let mut served = Vec::new();
-    for name in library.cards() {
+    for name in library.first.iter().map(String::as_str).chain(library.cards()) {
         let types = model_types(library.card_text(name).unwrap_or_default());
         if types.iter().any(|t| t == model_type) {
             return load_card(name, library);
@@ -223,6 +252,27 @@ mod tests {
         assert_eq!(a.definitions(), b.definitions());
         assert!(a.diagnostics().is_empty());
         assert!(a.cards().count() > 0);
+    }
+
+    #[test]
+    fn a_folder_of_cards_goes_before_what_ships() {
+        let folder = std::env::temp_dir().join(format!("xfc-library-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a temporary folder");
+        let card = "xfc: 1\nname: Own\nmatches: {model_type: MODEL}\nextends: NAME\n";
+        let shipped = Library::embedded();
+        let (name, model_type) = shipped
+            .cards()
+            .find_map(|name| Some((name.to_owned(), model_types(shipped.card_text(name)?).first()?.clone())))
+            .expect("a card that serves a family");
+        std::fs::write(folder.join("zz.yaml"), card.replace("NAME", &name).replace("MODEL", &model_type))
+            .expect("it is written");
+        let library = Library::from_dir(&folder).expect("the folder can be read");
+        std::fs::remove_dir_all(&folder).expect("it is removed");
+        assert_eq!(library.own_cards(), ["zz"]);
+        assert_eq!(library.definitions(), shipped.definitions());
+        let picked =
+            pick_card(&serde_json::json!({ "model_type": model_type }), &library).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(&*picked.name, "Own");
     }
 
     #[test]

@@ -85,13 +85,21 @@ fn files_extend_files() {
 }
 
 #[test]
+fn a_card_of_a_library_finds_those_beside_it() {
+    let library = library(&[("more.yaml", "xfc: 1\nname: More\nextends: ./base.yaml\n")]);
+    let spec = load_card("more", &library).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(&*spec.name, "More");
+    assert!(spec.sizes.iter().any(|size| &*size.name == "m"));
+}
+
+#[test]
 fn what_cannot_be_followed_is_said_once() {
     let codes = |text: &str| -> Vec<Code> {
         read(text).map(|_| ()).expect_err("it is wrong").diagnostics.iter().map(|d| d.code).collect()
     };
     assert_eq!(codes("xfc: 1\nname: Card\nextends: bsae\n"), [Code::UnknownModel]);
     assert_eq!(codes("xfc: 1\nname: Card\nextends: [base]\n"), [Code::WrongKind]);
-    assert_eq!(codes("xfc: 1\nname: Card\nextends: ./base.yaml\n"), [Code::Unreadable]);
+    assert_eq!(codes("xfc: 1\nname: Card\nextends: ./bsae.yaml\n"), [Code::Unreadable]);
     assert_eq!(codes("xfc: 1\nextends: base\n"), [Code::MissingKey]);
     let chain: Vec<(String, String)> =
         (0..30).map(|i| (format!("c{i}.yaml"), format!("xfc: 1\nname: C\nextends: c{}\n", i + 1))).collect();
