@@ -30,6 +30,7 @@ def arguments():
     given.add_argument("--tokens", help="token ids with commas between them")
     given.add_argument("--inputs", type=Path, help='JSON: {"input_ids": [[1, 5, 9]], ...}, perhaps inside "forward"')
     parser.add_argument("--dtype", choices=["float64", "float32"], default="float64")
+    parser.add_argument("--attention", choices=["eager", "sdpa"], default="eager", help="which of its implementations of attention [default: eager]")
     parser.add_argument("--model-class", help="a class of transformers [default: the first of config.json's architectures]")
     return parser.parse_args()
 
@@ -87,7 +88,7 @@ def main():
         sys.exit(f"transformers has no class {name}; give another with --model-class")
     dtype = getattr(torch, args.dtype)
     torch.manual_seed(0)
-    model = getattr(transformers, name).from_pretrained(args.checkpoint, torch_dtype=dtype, attn_implementation="eager")
+    model = getattr(transformers, name).from_pretrained(args.checkpoint, torch_dtype=dtype, attn_implementation=args.attention)
     model = model.to(dtype).eval()
 
     values, calls = {}, {}
@@ -106,6 +107,7 @@ def main():
         if path:
             module.register_forward_hook(hook(path))
     inputs = inputs_of(args, torch, transformers)
+    inputs = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in inputs.items()}
     if model.config.is_encoder_decoder and "decoder_input_ids" not in inputs:
         # As in training: what is to be written, behind the token that begins it.
         start = torch.full((1, 1), model.config.decoder_start_token_id or 0)

@@ -43,7 +43,7 @@ pub enum RuntimeError {
         help: String,
     },
     /// A checkpoint's tensors are not those that the artifact reads; every one is named.
-    #[error("{path}: {} of the checkpoint's tensors do not fit the artifact:\n  {}", problems.len(), first_lines(problems))]
+    #[error("{path}: {} of the checkpoint's tensors do not fit the model:\n  {}", problems.len(), first_lines(problems))]
     Binding {
         /// The checkpoint.
         path: String,
@@ -129,8 +129,8 @@ impl RuntimeError {
                 _ => None,
             },
             Self::Binding { .. } => Some(
-                "compile the model with this checkpoint's config.json, or give the checkpoint that it was compiled for; \
-                 `--allow-missing` makes up what is missing",
+                "a card says under `names` what a checkpoint calls its tensors; a compiled model fits the checkpoints of the config.json that it \
+                 was compiled with; `--allow-missing` makes up what is missing",
             ),
             Self::Device { .. } => None,
         }

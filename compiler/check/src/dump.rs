@@ -73,8 +73,12 @@ impl Dump {
                     "store the inputs by their names beside the values, as tools/dump_reference.py does",
                 ));
             };
+            // Of what there is one of in a sequence, such as an image, the batch taken off is all that led.
+            let is_single = manifest.extents.get(input.axis).is_some_and(|extent| *extent == Some(1));
+            let single: Vec<usize> = [1].iter().chain(&rows.dims).copied().collect();
             let dims = match &rows.dims[..] {
                 [1, rest @ ..] if rest.len() == input.dims.len() + 1 => rest,
+                dims if is_single && dims.len() == input.dims.len() => &single,
                 dims => dims,
             };
             if dims.len() != input.dims.len() + 1 || dims[1..].iter().map(|d| *d as u64).ne(input.dims.iter().copied())

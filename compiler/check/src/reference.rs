@@ -39,6 +39,15 @@ pub struct Compared {
     pub dims: Vec<usize>,
     /// How it differs; `None` where the shapes do not fit each other.
     pub measure: Option<Measure>,
+    /// Whether it is something else in the dump: it departs, and what is made of it, the outputs, agrees.
+    pub elsewhere: bool,
+}
+
+impl Compared {
+    /// Whether an element is further off than allowed.
+    pub fn departs(&self) -> bool {
+        self.measure.is_some_and(|m| m.first.is_some())
+    }
 }
 
 /// What one way of computing came to.
@@ -51,15 +60,26 @@ pub struct Side {
 }
 
 impl Side {
-    /// The first value that departs.
+    /// The first value that departs, unless it is something else in the dump.
     pub fn first(&self) -> Option<&Compared> {
-        self.values.iter().find(|v| v.measure.is_some_and(|m| m.first.is_some()))
+        self.values.iter().find(|v| v.departs() && !v.elsewhere)
+    }
+
+    /// The values that depart although every output agrees: a module there returns something else than ours, such as its result with
+    /// the residual added. Nothing where no output was compared.
+    fn elsewhere(&self) -> Vec<String> {
+        let outputs = || self.values.iter().filter(|v| v.pair.value.is_none());
+        if outputs().next().is_none() || outputs().any(|v| v.measure.is_none() || v.departs()) {
+            return Vec::new();
+        }
+        let apart = |v: &&Compared| v.departs() && v.measure.is_some_and(|m| m.largest().is_finite());
+        self.values.iter().filter(apart).map(|v| v.pair.path.clone()).collect()
     }
 
     /// The furthest departure, as a share of what is allowed.
     pub fn worst(&self) -> Option<&Compared> {
         let share = |v: &&Compared| v.measure.and_then(|m| m.furthest).map_or(0.0, |e| e.difference / e.allowed);
-        self.values.iter().max_by(|a, b| share(a).total_cmp(&share(b)))
+        self.values.iter().filter(|v| !v.elsewhere).max_by(|a, b| share(a).total_cmp(&share(b)))
     }
 }
 
@@ -195,6 +215,11 @@ pub fn compare_with(
         fitting(&values, dump, path)?;
         done.sides.push(Side { by: target.name().to_owned(), values });
     }
+    // What the description means is settled by the first side; code that departs elsewhere is wrong.
+    let elsewhere = done.sides.first().map(Side::elsewhere).unwrap_or_default();
+    for value in done.sides.iter_mut().flat_map(|side| &mut side.values) {
+        value.elsewhere = value.pair.value.is_some() && elsewhere.contains(&value.pair.path);
+    }
     Ok(done)
 }
 
@@ -232,13 +257,13 @@ fn compare_all(pairs: &[Pair], dump: &Dump, outputs: &Outputs, precision: Precis
         let want = dump.tensors.get(&pair.dumped)?;
         let Some(got) = outputs.get(&pair.path) else {
             let measure = Some(Measure::missing(want.values.len()));
-            return Compared { pair: pair.clone(), dims: want.dims.clone(), measure }.into();
+            return Compared { pair: pair.clone(), dims: want.dims.clone(), measure, elsewhere: false }.into();
         };
         // Heads may be one dimension or two, and a batch of 1 may lead.
         let rows = |dims: &[usize]| dims.iter().copied().find(|d| *d != 1);
         let alike = got.values.len() == want.values.len() && rows(&got.dims) == rows(&want.dims);
         let measure = alike.then(|| measure_unless(&got.values, &want.values, Tier::Value, precision, f64::is_nan));
-        Some(Compared { pair: pair.clone(), dims: got.dims.clone(), measure })
+        Some(Compared { pair: pair.clone(), dims: got.dims.clone(), measure, elsewhere: false })
     };
     pairs.iter().filter_map(compare).collect()
 }

@@ -1,5 +1,6 @@
 //! `xfc verify`: compiled code against the interpreter, or a model against values computed elsewhere; the first value that departs.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use clap::{Args, value_parser};
@@ -291,7 +292,7 @@ impl Prepared {
             print(self.reference_text(&found, path));
         }
         let departed = first.map(|(side, first)| {
-            let n = side.values.iter().filter(|v| v.measure.is_some_and(|m| m.first.is_some())).count();
+            let n = side.values.iter().filter(|v| v.departs() && !v.elsewhere).count();
             format!("{n} of {} values depart on {}; `{}` is the first", side.values.len(), side.by, first.pair.path)
         });
         Ok((departed, found.inputs))
@@ -322,7 +323,11 @@ impl Prepared {
         if found.too_large {
             out.push_str("\nthe interpreter was left out: the model is too large for it");
         }
+        let elsewhere: Vec<&str> = found.sides.first().map_or(Vec::new(), |side| {
+            side.values.iter().filter(|v| v.elsewhere).map(|v| v.pair.dumped.as_str()).collect()
+        });
         for (what, names) in [
+            ("something else in the dump, such as with a residual or a bias added, for the outputs agree", elsewhere),
             ("not compared, for nothing of ours has the name", found.unmatched.iter().map(String::as_str).collect()),
             ("not compared, for ours has another shape", misfits),
         ] {
@@ -358,7 +363,11 @@ impl Prepared {
         let model = &self.loaded.model;
         let own = |p: &str| p.strip_prefix(module).is_some_and(|rest| rest.starts_with('.'));
         let pairs = model.arch.parameters.iter().zip(&model.bindings).filter(|(p, _)| own(&p.path));
-        pairs.filter_map(|(_, b)| b.names.first().map(String::as_str)).collect()
+        let mut names: Vec<&str> = pairs.filter_map(|(_, b)| b.names.first().map(String::as_str)).collect();
+        // Parameters that are parts of one stored tensor follow one another.
+        let mut seen = BTreeSet::new();
+        names.retain(|name| seen.insert(*name));
+        names
     }
 
     fn suspects_text(&self, pair: &Pair) -> String {
@@ -374,7 +383,7 @@ impl Prepared {
         let value = |v: &Compared| {
             json!({
                 "path": v.pair.path, "dumped": v.pair.dumped,
-                "pass": v.measure.map(|m| m.first.is_none()),
+                "pass": v.measure.map(|m| m.first.is_none()), "elsewhere": v.elsewhere,
                 "difference": v.measure.map(|m| m.largest()), "allowed": v.measure.and_then(|m| m.furthest).map(|e| e.allowed),
             })
         };

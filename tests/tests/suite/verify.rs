@@ -211,6 +211,27 @@ fn cut_dump(case: &Case, folder: &Path, keep: &[&str], rows: usize) -> Result<()
     Ok(dump::write(&path, &case.all_inputs(), &dump.tensors)?)
 }
 
+/// A module of another implementation may return more than ours of the same parameters, as long as what is made of it agrees.
+#[test]
+fn a_value_that_is_something_else_in_the_dump_is_said_and_passes() -> Result<()> {
+    let case = Case::load("llama3")?;
+    let shell = shell(&case)?;
+    dump_of(&case, shell.folder(), |path| Some(path.to_owned()))?;
+    let path = shell.folder().join("dump.safetensors");
+    let mut dump = dump::Dump::open(&path)?;
+    dump.tensors.retain(|name, _| !name.starts_with("inputs."));
+    dump.tensors.get_mut("layers.1.mlp").ok_or("not in the dump")?.values.iter_mut().for_each(|x| *x += 1.0);
+    dump::write(&path, &case.all_inputs(), &dump.tensors)?;
+    let arguments = ["verify", "checkpoint", "--reference", "dump.safetensors", "--target", "cpu"];
+    let said = shell.run("xfc", &arguments)?.success()?;
+    assert!(said.contains("something else in the dump") && said.contains("layers.1.mlp"), "{said}");
+    // Without an output that agrees it is a departure.
+    dump.tensors.remove("logits");
+    dump::write(&path, &case.all_inputs(), &dump.tensors)?;
+    shell.run("xfc", &arguments)?.failure(1, &["`layers.1.mlp` is the first"])?;
+    Ok(())
+}
+
 #[test]
 fn a_comparison_of_nothing_does_not_pass() -> Result<()> {
     let case = Case::load("llama3")?;
@@ -250,6 +271,12 @@ fn inputs_of_one_axis_are_equally_long() -> Result<()> {
     let dump = dump::Dump { tensors: BTreeMap::from([(input.name.clone(), rows)]) };
     let error = dump.inputs(&manifest, Path::new("dump.safetensors")).unwrap_err().to_string();
     assert!(error.contains(&format!("every sequence has {extent}")), "{error}");
+    // Of one image, the batch may be all that is taken off.
+    let dims: Vec<usize> = input.dims.iter().map(|n| *n as usize).collect();
+    let rows = Rows { values: vec![0.5; dims.iter().product()], dims };
+    let dump = dump::Dump { tensors: BTreeMap::from([(input.name.clone(), rows)]) };
+    assert_eq!(extent, 1);
+    assert!(dump.inputs(&manifest, Path::new("dump.safetensors")).is_ok_and(|inputs| inputs.contains_key(&input.name)));
     Ok(())
 }
 
