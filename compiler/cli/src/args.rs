@@ -11,9 +11,9 @@ use crate::verify::VerifyArgs;
 /// Most positions of a context: what a session can number.
 const MOST_CONTEXT: u64 = u32::MAX as u64;
 
-/// Compiles a declarative description of a transformer to an optimised executable.
+/// Compiles transformers that are described in text files, runs them, and shows what they are and what they cost
 #[derive(Debug, Parser)]
-#[command(name = "xfc", version, about, propagate_version = true, after_help = EXIT_CODES)]
+#[command(name = "xfc", version, propagate_version = true, after_help = EXIT_CODES)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -33,6 +33,8 @@ pub(crate) enum Command {
     Compile(CompileArgs),
     /// Print a summary of a model, or a stage of it: its graph, its fused graph, its kernels, its plan
     Inspect(InspectArgs),
+    /// Compare models as a survey does: a table of what they are and what they cost, and their block diagrams side by side
+    Compare(CompareArgs),
     /// Check cards, and report everything that is wrong with them
     Check(CheckArgs),
     /// Generate text or tokens
@@ -183,6 +185,40 @@ pub(crate) struct ExplainArgs {
 #[derive(Args, Debug)]
 pub(crate) struct DocArgs {
     /// An operation (`attend`), a module or function of the library (`gqa`); without one, all are listed
+/// `--format` of a comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CompareFormat {
+    /// A table.
+    Text,
+    /// For programs, with every layer.
+    Json,
+    /// Block diagrams and the table in one drawing.
+    Svg,
+    /// The same as a page: one file, for any browser.
+    Html,
+}
+
+/// `xfc compare`.
+#[derive(Args, Debug)]
+pub(crate) struct CompareArgs {
+    /// Cards (files or names), folders with a config.json, or artifacts; what differs is told against the first
+    #[arg(value_name = "MODEL", required = true)]
+    pub(crate) names: Vec<String>,
+    /// Form of the output
+    #[arg(long, value_enum, default_value_t = CompareFormat::Text)]
+    pub(crate) format: CompareFormat,
+    /// Contexts for which memory and arithmetic are told
+    #[arg(short, long = "ctx-size", value_name = "TOKENS,..", value_delimiter = ',', default_value = "4096,32768,131072",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) ctx_size: Vec<u64>,
+    /// Cards and library from this folder instead of those built in
+    #[arg(long, value_name = "DIR")]
+    pub(crate) models: Option<PathBuf>,
+    /// Write here instead of to the terminal
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+}
+
     #[arg(value_name = "NAME")]
     pub(crate) name: Option<String>,
     /// The library in this folder instead of the one built in

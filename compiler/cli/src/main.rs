@@ -6,6 +6,7 @@
 mod args;
 mod cache;
 mod check;
+mod compare;
 mod compile;
 mod error;
 mod eval;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(args),
         Command::Check(args) => check::run(args),
         Command::Run(args) => run::run(args),
+        Command::Compare(args) => compare::run(args),
         Command::Logits(args) => run::logits(args),
         Command::Embed(args) => run::embed(args),
         Command::Bench(args) => run::bench(args),

@@ -23,7 +23,7 @@ const CONTEXT_TOKENS: u64 = 4096;
 ///
 /// # Errors
 /// What is wrong with it; an artifact whose sizes are not in its description.
-fn load(name: &str, args: &ModelArgs) -> Result<Loaded> {
+pub(crate) fn load(name: &str, args: &ModelArgs) -> Result<Loaded> {
     let named = model::name(name)?;
     let Named::Artifact(path) = &named else { return model::load(&named, args) };
     let artifact = Artifact::open(path)?;

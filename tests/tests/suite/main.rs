@@ -9,6 +9,7 @@ mod case;
 mod cases;
 mod commands;
 mod compare;
+mod comparing;
 mod compiled;
 mod completions;
 mod costs;

@@ -16,7 +16,7 @@ use xfc_tests::Result;
 use xfc_tests::command::Shell;
 
 /// The browser, if there is one.
-fn browser() -> Result<Option<PathBuf>> {
+pub(crate) fn browser() -> Result<Option<PathBuf>> {
     let folders = std::env::var_os("PATH").unwrap_or_default();
     let names = ["chromium", "chromium-browser", "google-chrome"];
     let found = std::env::split_paths(&folders).flat_map(|f| names.map(|n| f.join(n))).find(|path| path.is_file());
@@ -36,6 +36,15 @@ fn skipped() -> Result<()> {
 
 /// The document of a page after its script ran.
 fn opened(browser: &Path, page: &Path, fragment: &str) -> Result<String> {
+    let dom = dom(browser, page, fragment)?;
+    if !dom.contains("data-ready=\"yes\"") {
+        return Err(format!("{}: the script did not run to its end", page.display()).into());
+    }
+    Ok(dom)
+}
+
+/// The document of a page as a browser has it.
+pub(crate) fn dom(browser: &Path, page: &Path, fragment: &str) -> Result<String> {
     let profile = tempfile::tempdir()?;
     let page = format!("file://{}{fragment}", page.display());
     let flags = [
@@ -57,10 +66,8 @@ fn opened(browser: &Path, page: &Path, fragment: &str) -> Result<String> {
         .arg(&page)
         .output()?;
     let dom = String::from_utf8(ran.stdout)?;
-    if !ran.status.success() || !dom.contains("data-ready=\"yes\"") {
-        return Err(
-            format!("{page}: the script did not run to its end\n{}", String::from_utf8_lossy(&ran.stderr)).into()
-        );
+    if !ran.status.success() {
+        return Err(format!("{page}: does not open\n{}", String::from_utf8_lossy(&ran.stderr)).into());
     }
     Ok(dom)
 }

@@ -115,8 +115,8 @@ fn list_of(at: &str) -> &str {
     at.rsplit_once('.').map_or("", |(list, _)| list)
 }
 
-/// `layers.0-31`, `layers.0, 2, .. 30`, `layers.0-2, 5`.
-pub(super) fn in_short(paths: &[&str]) -> String {
+/// Paths of layers in short: `layers.0-31`, `layers.0, 2, .. 30`, `layers.0-2, 5`.
+pub fn in_short(paths: &[&str]) -> String {
     let list = paths.first().map_or("", |p| list_of(p));
     let numbers: Option<Vec<u64>> =
         paths.iter().map(|p| p.strip_prefix(list)?.trim_start_matches('.').parse().ok()).collect();

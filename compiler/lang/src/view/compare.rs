@@ -1,18 +1,15 @@
 //! What differs between two models, or between two stages of one: aligned by instance path, layers with equal differences told once.
 //!
 //! Given two scenes, [`compare`] returns lines that say what is only in the first (`-`), only in the second (`+`), and what changed (`~`), before
-//! and after; and marks the parts of both scenes, so that they can be drawn [`side by side`](side_by_side). Scenes that are compared layer by
+//! and after; and marks the parts of both scenes, so that they can be drawn [`side by side`](super::side_by_side()). Scenes that are compared layer by
 //! layer are made [unfolded](super::Subject::folded).
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
-
-use serde_json::{Value, json};
 
 use super::caches::in_short;
 use super::cost;
 use super::layout::measure;
-use super::scene::{Frame, Kind, Mark, Node, Scene, Wire};
+use super::scene::{Kind, Mark, Node, Scene};
 
 /// A line of a comparison.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -178,11 +175,17 @@ impl Pair<'_> {
         }
         let mut lines = Vec::new();
         let matched = align(&left, &right);
+        let moved = self.moves(&left, &right, &matched);
         let (mut i, mut j) = (0, 0);
         for (x, y) in matched.into_iter().chain([(left.len(), right.len())]) {
             // Several parts that one kernel now does.
             while i < x {
                 let name = left[i].0.clone();
+                if let Some((_, to)) = moved.iter().find(|(from, _)| *from == i) {
+                    lines.extend(self.moved(&left[i], &right[*to], depth));
+                    i += 1;
+                    continue;
+                }
                 let merged =
                     right[j..y.min(right.len())].iter().position(|(r, _)| r.split(" + ").any(|part| part == name));
                 match merged {
@@ -198,7 +201,8 @@ impl Pair<'_> {
             }
             while j < y {
                 let parts: Vec<&str> = right[j].0.split(" + ").collect();
-                if !(parts.len() > 1 && parts.iter().any(|p| left.iter().any(|(l, _)| l == p))) {
+                let came = moved.iter().any(|(_, to)| *to == j);
+                if !(came || parts.len() > 1 && parts.iter().any(|p| left.iter().any(|(l, _)| l == p))) {
                     self.only(false, right[j].1, depth, &mut lines);
                 }
                 j += 1;
@@ -208,6 +212,54 @@ impl Pair<'_> {
             }
             (i, j) = (x + 1, y + 1);
         }
+        lines
+    }
+
+    /// Parts that stand elsewhere on the other side: those of one name, then weights of one shape that are used in the same way.
+    fn moves(
+        &self,
+        left: &[(String, Part)],
+        right: &[(String, Part)],
+        matched: &[(usize, usize)],
+    ) -> Vec<(usize, usize)> {
+        let mut from: Vec<usize> = (0..left.len()).filter(|i| matched.iter().all(|m| m.0 != *i)).collect();
+        let mut to: Vec<usize> = (0..right.len()).filter(|j| matched.iter().all(|m| m.1 != *j)).collect();
+        let mut moves = Vec::new();
+        let same_name = |i: usize, j: usize| left[i].0 == right[j].0;
+        let same_use = |i: usize, j: usize| match (left[i].1, right[j].1) {
+            (Part::Node(a), Part::Node(b)) => {
+                let (a, b) = (&self.a.nodes[a], &self.b.nodes[b]);
+                let types = |n: &Node| n.weights.iter().map(|w| w.ty.clone()).collect::<Vec<_>>();
+                !a.weights.is_empty()
+                    && a.kind == Kind::Rows
+                    && (a.kind, &a.lines) == (b.kind, &b.lines)
+                    && types(a) == types(b)
+            }
+            _ => false,
+        };
+        for same in [&same_name as &dyn Fn(usize, usize) -> bool, &same_use] {
+            from.retain(|i| match to.iter().position(|j| same(*i, *j)) {
+                Some(at) => {
+                    moves.push((*i, to.remove(at)));
+                    false
+                }
+                None => true,
+            });
+        }
+        moves
+    }
+
+    /// What there is to say of a part that stands elsewhere.
+    fn moved(&mut self, left: &(String, Part), right: &(String, Part), depth: usize) -> Vec<DiffLine> {
+        let mut lines = self.both(left.1, right.1, depth);
+        let reads = format!("{}: reads ", name(self.b, right.1));
+        let names = if left.0 == right.0 { left.0.clone() } else { format!("{} -> {}", left.0, right.0) };
+        match lines.iter_mut().find(|l| l.text.starts_with(&reads)) {
+            Some(line) => line.text = format!("{names}: moved, reads {}", &line.text[reads.len()..]),
+            None => lines.insert(0, line(Mark::Changed, depth, format!("{names}: moved"))),
+        }
+        self.mark(true, left.1, Mark::Changed, "moved");
+        self.mark(false, right.1, Mark::Changed, "moved");
         lines
     }
 
@@ -399,78 +451,6 @@ fn align(a: &[(String, Part)], b: &[(String, Part)]) -> Vec<(usize, usize)> {
         }
     }
     pairs
-}
-
-/// Lines for people, under the names of both sides and the sizes that differ.
-pub fn diff_text(names: [&str; 2], sizes: &[(String, String, String)], lines: &[DiffLine]) -> String {
-    let mut out = format!("--- {}\n+++ {}\n", names[0], names[1]);
-    if sizes.is_empty() && lines.is_empty() {
-        out.push_str("no difference\n");
-        return out;
-    }
-    if !sizes.is_empty() {
-        out.push_str("  sizes\n");
-    }
-    for (name, before, after) in sizes {
-        let _ = match (before.as_str(), after.as_str()) {
-            ("", after) => writeln!(out, "+   {name}: {after}"),
-            (before, "") => writeln!(out, "-   {name}: {before}"),
-            (before, after) => writeln!(out, "~   {name}: {before} -> {after}"),
-        };
-    }
-    for line in lines {
-        let sign = match line.mark {
-            Mark::Same => ' ',
-            Mark::Added => '+',
-            Mark::Removed => '-',
-            Mark::Changed => '~',
-        };
-        let _ = writeln!(out, "{sign} {:indent$}{}", "", line.text, indent = line.depth * 2);
-    }
-    out
-}
-
-/// The same for programs.
-pub fn diff_json(names: [&str; 2], sizes: &[(String, String, String)], lines: &[DiffLine]) -> Value {
-    let or_null = |v: &str| if v.is_empty() { Value::Null } else { json!(v) };
-    json!({
-        "before": names[0], "after": names[1],
-        "sizes": sizes.iter().map(|(n, a, b)| json!({"name": n, "before": or_null(a), "after": or_null(b)})).collect::<Vec<_>>(),
-        "lines": lines.iter().map(|l| json!({"mark": l.mark.name(), "depth": l.depth, "text": l.text})).collect::<Vec<_>>(),
-    })
-}
-
-/// Two marked scenes as one drawing, the first at the left.
-pub fn side_by_side(a: Scene, b: Scene, names: [&str; 2]) -> Scene {
-    let stage = if a.stage == b.stage { a.stage.clone() } else { format!("{} and {}", a.stage, b.stage) };
-    let title = format!("{} and {}", names[0], names[1]);
-    let mut scene = Scene { title, stage, frames: vec![Frame::default()], ..Scene::default() };
-    let mut parts: Vec<(usize, Scene, &str)> = vec![(0, a, names[0]), (0, b, names[1])];
-    // Frames come after those around them, level by level.
-    let mut places: Vec<Vec<usize>> = parts.iter().map(|(_, s, _)| vec![0; s.frames.len()]).collect();
-    let depth = |s: &Scene, f: usize| s.around(f).count();
-    let deepest = parts.iter().flat_map(|(_, s, _)| (0..s.frames.len()).map(|f| depth(s, f))).max().unwrap_or(0);
-    for level in 1..=deepest {
-        for (k, (_, part, name)) in parts.iter().enumerate() {
-            for f in (0..part.frames.len()).filter(|f| depth(part, *f) == level) {
-                places[k][f] = scene.frames.len();
-                let mut frame = part.frames[f].clone();
-                frame.parent = Some(frame.parent.map_or(0, |p| places[k][p]));
-                if f == 0 {
-                    frame.name = (*name).to_owned();
-                    frame.mark = Mark::Same;
-                }
-                scene.frames.push(frame);
-            }
-        }
-    }
-    for (k, (first, part, _)) in parts.iter_mut().enumerate() {
-        *first = scene.nodes.len();
-        let shift = |(node, port): (usize, usize)| (node + *first, port);
-        scene.nodes.extend(part.nodes.drain(..).map(|n| Node { frame: places[k][n.frame], ..n }));
-        scene.wires.extend(part.wires.drain(..).map(|w| Wire { from: shift(w.from), to: shift(w.to), ..w }));
-    }
-    scene
 }
 
 #[cfg(test)]

@@ -124,9 +124,9 @@ pub(super) fn token_bytes(ty: &Type) -> u64 {
 /// `8,030,261,248` as `8.03 B`; small numbers as they are.
 pub(super) fn count(n: f64) -> String {
     let (value, unit) = match n {
-        n if n >= 1e12 => (n / 1e12, " T"),
-        n if n >= 1e9 => (n / 1e9, " B"),
-        n if n >= 1e6 => (n / 1e6, " M"),
+        n if n >= 999.5e9 => (n / 1e12, " T"),
+        n if n >= 999.5e6 => (n / 1e9, " B"),
+        n if n >= 999.5e3 => (n / 1e6, " M"),
         n if n >= 1e4 => (n / 1e3, " k"),
         _ => return format!("{n:.0}"),
     };
@@ -188,6 +188,7 @@ mod tests {
     fn counts_are_short() {
         assert_eq!(count(8_030_261_248.0), "8.03 B");
         assert_eq!(count(218_112_000.0), "218 M");
+        assert_eq!(count(999_885_952.0), "1.00 B");
         assert_eq!(count(4096.0), "4096");
         for (n, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (8_030_261_248, "8,030,261,248")] {
             assert_eq!(digits(n), text);

@@ -67,8 +67,8 @@ pub fn html(scene: &Scene) -> String {
 <svg id="canvas" xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" role="group" aria-label="{title}"><g id="view">
 {svg}</g></svg>
 <aside id="details" aria-live="polite" aria-label="Details" hidden></aside>
-<footer>{legend}</footer>
 </main>
+<footer>{legend}</footer>
 <script type="application/json" id="data">{}</script>
 <script>
 {PLACING}

@@ -2,10 +2,13 @@
 //!
 //! ```text
 //! Program ──flatten──▶ atoms ──frames──▶ Scene ──layout──▶ Layout ──svg, html──▶ text
+//!         └─survey─▶ facts ──▶ tables and block diagrams
 //! ```
 
+mod beside;
 mod caches;
 mod compare;
+mod compare_text;
 mod cost;
 mod describe;
 mod dot;
@@ -17,17 +20,21 @@ mod json;
 mod layout;
 mod manual;
 mod scene;
+mod survey;
 mod svg;
 mod units;
 
-pub use self::caches::{CacheFact, Keep, MaskFact, cache_json, cache_text, caches};
-pub use self::compare::{DiffLine, compare, diff_json, diff_text, side_by_side};
+pub use self::beside::side_by_side;
+pub use self::caches::{CacheFact, Keep, MaskFact, cache_json, cache_text, caches, in_short};
+pub use self::compare::{DiffLine, compare};
+pub use self::compare_text::{diff_json, diff_text};
 pub use self::cost::digits;
 pub use self::dot::dot;
 pub use self::html::html;
 pub use self::json::json;
 pub use self::manual::{codes, contents, explain, page};
 pub use self::scene::{Cost, Frame, Kind, Mark, Node, Repeat, Scene, Shape, Weight, Wire};
+pub use self::survey::{Fact, Survey, survey, survey_html, survey_json, survey_svg, survey_text};
 pub use self::svg::svg;
 
 use crate::arch::Arch;

@@ -11,4 +11,5 @@ mod mask;
 mod passes;
 mod reject;
 mod support;
+mod survey;
 mod view;

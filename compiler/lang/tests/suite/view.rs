@@ -194,14 +194,24 @@ fn differences_are_told_by_path_and_layers_that_differ_alike_together() {
     };
     insta::assert_snapshot!("windows", told(&a, &b));
     insta::assert_snapshot!("a_norm_moved", told(&a, &c));
-    let (mut x, mut y) = (scene(&a.program, Some(&a), "arch", true), scene(&c.program, Some(&c), "arch", true));
-    assert!(!compare(&mut x, &mut y).is_empty());
-    let both = side_by_side(x, y, ["a", "c"]);
-    for mark in [Mark::Added, Mark::Removed, Mark::Changed] {
+    // A norm that is gone, one that came, and one that stands elsewhere.
+    let bare = small(
+        "    attn = gqa(2, 1, 4, mask = window(window_size))\n    return x + attn(x)\n",
+        "[layer(4) for i in 0..6]",
+    );
+    let beside = |a: &Model, b: &Model| {
+        let (mut x, mut y) = (scene(&a.program, Some(a), "arch", true), scene(&b.program, Some(b), "arch", true));
+        assert!(!compare(&mut x, &mut y).is_empty());
+        side_by_side(x, y, ["a", "b"])
+    };
+    for (mark, both) in
+        [(Mark::Removed, beside(&a, &bare)), (Mark::Added, beside(&bare, &a)), (Mark::Changed, beside(&a, &c))]
+    {
         let marked = both.nodes.iter().any(|n| n.mark == mark) || both.frames.iter().any(|f| f.mark == mark);
         assert!(marked, "nothing is {mark:?}");
+        assert!(svg(&both).contains(&format!("mark-{}", mark.name())) && html(&both).contains(mark.name()));
     }
-    assert!(svg(&both).contains("mark-removed") && html(&both).contains("mark-added"));
+    let both = beside(&a, &c);
     for (i, frame) in both.frames.iter().enumerate().skip(1) {
         assert!(frame.parent.is_some_and(|p| p < i));
     }

@@ -88,11 +88,11 @@
   }
   // All of it when that can be read, else its full width from the top.
   function fit(smooth, whole) {
-    const {width, height} = data.frames[0].placed, w = stage.clientWidth - 32, h = stage.clientHeight - 76;
+    const {width, height} = data.frames[0].placed, w = stage.clientWidth - 32, h = stage.clientHeight - 32;
     const all = Math.min(w / width, h / height, 1.25), wide = Math.min(w / width, 1);
     place.k = whole || all > 0.62 ? all : wide;
     place.x = (stage.clientWidth - width * place.k) / 2;
-    place.y = height * place.k < h ? (stage.clientHeight - 44 - height * place.k) / 2 : 16;
+    place.y = height * place.k < h ? (stage.clientHeight - height * place.k) / 2 : 16;
     move(smooth);
   }
   function centre(el, least) {
