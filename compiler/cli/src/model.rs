@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 
 use xfc_codegen::driver;
 use xfc_codegen::target::{self, Target};
-use xfc_lang::diagnostic::did_you_mean;
+use xfc_lang::arch::nearest;
+use xfc_lang::diagnostic::{Code, Report, did_you_mean};
 use xfc_lang::graph::DType;
 use xfc_lang::spec::apply_sets;
 use xfc_lang::{ElaborateOptions, Library, Model, Spec, elaborate, load_card, pick_card, tiny};
 use xfc_runtime::artifact::container::Artifact;
+use xfc_runtime::weights::Checkpoint;
 
 use crate::args::{DTypeArg, ModelArgs};
 use crate::error::{CliError, Result};
@@ -124,7 +126,8 @@ pub(crate) fn load(named: &Named, args: &ModelArgs) -> Result<Loaded> {
     };
     let config = config_path.as_deref().map(read_json).transpose()?;
     let mut spec = match (named, &config) {
-        (Named::Checkpoint(_), Some(config)) => pick_card(config, &library).map_err(|mut report| {
+        (Named::Checkpoint(dir), Some(config)) => pick_card(config, &library).map_err(|mut report| {
+            tell_nearest(&mut report, config, config_path.as_deref(), dir, &library);
             // What is said of the config names its file.
             let path = config_path.as_deref().map(|p| p.display().to_string()).unwrap_or_default();
             for d in report.diagnostics.iter_mut().filter(|d| d.primary.is_none()) {
@@ -165,6 +168,21 @@ pub(crate) fn load(named: &Named, args: &ModelArgs) -> Result<Loaded> {
     let options = if args.tiny { tiny(&spec, &options)? } else { options };
     let model = elaborate(&spec, &options)?;
     Ok(Loaded { spec, model, card, key, is_published })
+}
+
+/// Of a family that no card serves: which are near, what of the config none reads, how a card begins.
+fn tell_nearest(report: &mut Report, config: &serde_json::Value, path: Option<&Path>, dir: &Path, library: &Library) {
+    let Some(diagnostic) = report.diagnostics.iter_mut().find(|d| d.code == Code::UnknownModel) else { return };
+    let tensors: Vec<(String, Vec<u64>)> = match Checkpoint::open(dir) {
+        Ok(Checkpoint::Stored(stored)) => stored.tensors().map(|(n, t)| (n.to_owned(), t.shape.clone())).collect(),
+        _ => Vec::new(),
+    };
+    let model_type = config.get("model_type").and_then(serde_json::Value::as_str).unwrap_or("new");
+    let path = path.map(|p| p.display().to_string()).unwrap_or_default();
+    let near = nearest(config, &tensors, library).help(model_type, &path);
+    // Of a name that is close, that it is.
+    let close = diagnostic.help.take().filter(|help| help.starts_with("did you mean"));
+    diagnostic.help = Some(close.map_or(near.clone(), |close| format!("{close}; {near}")));
 }
 
 impl ModelArgs {

@@ -20,6 +20,7 @@ mod instances;
 mod limits;
 mod mix;
 mod names;
+mod nearest;
 mod numbers;
 mod patterns;
 mod positions;
@@ -39,6 +40,7 @@ use std::sync::Arc;
 
 pub use self::builtins::NAMES as FUNCTIONS;
 pub use self::names::{Binding, Step};
+pub use self::nearest::{Near, Unserved, nearest};
 pub use self::numbers::Numbers;
 pub use self::patterns::matches_pattern;
 pub use self::tiny::tiny;

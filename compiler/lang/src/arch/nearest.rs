@@ -1,0 +1,303 @@
+//! What is near to a config that no card serves: which cards understand most of it, what none understands, and how a new card begins.
+//!
+//! Given a config, and the tensors of its checkpoint where there are some, it returns [`Unserved`]. Cards are compared by the keys that they
+//! read, and those that read most by the names and shapes that they would give the tensors.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+
+use super::sizes::resolve;
+use super::{ElaborateOptions, elaborate};
+use crate::diagnostic::Code;
+use crate::spec::{Datum, Library, Place, Spec, load_card};
+
+/// Cards that are told.
+const TOLD: usize = 3;
+/// Cards whose tensors are compared: expanding one takes a moment.
+const EXPANDED: usize = 6;
+
+/// A card and how near it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Near {
+    /// Its name in the library.
+    pub card: String,
+    /// Keys of the config that it reads.
+    pub understood: usize,
+    /// Why it could not be used as it is, in words: keys that it needs, values that it is not for.
+    pub problems: Vec<String>,
+    /// Tensors of the checkpoint that it has by name and shape; none where it cannot be expanded, or there is no checkpoint.
+    pub tensors: Option<usize>,
+}
+
+/// What is known of a config that no card serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unserved {
+    /// The nearest cards, nearest first.
+    pub nearest: Vec<Near>,
+    /// Keys that no card reads, with their values. Those of files, training and tokens are not among them.
+    pub strange: Vec<(String, String)>,
+    /// Keys that decide what is computed.
+    pub keys: usize,
+    /// Tensors of the checkpoint.
+    pub tensors: usize,
+}
+
+/// What is near to a config; `tensors` are names and shapes, none where there is no checkpoint.
+pub fn nearest(config: &serde_json::Value, tensors: &[(String, Vec<u64>)], library: &Library) -> Unserved {
+    let whole = Datum::from(config);
+    let specs: Vec<(String, Spec)> =
+        library.cards().filter_map(|name| Some((name.to_owned(), load_card(name, library).ok()?))).collect();
+    // The part that most cards would read: a config of several parts has the language model's under a key of its own.
+    let part = |key: &str| whole.get(key).filter(|inner| matches!(inner, Datum::Map(_))).cloned();
+    let inner = specs.iter().find_map(|(_, spec)| part(spec.matches.under.as_deref()?));
+    let universe = keys(inner.as_ref().unwrap_or(&whole));
+    let mut read_by_any = BTreeSet::new();
+    let mut near: Vec<Near> = Vec::new();
+    for (card, spec) in &specs {
+        let read = keys_read(spec);
+        let understood = universe.iter().filter(|(key, _)| read.contains(key)).count();
+        read_by_any.extend(read);
+        let options = options(config, &inner, spec);
+        let mut diagnostics = Vec::new();
+        resolve(spec, &options, &mut diagnostics);
+        let told = |code: Code| matches!(code, Code::MissingSize | Code::Assumption | Code::WrongSize);
+        let problems = diagnostics.into_iter().filter(|d| told(d.code)).map(|d| d.message).collect();
+        near.push(Near { card: card.clone(), understood, problems, tensors: None });
+    }
+    // What a card needs and the config lacks weighs more than what it reads.
+    near.sort_by_key(|n| (3 * n.problems.len() as i64 - 2 * n.understood as i64, n.card.clone()));
+    if !tensors.is_empty() {
+        for one in near.iter_mut().take(EXPANDED) {
+            let spec = specs.iter().find(|(card, _)| *card == one.card).map(|(_, spec)| spec);
+            one.tensors = spec.and_then(|spec| known_tensors(spec, config, &inner, tensors));
+        }
+        near.sort_by_key(|n| std::cmp::Reverse(n.tensors.unwrap_or(0)));
+    }
+    near.truncate(TOLD);
+    near.retain(|n| n.understood > 0);
+    let strange = universe.iter().filter(|(key, _)| !read_by_any.contains(key)).cloned().collect();
+    Unserved { nearest: near, strange, keys: universe.len(), tensors: tensors.len() }
+}
+
+/// Options under which a card reads the config; the part that others read is offered where it asks for no part.
+fn options(config: &serde_json::Value, inner: &Option<Datum>, spec: &Spec) -> ElaborateOptions {
+    let own = inner.is_none() || spec.matches.under.is_some();
+    let part = ["text_config", "language_config", "llm_config"].into_iter().find_map(|key| config.get(key));
+    let config = if own { config } else { part.unwrap_or(config) };
+    ElaborateOptions { config: Some(config.clone()), ..ElaborateOptions::default() }
+}
+
+/// How many of the tensors a card has, under the same name and with the same shape.
+fn known_tensors(
+    spec: &Spec,
+    config: &serde_json::Value,
+    inner: &Option<Datum>,
+    tensors: &[(String, Vec<u64>)],
+) -> Option<usize> {
+    let model = elaborate(spec, &options(config, inner, spec)).ok()?;
+    let mut named: BTreeSet<(&str, &[u64])> = BTreeSet::new();
+    for binding in &model.bindings {
+        named.extend(binding.names.iter().map(|name| (name.as_str(), &binding.shape[..])));
+    }
+    Some(tensors.iter().filter(|(name, shape)| named.contains(&(name.as_str(), &shape[..]))).count())
+}
+
+/// The keys of a config that decide what is computed, with their values in short.
+fn keys(config: &Datum) -> Vec<(String, String)> {
+    let Datum::Map(entries) = config else { return Vec::new() };
+    let counted = entries.iter().filter(|(key, value)| !is_bookkeeping(key) && *value != Datum::Null);
+    counted.map(|(key, value)| (key.to_string(), value.to_string())).collect()
+}
+
+/// Whether a key is about files, training or tokens, and not about what is computed.
+fn is_bookkeeping(key: &str) -> bool {
+    let known = [
+        "model_type",
+        "architectures",
+        "auto_map",
+        "dtype",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+        "initializer_range",
+        "initializer_factor",
+        "pretraining_tp",
+        "tokenizer_class",
+        "id2label",
+        "label2id",
+        "return_dict",
+        "problem_type",
+        "gradient_checkpointing",
+        "is_encoder_decoder",
+        "output_attentions",
+        "output_hidden_states",
+        "finetuning_task",
+        "task_specific_params",
+        "router_aux_loss_coef",
+        "output_router_logits",
+        "use_flash_attn",
+        "num_labels",
+    ];
+    let ends = ["_token_id", "_token_ids", "dropout", "_pdrop", "_drop", "_init", "_init_std", "_loss_coef"];
+    known.contains(&key)
+        || key.starts_with('_')
+        || key.starts_with("summary_")
+        || ends.iter().any(|end| key.ends_with(end))
+}
+
+/// The keys that a card reads of a config.
+fn keys_read(spec: &Spec) -> BTreeSet<String> {
+    let mut read = BTreeSet::new();
+    let mut add = |key: &str| {
+        read.insert(key.split('.').next().unwrap_or(key).to_owned());
+    };
+    for size in &spec.sizes {
+        if size.from.is_empty() {
+            add(&size.name);
+        }
+        for place in &size.from {
+            match place {
+                Place::Key(key) => add(key),
+                Place::Mapping(entries) => entries.iter().for_each(|(_, key)| add(key)),
+            }
+        }
+    }
+    spec.assumes.iter().for_each(|(key, _)| add(&key.text));
+    read
+}
+
+impl Unserved {
+    /// What to do, in words: `model_type` and the config's path as the user knows them.
+    pub fn help(&self, model_type: &str, config: &str) -> String {
+        let mut out = String::new();
+        let Some(first) = self.nearest.first() else {
+            return "no card reads any key of it; write a card (docs/language.md) and name it instead of the folder"
+                .to_owned();
+        };
+        out.push_str("the nearest families are\n");
+        for near in &self.nearest {
+            let _ = write!(out, "      {:<12} reads {} of {} keys", near.card, near.understood, self.keys);
+            if let Some(n) = near.tensors {
+                let _ = write!(out, ", has {n} of {} tensors by name and shape", self.tensors);
+            }
+            let problems: Vec<String> =
+                near.problems.iter().map(|p| p.strip_prefix("the config has ").unwrap_or(p).to_owned()).collect();
+            if !problems.is_empty() {
+                let more =
+                    if problems.len() > 3 { format!("; and {} more", problems.len() - 3) } else { String::new() };
+                let _ = write!(
+                    out,
+                    "; but the config has {}{more}",
+                    problems.iter().take(3).cloned().collect::<Vec<_>>().join("; ")
+                );
+            }
+            out.push('\n');
+        }
+        if self.strange.is_empty() {
+            out.push_str("    every key of the config is read by some family\n");
+        } else {
+            let told: Vec<String> =
+                self.strange.iter().map(|(key, value)| format!("{key}: {}", shorten(value))).collect();
+            let _ = writeln!(out, "    no family reads\n      {}", told.join("\n      "));
+        }
+        let name = file_name(model_type);
+        let _ = writeln!(out, "    to start, write {name}.yaml:");
+        let quoted = if is_plain("k", model_type) {
+            model_type.to_owned()
+        } else {
+            format!("'{}'", shorten(model_type).replace('\'', ""))
+        };
+        let mut card = format!("xfc: 1\nname: {quoted}\nextends: {}\nmatches: {{model_type: {quoted}}}\n", first.card);
+        let sizes: Vec<&(String, String)> = self.strange.iter().filter(|(k, v)| is_plain(k, v)).collect();
+        if !sizes.is_empty() {
+            card.push_str("sizes:                             # keep those that change what is computed\n");
+            for (key, value) in sizes {
+                let _ = writeln!(card, "  {key}: {value}");
+            }
+        }
+        card.push_str(
+            "# wiring: |                        # the definitions that differ; all others stay as they are\n",
+        );
+        for line in card.lines() {
+            let _ = writeln!(out, "      {line}");
+        }
+        let _ = writeln!(
+            out,
+            "    `xfc inspect {} --emit spec` prints what it changes, docs/language.md what can be said;",
+            first.card
+        );
+        let _ = write!(
+            out,
+            "    then `xfc check {name}.yaml --config {config}` and `xfc run {name}.yaml --config {config} --checkpoint ..`"
+        );
+        out
+    }
+}
+
+/// A value that a card can hold on one line.
+fn is_plain(key: &str, value: &str) -> bool {
+    let word = |c: char| c.is_ascii_alphanumeric() || "_.-+".contains(c);
+    !value.is_empty()
+        && value.len() < 40
+        && value.chars().all(word)
+        && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
+
+fn shorten(value: &str) -> String {
+    let one_line: String = value.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if one_line.chars().count() <= 60 { one_line } else { one_line.chars().take(57).chain("...".chars()).collect() }
+}
+
+/// A model type as the name of a file.
+fn file_name(model_type: &str) -> String {
+    let name: String =
+        model_type.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '_' }).take(40).collect();
+    if name.is_empty() { "new".to_owned() } else { name }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use std::path::PathBuf;
+
+    fn library() -> Library {
+        let wiring = "wiring: |\n  model(ids: i64[tokens]) {\n    table = embedding(rows, wide)\n    return {y: table(ids)}\n  }\n";
+        let card = |name: &str, sizes: &str| {
+            format!("xfc: 1\nname: {name}\nmatches: {{model_type: {name}}}\nsizes: {sizes}\n{wiring}")
+        };
+        let lib =
+            "embedding(rows: int, size: int)(ids) {\n  weight = param[rows, size]\n  return gather(weight, ids)\n}\n";
+        let files = [
+            ("one.yaml", card("one", "{rows: 4, wide: 8, depth: 2}")),
+            ("two.yaml", card("two", "{rows: 4, wide: {example: 8, from: [width]}, other: 1}")),
+            ("lib/a.xf", lib.to_owned()),
+        ];
+        Library::build(files.into_iter().map(|(p, t)| (PathBuf::from(p), t)))
+    }
+
+    #[test]
+    fn cards_are_ranked_by_what_they_read_and_by_tensors() {
+        let config = json!({"model_type": "new", "rows": 5, "wide": 8, "depth": 3, "gate": true, "pad_token_id": 0, "gone": null});
+        let found = nearest(&config, &[], &library());
+        assert_eq!(found.nearest.first().map(|n| (n.card.as_str(), n.understood)), Some(("one", 3)));
+        assert_eq!(found.strange, [("gate".to_owned(), "true".to_owned())]);
+        assert_eq!(found.keys, 4);
+        let help = found.help("new-model", "dir/config.json");
+        for expected in ["one          reads 3 of 4 keys", "extends: one", "gate: true", "new_model.yaml", "two"] {
+            assert!(help.contains(expected), "no `{expected}` in\n{help}");
+        }
+        let config = json!({"model_type": "new", "rows": 5, "width": 8, "wide": 9, "other": 2});
+        let tensors = [("table.weight".to_owned(), vec![5, 8]), ("x".to_owned(), vec![1])];
+        let found = nearest(&config, &tensors, &library());
+        assert_eq!(found.nearest.first().map(|n| (n.card.as_str(), n.tensors)), Some(("two", Some(1))));
+    }
+
+    #[test]
+    fn anything_may_stand_in_a_config() {
+        for config in [json!([]), json!({}), json!({"model_type": 3}), json!({"a b": {"c": [1, "\n"]}})] {
+            let found = nearest(&config, &[], &library());
+            assert!(!found.help("x: y\n", "f").is_empty());
+        }
+    }
+}
