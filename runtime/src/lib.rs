@@ -39,6 +39,7 @@ pub mod weights;
 pub mod cache;
 pub mod device;
 pub mod cost;
+pub mod need;
 pub mod model;
 pub mod step;
 pub mod session;

@@ -165,26 +165,26 @@ pub(crate) struct InspectArgs {
     /// What is kept of each token and for how long, with the derivation
     #[arg(long)]
     pub(crate) cache: bool,
-    /// With --cache: the context for which bounds are told [default: 4096]
-    #[arg(short, long = "ctx-size", value_name = "TOKENS", requires = "cache", value_parser = value_parser!(u64).range(1..=MOST_CONTEXT))]
+    /// What each kernel of a step reads, writes and multiplies, how long a machine needs at least, and what fits into its memory
+    #[arg(long, conflicts_with_all = ["cache", "diff", "values", "emit"])]
+    pub(crate) cost: bool,
+    /// With --cost: a file of a machine's limits (examples/machines/h200.yaml), or `this`, which measures them [default: this]
+    #[arg(long, value_name = "this|FILE", requires = "cost")]
+    pub(crate) machine: Option<String>,
+    /// With --cost: sequences at a time
+    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u32).range(1..))]
+    pub(crate) batch: u32,
+    /// With --cost: the step of a prompt of so many tokens, instead of the one token that ends the context
+    #[arg(short, long, value_name = "TOKENS", requires = "cost")]
+    pub(crate) prompt: Option<u64>,
+    /// With --cache and --cost: the context in tokens [default: 4096, or what the model has]
+    #[arg(short, long = "ctx-size", value_name = "TOKENS", value_parser = value_parser!(u64).range(1..=MOST_CONTEXT))]
     pub(crate) ctx_size: Option<u64>,
     /// Write here instead of to the terminal
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
 }
 
-/// `xfc explain`.
-#[derive(Args, Debug)]
-pub(crate) struct ExplainArgs {
-    /// The code in a message's brackets: E0201; without one, all are listed
-    #[arg(value_name = "CODE")]
-    pub(crate) code: Option<String>,
-}
-
-/// `xfc doc`.
-#[derive(Args, Debug)]
-pub(crate) struct DocArgs {
-    /// An operation (`attend`), a module or function of the library (`gqa`); without one, all are listed
 /// `--format` of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum CompareFormat {
@@ -209,7 +209,7 @@ pub(crate) struct CompareArgs {
     pub(crate) format: CompareFormat,
     /// Contexts for which memory and arithmetic are told
     #[arg(short, long = "ctx-size", value_name = "TOKENS,..", value_delimiter = ',', default_value = "4096,32768,131072",
-          value_parser = clap::value_parser!(u64).range(1..))]
+          value_parser = value_parser!(u64).range(1..=MOST_CONTEXT))]
     pub(crate) ctx_size: Vec<u64>,
     /// Cards and library from this folder instead of those built in
     #[arg(long, value_name = "DIR")]
@@ -219,6 +219,18 @@ pub(crate) struct CompareArgs {
     pub(crate) output: Option<PathBuf>,
 }
 
+/// `xfc explain`.
+#[derive(Args, Debug)]
+pub(crate) struct ExplainArgs {
+    /// The code in a message's brackets: E0201; without one, all are listed
+    #[arg(value_name = "CODE")]
+    pub(crate) code: Option<String>,
+}
+
+/// `xfc doc`.
+#[derive(Args, Debug)]
+pub(crate) struct DocArgs {
+    /// An operation (`attend`), a module or function of the library (`gqa`); without one, all are listed
     #[arg(value_name = "NAME")]
     pub(crate) name: Option<String>,
     /// The library in this folder instead of the one built in

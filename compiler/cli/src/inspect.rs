@@ -12,6 +12,7 @@ use xfc_lang::view;
 use xfc_runtime::artifact::{Artifact, HostFeatures};
 
 use crate::args::{FormatArg, InspectArgs};
+use crate::cost;
 use crate::error::{CliError, Result};
 use crate::layer;
 use crate::model::{self, Loaded, Named};
@@ -44,6 +45,13 @@ fn wanted(args: &InspectArgs) -> Result<String> {
     }
     if args.cache {
         return see::caches(args);
+    }
+    if args.cost {
+        return cost::run(&see::load(&args.model.model, &args.model)?, args);
+    }
+    if args.ctx_size.is_some() || args.batch != 1 {
+        let problem = "`--ctx-size` and `--batch` are of `--cache` and `--cost`";
+        return Err(CliError::usage(problem, "add one of them"));
     }
     if matches!(args.format, FormatArg::Svg | FormatArg::Html) {
         return see::draw(args);

@@ -8,10 +8,12 @@ mod cache;
 mod check;
 mod compare;
 mod compile;
+mod cost;
 mod error;
 mod eval;
 mod inspect;
 mod layer;
+mod machine;
 mod model;
 mod names;
 mod output;
@@ -34,9 +36,9 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Command::Compile(args) => compile::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Compare(args) => compare::run(args),
         Command::Check(args) => check::run(args),
         Command::Run(args) => run::run(args),
-        Command::Compare(args) => compare::run(args),
         Command::Logits(args) => run::logits(args),
         Command::Embed(args) => run::embed(args),
         Command::Bench(args) => run::bench(args),

@@ -16,7 +16,7 @@ use xfc_runtime::artifact::container::{self, CodeImage, VariantParts};
 use xfc_runtime::artifact::manifest;
 
 use crate::error::CodegenError;
-use crate::kernels::{Built, Input, build_for};
+use crate::kernels::{Built, Input, Outline, build_for, outline_for};
 use crate::plan::Stored;
 use crate::target::cpu::link::link;
 use crate::target::{Keep, SYMBOL, Target};
@@ -207,12 +207,24 @@ pub fn build_kernels(
     target: &dyn Target,
     options: &Options,
 ) -> Result<Built, CodegenError> {
+    with_input(model, fused, |input| build_for(input, target, options.threads, options.keep))
+}
+
+/// Plans a fused program of a model for one target and compiles nothing.
+///
+/// # Errors
+/// A construct without a lowering.
+pub fn outline(model: &Model, fused: &Program, target: &dyn Target) -> Result<Outline, CodegenError> {
+    with_input(model, fused, |input| outline_for(input, target))
+}
+
+fn with_input<T>(model: &Model, fused: &Program, then: impl FnOnce(&Input<'_>) -> T) -> T {
     let bindings: std::collections::HashMap<&str, &Binding> =
         model.arch.parameters.iter().zip(&model.bindings).map(|(p, b)| (p.path.as_str(), b)).collect();
     let stored = |path: &str| bindings.get(path).map(|b| stored(b));
     let input =
         Input { program: fused, stored: &stored, ignore: &model.ignore, parameters: model.arch.parameter_count() };
-    build_for(&input, target, options.threads, options.keep)
+    then(&input)
 }
 
 fn stored(binding: &Binding) -> Stored {

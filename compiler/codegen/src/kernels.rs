@@ -12,7 +12,7 @@ use xfc_lang::graph::{AxisId, Program};
 use xfc_runtime::artifact::manifest::{Kernel, Launch, Manifest, Variant};
 
 use crate::error::CodegenError;
-use crate::plan::{Plan, Stored, build, cost};
+use crate::plan::{Plan, Stored, build, cost, written_row_bytes};
 use crate::target::{Compiled, Keep, Target};
 
 /// What is compiled.
@@ -55,21 +55,40 @@ pub struct Built {
     pub elapsed: [(&'static str, Duration); 2],
 }
 
-/// Plans and compiles a fused program for one target.
+/// A plan without code: what would be compiled.
+#[derive(Clone, Debug)]
+pub struct Outline {
+    /// The manifest, as it would be.
+    pub manifest: Manifest,
+    /// For each launch, bytes of values that it writes for each of its rows; the others of its `row_bytes` are read.
+    pub written_row_bytes: Vec<u64>,
+}
+
+/// Plans a fused program for one target and compiles nothing.
 ///
 /// # Errors
 /// A construct without a lowering, or a defect of xfc.
-pub fn build_for(input: &Input<'_>, target: &dyn Target, threads: usize, keep: Keep) -> Result<Built, CodegenError> {
-    let start = Instant::now();
+pub fn outline_for(input: &Input<'_>, target: &dyn Target) -> Result<Outline, CodegenError> {
     let plan = build(input.program, input.stored, target)?;
-    let phases = target.phases();
+    let (units, unit_of) = units(&plan, target);
+    let kernels = units.iter().map(|(kernel, phase)| {
+        let spec = &plan.kernels[*kernel];
+        Ok(Kernel { name: spec.name(), scratch_bytes: target.emit(spec, *phase)?.scratch_bytes })
+    });
+    let kernels = kernels.collect::<Result<_, CodegenError>>()?;
+    let written_row_bytes = plan.launches.iter().map(|l| written_row_bytes(&plan.kernels[l.kernel])).collect();
+    Ok(Outline { manifest: manifest(input, target, &plan, &unit_of, kernels), written_row_bytes })
+}
+
+/// The distinct kernels of a plan, each with the phase that it is compiled for; and for each kernel specification its own, by phase.
+fn units(plan: &Plan, target: &dyn Target) -> (Vec<(usize, usize)>, Vec<Vec<usize>>) {
     let mut units: Vec<(usize, usize)> = Vec::new();
     let mut index: HashMap<String, usize> = HashMap::new();
     let mut unit_of: Vec<Vec<usize>> = Vec::new();
     for (k, spec) in plan.kernels.iter().enumerate() {
         let text = spec.text();
         let mut of_phase = Vec::new();
-        for phase in 0..phases.len() {
+        for phase in 0..target.phases().len() {
             let key = format!("{}\n{text}", target.schedule(spec, phase));
             let unit = *index.entry(key).or_insert_with(|| {
                 units.push((k, phase));
@@ -79,9 +98,40 @@ pub fn build_for(input: &Input<'_>, target: &dyn Target, threads: usize, keep: K
         }
         unit_of.push(of_phase);
     }
+    (units, unit_of)
+}
+
+/// Plans and compiles a fused program for one target.
+///
+/// # Errors
+/// A construct without a lowering, or a defect of xfc.
+pub fn build_for(input: &Input<'_>, target: &dyn Target, threads: usize, keep: Keep) -> Result<Built, CodegenError> {
+    let start = Instant::now();
+    let plan = build(input.program, input.stored, target)?;
+    let (units, unit_of) = units(&plan, target);
     let planned = start.elapsed();
     let start = Instant::now();
     let kernels = compile_units(&plan, &units, target, threads, keep)?;
+    let listed = kernels.iter().map(|k| Kernel { name: k.name.clone(), scratch_bytes: k.scratch_bytes }).collect();
+    let manifest = manifest(input, target, &plan, &unit_of, listed);
+    Ok(Built {
+        plan,
+        manifest,
+        rank: target.rank(),
+        kernels,
+        elapsed: [("plan", planned), ("kernels", start.elapsed())],
+    })
+}
+
+/// What the artifact says of a plan whose kernels are these.
+fn manifest(
+    input: &Input<'_>,
+    target: &dyn Target,
+    plan: &Plan,
+    unit_of: &[Vec<usize>],
+    kernels: Vec<Kernel>,
+) -> Manifest {
+    let phases = target.phases();
     let launches = plan
         .launches
         .iter()
@@ -105,7 +155,7 @@ pub fn build_for(input: &Input<'_>, target: &dyn Target, threads: usize, keep: K
             cost: Some(cost(&plan.kernels[launch.kernel], &plan.caches)),
         })
         .collect();
-    let manifest = Manifest {
+    Manifest {
         version: xfc_runtime::artifact::VERSION,
         compiler: concat!("xfc ", env!("CARGO_PKG_VERSION")).to_owned(),
         model: input.program.name.clone(),
@@ -120,18 +170,11 @@ pub fn build_for(input: &Input<'_>, target: &dyn Target, threads: usize, keep: K
         ignore: input.ignore.to_vec(),
         caches: plan.caches.clone(),
         arenas: plan.arenas.clone(),
-        kernels: kernels.iter().map(|k| Kernel { name: k.name.clone(), scratch_bytes: k.scratch_bytes }).collect(),
+        kernels,
         phases,
         launches,
         parameters: input.parameters,
-    };
-    Ok(Built {
-        plan,
-        manifest,
-        rank: target.rank(),
-        kernels,
-        elapsed: [("plan", planned), ("kernels", start.elapsed())],
-    })
+    }
 }
 
 fn compile_units(

@@ -20,6 +20,19 @@ pub fn cost(spec: &KernelSpec, caches: &[CacheGroup]) -> Cost {
     }
 }
 
+/// Bytes of values that a launch writes for each of its rows: of the `row_bytes` of its cost, those that are not read.
+pub fn written_row_bytes(spec: &KernelSpec) -> u64 {
+    match spec {
+        KernelSpec::Linear(spec) => spec.heads * spec.outputs * dtype_bytes(spec.result) * spec.times,
+        KernelSpec::Attention(spec) => spec.heads * spec.value_dim * dtype_bytes(spec.result),
+        KernelSpec::Rows(spec) => {
+            let outputs = spec.body.outputs();
+            let bytes = |output: &usize| outputs.get(*output).map_or(0, |o| fixed_bytes(spec.body.ty(o.value)));
+            spec.sinks.iter().map(|(output, _)| bytes(output)).sum()
+        }
+    }
+}
+
 fn linear(spec: &LinearSpec) -> Cost {
     let weights = spec.heads * spec.inputs * spec.outputs * spec.parts as u64;
     let (mut weight_bytes, mut row_bytes) = (weights * dtype_bytes(spec.operand), 0);

@@ -17,5 +17,5 @@ pub mod weights;
 mod whole;
 
 pub use self::build::{Plan, PlannedLaunch, build};
-pub use self::cost::cost;
+pub use self::cost::{cost, written_row_bytes};
 pub use self::weights::Stored;
