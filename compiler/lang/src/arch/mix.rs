@@ -221,17 +221,50 @@ impl Expander {
                 "expected `[tokens, width]`",
             );
         };
-        let whole = self.emit(Core::Broadcast, &[&weight], DType::F32, over.clone(), span);
-        let weight = if weight.axes == over { weight } else { whole? };
         let result = vec![tokens, Axis::new(AxisName::Width, size)];
-        if y.axis(each.name).is_none() {
-            let once = vec![tokens, Axis::new(AxisName::Width, Dim::Fixed(1))];
-            let all = self.emit(Core::Reduce(ReduceOp::Sum), &[&weight], DType::F32, once, span)?;
-            let y = self.place_axes(&y, &[tokens, Axis::new(name, size)], span)?;
-            return self.binary_tensors(BinaryOp::Mul, Tensor { axes: result, ..y }, all, span);
+        let own = Axis::new(name, size);
+        match (y.axis(each.name).is_some(), weight.axes.is_empty()) {
+            (true, false) => {
+                let y = self.place_axes(&y, &[tokens, each, own], span)?;
+                self.emit(Core::Contract { spec: "tao,ta->to".into() }, &[&y, &weight], DType::F32, result, span)
+            }
+            (true, true) => {
+                let y = self.place_axes(&y, &[tokens, each, own], span)?;
+                let sum = self.sum_of_chosen(&y, &result, span)?;
+                self.binary_tensors(BinaryOp::Mul, sum, weight, span)
+            }
+            (false, by_number) => {
+                let all = if by_number {
+                    let n = each.size.fixed().unwrap_or(1) as f64;
+                    let n = self.constant(vec![n], DType::F32, Vec::new(), span)?;
+                    self.binary_tensors(BinaryOp::Mul, weight, n, span)?
+                } else {
+                    let once = vec![tokens, Axis::new(AxisName::Width, Dim::Fixed(1))];
+                    self.emit(Core::Reduce(ReduceOp::Sum), &[&weight], DType::F32, once, span)?
+                };
+                let y = self.place_axes(&y, &[tokens, own], span)?;
+                self.binary_tensors(BinaryOp::Mul, Tensor { axes: result, ..y }, all, span)
+            }
         }
-        let y = self.place_axes(&y, &[tokens, each, Axis::new(name, size)], span)?;
-        self.emit(Core::Contract { spec: "tao,ta->to".into() }, &[&y, &weight], DType::F32, result, span)
+    }
+
+    /// `[tokens, A, O]` summed over what was chosen: `[tokens, O]`.
+    fn sum_of_chosen(&mut self, y: &Tensor, result: &[Axis], span: Span) -> Eval<Tensor> {
+        let n = y.axes[1].size.fixed().unwrap_or(1);
+        let mut sum: Option<Tensor> = None;
+        for start in 0..n {
+            self.spend(1, span)?;
+            let mut axes = y.axes.clone();
+            axes[1].size = Dim::Fixed(1);
+            let one =
+                if n == 1 { y.clone() } else { self.emit(Core::Slice { dim: 1, start }, &[y], y.dtype, axes, span)? };
+            let one = self.emit(Core::Reshape, &[&one], y.dtype, result.to_vec(), span)?;
+            sum = Some(match sum {
+                None => one,
+                Some(sum) => self.binary_tensors(BinaryOp::Add, sum, one, span)?,
+            });
+        }
+        sum.map_or_else(|| self.fail(Code::AxisMismatch, span, "nothing is chosen", "expected at least one"), Ok)
     }
 
     /// Refuses what more than treats each token by itself, where an expert is expanded.

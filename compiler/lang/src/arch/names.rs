@@ -3,6 +3,7 @@
 //! A rule replaces the components that it matched; the longest match wins where two overlap, and a tie is an error. A stored tensor may be
 //! transposed or hold several parameters one after another; the steps of a [`Binding`] lead from it to the parameter.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
@@ -95,7 +96,11 @@ pub(super) fn bind(
         }
         rules.extend(alternatives(rule, sizes));
     }
-    let mut binder = Binder { names, rules: &rules, sizes, parameters, diagnostics };
+    let index = parameters.iter().enumerate().map(|(i, p)| (p.path.as_str(), i)).collect();
+    let split = |k: &Arc<str>| k.split('.').map(str::to_string).collect();
+    let keys = rules.iter().map(|rule| rule.keys.iter().map(split).collect()).collect();
+    let counts = RefCell::default();
+    let mut binder = Binder { names, rules: &rules, keys, sizes, parameters, index, counts, diagnostics };
     let bindings = binder.bindings();
     let mut ignore: Vec<String> = Vec::new();
     for (pattern, span) in &names.ignore {
@@ -164,8 +169,14 @@ fn alternatives(rule: &NameRule, sizes: &[(Arc<str>, Datum)]) -> Vec<NameRule> {
 pub(super) struct Binder<'a> {
     names: &'a Names,
     rules: &'a [NameRule],
+    /// The components of each rule's keys.
+    keys: Vec<Vec<Vec<String>>>,
     pub(super) sizes: &'a [(Arc<str>, Datum)],
     pub(super) parameters: &'a [Parameter],
+    /// Parameters by path.
+    pub(super) index: HashMap<&'a str, usize>,
+    /// How many elements each stack has, by its path with `*` for the number.
+    pub(super) counts: RefCell<HashMap<String, u64>>,
     diagnostics: &'a mut Vec<Diagnostic>,
 }
 
@@ -173,9 +184,13 @@ impl<'a> Binder<'a> {
     /// The matches that apply to a path: the longest where several overlap, in the order of their places.
     fn matches(&mut self, path: &[&str]) -> Vec<Match<'a>> {
         let mut found: Vec<Match<'a>> = Vec::new();
-        for rule in self.rules {
-            for (part, key) in rule.keys.iter().enumerate() {
-                let key: Vec<&str> = key.split('.').collect();
+        for (rule, keys) in self.rules.iter().zip(&self.keys) {
+            for (part, key) in keys.iter().enumerate() {
+                let key: Vec<&str> = key.iter().map(String::as_str).collect();
+                // A component that is no pattern must be somewhere.
+                if key.iter().any(|k| !k.contains('*') && !path.contains(k)) {
+                    continue;
+                }
                 for (from, within) in inside(&rule.within, path) {
                     for start in from..path.len() {
                         for (length, wildcards) in prefix_lengths(&key, &path[start..]) {
@@ -237,9 +252,11 @@ impl<'a> Binder<'a> {
                     m.rule.targets.iter().map(move |target| {
                         let mut name = if target.absolute { Vec::new() } else { name.clone() };
                         let mut wildcards = m.wildcards.iter();
-                        name.extend(target.name.split('.').map(|c| {
-                            if c == "*" { wildcards.next().cloned().unwrap_or_default() } else { c.to_string() }
-                        }));
+                        let pieces = target.name.split('*').enumerate().map(|(i, piece)| {
+                            let matched = if i == 0 { None } else { wildcards.next() };
+                            format!("{}{piece}", matched.map_or("", String::as_str))
+                        });
+                        name.push(pieces.collect());
                         (
                             name,
                             *absolute || target.absolute,
@@ -324,12 +341,10 @@ impl<'a> Binder<'a> {
         let matches = self.matches(&path);
         let candidates = self.candidates(&path, &matches);
         let names = candidates.iter().map(|(n, _)| n.clone()).collect();
-        let stored = matches
-            .iter()
-            .find_map(|m| m.rule.targets.iter().find_map(|t| t.layout.as_ref()).map(|layout| (m, layout)));
+        let stored = matches.iter().find_map(|m| m.rule.targets.iter().find_map(|t| Some((m, t, t.layout.as_ref()?))));
         let (shape, steps) = match stored {
             None => (parameter.shape.clone(), Vec::new()),
-            Some((m, layout)) => match self.layout(parameter, &path, m, layout) {
+            Some((m, target, layout)) => match self.layout(parameter, &path, (m, target), layout) {
                 Ok(stored) => stored,
                 Err(why) => {
                     let d = Diagnostic::new(
@@ -396,6 +411,7 @@ mod tests {
             ("e.1: block", "e.1.e_0.weight", vec!["block.e_0.weight"]),
             ("e.*: block.*", "e.1.e_0.weight", vec!["block.1.e_0.weight"]),
             ("e: {'1.**.weight': w}", "e.1.e_0.weight", vec!["e.w"]),
+            ("e.*.*.weight: of_*/w_*", "e.1.e_0.weight", vec!["of_1/w_e_0"]),
         ] {
             assert_eq!(binding(names, path).names, expected, "{names} {path}");
         }
@@ -446,6 +462,9 @@ mod tests {
         let stacked = binding("e.*.e_0.weight: experts[expert, in, out]", "e.1.e_0.weight");
         assert_eq!((stacked.names, stacked.shape), (vec!["experts".to_string()], vec![2, 4, 5]));
         assert_eq!(stacked.steps, [Step::Index { dim: 0, index: 1 }, Step::Transpose { perm: vec![1, 0] }]);
+        let stacked = binding("'*.*.e_0.weight': '*/experts[expert, in, out]'", "e.1.e_0.weight");
+        assert_eq!((stacked.names, stacked.shape), (vec!["e/experts".to_string()], vec![2, 4, 5]));
+        assert_eq!(stacked.steps[0], Step::Index { dim: 0, index: 1 });
         let plain = binding("n: norm", "n.weight");
         assert_eq!(plain.steps, []);
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Parameter;
 use super::names::{Binder, Match, Step};
-use crate::spec::{Datum, StoredDim};
+use crate::spec::{Datum, StoredDim, Target};
 
 impl<'a> Binder<'a> {
     /// The stored shape and the steps of a parameter that is one part of a stored tensor.
@@ -12,7 +12,7 @@ impl<'a> Binder<'a> {
         &self,
         parameter: &Parameter,
         path: &[&str],
-        m: &Match<'a>,
+        (m, target): (&Match<'a>, &Target),
         layout: &[StoredDim],
     ) -> Result<(Vec<u64>, Vec<Step>), String> {
         let shapes =
@@ -28,10 +28,14 @@ impl<'a> Binder<'a> {
         let named: Vec<usize> = layout.iter().filter_map(single).collect();
         let mut free = (0..rank).filter(|d| !named.contains(d));
         let n_ones = layout.iter().filter(|d| is_one(d)).count();
+        // The first words that are no dimension of the parameter are stacks, as many as it lacks.
+        let mut n_stacks = (layout.len() - n_ones).saturating_sub(rank);
         let (mut shape, mut parts, mut stacked, mut perm) = (Vec::new(), Vec::new(), Vec::new(), vec![None; rank]);
         // What is left of the shape once the stacks are gone.
         let mut now = Vec::new();
-        let mut wildcards = m.wildcards.iter();
+        // What `*` in the name stands for is no element.
+        let in_name = target.name.matches('*').count();
+        let mut wildcards = m.wildcards.iter().enumerate().skip(in_name);
         for (stored, dim) in layout.iter().enumerate() {
             let kept = stored - stacked.len();
             if is_one(dim) {
@@ -39,15 +43,15 @@ impl<'a> Binder<'a> {
                 shape.push(1);
                 continue;
             }
-            if dim.parts.len() == 1 && single(dim).is_none() && layout.len() - n_ones > rank {
+            if dim.parts.len() == 1 && single(dim).is_none() && n_stacks > 0 {
                 // A stack: the component that `*` matched is the element.
-                let index = wildcards
+                n_stacks -= 1;
+                let (which, index) = wildcards
                     .next()
-                    .and_then(|w| w.parse::<u64>().ok())
+                    .and_then(|(which, w)| Some((which, w.parse::<u64>().ok()?)))
                     .ok_or_else(|| format!("`{}` needs a `*` in the key that is a number", dim.parts[0]))?;
                 stacked.push(Step::Index { dim: kept, index });
-                let count = self.stack_count(path, m);
-                shape.push(count);
+                shape.push(self.stack_count(path, m, which));
                 continue;
             }
             let d = single(dim).or_else(|| free.next()).ok_or("more dimensions than the parameter has")?;
@@ -85,11 +89,8 @@ impl<'a> Binder<'a> {
             .map(|c| if c == "*" { wildcards.next().map_or(c, String::as_str) } else { c })
             .collect();
         let sibling = [&path[..m.start], &key, &path[m.end..]].concat().join(".");
-        self.parameters
-            .iter()
-            .find(|p| p.path == sibling)
-            .map(|p| p.shape.clone())
-            .ok_or_else(|| format!("there is no parameter `{sibling}`"))
+        let found = self.index.get(sibling.as_str()).and_then(|i| self.parameters.get(*i));
+        found.map(|p| p.shape.clone()).ok_or_else(|| format!("there is no parameter `{sibling}`"))
     }
 
     /// How many times the parts of a stored dimension follow one another.
@@ -109,16 +110,25 @@ impl<'a> Binder<'a> {
         }
     }
 
-    /// How many parameters a stack holds: those that differ in the first wildcard only.
-    fn stack_count(&self, path: &[&str], m: &Match<'a>) -> u64 {
-        let key: Vec<&str> = m.rule.keys[m.part].split('.').collect();
-        let Some(at) = key.iter().position(|c| *c == "*") else { return 1 };
-        let same = |p: &&Parameter| {
-            let other: Vec<&str> = p.path.split('.').collect();
-            other.len() == path.len()
-                && other.iter().zip(path).enumerate().all(|(i, (a, b))| a == b || i == m.start + at)
+    /// How many parameters a stack holds: those that differ in that wildcard only.
+    fn stack_count(&self, path: &[&str], m: &Match<'a>, which: usize) -> u64 {
+        let key = m.rule.keys[m.part].split('.');
+        let Some((at, _)) = key.enumerate().filter(|(_, c)| *c == "*").nth(which) else { return 1 };
+        let at = m.start + at;
+        let mut every = path.to_vec();
+        every[at] = "*";
+        let every = every.join(".");
+        if let Some(count) = self.counts.borrow().get(&every) {
+            return *count;
+        }
+        let alike = |p: &&Parameter| {
+            let mut other = p.path.split('.');
+            path.iter().enumerate().all(|(i, a)| other.next().is_some_and(|b| b == *a || i == at))
+                && other.next().is_none()
         };
-        self.parameters.iter().filter(same).count() as u64
+        let count = self.parameters.iter().filter(alike).count() as u64;
+        self.counts.borrow_mut().insert(every, count);
+        count
     }
 }
 

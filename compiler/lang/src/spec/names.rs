@@ -142,7 +142,7 @@ fn rule(
     let n_stars = keys.iter().map(|k| stars(k)).min().unwrap_or(0);
     for (text, at) in strings(value, diagnostics) {
         match target(&text) {
-            Ok(t) if stars(&t.name) > n_stars => diagnostics.push(
+            Ok(t) if t.name.matches('*').count() > n_stars => diagnostics.push(
                 Diagnostic::new(Code::NamePattern, format!("the name `{text}` has more `*` than its key `{key}`"), at)
                     .label("nothing that this `*` stands for")
                     .other(span, "the key")
