@@ -3,7 +3,7 @@
 //! Given a [`Cost`](crate::artifact::manifest::Cost) and a [`StepShape`], promises counts of bytes and operations that no kernel can be below. They are compared with the
 //! machine's limits by [`crate::bench`] and [`crate::profile`]; nothing else depends on them.
 
-use crate::artifact::manifest::{AttentionCost, DType, Launch, Manifest};
+use crate::artifact::manifest::{AttentionCost, ChosenCost, DType, Launch, Manifest};
 use crate::device::AxisStep;
 
 /// One ragged axis of a step.
@@ -90,7 +90,10 @@ impl StepShape {
         let flops = cost.row_flops.saturating_mul(rows).saturating_add(pairs_flops);
         let half = matches!(cost.products, Some(DType::BF16 | DType::F16));
         Work {
-            weight_bytes: cost.weight_bytes.saturating_add(cost.row_weight_bytes.saturating_mul(rows)),
+            weight_bytes: cost
+                .weight_bytes
+                .saturating_add(cost.row_weight_bytes.saturating_mul(rows))
+                .saturating_add(cost.chosen.as_ref().map_or(0, |chosen| chosen_bytes(chosen, rows))),
             cache_bytes,
             value_bytes: cost.row_bytes.saturating_mul(rows),
             f32_flops: if half { 0 } else { flops },
@@ -115,6 +118,11 @@ impl StepShape {
         }
         (pairs.saturating_mul(cost.pair_flops), keys.saturating_mul(cost.key_bytes))
     }
+}
+
+/// Bytes of chosen weights that rows read when no two choose the same, as far as there are others.
+fn chosen_bytes(chosen: &ChosenCost, rows: u64) -> u64 {
+    chosen.of.min(chosen.each.saturating_mul(rows)).saturating_mul(chosen.bytes)
 }
 
 /// Pairs of a query and a key that it sees, and keys that some query sees, for queries at `before .. before + new` of a sequence.
@@ -168,6 +176,7 @@ mod tests {
         let mut manifest = sample::manifest();
         manifest.launches[0].cost = Some(Cost {
             weight_bytes: 48,
+            chosen: Some(ChosenCost { of: 5, each: 2, bytes: 100 }),
             row_weight_bytes: 3,
             row_bytes: 8,
             row_flops: 24,
@@ -187,14 +196,15 @@ mod tests {
         let work = shape.work(&manifest);
         // Pairs: 1 + 2, and 10; keys: 2 and 10.
         let expected = Work {
-            weight_bytes: 48 + 3 * 3,
+            // Three rows choose at most all five.
+            weight_bytes: 48 + 3 * 3 + 500,
             cache_bytes: 12 * 5,
             value_bytes: 24,
             f32_flops: 0,
             half_flops: 3 * 24 + 13 * 7,
         };
         assert_eq!(work, expected);
-        assert_eq!((work.memory_bytes(), work.flops()), (48 + 9 + 60, 163));
+        assert_eq!((work.memory_bytes(), work.flops()), (48 + 9 + 500 + 60, 163));
         manifest.launches[0].rows = true;
         assert_eq!(shape.work(&manifest).value_bytes, 16);
         manifest.launches[0].cost = None;

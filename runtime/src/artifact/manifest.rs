@@ -370,16 +370,31 @@ fn is_one(times: &u64) -> bool {
 pub struct Cost {
     /// Bytes of weights that are read once, however many rows there are; padding of the packed form not counted.
     pub weight_bytes: u64,
+    /// Weights of which only the chosen ones are read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chosen: Option<ChosenCost>,
     /// Bytes of weights that are read for each row: rows of tables.
     pub row_weight_bytes: u64,
     /// Bytes of values read and written for each row, besides weights and cached keys and values that attention reads.
     pub row_bytes: u64,
-    /// Floating-point operations of products with weights for each row: two for each weight.
+    /// Floating-point operations of products for each row: two for each weight that is multiplied.
     pub row_flops: u64,
     /// Element type of what is multiplied, where something is.
     pub products: Option<DType>,
     /// Reading of a cache.
     pub attention: Option<AttentionCost>,
+}
+
+/// Weights of which each row chooses some: in a step of `n` rows at least one, at most `min(of, n * each)` are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChosenCost {
+    /// How many there are.
+    pub of: u64,
+    /// How many each row chooses.
+    pub each: u64,
+    /// Bytes of one.
+    pub bytes: u64,
 }
 
 /// What attention cannot do without.

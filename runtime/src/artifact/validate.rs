@@ -385,6 +385,11 @@ fn check_cost(m: &Manifest, launch: &Launch, cost: &Cost) -> Check {
     ensure(cost.weight_bytes <= weights, || {
         format!("its cost counts {} bytes of weights, its operands hold {weights}", cost.weight_bytes)
     })?;
+    if let Some(chosen) = &cost.chosen {
+        ensure(chosen.bytes.checked_mul(chosen.of).is_some_and(|n| n <= weights) && chosen.each <= MAX_COUNT, || {
+            format!("its cost chooses among {} times {} bytes, its operands hold {weights}", chosen.of, chosen.bytes)
+        })?;
+    }
     ensure(cost.row_weight_bytes == 0 || weights > 0, || "its cost counts rows of a table it has not".to_owned())?;
     let Some(attention) = &cost.attention else { return Ok(()) };
     axis(m, attention.axis)?;

@@ -128,12 +128,17 @@ impl Job<'_> {
         }
     }
 
-    /// The source of a row of the joined tensor, and the row's index in it.
+    /// The source of a row of the joined matrix or stack of matrices, and the row's index in it.
     fn source_of_row(&self, row: u64) -> Option<(&Found<'_>, u64)> {
+        let rows = |source: &Found<'_>| source.lens.shape().split_last().map(|(_, rows)| rows.iter().product::<u64>());
+        // Of a stack, a source is mostly one matrix.
+        if self.weight.shape.len() > 2 && self.weight.shape.first() == Some(&(self.sources.len() as u64)) {
+            let each = rows(self.sources.first()?)?.max(1);
+            return Some((self.sources.get(usize::try_from(row / each).ok()?)?, row % each));
+        }
         let mut begin = 0;
         for source in &self.sources {
-            let shape = source.lens.shape();
-            let end = begin + shape[..shape.len().checked_sub(1)?].iter().product::<u64>();
+            let end = begin + rows(source)?;
             if row < end {
                 return Some((source, row - begin));
             }

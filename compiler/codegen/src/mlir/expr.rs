@@ -28,7 +28,7 @@ pub fn elem_of(dtype: DType, ints: Elem) -> Result<Elem, CodegenError> {
 pub fn constant(w: &mut Writer, value: f64, dtype: DType, ints: Elem) -> Result<Val, CodegenError> {
     Ok(match elem_of(dtype, ints)? {
         Elem::F32 => w.f32(value, 0),
-        Elem::I16 => w.int(i64::from(half::bf16::from_f64(value).to_bits() as i16), Ty::scalar(Elem::I16)),
+        Elem::I16 => w.int(i64::from(half::bf16::from_f32(value as f32).to_bits() as i16), Ty::scalar(Elem::I16)),
         Elem::I1 => w.int(i64::from(value != 0.0), Ty::scalar(Elem::I1)),
         elem => w.int(value as i64, Ty::scalar(elem)),
     })

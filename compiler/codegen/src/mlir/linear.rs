@@ -5,7 +5,9 @@
 //!
 //! Where each head has a matrix of its own, its panels follow those of the head before, and its inputs and outputs are a part of each row.
 //!
-//! Operands of the launch: `x`, the packed matrices, the extras, the result.
+//! Operands of the launch: `x`, the packed matrices, the index of the experts where rows choose them, the extras, the result.
+
+mod experts;
 
 use xfc_lang::graph::DType;
 
@@ -17,7 +19,10 @@ use super::writer::{Cmp, Elem, Ty, Val, Writer};
 use crate::error::CodegenError;
 use crate::plan::kernel::{Extra, LinearSpec, dtype_bytes};
 
-/// Writes the kernel.
+/// More rows than a step has: a tile of all of them.
+pub const ALL_ROWS: u64 = 1 << 40;
+
+/// Writes the kernel; gives its text and the bytes of scratch it needs.
 ///
 /// # Errors
 /// An element type without a lowering.
@@ -26,12 +31,16 @@ pub fn emit(
     spec: &LinearSpec,
     machine: &Machine,
     schedule: &LinearSchedule,
-) -> Result<String, CodegenError> {
+) -> Result<(String, u64), CodegenError> {
     if !matches!(spec.operand, DType::F32 | DType::BF16) {
         return Err(CodegenError::unsupported(format!("a product of {} operands", spec.operand), ""));
     }
     let (mut w, params) = Writer::kernel(symbol, machine);
     let mut linear = Linear::new(&mut w, params.args, spec, schedule);
+    if let Some(experts) = spec.experts {
+        let scratch_bytes = linear.of_experts(&mut w, &params, experts)?;
+        return Ok((w.finish(), scratch_bytes));
+    }
     let elements = w.n_rows(params.args, spec.space);
     let times = w.i64(spec.times as i64);
     let n_rows = w.mul(elements, times);
@@ -43,9 +52,8 @@ pub fn emit(
         let begin = w.mul(block, size);
         let end = w.add(begin, size);
         let end = w.min(end, n_rows);
-        let steps = schedule.panel_columns / u64::from(schedule.lanes * schedule.vectors);
-        for step in 0..steps {
-            linear.enter_columns(w, panel, step);
+        for step in 0..linear.steps() {
+            linear.enter_columns(w, panel, step, None);
             w.for_loop(begin, end, i64::from(schedule.micro_rows), &[], |w, row, _| {
                 linear.register_tile(w, row, end)?;
                 Ok(vec![])
@@ -53,7 +61,14 @@ pub fn emit(
         }
         Ok(vec![])
     })?;
-    Ok(w.finish())
+    Ok((w.finish(), 0))
+}
+
+/// A row of the result: of a row of the launch, or of one of its choices.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    row: Val,
+    choice: Option<Val>,
 }
 
 struct Linear<'a> {
@@ -61,9 +76,12 @@ struct Linear<'a> {
     schedule: &'a LinearSchedule,
     x: Buffer,
     weights: Vec<Buffer>,
+    /// The experts of each row.
+    index: Option<Buffer>,
     extras: Vec<Buffer>,
     out: Buffer,
-    /// Of the columns being worked on: first output, start of the weights of each part, masks.
+    /// Of the columns being worked on: expert, first output, start of the weights of each part, masks.
+    expert: Option<Val>,
     column: Option<Val>,
     starts: Vec<Val>,
     masks: Vec<Option<Val>>,
@@ -75,20 +93,33 @@ impl<'a> Linear<'a> {
     fn new(w: &mut Writer, args: Val, spec: &'a LinearSpec, schedule: &'a LinearSchedule) -> Self {
         let x = w.buffer(args, 0);
         let weights = (0..spec.parts).map(|p| w.buffer(args, 1 + p)).collect();
-        let extras = (0..spec.extras.len()).map(|e| w.buffer(args, 1 + spec.parts + e)).collect();
-        let out = w.buffer(args, 1 + spec.parts + spec.extras.len());
+        let index = spec.experts.map(|_| w.buffer(args, 1 + spec.parts));
+        let n_fixed = 1 + spec.parts + usize::from(index.is_some());
+        let extras = (0..spec.extras.len()).map(|e| w.buffer(args, n_fixed + e)).collect();
+        let out = w.buffer(args, n_fixed + spec.extras.len());
         Linear {
             spec,
             schedule,
             x,
             weights,
+            index,
             extras,
             out,
+            expert: None,
             column: None,
             starts: Vec::new(),
             masks: Vec::new(),
             head: None,
         }
+    }
+
+    /// Register tiles that a panel is wide.
+    fn steps(&self) -> u64 {
+        self.schedule.panel_columns / u64::from(self.schedule.lanes * self.schedule.vectors)
+    }
+
+    fn panels(&self) -> u64 {
+        self.spec.outputs.div_ceil(self.schedule.panel_columns)
     }
 
     fn bf16(&self) -> bool {
@@ -104,8 +135,9 @@ impl<'a> Linear<'a> {
         self.spec.inputs.div_ceil(panel_depth(self.bf16()))
     }
 
-    fn enter_columns(&mut self, w: &mut Writer, panel: Val, step: u64) {
+    fn enter_columns(&mut self, w: &mut Writer, panel: Val, step: u64, expert: Option<Val>) {
         let s = self.schedule;
+        self.expert = expert;
         let columns = u64::from(s.lanes * s.vectors);
         let panel_columns = w.i64(s.panel_columns as i64);
         let mut of_head = panel;
@@ -119,6 +151,14 @@ impl<'a> Linear<'a> {
         let column = w.add(first, shift);
         self.column = Some(column);
         let offset = step * columns * panel_depth(self.bf16()) * dtype_bytes(self.spec.operand);
+        let panel = match expert {
+            None => panel,
+            Some(expert) => {
+                let panels = w.i64(self.panels() as i64);
+                let before = w.mul(expert, panels);
+                w.add(before, panel)
+            }
+        };
         self.starts = self
             .weights
             .iter()
@@ -165,14 +205,28 @@ impl<'a> Linear<'a> {
                 }
             })
             .collect();
-        let sums = self.products(w, &xs)?;
-        for (i, row) in rows.iter().enumerate() {
-            let per_row = (s.vectors as usize) * self.spec.parts;
-            let mine = &sums[i * per_row..(i + 1) * per_row];
-            let inside = w.cmp(Cmp::Lt, *row, end);
-            w.if_then(inside, |w| self.finish_row(w, *row, mine))?;
+        let places: Vec<(Val, Place)> = rows.iter().map(|r| (*r, Place { row: *r, choice: None })).collect();
+        self.block(w, &xs, &places, end)
+    }
+
+    /// Products of rows at `xs`. Each goes to a place, if its number is below `end`.
+    fn block(&self, w: &mut Writer, xs: &[Val], places: &[(Val, Place)], end: Val) -> Result<(), CodegenError> {
+        let sums = self.products(w, xs)?;
+        let per_row = (self.schedule.vectors as usize) * self.spec.parts;
+        for ((number, place), mine) in places.iter().zip(sums.chunks_exact(per_row)) {
+            let inside = w.cmp(Cmp::Lt, *number, end);
+            w.if_then(inside, |w| self.finish_row(w, *place, mine))?;
         }
         Ok(())
+    }
+
+    /// The row of a place in a buffer that has `width` elements for each choice.
+    fn row_at(&self, w: &mut Writer, buffer: Buffer, place: Place, width: u64, bytes: u64) -> Val {
+        let row = w.row(buffer, place.row, bytes);
+        match place.choice {
+            None => row,
+            Some(choice) => w.element(row, choice, width * bytes),
+        }
     }
 
     /// Accumulators in the order row, part, vector.
@@ -279,19 +333,19 @@ impl<'a> Linear<'a> {
     }
 
     /// Epilogue and store of one row.
-    fn finish_row(&self, w: &mut Writer, row: Val, sums: &[Val]) -> Result<(), CodegenError> {
+    fn finish_row(&self, w: &mut Writer, place: Place, sums: &[Val]) -> Result<(), CodegenError> {
         let s = self.schedule;
         let vectors = s.vectors as usize;
         let out_elem = elem_of(self.spec.result, Elem::I64)?;
         let column = self.column.ok_or_else(|| CodegenError::bug("linear", "columns were not entered"))?;
-        let mut out_row = w.row(self.out, row, out_elem.bytes());
+        let mut out_row = self.row_at(w, self.out, place, self.spec.outputs, out_elem.bytes());
         if let Some(head) = self.head {
             out_row = w.element(out_row, head, self.spec.outputs * out_elem.bytes());
         }
         let out = w.element(out_row, column, out_elem.bytes());
         let mut bases = Vec::new();
         for (extra, buffer) in self.spec.extras.iter().zip(&self.extras) {
-            bases.push(self.extra_base(w, *extra, *buffer, row, column)?);
+            bases.push(self.extra_base(w, *extra, *buffer, place, column)?);
         }
         for v in 0..vectors {
             let mut args: Vec<Val> = (0..self.spec.parts).map(|p| sums[p * vectors + v]).collect();
@@ -315,11 +369,16 @@ impl<'a> Linear<'a> {
         w: &mut Writer,
         extra: Extra,
         buffer: Buffer,
-        row: Val,
+        place: Place,
         column: Val,
     ) -> Result<Val, CodegenError> {
         let bytes = elem_of(extra.dtype, Elem::I64)?.bytes();
-        let base = if extra.per_row { w.row(buffer, row, bytes) } else { buffer.data };
+        let width = if extra.per_column { self.spec.outputs } else { 1 };
+        let base = match self.expert.filter(|_| extra.per_expert) {
+            Some(expert) => w.element(buffer.data, expert, width * bytes),
+            None if extra.per_row => self.row_at(w, buffer, place, width, bytes),
+            None => buffer.data,
+        };
         Ok(if extra.per_column { w.element(base, column, bytes) } else { base })
     }
 

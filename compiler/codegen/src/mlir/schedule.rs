@@ -17,6 +17,8 @@ pub struct LinearSchedule {
     pub panel_columns: u64,
     /// Rows of a tile.
     pub rows_per_tile: u64,
+    /// Of chosen experts: a tile is all rows of one expert, so that its matrix is read once, and not the choices of one row.
+    pub by_expert: bool,
 }
 
 /// Inputs in a group of packed weights: pairs of bf16 fill the 32 bits of a lane.

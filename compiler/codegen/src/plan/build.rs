@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use xfc_lang::graph::path::join;
 use xfc_lang::graph::{AxisId, Dim, Graph, NodeId, Program, Type, ValueId};
-use xfc_lang::ops::fused::{Attention, HeadLinear, Linear, Rows};
+use xfc_lang::ops::fused::{Attention, ExpertLinear, HeadLinear, Linear, Rows};
 use xfc_lang::ops::{BinaryOp, Core, Op};
 use xfc_runtime::artifact::manifest::{Arena, BufferRef, CacheGroup, Input, Output, Weight};
 
@@ -263,6 +263,9 @@ impl Planner<'_> {
                         places.insert(first, place);
                     } else if let Some(linear) = any.downcast_ref::<Linear>() {
                         let place = self.linear((graph_idx, graph, node), &name, linear, operands)?;
+                        places.insert(first, place);
+                    } else if let Some(experts) = any.downcast_ref::<ExpertLinear>() {
+                        let place = self.experts((graph_idx, graph, node), &name, experts, operands)?;
                         places.insert(first, place);
                     } else if let Some(attention) = any.downcast_ref::<Attention>() {
                         let place = self.attention((graph_idx, graph, node), &name, attention, operands)?;

@@ -3,11 +3,14 @@
 //! Given a specification, promises counts that no implementation can be below: each weight once a launch, each key and value once a step,
 //! two operations for each weight and row. Padding, scratch and recomputation are the kernel's own affair and not counted.
 
-use xfc_lang::graph::{Dim, Graph, Type, ValueId};
-use xfc_lang::ops::Core;
-use xfc_runtime::artifact::manifest::{AttentionCost, CacheGroup, Cost};
+use std::collections::BTreeMap;
 
-use super::kernel::{AttentionSpec, KernelSpec, LinearSpec, RowParam, RowsSpec, Sink, dtype_bytes};
+use xfc_lang::graph::{DType, Dim, Graph, Type, ValueId};
+use xfc_lang::ops::Core;
+use xfc_lang::ops::shape::ContractSpec;
+use xfc_runtime::artifact::manifest::{AttentionCost, CacheGroup, ChosenCost, Cost};
+
+use super::kernel::{AttentionSpec, Experts, KernelSpec, LinearSpec, RowParam, RowsSpec, Sink, dtype_bytes};
 use super::weights::manifest_dtype;
 
 /// The cost of one launch of a kernel of a plan with these cache groups.
@@ -34,6 +37,9 @@ pub fn written_row_bytes(spec: &KernelSpec) -> u64 {
 }
 
 fn linear(spec: &LinearSpec) -> Cost {
+    if let Some(experts) = spec.experts {
+        return expert_linear(spec, experts);
+    }
     let weights = spec.heads * spec.inputs * spec.outputs * spec.parts as u64;
     let (mut weight_bytes, mut row_bytes) = (weights * dtype_bytes(spec.operand), 0);
     for extra in &spec.extras {
@@ -48,6 +54,30 @@ fn linear(spec: &LinearSpec) -> Cost {
         products: Some(manifest_dtype(spec.operand)),
         ..Cost::default()
     }
+}
+
+/// Rows are choices: as many for each row of the launch as experts are chosen.
+fn expert_linear(spec: &LinearSpec, experts: Experts) -> Cost {
+    let one = Cost {
+        weight_bytes: 0,
+        row_bytes: 0,
+        ..linear(&LinearSpec { experts: None, extras: Vec::new(), times: 1, ..spec.clone() })
+    };
+    let weights = spec.inputs * spec.outputs * spec.parts as u64;
+    let mut cost = Cost { row_flops: one.row_flops * experts.chosen, ..one };
+    let mut of_expert = weights * dtype_bytes(spec.operand);
+    for extra in &spec.extras {
+        let bytes = dtype_bytes(extra.dtype) * if extra.per_column { spec.outputs } else { 1 };
+        match (extra.per_expert, extra.per_row) {
+            (true, _) => of_expert += bytes,
+            (false, true) => cost.row_bytes += bytes * experts.chosen,
+            (false, false) => cost.weight_bytes += bytes,
+        }
+    }
+    let rows_of_x = if experts.by_choice { experts.chosen } else { 1 };
+    cost.row_bytes += rows_of_x * spec.inputs * dtype_bytes(spec.operand)
+        + experts.chosen * (spec.outputs * dtype_bytes(spec.result) + dtype_bytes(DType::I64));
+    Cost { chosen: Some(ChosenCost { of: experts.count, each: experts.chosen, bytes: of_expert }), ..cost }
 }
 
 fn attention(spec: &AttentionSpec, key_axis: usize) -> Cost {
@@ -80,6 +110,12 @@ fn rows(spec: &RowsSpec) -> Cost {
             (RowParam::PerRow | RowParam::Selected | RowParam::First { .. }, _) => cost.row_bytes += fixed_bytes(ty),
         }
     }
+    for node in spec.body.nodes() {
+        let operands: Vec<&Type> = spec.body.operands(node).into_iter().map(|v| spec.body.ty(v)).collect();
+        let (Some(Core::Contract { spec }), [a, _]) = (spec.body.op(node).as_core(), &operands[..]) else { continue };
+        cost.row_flops += product_flops(spec, &operands);
+        cost.products = Some(manifest_dtype(a.dtype));
+    }
     let outputs = spec.body.outputs();
     for (output, sink) in &spec.sinks {
         let bytes = outputs.get(*output).map_or(0, |o| fixed_bytes(spec.body.ty(o.value)));
@@ -89,6 +125,14 @@ fn rows(spec: &RowsSpec) -> Cost {
         };
     }
     cost
+}
+
+/// Operations of a sum of products of a row.
+fn product_flops(spec: &str, operands: &[&Type]) -> u64 {
+    let Ok(spec) = ContractSpec::parse(spec) else { return 0 };
+    let labels = [&spec.a, &spec.b].into_iter().zip(operands).flat_map(|(labels, ty)| labels.iter().zip(&ty.dims));
+    let sizes: BTreeMap<char, u64> = labels.map(|(label, dim)| (*label, dim.fixed().unwrap_or(1))).collect();
+    if spec.summed().is_empty() { 0 } else { 2 * sizes.values().product::<u64>() }
 }
 
 /// Bytes a row that gathers read of a table, when nothing else reads it.

@@ -24,10 +24,11 @@ impl KernelSpec {
         // Graphs print densely numbered, so that equal bodies of different origin are equal text.
         match self {
             KernelSpec::Linear(s) => format!(
-                "linear {:?} times {} heads {} {}x{} parts {} of {} -> {} extras {:?}\n{}",
+                "linear {:?} times {} heads {} experts {:?} {}x{} parts {} of {} -> {} extras {:?}\n{}",
                 s.space,
                 s.times,
                 s.heads,
+                s.experts,
                 s.outputs,
                 s.inputs,
                 s.parts,
@@ -67,7 +68,8 @@ impl KernelSpec {
             KernelSpec::Linear(s) => {
                 let parts = if s.parts > 1 { format!("{}x", s.parts) } else { String::new() };
                 let heads = if s.heads > 1 { format!("{}of", s.heads) } else { String::new() };
-                format!("linear_{}_{parts}{heads}{}x{}", s.operand, s.outputs, s.inputs)
+                let of = s.experts.map(|e| format!("{}of{}_", e.chosen, e.count)).unwrap_or_default();
+                format!("linear_{}_{of}{parts}{heads}{}x{}", s.operand, s.outputs, s.inputs)
             }
             KernelSpec::Attention(s) => format!("attention_{}_{}x{}x{}", s.kept, s.heads, s.kv_heads, s.key_dim),
             KernelSpec::Rows(s) => format!("rows_{}", s.label),
@@ -92,6 +94,8 @@ pub struct LinearSpec {
     pub times: u64,
     /// Matrices, each for its own consecutive inputs and outputs of a row; 1 where all of a row is multiplied by the same.
     pub heads: u64,
+    /// The matrices are stacks, and each row has those of the experts chosen for it.
+    pub experts: Option<Experts>,
     /// Inputs of each product.
     pub inputs: u64,
     /// Outputs of each product.
@@ -108,6 +112,17 @@ pub struct LinearSpec {
     pub result: DType,
 }
 
+/// How rows choose their matrices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Experts {
+    /// Matrices in a stack.
+    pub count: u64,
+    /// Experts of each row: so many rows of the result, one after another.
+    pub chosen: u64,
+    /// Each choice has a row of `x` of its own.
+    pub by_choice: bool,
+}
+
 /// An operand of an epilogue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extra {
@@ -117,6 +132,8 @@ pub struct Extra {
     pub per_row: bool,
     /// One element for each output; otherwise one for all.
     pub per_column: bool,
+    /// A stack, of which the row of the expert is read.
+    pub per_expert: bool,
 }
 
 /// Attention of every row over the pages of its sequence.

@@ -47,6 +47,7 @@ impl Planner<'_> {
                 space,
                 times,
                 heads: 1,
+                experts: None,
                 inputs,
                 outputs,
                 parts: linear.parts,
@@ -95,6 +96,7 @@ impl Planner<'_> {
             Ok(KernelSpec::Linear(LinearSpec {
                 space,
                 times: 1,
+                experts: None,
                 heads: *heads,
                 inputs: *inputs,
                 outputs: *outputs,
@@ -302,14 +304,14 @@ impl Planner<'_> {
     }
 }
 
-fn extra(ty: &Type, outputs: u64, times: u64, name: &str) -> Result<Extra, CodegenError> {
+pub(super) fn extra(ty: &Type, outputs: u64, times: u64, name: &str) -> Result<Extra, CodegenError> {
     let per_row = matches!(ty.dims.first(), Some(Dim::Axis(_) | Dim::Rows(_)));
     let fixed: u64 = ty.dims.iter().map(|d| if let Dim::Fixed(n) = d { *n } else { 1 }).product();
     let rows = if per_row { times } else { 1 };
     if fixed != rows && fixed != rows * outputs || !matches!(ty.dtype, DType::F32 | DType::BF16) {
         return Err(CodegenError::unsupported(format!("an epilogue operand of type {ty}"), name));
     }
-    Ok(Extra { dtype: ty.dtype, per_row, per_column: fixed == rows * outputs })
+    Ok(Extra { dtype: ty.dtype, per_row, per_column: fixed == rows * outputs, per_expert: false })
 }
 
 /// A place whose rows are each `times` rows, one after another.

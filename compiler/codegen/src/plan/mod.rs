@@ -7,6 +7,7 @@
 pub mod build;
 pub mod caches;
 pub mod cost;
+mod experts;
 pub mod flatten;
 pub mod kernel;
 mod launches;

@@ -1,8 +1,8 @@
 //! What a fused program is: the one form that code generation takes.
 //!
-//! - Kernels are `linear`, `head_linear`, `attention` and `rows`; besides them there are only arguments, constants, weights and weight expressions, calls,
+//! - Kernels are `linear`, `head_linear`, `expert_linear`, `attention` and `rows`; besides them there are only arguments, constants, weights and weight expressions, calls,
 //!   `select_rows`, `regroup`, `first`, caches, and reshapes, which are views of contiguous values.
-//! - Matrices of products are weight expressions.
+//! - Matrices of products, and stacks of them, are weight expressions.
 //! - Values of an attention may be a part of each of its keys. Otherwise keys and values, and what a cache keeps, are written by `rows` (or come as an argument).
 //! - In the body of a `rows`, every dimension is fixed but for a leading one, and every operation treats each element of it by itself.
 
@@ -11,7 +11,7 @@ use super::keep_results::is_part_of;
 use super::matching::{is_constant, is_weight_expression};
 use crate::graph::verify::{Violation, Violations};
 use crate::graph::{Dim, Graph, NodeId, Program, ValueId};
-use crate::ops::fused::{Attention, HeadLinear, LayerNorm, Linear, RmsNorm, Rows};
+use crate::ops::fused::{Attention, ExpertLinear, HeadLinear, LayerNorm, Linear, RmsNorm, Rows};
 use crate::ops::{Core, Op};
 
 /// Checks that a verified program is fused.
@@ -79,6 +79,13 @@ fn check(graph: &Graph, node: NodeId) -> Result<(), String> {
             if op.as_fused::<HeadLinear>().is_some() {
                 let ok = operands.get(1).is_some_and(|w| is_weight_expression(graph, *w));
                 return if ok { Ok(()) } else { Err("a matrix is not made of weights alone".into()) };
+            }
+            if let Some(experts) = op.as_fused::<ExpertLinear>() {
+                let extras = operands.iter().skip(2 + experts.parts).enumerate();
+                let stacked = extras.filter(|(i, _)| experts.stacked.contains(i)).map(|(_, v)| v);
+                let ok = operands.iter().skip(1).take(experts.parts).chain(stacked);
+                let ok = ok.into_iter().all(|w| is_weight_expression(graph, *w));
+                return if ok { Ok(()) } else { Err("a stack is not made of weights alone".into()) };
             }
             if op.as_fused::<Attention>().is_some() {
                 let part = operands.len() > 2 && is_part_of(graph, operands[2], operands[1]);

@@ -7,10 +7,10 @@ use std::collections::HashMap;
 
 use super::Pass;
 use super::matching::remove_dead;
+use super::product::Product;
 use super::region::{Extent, Region};
 use crate::graph::build::Builder;
 use crate::graph::{DType, Graph, NodeId, Program, Type, ValueId};
-use crate::ops::fused::Linear;
 
 pub(super) struct FuseEpilogue;
 
@@ -32,7 +32,7 @@ impl Pass for FuseEpilogue {
 }
 
 fn rewrite(graph: &mut Graph, node: NodeId) -> Option<()> {
-    let linear = graph.op(node).as_fused::<Linear>()?.clone();
+    let mut product = Product::of(graph, node)?;
     let value = ValueId { node, port: 0 };
     if graph.ty(value).dtype != DType::F32 {
         return None;
@@ -44,32 +44,26 @@ fn rewrite(graph: &mut Graph, node: NodeId) -> Option<()> {
     let mut operands = graph.operands(node);
     let mut epilogue = Graph::new("epilogue");
     let mut params = Vec::new();
-    for param in linear.epilogue.params() {
-        params.push(epilogue.add_param(param.name.clone(), linear.epilogue.ty(param.value).clone()));
+    for param in product.epilogue.params() {
+        params.push(epilogue.add_param(param.name.clone(), product.epilogue.ty(param.value).clone()));
     }
     let mut scalars = HashMap::new();
     for extra in &region.extras {
-        let known = operands.iter().skip(1 + linear.parts).position(|v| v == extra);
-        let param = match known {
-            Some(i) => params[linear.parts + i],
-            None => {
-                let name = format!("extra{}", operands.len() - 1 - linear.parts);
-                operands.push(*extra);
-                let param = epilogue.add_param(name, Type::scalar(graph.ty(*extra).dtype));
-                params.push(param);
-                param
-            }
-        };
-        scalars.insert(*extra, param);
+        let number = product.extra(graph, &mut operands, *extra);
+        let at = product.parts + number;
+        if at == params.len() {
+            params.push(epilogue.add_param(format!("extra{number}"), Type::scalar(graph.ty(*extra).dtype)));
+        }
+        scalars.insert(*extra, *params.get(at)?);
     }
-    let old = linear.epilogue.params().len();
-    let accumulated = Builder::new(&mut epilogue).lift(&linear.epilogue, &params[..old]).ok()?;
+    let old = product.epilogue.params().len();
+    let accumulated = Builder::new(&mut epilogue).lift(&product.epilogue, &params[..old]).ok()?;
     scalars.insert(value, *accumulated.first()?);
     let y = region.scalars(graph, &mut epilogue, scalars)?;
     epilogue.add_output("y", y);
 
-    let fused = Linear { parts: linear.parts, epilogue };
-    let fused = Builder::like(graph, node).fused1(fused, &operands).ok()?;
+    product.epilogue = epilogue;
+    let fused = product.add(&mut Builder::like(graph, node), &operands).ok()?;
     graph.replace(result, fused);
     remove_dead(graph);
     Some(())

@@ -7,10 +7,10 @@ use std::collections::HashMap;
 
 use super::Pass;
 use super::matching::remove_dead;
+use super::product::Product;
 use super::region::{Extent, Region};
 use crate::graph::build::Builder;
 use crate::graph::{DType, Graph, NodeId, Program, Type, ValueId};
-use crate::ops::fused::Linear;
 
 pub(super) struct FuseGate;
 
@@ -33,8 +33,8 @@ impl Pass for FuseGate {
 
 fn first_pair(graph: &mut Graph) -> Option<()> {
     let order = graph.topological();
-    let plain: Vec<NodeId> =
-        order.into_iter().filter(|n| graph.op(*n).as_fused::<Linear>().is_some_and(Linear::is_identity)).collect();
+    let is_plain = |n: &NodeId| Product::of(graph, *n).is_some_and(|product| product.is_identity());
+    let plain: Vec<NodeId> = order.into_iter().filter(is_plain).collect();
     for (i, second) in plain.iter().enumerate() {
         for first in &plain[..i] {
             if rewrite(graph, *first, *second).is_some() {
@@ -46,9 +46,9 @@ fn first_pair(graph: &mut Graph) -> Option<()> {
 }
 
 fn rewrite(graph: &mut Graph, first: NodeId, second: NodeId) -> Option<()> {
-    let [x, w0] = graph.operands(first)[..] else { return None };
-    let [x1, w1] = graph.operands(second)[..] else { return None };
-    if x != x1 || graph.ty(w0) != graph.ty(w1) {
+    let (one, two) = (graph.operands(first), graph.operands(second));
+    let ([x, w0, index @ ..], [x1, w1, index1 @ ..]) = (&one[..], &two[..]) else { return None };
+    if x != x1 || graph.ty(*w0) != graph.ty(*w1) || index != index1 {
         return None;
     }
     let accumulators = [ValueId { node: first, port: 0 }, ValueId { node: second, port: 0 }];
@@ -60,14 +60,21 @@ fn rewrite(graph: &mut Graph, first: NodeId, second: NodeId) -> Option<()> {
     for (i, v) in accumulators.iter().enumerate() {
         scalars.insert(*v, epilogue.add_param(format!("acc{i}"), Type::scalar(DType::F32)));
     }
-    for (i, v) in region.extras.iter().enumerate() {
-        scalars.insert(*v, epilogue.add_param(format!("extra{i}"), Type::scalar(graph.ty(*v).dtype)));
+    let mut product = Product::of(graph, first)?.like(2, Graph::new("epilogue"));
+    let mut operands = [&[*x, *w0, *w1], index].concat();
+    let mut extras = Vec::new();
+    for v in &region.extras {
+        let number = product.extra(graph, &mut operands, *v);
+        if number == extras.len() {
+            extras.push(epilogue.add_param(format!("extra{number}"), Type::scalar(graph.ty(*v).dtype)));
+        }
+        scalars.insert(*v, *extras.get(number)?);
     }
     let y = region.scalars(graph, &mut epilogue, scalars)?;
     epilogue.add_output("y", y);
 
-    let operands = [&[x, w0, w1], &region.extras[..]].concat();
-    let fused = Builder::like(graph, first).fused1(Linear { parts: 2, epilogue }, &operands).ok()?;
+    product.epilogue = epilogue;
+    let fused = product.add(&mut Builder::like(graph, first), &operands).ok()?;
     graph.replace(result, fused);
     remove_dead(graph);
     Some(())

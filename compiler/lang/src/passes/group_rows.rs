@@ -13,9 +13,10 @@ use super::Pass;
 use super::analysis::token_wise::leading;
 use super::keep_results::is_part_of;
 use super::matching::{is_constant, is_weight_expression, remove_dead};
+use super::product::is_product;
 use crate::graph::path::components;
 use crate::graph::{Dim, Graph, NodeId, Origin, Program, ValueId};
-use crate::ops::fused::{Attention, HeadLinear, Linear, Rows};
+use crate::ops::fused::{Attention, Rows};
 use crate::ops::{Core, Op};
 
 pub(super) struct GroupRows;
@@ -59,8 +60,7 @@ fn group(graph: &mut Graph) -> bool {
 /// Whether a node can be inside a group.
 fn is_row(graph: &Graph, node: NodeId) -> bool {
     let op = graph.op(node);
-    let product = op.as_fused::<Linear>().is_some() || op.as_fused::<HeadLinear>().is_some();
-    if product || op.as_fused::<Rows>().is_some() || is_repeated(graph, node) {
+    if is_product(op) || op.as_fused::<Rows>().is_some() || is_repeated(graph, node) {
         return false;
     }
     leading(graph, node).is_some()
@@ -351,9 +351,7 @@ fn reason(graph: &Graph, results: &[ValueId], inside: &BTreeSet<NodeId>) -> Stri
                 continue;
             }
             ends.insert(match graph.op(user) {
-                op if op.as_fused::<Linear>().is_some() || op.as_fused::<HeadLinear>().is_some() => {
-                    "linear (a product)"
-                }
+                op if is_product(op) => "linear (a product)",
                 op if op.as_fused::<Attention>().is_some() => "attention (mixes tokens)",
                 Op::Core(Core::Cache { .. }) => "cache (kept for later tokens)",
                 Op::Core(Core::Call { .. }) => "call (another body)",

@@ -11,6 +11,7 @@ mod dead_code;
 mod fold_constants;
 mod fuse_attention;
 mod fuse_epilogue;
+mod fuse_experts;
 mod fuse_gate;
 mod fuse_norm;
 mod group_rows;
@@ -20,6 +21,7 @@ mod linear;
 mod matching;
 mod merge_linears;
 pub mod precision;
+mod product;
 mod region;
 mod run;
 mod select_rows;
@@ -59,6 +61,7 @@ pub fn pipeline() -> Vec<&'static dyn Pass> {
         &common_subexpressions::CommonSubexpressions,
         &dead_code::DeadCode,
         &fuse_norm::FuseNorm,
+        &fuse_experts::FuseExperts,
         &linear::ContractToLinear,
         &fuse_gate::FuseGate,
         &merge_linears::MergeLinears,

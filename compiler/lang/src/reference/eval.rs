@@ -11,6 +11,7 @@ use super::tensor::{Value, map_elements, strides};
 use super::{InterpretError, Result, fail};
 use crate::graph::path::join;
 use crate::graph::{Dim, Graph, NodeId, Program, Type, ValueId};
+use crate::ops::shape::ContractSpec;
 use crate::ops::{Core, Op};
 
 /// One step of one sequence.
@@ -55,11 +56,24 @@ impl<F: Float> Step<'_, F> {
         let value = |values: &HashMap<ValueId, Rc<Value<F>>>, v: ValueId| {
             values.get(&v).cloned().ok_or_else(|| InterpretError("a value used before it is computed".into()))
         };
+        // Matrices that each token chooses are only made as they are multiplied: all of a step would not fit into memory.
+        let mut chosen: HashMap<ValueId, [Rc<Value<F>>; 2]> = HashMap::new();
         for node in graph.topological() {
             let ids = graph.operands(node);
-            let operands = ids.iter().map(|v| value(&values, *v)).collect::<Result<Vec<_>>>()?;
-            for (port, result) in self.node(graph, node, &operands, args, at)?.into_iter().enumerate() {
-                values.insert(ValueId { node, port }, result);
+            if let (Some(_), [table, indices]) = (product_of_rows(graph, node), &ids[..]) {
+                chosen.insert(ValueId { node, port: 0 }, [value(&values, *table)?, value(&values, *indices)?]);
+            } else if let Some((gathered, other)) = ids.iter().find_map(|v| chosen.remove(v)).zip(
+                // The other operand of the one product that reads them.
+                ids.iter().find_map(|v| values.get(v).cloned()),
+            ) {
+                let is_first = product_of_rows(graph, ids[0].node).is_some();
+                let result = self.product_by_rows(graph, node, is_first, gathered, &other);
+                values.insert(ValueId { node, port: 0 }, Rc::new(result.map_err(|e| located(graph, node, at, e))?));
+            } else {
+                let operands = ids.iter().map(|v| value(&values, *v)).collect::<Result<Vec<_>>>()?;
+                for (port, result) in self.node(graph, node, &operands, args, at)?.into_iter().enumerate() {
+                    values.insert(ValueId { node, port }, result);
+                }
             }
             // A value is dropped after its last use.
             for id in ids {
@@ -88,10 +102,7 @@ impl<F: Float> Step<'_, F> {
             }
             Op::Core(op) => {
                 let result = self.core(op, &graph.types(node)[0], operands, args, at);
-                result.map(|v| vec![v]).map_err(|e| {
-                    let path = join(at, &graph.origin(node).path);
-                    InterpretError(if path.is_empty() { e.0 } else { format!("{path}: {}: {}", op.name(), e.0) })
-                })
+                result.map(|v| vec![v]).map_err(|e| located(graph, node, at, e))
             }
             Op::Fused(op) => {
                 let types: Vec<Type> = graph.operands(node).iter().map(|v| graph.ty(*v).clone()).collect();
@@ -167,6 +178,31 @@ impl<F: Float> Step<'_, F> {
         }))
     }
 
+    /// A product with gathered rows, one index row after another.
+    fn product_by_rows(
+        &self,
+        graph: &Graph,
+        node: NodeId,
+        gathered_first: bool,
+        [table, indices]: [Rc<Value<F>>; 2],
+        other: &Value<F>,
+    ) -> Result<Value<F>> {
+        let Some(Core::Contract { spec }) = graph.op(node).as_core() else { return fail("no product of rows") };
+        let dims = self.sizes(&graph.types(node)[0].dims);
+        let by_row = ContractSpec::parse(spec).map_err(|e| InterpretError(e.0))?;
+        let shared = by_row.a.first() == by_row.b.first();
+        let mut out = Vec::with_capacity(dims.iter().product());
+        for row in 0..dims[0] {
+            let one = |x: &Value<F>| rows_of(x, std::iter::once(row), [&[1], &x.dims[1..]].concat());
+            let at = one(&indices);
+            let rows = gather(&table, &at, [&at.dims, &table.dims[1..]].concat())?;
+            let other = if shared { &one(other) } else { other };
+            let product = if gathered_first { contract(spec, &rows, other)? } else { contract(spec, other, &rows)? };
+            out.extend_from_slice(product.floats());
+        }
+        Ok(Value::float(dims, out))
+    }
+
     fn positions(&self, dim: Option<&Dim>) -> Vec<i64> {
         match dim {
             Some(Dim::Axis(a)) => (self.past[a.0]..self.past[a.0] + self.added[a.0]).map(|i| i as i64).collect(),
@@ -189,6 +225,28 @@ impl<F: Float> Step<'_, F> {
         self.caches.borrow_mut().insert(path, kept.clone());
         Ok(kept)
     }
+}
+
+/// The product that alone reads a gather of several matrices a token, when it multiplies those of each token by themselves.
+fn product_of_rows(graph: &Graph, node: NodeId) -> Option<NodeId> {
+    let value = ValueId { node, port: 0 };
+    let ([_, indices], [(user, operand)]) = (&graph.operands(node)[..], &graph.uses(value)[..]) else { return None };
+    if graph.op(node).as_core() != Some(&Core::Gather) || graph.is_output(value) || graph.ty(value).dims.len() < 3 {
+        return None;
+    }
+    let Core::Contract { spec } = graph.op(*user).as_core()? else { return None };
+    let spec = ContractSpec::parse(spec).ok()?;
+    let (own, other) = if *operand == 0 { (&spec.a, &spec.b) } else { (&spec.b, &spec.a) };
+    let row = own.first()?;
+    let by_row = spec.out.first() == Some(row) && (other.first() == Some(row) || !other.contains(row));
+    let both = graph.operands(*user).iter().all(|v| graph.op(v.node).as_core() == Some(&Core::Gather));
+    (by_row && !both && !graph.ty(*indices).dims.is_empty()).then_some(*user)
+}
+
+/// An error with the place of the operation that it is of.
+fn located(graph: &Graph, node: NodeId, at: &str, e: InterpretError) -> InterpretError {
+    let path = join(at, &graph.origin(node).path);
+    InterpretError(if path.is_empty() { e.0 } else { format!("{path}: {}: {}", graph.op(node).name(), e.0) })
 }
 
 /// The parts one after another along `dim`, a result of the sizes `dims`.

@@ -251,10 +251,20 @@ fn strided<T: Copy>(data: &[T], dims: &[usize], strides: &[usize], offset: usize
 /// Rounds to nearest even to what `dtype` holds.
 pub(super) fn round<F: Float>(x: F, dtype: DType) -> F {
     match dtype {
-        DType::BF16 => F::from_f64(half::bf16::from_f64(x.to_f64()).to_f64()),
-        DType::F16 => F::from_f64(half::f16::from_f64(x.to_f64()).to_f64()),
+        DType::BF16 => F::from_f64(half::bf16::from_f32(to_odd(x.to_f64())).to_f64()),
+        DType::F16 => F::from_f64(half::f16::from_f32(to_odd(x.to_f64())).to_f64()),
         DType::F32 | DType::I64 | DType::I32 | DType::Bool => x,
     }
+}
+
+/// `x` as f32, its last bit set where anything was cut off: rounded on to fewer bits, it gives what `x` itself would.
+fn to_odd(x: f64) -> f32 {
+    let near = x as f32;
+    if f64::from(near) == x || x.is_nan() {
+        return near;
+    }
+    let beyond = f64::from(near).abs() > x.abs();
+    f32::from_bits((near.to_bits() - u32::from(beyond)) | 1)
 }
 
 #[cfg(test)]
@@ -275,5 +285,14 @@ mod tests {
     fn rounding_to_bf16_is_to_nearest_even() {
         assert_eq!(round(1.003_906_3_f32, DType::BF16), 1.0);
         assert_eq!(round(1.011_718_8_f32, DType::BF16), 1.015625);
+        // Just above the middle, by the last bit of f32 and of f64.
+        let (even, odd) = (1.0, 1.007_812_5);
+        let middle: f64 = (even + odd) / 2.0;
+        assert_eq!(round(middle, DType::BF16), even);
+        assert_eq!(round(f32::from_bits((middle as f32).to_bits() + 1), DType::BF16), odd as f32);
+        assert_eq!(round(f64::from_bits(middle.to_bits() + 1), DType::BF16), odd);
+        assert_eq!(round(-f64::from_bits(middle.to_bits() + 1), DType::BF16), -odd);
+        assert_eq!(round(f64::from_bits((65519.999_f64).to_bits()), DType::F16), 65504.0);
+        assert_eq!([round(1e39, DType::BF16), round(f64::MIN, DType::F16)], [f64::INFINITY, f64::NEG_INFINITY]);
     }
 }

@@ -5,7 +5,7 @@
 
 use super::scene::Cost;
 use crate::graph::{Dim, Graph, NodeId, Type};
-use crate::ops::fused::{Attention, HeadLinear, LayerNorm, Linear, RmsNorm, Rows};
+use crate::ops::fused::{Attention, ExpertLinear, HeadLinear, LayerNorm, Linear, RmsNorm, Rows};
 use crate::ops::shape::ContractSpec;
 use crate::ops::{Core, Op};
 
@@ -46,10 +46,11 @@ pub(super) fn of(graph: &Graph, node: NodeId) -> Cost {
 }
 
 fn fused(op: &Op, operands: &[&Type], result: &Type) -> Cost {
-    if let Some(linear) = op.as_fused::<Linear>() {
+    let product = op.as_fused::<Linear>().map(|l| (l.parts, &l.epilogue));
+    if let Some((parts, epilogue)) = product.or_else(|| op.as_fused::<ExpertLinear>().map(|e| (e.parts, &e.epilogue))) {
         let inputs = operands.first().and_then(|x| x.dims.last()?.fixed()).unwrap_or(1) as f64;
-        let after = linear.epilogue.nodes().filter(|n| is_arithmetic(linear.epilogue.op(*n))).count() as f64;
-        return elements(result, 2.0 * linear.parts as f64 * inputs + after);
+        let after = epilogue.nodes().filter(|n| is_arithmetic(epilogue.op(*n))).count() as f64;
+        return elements(result, 2.0 * parts as f64 * inputs + after);
     }
     if op.as_fused::<HeadLinear>().is_some() {
         let inputs = operands.first().and_then(|x| x.dims.last()?.fixed()).unwrap_or(1) as f64;

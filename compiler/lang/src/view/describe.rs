@@ -7,7 +7,7 @@ use super::scene::{Kind, Mark, Node, Shape};
 use super::{cost, formula};
 use crate::graph::path::split_last;
 use crate::graph::{Graph, NodeId, Type, ValueId};
-use crate::ops::fused::{Attention, HeadLinear, Linear, Rows};
+use crate::ops::fused::{Attention, ExpertLinear, HeadLinear, Linear, Rows};
 use crate::ops::{BinaryOp, Core, Op, UnaryOp};
 use crate::passes::is_constant;
 
@@ -171,6 +171,21 @@ fn fused(op: &Op, graph: &Graph, node: NodeId, out: &mut Node) {
         out.kind = Kind::Product;
         out.lines.extend(sizes(graph, node));
         out.lines.push("a matrix for each head".to_owned());
+    } else if let Some(experts) = op.as_fused::<ExpertLinear>() {
+        out.kind = Kind::Product;
+        out.lines.extend(sizes(graph, node));
+        let size = |i: usize, d: usize| operands.get(i).and_then(|ty| ty.dims.get(d)?.fixed());
+        if let (Some(all), Some(chosen)) = (size(1, 0), size(1 + experts.parts, 1)) {
+            out.lines.push(format!("{chosen} of {all} experts a token"));
+        }
+        if experts.parts > 1 {
+            out.lines.push(format!("{} matrices, one pass over x", experts.parts));
+        }
+        if experts.epilogue.len() > experts.epilogue.params().len() {
+            out.lines.push(format!("then {}", operations(&experts.epilogue)));
+        }
+        let rows = "the rows of each expert are one product, and only the matrices of chosen experts are read";
+        out.facts.push(("kernel".into(), rows.into()));
     } else if let Some(attention) = op.as_fused::<Attention>() {
         out.kind = Kind::Attention;
         if let [q, k, ..] = operands[..] {

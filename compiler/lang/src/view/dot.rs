@@ -8,7 +8,7 @@ use std::fmt::Write;
 
 use crate::graph::path::components;
 use crate::graph::{Graph, NodeId, Program, ValueId};
-use crate::ops::fused::{Attention, HeadLinear, Linear, Rows};
+use crate::ops::fused::{Attention, ExpertLinear, HeadLinear, Linear, Rows};
 use crate::ops::{Core, Op};
 use crate::passes::is_constant;
 
@@ -191,6 +191,7 @@ fn style(op: &Op) -> (&'static str, &'static str) {
         Op::Core(Core::Cache { .. }) => ("cylinder", "#e1d5e7"),
         Op::Core(_) => ("box", "white"),
         op if op.as_fused::<Linear>().is_some() || op.as_fused::<HeadLinear>().is_some() => ("box", "#dae8fc"),
+        op if op.as_fused::<ExpertLinear>().is_some() => ("box", "#dae8fc"),
         op if op.as_fused::<Attention>().is_some() => ("box", "#d5e8d4"),
         Op::Fused(_) => ("box", "#ffe6cc"),
     }

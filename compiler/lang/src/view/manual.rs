@@ -16,6 +16,7 @@ const LANGUAGE: &str = include_str!("../../../../docs/language.md");
 const FUSED: &[&str] = &[
     include_str!("../ops/fused/attention.rs"),
     include_str!("../ops/fused/head_linear.rs"),
+    include_str!("../ops/fused/expert_linear.rs"),
     include_str!("../ops/fused/linear.rs"),
     include_str!("../ops/fused/norm.rs"),
     include_str!("../ops/fused/rows.rs"),

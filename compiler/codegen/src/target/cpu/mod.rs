@@ -76,10 +76,13 @@ impl Target for Cpu {
         match spec {
             KernelSpec::Linear(s) => {
                 let schedule = schedule::linear(&self.isa, Regime::ALL[phase], s.parts);
-                Tiling {
-                    rows_per_tile: schedule.rows_per_tile,
-                    tiles_per_block: s.heads * s.outputs.div_ceil(schedule.panel_columns),
-                }
+                let panels = s.outputs.div_ceil(schedule.panel_columns);
+                let (rows_per_tile, blocks) = match s.experts {
+                    Some(experts) if schedule.by_expert => (linear::ALL_ROWS, experts.count),
+                    Some(experts) => (1, experts.chosen),
+                    None => (schedule.rows_per_tile, s.heads),
+                };
+                Tiling { rows_per_tile, tiles_per_block: blocks * panels }
             }
             KernelSpec::Attention(s) => {
                 Tiling { rows_per_tile: schedule::attention(&self.isa).rows_per_tile, tiles_per_block: s.kv_heads }
@@ -97,7 +100,7 @@ impl Target for Cpu {
                 if s.operand == DType::F16 {
                     return Err(CodegenError::unsupported("a product of f16 operands", ""));
                 }
-                (linear::emit(SYMBOL, s, machine, &schedule::linear(&self.isa, Regime::ALL[phase], s.parts))?, 0)
+                linear::emit(SYMBOL, s, machine, &schedule::linear(&self.isa, Regime::ALL[phase], s.parts))?
             }
             KernelSpec::Attention(s) => {
                 (attention::emit(SYMBOL, s, machine, &schedule::attention(&self.isa))?, attention::scratch_bytes(s))

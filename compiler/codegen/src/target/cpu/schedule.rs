@@ -60,6 +60,8 @@ pub fn linear(isa: &Isa, regime: Regime, parts: usize) -> LinearSchedule {
         unroll: 4,
         panel_columns: panel_columns(isa),
         rows_per_tile,
+        // One row's experts differ.
+        by_expert: regime != Regime::One,
     }
 }
 

@@ -4,6 +4,7 @@
 //! To add one: a file here, and one line in [`PARSERS`].
 
 mod attention;
+mod expert_linear;
 mod head_linear;
 mod linear;
 mod norm;
@@ -13,6 +14,7 @@ use std::any::Any;
 use std::fmt;
 
 pub use self::attention::{Attention, Reach};
+pub use self::expert_linear::ExpertLinear;
 pub use self::head_linear::HeadLinear;
 pub use self::linear::Linear;
 pub use self::norm::{LayerNorm, RmsNorm};
@@ -30,6 +32,7 @@ pub const PARSERS: &[(&str, Parser)] = &[
     ("rms_norm", norm::parse_rms_norm),
     ("layer_norm", norm::parse_layer_norm),
     ("linear", linear::parse),
+    ("expert_linear", expert_linear::parse),
     ("head_linear", head_linear::parse),
     ("attention", attention::parse),
     ("rows", rows::parse),

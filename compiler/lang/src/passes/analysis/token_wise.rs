@@ -1,7 +1,7 @@
 //! Which operations treat every element of a ragged axis by itself.
 
 use crate::graph::{Dim, Graph, NodeId, ValueId};
-use crate::ops::fused::{Attention, HeadLinear, LayerNorm, Linear, RmsNorm, Rows};
+use crate::ops::fused::{Attention, ExpertLinear, HeadLinear, LayerNorm, Linear, RmsNorm, Rows};
 use crate::ops::shape::ContractSpec;
 use crate::ops::{Core, Op};
 
@@ -65,7 +65,7 @@ pub(in crate::passes) fn leading(graph: &Graph, node: NodeId) -> Option<Dim> {
             | Core::Call { .. } => false,
         },
         op if op.as_fused::<RmsNorm>().is_some() || op.as_fused::<LayerNorm>().is_some() => rank > 1,
-        op if op.as_fused::<Linear>().is_some() => rank > 1,
+        op if op.as_fused::<Linear>().is_some() || op.as_fused::<ExpertLinear>().is_some() => rank > 1,
         op if op.as_fused::<HeadLinear>().is_some() => rank > 2,
         op if op.as_fused::<Rows>().is_some() => true,
         op if op.as_fused::<Attention>().is_some() => false,
