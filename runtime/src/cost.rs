@@ -81,6 +81,16 @@ impl StepShape {
     /// What one launch has to do; nothing when the compiler did not say.
     pub fn work_of(&self, launch: &Launch) -> Work {
         let (Some(cost), Some(axis)) = (&launch.cost, self.axes.get(launch.axis)) else { return Work::default() };
+        // Of a launch for some of the sequences, nothing that it does for others counts.
+        let meant;
+        let axis = match launch.when {
+            None => axis,
+            Some(when) => {
+                let sequence = |&(before, new): &(u64, u64)| (before, if when.holds(before) { new } else { 0 });
+                meant = AxisShape { sequences: axis.sequences.iter().map(sequence).collect(), ..axis.clone() };
+                &meant
+            }
+        };
         let rows = if launch.rows { axis.selected } else { axis.sequences.iter().map(|(_, new)| new).sum() };
         if rows == 0 {
             return Work::default();

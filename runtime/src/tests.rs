@@ -73,6 +73,7 @@ pub(crate) fn artifact() -> Artifact {
         times: 1,
         variants: variants(kernel),
         operands,
+        when: None,
         collective: None,
         cost: None,
     };

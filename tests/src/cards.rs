@@ -245,7 +245,7 @@ struct Sublayer {
 
 fn attention(c: &mut Choices, s: &Sizes, defined: bool, numbered: bool) -> Sublayer {
     let options = attention_options(c, defined, numbered);
-    let bindings = match c.below(8) {
+    let bindings = match c.below(9) {
         6 => {
             // Written out: one projection, cut; values as wide as one likes.
             let dv = c.number(&[1, 3, 8, 20]);
@@ -264,6 +264,18 @@ fn attention(c: &mut Choices, s: &Sizes, defined: bool, numbered: bool) -> Subla
                 masks(c)
             )
         }
+        8 => format!(
+            "    attn = mla(heads, {}, {}, {}, {}, {}, {}, rotary({{rope_theta: 100.0, rope_type: 'default'}}, '{}'), {}, {})\n",
+            c.of(&["none", "5"]),
+            c.number(&[4, 9, 30]),
+            c.number(&[1, 4, 7]),
+            c.number(&[2, 6]),
+            c.number(&[3, 8]),
+            c.of(&["rms_norm(1.0e-5)", "identity"]),
+            c.of(&["interleaved", "halves"]),
+            c.of(&["false", "true"]),
+            masks(c)
+        ),
         _ => format!("    attn = gqa(heads, kv, dh{options})\n"),
     };
     let _ = s;

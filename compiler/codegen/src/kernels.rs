@@ -151,6 +151,7 @@ fn manifest(
                 })
                 .collect(),
             operands: launch.operands.clone(),
+            when: launch.when,
             collective: None,
             cost: Some(cost(&plan.kernels[launch.kernel], &plan.caches)),
         })

@@ -347,11 +347,32 @@ pub struct Launch {
     pub variants: Vec<Variant>,
     /// Buffers in the kernel's order.
     pub operands: Vec<BufferRef>,
+    /// The sequences it has to do with; `None`: all. It is left out of a step that has none of them, and where it runs it may go over the rows of
+    /// others too, whose results a launch for these replaces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub when: Option<When>,
     /// What devices do together with the last operand after the launch. Reserved: a runtime of one device refuses it.
     pub collective: Option<Collective>,
     /// What it has to do, for measuring; no result depends on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost: Option<Cost>,
+}
+
+/// Which sequences of a step, by what they have on the axis of the launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum When {
+    /// Those whose first element is in the step: all that they see comes with it.
+    FromStart,
+    /// Those that have earlier elements.
+    Continued,
+}
+
+impl When {
+    /// Whether it means a sequence that has so many elements before the step, of those that the step adds any to.
+    pub fn holds(self, before: u64) -> bool {
+        (before == 0) == (self == When::FromStart)
+    }
 }
 
 fn one() -> u64 {

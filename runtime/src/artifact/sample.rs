@@ -84,6 +84,7 @@ pub(crate) fn manifest() -> Manifest {
                 Variant { kernel: 0, rows_per_tile: 2, tiles_per_block: 3 },
             ],
             operands: vec![arena(0, 0, 1, 8), BufferRef::Weight(0), BufferRef::Cache { group: 1, slot: 1 }],
+            when: None,
             collective: None,
             cost: Some(Cost {
                 weight_bytes: 48,

@@ -14,6 +14,7 @@ pub mod null;
 pub mod workspace;
 
 use crate::artifact::abi::XfmBuffer;
+use crate::artifact::manifest::When;
 use crate::cache::BlockTable;
 use crate::error::{Result, RuntimeError};
 use crate::profile::Recorder;
@@ -87,6 +88,14 @@ pub struct AxisStep {
     pub rows: Vec<u32>,
     /// For each sequence, elements that it had before the step.
     pub before: Vec<u32>,
+}
+
+impl AxisStep {
+    /// Whether a sequence that gets elements is one of those meant.
+    pub fn has(&self, when: When) -> bool {
+        let given = self.offsets.windows(2).filter(|pair| pair[1] > pair[0]);
+        given.filter_map(|pair| self.positions.get(pair[0] as usize)).any(|first| when.holds(u64::from(*first)))
+    }
 }
 
 /// Everything that a device needs to run one step.

@@ -2,7 +2,7 @@
 
 use super::{AxisStep, Device, Launch, Memory, Step};
 use crate::artifact::abi::XfmBuffer;
-use crate::artifact::manifest::{BufferRef, CacheGroup, DType, Keep, Manifest, Pack, Weight};
+use crate::artifact::manifest::{BufferRef, CacheGroup, DType, Keep, Manifest, Pack, Weight, When};
 use crate::cache::{BlockTable, PageCopy};
 use crate::error::{Result, RuntimeError};
 use std::collections::BTreeMap;
@@ -225,7 +225,7 @@ impl Workspace {
             let problem = format!("a step has {rows} rows, the session has room for {room}");
             return Err(RuntimeError::request(problem, "give fewer tokens at a time"));
         }
-        let launches = self.launches(&sizes)?;
+        let launches = self.launches(&sizes, axes)?;
         let step = Step { launches: &launches, buffers: &self.buffers.0, sizes: &sizes, axes, caches, n_sequences };
         // SAFETY: the addresses were resolved against arenas and pages that this workspace owns (and borrows mutably here) and against
         // weights that it keeps alive and nobody writes; each view lies inside its memory, as the manifest's validation and the check of
@@ -234,12 +234,19 @@ impl Workspace {
     }
 
     /// The launches that have something to do, with the kernels for this many rows.
-    fn launches(&self, sizes: &[u64]) -> Result<Vec<Launch>> {
+    fn launches(&self, sizes: &[u64], axes: &[AxisStep]) -> Result<Vec<Launch>> {
         let phases = &self.manifest.phases;
+        let [from_start, continued] =
+            [When::FromStart, When::Continued].map(|when| axes.iter().map(|a| a.has(when)).collect::<Vec<bool>>());
         let mut launches = Vec::with_capacity(self.manifest.launches.len());
         for (index, launch) in self.manifest.launches.iter().enumerate() {
             let rows = sizes[2 * launch.axis + usize::from(launch.rows)].saturating_mul(launch.times);
-            if rows == 0 {
+            let wanted = match launch.when {
+                None => true,
+                Some(When::FromStart) => from_start[launch.axis],
+                Some(When::Continued) => continued[launch.axis],
+            };
+            if rows == 0 || !wanted {
                 continue;
             }
             let phase = phases

@@ -35,7 +35,33 @@ fn other_models_of_a_family_have_their_published_parameters() {
         "encoder_attention_heads": 16, "decoder_attention_heads": 16, "encoder_ffn_dim": 4096, "decoder_ffn_dim": 4096,
         "max_position_embeddings": 1024, "scale_embedding": false, "normalize_before": false, "static_position_embeddings": false,
     });
+    let latent = |config: serde_json::Value| {
+        let mut all = json!({
+            "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "first_k_dense_replace": 1,
+            "hidden_act": "silu", "attention_bias": false, "moe_layer_freq": 1, "rms_norm_eps": 1e-6, "tie_word_embeddings": false,
+        });
+        if let (Some(all), Some(own)) = (all.as_object_mut(), config.as_object()) {
+            all.extend(own.clone());
+        }
+        all
+    };
+    let lite = latent(json!({
+        "model_type": "deepseek_v2", "hidden_size": 2048, "intermediate_size": 10944, "moe_intermediate_size": 1408, "n_group": 1,
+        "n_routed_experts": 64, "n_shared_experts": 2, "norm_topk_prob": false, "num_attention_heads": 16, "num_experts_per_tok": 6,
+        "num_hidden_layers": 27, "routed_scaling_factor": 1.0, "rope_theta": 10000, "topk_group": 1, "topk_method": "greedy",
+        "scoring_func": "softmax", "vocab_size": 102400,
+        "rope_scaling": {"beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 0.707, "mscale_all_dim": 0.707, "original_max_position_embeddings": 4096, "type": "yarn"},
+    }));
+    let kimi = latent(json!({
+        "model_type": "kimi_k2", "hidden_size": 7168, "intermediate_size": 18432, "moe_intermediate_size": 2048, "n_group": 1,
+        "n_routed_experts": 384, "n_shared_experts": 1, "norm_topk_prob": true, "num_attention_heads": 64, "num_experts_per_tok": 8,
+        "num_hidden_layers": 61, "q_lora_rank": 1536, "routed_scaling_factor": 2.827, "rope_theta": 50000.0, "topk_group": 1,
+        "topk_method": "noaux_tc", "scoring_func": "sigmoid", "vocab_size": 163840,
+        "rope_scaling": {"beta_fast": 1.0, "beta_slow": 1.0, "factor": 32.0, "mscale": 1.0, "mscale_all_dim": 1.0, "original_max_position_embeddings": 4096, "type": "yarn"},
+    }));
     for (name, config, published) in [
+        ("DeepSeek-V2-Lite", lite, 15_706_484_224),
+        ("Kimi-K2-Instruct", kimi, 1_026_408_232_448),
         ("t5-base", t5(768, 3072, 12, 12), 222_903_552),
         ("t5-large", t5(1024, 4096, 24, 16), 737_668_096),
         ("t5-v1_1-small", newer, 76_961_152),

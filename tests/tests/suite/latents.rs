@@ -1,8 +1,9 @@
 //! Attention over what keys and values are made of: products moved to queries and results, everything else done before it is kept.
 
-use xfc_runtime::artifact::manifest::{Keep, Manifest};
+use xfc_runtime::artifact::manifest::{Keep, Manifest, When};
 use xfc_runtime::step::InputData::Floats;
-use xfc_tests::program::{agree, manifest, of_wiring};
+use xfc_tests::compile::TARGETS;
+use xfc_tests::program::{Compared, agree, compare_with_interpreter, manifest, of_wiring};
 
 /// Pseudo-random floats in -2..2.
 fn floats(n: usize) -> Vec<f32> {
@@ -34,6 +35,40 @@ fn latents_and_a_rotary_key_are_all_that_is_kept() {
         \x20 return {y: h + b(h)}\n}";
     let manifest = check(wiring, 24, &[5, 1, 1, 37, 3, 1]);
     assert_eq!(kept(&manifest), 4 * (13 + 6 + 19 + 4));
+    assert!(!manifest.whole_sequences);
+}
+
+/// Sequences that begin in a step see keys and values of their heads, others the latents; both may be in one step.
+#[test]
+fn sequences_that_begin_and_that_go_on_share_steps() {
+    let wiring = "norm = rms_norm(1.0e-6)\n\
+        turn = rotary({rope_theta: 10000.0, rope_type: 'default'}, pairs = 'interleaved')\n\
+        model(x: f32[tokens, 24]) {\n\
+        \x20 layer(x) {\n    attn = mla(11, none, 13, 7, 6, 9, norm, turn)\n    return x + attn(x)\n  }\n\
+        \x20 layers = [layer for i in 0..2]\n\
+        \x20 return {y: layers(x)}\n}";
+    let text = of_wiring(wiring).unwrap_or_else(|e| panic!("{e}"));
+    let given = |n: usize| (n > 0).then(|| vec![("x".to_owned(), Floats(floats(n * 24)))]);
+    let steps = [[5, 0, 0], [1, 19, 0], [3, 1, 1], [1, 1, 33], [0, 2, 1], [20, 0, 17]];
+    let schedule = steps.iter().map(|step| step.iter().map(|n| given(*n)).collect()).collect();
+    let compared = compare_with_interpreter(&text, &schedule, &TARGETS).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(compared, Compared::Same);
+    let manifest = manifest(&text).unwrap_or_else(|e| panic!("{e}"));
+    for when in [When::FromStart, When::Continued] {
+        let n = manifest.launches.iter().filter(|launch| launch.when == Some(when)).count();
+        assert!(n >= 2 * 3, "{n} launches are {when:?}");
+    }
+}
+
+/// A latent that is narrower than keys and values multiplies less too: there is one way.
+#[test]
+fn narrow_latents_are_read_as_they_are_in_every_step() {
+    let wiring = "norm = rms_norm(1.0e-6)\n\
+        model(x: f32[tokens, 24]) {\n\
+        \x20 a = mla(5, none, 5, 7, 6, 9, norm, identity)\n\
+        \x20 return {y: a(x)}\n}";
+    let manifest = check(wiring, 24, &[5, 1, 1, 37]);
+    assert!(manifest.launches.iter().all(|launch| launch.when.is_none()));
 }
 
 #[test]

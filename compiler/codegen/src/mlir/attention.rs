@@ -1,6 +1,6 @@
 //! Attention over paged keys and values as one online-softmax loop: scores of one page at a time, never a row of them.
 //!
-//! A tile is a block of query rows by one key/value head. Keys lie `[dim][token]` in a page, so that the scores of a page's tokens are a sum
+//! A tile is a block of query rows by one key/value head, and by some of the query heads that read it where they are many. Keys lie `[dim][token]` in a page, so that the scores of a page's tokens are a sum
 //! over consecutive lanes; values lie `[token][dim]`. Keys that values are a part of lie as values do: then the score of a token is a sum over the
 //! lanes of its elements. Pages outside what the mask can reach are not visited; inside, the mask decides lane by lane.
 //!
@@ -12,6 +12,7 @@ mod tables;
 use xfc_lang::graph::{DType, Graph};
 use xfc_lang::ops::Core;
 use xfc_runtime::artifact::abi::offsets as abi;
+use xfc_runtime::artifact::manifest::When;
 
 use self::tables::{Read, brings_integers};
 use super::expr::{cast, elem_of, scalar_graph};
@@ -48,6 +49,7 @@ pub fn emit(
         out: w.buffer(args, 3),
         positions: w.axis_array(args, spec.axis, abi::AXIS_POSITIONS),
         sequences: w.axis_array(args, spec.axis, abi::AXIS_SEQUENCES),
+        offsets: w.axis_array(args, spec.axis, abi::AXIS_OFFSETS),
         cache: w.cache(args, spec.group),
         scratch: params.scratch,
         tables,
@@ -61,22 +63,18 @@ pub fn emit(
     };
     let blocks = w.ceil_div(n_rows, schedule.rows_per_tile);
     w.for_loop(params.tile_begin, params.tile_end, 1, &[], |w, tile, _| {
-        let kv_head = w.div_unsigned(tile, blocks);
+        let heads = kernel.heads_of(w, schedule, tile, blocks);
         let block = w.rem_unsigned(tile, blocks);
         let size = w.i64(schedule.rows_per_tile as i64);
         let begin = w.mul(block, size);
         let end = w.add(begin, size);
         let end = w.min(end, n_rows);
         w.for_loop(begin, end, 1, &[], |w, row, _| {
-            let query = kernel.enter_row(w, row);
-            let zero = w.i64(0);
-            let group = w.i64((spec.heads / spec.kv_heads) as i64);
-            w.for_loop(zero, group, 1, &[], |w, g, _| {
-                let first = w.mul(kv_head, group);
-                let head = w.add(first, g);
-                kernel.one_head(w, &query, kv_head, head)?;
-                Ok(vec![])
-            })
+            match kernel.is_meant(w, row) {
+                None => kernel.one_row(w, row, heads)?,
+                Some(meant) => w.if_then(meant, |w| kernel.one_row(w, row, heads))?,
+            }
+            Ok(vec![])
         })?;
         Ok(vec![])
     })?;
@@ -97,6 +95,8 @@ struct Attention<'a> {
     out: Buffer,
     positions: Val,
     sequences: Val,
+    /// First element of each sequence.
+    offsets: Val,
     cache: CacheTable,
     scratch: Val,
     tables: Vec<Read<'a>>,
@@ -114,6 +114,15 @@ fn fits_i32(graph: &Graph) -> bool {
     })
 }
 
+/// The query heads of a tile: some of the `group` that read one head of keys and values.
+#[derive(Clone, Copy)]
+struct Heads {
+    kv_head: Val,
+    group: Val,
+    begin: Val,
+    end: Val,
+}
+
 /// One query row.
 struct Query {
     row: Val,
@@ -125,6 +134,48 @@ struct Query {
 }
 
 impl Attention<'_> {
+    /// Whether a row is of a sequence that is meant; `None` when all are.
+    fn is_meant(&self, w: &mut Writer, row: Val) -> Option<Val> {
+        let when = self.spec.when?;
+        let sequence = w.load_u32(self.sequences, row);
+        let first = w.load_u32(self.offsets, sequence);
+        let before = w.load_u32(self.positions, first);
+        let zero = w.i64(0);
+        let how = if when == When::FromStart { Cmp::Eq } else { Cmp::Ne };
+        Some(w.cmp(how, before, zero))
+    }
+
+    /// The heads of a tile.
+    fn heads_of(&self, w: &mut Writer, schedule: &AttentionSchedule, tile: Val, blocks: Val) -> Heads {
+        let group = self.spec.heads / self.spec.kv_heads;
+        let of_tile = w.div_unsigned(tile, blocks);
+        let all = w.i64(group as i64);
+        if group <= schedule.heads_per_tile {
+            let zero = w.i64(0);
+            return Heads { kv_head: of_tile, group: all, begin: zero, end: all };
+        }
+        let parts = w.i64(schedule.tiles_per_block(1, group) as i64);
+        let kv_head = w.div_unsigned(of_tile, parts);
+        let part = w.rem_unsigned(of_tile, parts);
+        let size = w.i64(schedule.heads_per_tile as i64);
+        let begin = w.mul(part, size);
+        let end = w.add(begin, size);
+        let end = w.min(end, all);
+        Heads { kv_head, group: all, begin, end }
+    }
+
+    /// The heads of a tile, of one row.
+    fn one_row(&self, w: &mut Writer, row: Val, heads: Heads) -> Result<(), CodegenError> {
+        let query = self.enter_row(w, row);
+        w.for_loop(heads.begin, heads.end, 1, &[], |w, g, _| {
+            let first = w.mul(heads.kv_head, heads.group);
+            let head = w.add(first, g);
+            self.one_head(w, &query, heads.kv_head, head)?;
+            Ok(vec![])
+        })?;
+        Ok(())
+    }
+
     fn enter_row(&self, w: &mut Writer, row: Val) -> Query {
         let sequence = w.load_u32(self.sequences, row);
         let position = w.load_u32(self.positions, row);

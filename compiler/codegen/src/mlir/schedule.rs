@@ -33,6 +33,15 @@ pub struct AttentionSchedule {
     pub lanes: u32,
     /// Query rows of a tile.
     pub rows_per_tile: u64,
+    /// Most query heads of a tile, of those that read one head of keys and values.
+    pub heads_per_tile: u64,
+}
+
+impl AttentionSchedule {
+    /// Tiles for each block of rows, where `group` query heads read each of `kv_heads`.
+    pub fn tiles_per_block(&self, kv_heads: u64, group: u64) -> u64 {
+        kv_heads * group.div_ceil(self.heads_per_tile)
+    }
 }
 
 /// Tiling of token-wise kernels.

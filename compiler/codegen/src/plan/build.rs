@@ -7,7 +7,8 @@ use xfc_lang::graph::path::join;
 use xfc_lang::graph::{AxisId, Dim, Graph, NodeId, Program, Type, ValueId};
 use xfc_lang::ops::fused::{Attention, ExpertLinear, HeadLinear, Linear, Rows};
 use xfc_lang::ops::{BinaryOp, Core, Op};
-use xfc_runtime::artifact::manifest::{Arena, BufferRef, CacheGroup, Input, Output, Weight};
+use xfc_lang::passes::analysis::phase;
+use xfc_runtime::artifact::manifest::{Arena, BufferRef, CacheGroup, Input, Output, Weight, When};
 
 use super::caches::{self, Caches};
 use super::kernel::{KernelSpec, RowParam, RowsSpec, Sink, dtype_bytes};
@@ -56,6 +57,8 @@ pub struct PlannedLaunch {
     pub kernel: usize,
     /// In the kernel's order.
     pub operands: Vec<BufferRef>,
+    /// The sequences whose results need it; `None`: all.
+    pub when: Option<When>,
 }
 
 struct Draft {
@@ -64,6 +67,7 @@ struct Draft {
     times: u64,
     kernel: usize,
     operands: Vec<Operand>,
+    when: Option<When>,
 }
 
 pub(super) struct Planner<'a> {
@@ -79,6 +83,8 @@ pub(super) struct Planner<'a> {
     pub(super) flat: HashMap<(usize, NodeId), Graph>,
     buffers: Vec<Buffer>,
     drafts: Vec<Draft>,
+    /// Of the node that is being planned.
+    pub(super) when: Option<When>,
     /// Which program input a buffer holds.
     input_of: BTreeMap<usize, usize>,
     limits: BTreeMap<usize, u64>,
@@ -108,6 +114,7 @@ pub fn build(
         flat: HashMap::new(),
         buffers: Vec::new(),
         drafts: Vec::new(),
+        when: None,
         input_of: BTreeMap::new(),
         limits: BTreeMap::new(),
         max_positions: vec![None; program.axes.len()],
@@ -173,6 +180,7 @@ impl Planner<'_> {
                 times: draft.times,
                 kernel: draft.kernel,
                 operands,
+                when: draft.when,
             });
         }
         let mut inputs = Vec::new();
@@ -202,7 +210,7 @@ impl Planner<'_> {
                 })
             })
             .collect::<Result<Vec<_>, CodegenError>>()?;
-        let whole_sequences = whole::is_needed(self.program, &self.caches.groups);
+        let whole_sequences = whole::is_needed(self.program, &self.caches);
         Ok(Plan {
             kernels: self.kernels,
             launches,
@@ -229,7 +237,11 @@ impl Planner<'_> {
     fn walk(&mut self, graph_idx: usize, at: &str, args: &[Place]) -> Result<Vec<Place>, CodegenError> {
         let graph = &self.program.graphs[graph_idx];
         let mut places: HashMap<ValueId, Place> = HashMap::new();
+        let needed = phase::needed(graph);
+        // What a body that is called needs is needed at least when the call is.
+        let outer = self.when;
         for node in graph.topological() {
+            self.when = outer.or(needed.get(&node).and_then(|need| when(*need)));
             let operands: Vec<Place> = graph.operands(node).iter().map(|v| places[v].clone()).collect();
             let first = ValueId { node, port: 0 };
             match graph.op(node) {
@@ -284,6 +296,7 @@ impl Planner<'_> {
                 }
             }
         }
+        self.when = outer;
         Ok(graph.outputs().iter().map(|o| places[&o.value].clone()).collect())
     }
 
@@ -391,7 +404,7 @@ impl Planner<'_> {
                 self.buffers[*id].last = now;
             }
         }
-        self.drafts.push(Draft { name: name.to_owned(), space, times, kernel, operands });
+        self.drafts.push(Draft { name: name.to_owned(), space, times, kernel, operands, when: self.when });
     }
 
     /// Learns the limits of ids and positions from the tables they index.
@@ -455,6 +468,15 @@ impl Planner<'_> {
                 Err(CodegenError::unsupported(format!("`{name}` of a value that is not computed per token"), ""))
             }
         }
+    }
+}
+
+/// The sequences that a launch is for, where it is not for all.
+fn when(need: phase::Need) -> Option<When> {
+    match need {
+        phase::Need { from_start: true, continued: false } => Some(When::FromStart),
+        phase::Need { from_start: false, continued: true } => Some(When::Continued),
+        _ => None,
     }
 }
 

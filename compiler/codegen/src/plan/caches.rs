@@ -35,6 +35,8 @@ pub struct Caches {
     pub groups: Vec<CacheGroup>,
     /// By absolute path.
     pub slots: HashMap<String, Slot>,
+    /// Some query of the first axis sees keys after itself.
+    pub sees_ahead: bool,
 }
 
 /// What one body keeps.
@@ -48,6 +50,8 @@ struct Kept {
     reach: Reach,
     /// Queries of another axis read it.
     across: bool,
+    /// Read for sequences alone that begin in the step.
+    from_start: bool,
 }
 
 /// Derives groups and slots.
@@ -79,6 +83,7 @@ impl Caches {
             Reach { window: Some(n), .. } => (Keep::Window(n.max(1)), format!("window {}", n.max(1))),
             Reach { window: None, .. } => (Keep::All, "full".to_owned()),
         };
+        self.sees_ahead |= keep == Keep::Step && kept.axis == 0 && !kept.from_start;
         let group = self.groups.iter().position(|g| g.axis == kept.axis && g.keep == keep).unwrap_or_else(|| {
             self.groups.push(CacheGroup { name, axis: kept.axis, keep, page_tokens, slots: Vec::new() });
             self.groups.len() - 1
@@ -117,6 +122,7 @@ fn kept_by(graph: &Graph) -> Result<Vec<Kept>, CodegenError> {
         let mut layout = None;
         let mut reach: Option<Reach> = None;
         let mut across = false;
+        let mut from_start = true;
         for (user, operand) in uses_and_those_of_parts(graph, value) {
             let kept = if ty.dims.len() == 1 { operand > 2 } else { operand == 1 || operand == 2 };
             let attention = graph.op(user).as_fused::<Attention>().filter(|_| kept);
@@ -126,6 +132,7 @@ fn kept_by(graph: &Graph) -> Result<Vec<Kept>, CodegenError> {
             let wanted = if operand == 2 { PageLayout::TokensMiddle } else { PageLayout::TokensLast };
             layout = Some(layout.map_or(wanted, |l: PageLayout| l.max(wanted)));
             reach = Some(reach.map_or(attention.reach, |r| widest(r, attention.reach)));
+            from_start &= attention.from_start;
             let queries = graph.operands(user).first().and_then(|q| graph.ty(*q).dims.first().copied());
             across |= queries != Some(Dim::Axis(AxisId(axis)));
         }
@@ -136,7 +143,7 @@ fn kept_by(graph: &Graph) -> Result<Vec<Kept>, CodegenError> {
         if across && axis == 0 {
             return Err(unsupported("a cache of the first axis read by queries of another".into()));
         }
-        list.push(Kept { path: path.clone(), axis, heads, dim, dtype: ty.dtype, layout, reach, across });
+        list.push(Kept { path: path.clone(), axis, heads, dim, dtype: ty.dtype, layout, reach, across, from_start });
     }
     Ok(list)
 }

@@ -4,6 +4,7 @@
 
 use xfc_lang::graph::{DType, Graph};
 use xfc_lang::ops::fused::Reach;
+use xfc_runtime::artifact::manifest::When;
 
 use crate::mlir::frame::RowSpace;
 
@@ -38,7 +39,7 @@ impl KernelSpec {
                 body_text(&s.epilogue)
             ),
             KernelSpec::Attention(s) => format!(
-                "attention axis {} heads {}/{} dims {}/{} keys {:?} values {:?} scale {} {:?} {} {} -> {} group {} pages of {} tables {:?}\n{}{}{}",
+                "attention axis {} heads {}/{} dims {}/{} keys {:?} values {:?} when {:?} scale {} {:?} {} {} -> {} group {} pages of {} tables {:?}\n{}{}{}",
                 s.axis,
                 s.heads,
                 s.kv_heads,
@@ -46,6 +47,7 @@ impl KernelSpec {
                 s.value_dim,
                 s.key_layout,
                 s.value_in_key,
+                s.when,
                 s.scale,
                 s.reach,
                 s.query,
@@ -153,6 +155,8 @@ pub struct AttentionSpec {
     pub key_layout: PageLayout,
     /// Values are elements of the keys, from this one on, and lie where they do. Otherwise they have a slot of their own.
     pub value_in_key: Option<u64>,
+    /// The sequences whose rows are computed; `None`: all.
+    pub when: Option<When>,
     /// Multiplies products.
     pub scale: f64,
     /// Scalars `(q_pos, k_pos, head) -> bool`.

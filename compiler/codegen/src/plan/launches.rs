@@ -6,7 +6,7 @@ use xfc_lang::graph::path::join;
 use xfc_lang::graph::{DType, Dim, Graph, NodeId, Type, ValueId};
 use xfc_lang::ops::fused::{Attention, Linear, Rows};
 use xfc_lang::ops::{Core, Op, UnaryOp};
-use xfc_runtime::artifact::manifest::Pack;
+use xfc_runtime::artifact::manifest::{Pack, When};
 
 use super::build::Planner;
 use super::caches;
@@ -139,6 +139,9 @@ impl Planner<'_> {
             }
             _ => return Err(CodegenError::unsupported("attention over keys that are not cached", name)),
         };
+        let otherwise = extras.last().filter(|_| attention.from_start);
+        let extras = &extras[..extras.len() - usize::from(otherwise.is_some())];
+        let when = if attention.from_start { Some(When::FromStart) } else { self.when };
         let slot = |this: &Self, path: &String| {
             this.caches
                 .slots
@@ -190,6 +193,7 @@ impl Planner<'_> {
                 value_dim: *value_dim,
                 key_layout: k.layout,
                 value_in_key,
+                when,
                 scale: attention.scale,
                 mask: attention.mask.clone(),
                 score: attention.score.clone(),
@@ -203,7 +207,17 @@ impl Planner<'_> {
             })))
         })?;
         let q = self.dense(q.clone(), graph.ty(values[0]), name)?;
-        let out = self.new_buffer(result_ty)?;
+        // The rows of other sequences are there already.
+        let out = match otherwise {
+            None => self.new_buffer(result_ty)?,
+            Some(place @ Place::Buffer { .. }) if is_read_once(graph, values.last().copied()) => place.clone(),
+            Some(_) => {
+                return Err(CodegenError::bug(
+                    "plan",
+                    format!("a result of attention that is read twice (at `{name}`)"),
+                ));
+            }
+        };
         let cache = |s: caches::Slot| Operand::Cache { group: s.group, slot: s.slot };
         let mut list = vec![Operand::Place(q), cache(k), cache(v), Operand::Place(out.clone())];
         for (place, value) in extras.iter().zip(&values[3..]) {
@@ -220,7 +234,9 @@ impl Planner<'_> {
                 | Place::Nowhere => {}
             }
         }
+        let outer = std::mem::replace(&mut self.when, when);
         self.launch(name, space, kernel, list);
+        self.when = outer;
         Ok(out)
     }
 
@@ -302,6 +318,10 @@ impl Planner<'_> {
         self.launch(name, space, kernel, list);
         Ok(places)
     }
+}
+
+fn is_read_once(graph: &Graph, value: Option<ValueId>) -> bool {
+    value.is_some_and(|value| graph.uses(value).len() == 1 && !graph.is_output(value))
 }
 
 pub(super) fn extra(ty: &Type, outputs: u64, times: u64, name: &str) -> Result<Extra, CodegenError> {

@@ -5,19 +5,19 @@ use xfc_lang::ops::Core;
 use xfc_lang::ops::fused::Attention;
 use xfc_runtime::artifact::manifest::{CacheGroup, Keep};
 
+use super::caches::Caches;
 use super::step_caches::is_for_step;
 
-/// Whether `program`, which keeps `groups`, takes whole sequences only.
-pub(super) fn is_needed(program: &Program, groups: &[CacheGroup]) -> bool {
-    // Some query sees keys after itself.
-    let sees_ahead = groups.iter().any(|g| g.axis == 0 && g.keep == Keep::Step);
+/// Whether `program`, which keeps what `caches` says, takes whole sequences only.
+pub(super) fn is_needed(program: &Program, caches: &Caches) -> bool {
+    let groups = &caches.groups;
     // Keys of another axis that are there in one step only, because the axis is given once.
     let once = |axis: AxisId| {
         let kept = |g: &CacheGroup| g.axis == axis.0 && g.keep == Keep::Once;
         axis.0 != 0 && (program.extent(axis).is_some() || groups.iter().any(kept))
     };
     let reads_step = |g: &Graph| read_across(g).into_iter().any(once);
-    sees_ahead || program.graphs.iter().any(|g| counts_tokens(g) || reads_step(g))
+    caches.sees_ahead || program.graphs.iter().any(|g| counts_tokens(g) || reads_step(g))
 }
 
 /// Whether a graph reads the first of the tokens, or knows how many there are.

@@ -99,6 +99,11 @@ impl Attributes {
         })
     }
 
+    /// `true` or `false`; the latter where the key is absent.
+    pub fn flag(&mut self, key: &str) -> Result<bool, String> {
+        if self.values.contains_key(key) { self.bool(key) } else { Ok(false) }
+    }
+
     /// `true` or `false`.
     pub fn bool(&mut self, key: &str) -> Result<bool, String> {
         self.read(key, "true or false", |s| s.parse().ok())

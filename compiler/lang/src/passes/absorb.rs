@@ -4,9 +4,17 @@
 //! after    q' = concat (contract q_0, w_k), q_1 ; k' = cache (concat c, r) ; y' = attention q', k', (slice k') ; y = contract y', w_v
 //!
 //! `c` and `r` are kept and the same for all heads, the matrices are each head's. `q · (w c)` is `(wᵀ q) · c`, and a weighted sum of `w c` is `w` times
-//! the sum of `c` (arXiv:2405.04434, 2.1.2). So no key or value of a head is ever made; it is done where that keeps less.
+//! the sum of `c` (arXiv:2405.04434, 2.1.2). So no key or value of a head is ever kept; it is done where that keeps less.
+//!
+//! A query and a key are then multiplied over more elements than before. Where all that a sequence sees comes in one step, keys and values of
+//! heads are made for that step alone, if that multiplies less:
+//!
+//! after    z = attention q, k_step, v_step, y {from_start = true}
+
+use std::collections::HashMap;
 
 use super::Pass;
+use super::keep_results::of_tokens;
 use super::matching::{core, is_weight_expression, operand_if, remove_dead};
 use crate::graph::build::Builder;
 use crate::graph::{Dim, Graph, NodeId, Program, ValueId};
@@ -89,7 +97,7 @@ fn rewrite(graph: &mut Graph, node: NodeId) -> Option<()> {
     let k = merged(b, &caches)?;
     let v = match shared {
         Some(index) => {
-            let first = kept[..index].iter().map(|(_, n, _)| n).sum();
+            let first = keys_width(&kept[..index]);
             if kept.len() == 1 { k } else { b.slice(k, 2, first, value_elements).ok()? }
         }
         None => merged(b, &[value.kept])?,
@@ -104,8 +112,31 @@ fn rewrite(graph: &mut Graph, node: NodeId) -> Option<()> {
             b.contract("nhr,hdr->nhd", y, matrix).ok()? // [N, H, Dv]
         }
     };
+    let pair = keys_width(&kept) + value_elements;
+    let y = if pair > key_dim + value_dim { at_the_start(b, node, y).unwrap_or(y) } else { y };
     graph.replace(ValueId { node, port: 0 }, y);
     Some(())
+}
+
+fn keys_width(kept: &[(ValueId, u64, ValueId)]) -> u64 {
+    kept.iter().map(|(_, n, _)| n).sum()
+}
+
+/// The attention as it was, over keys and values of the step, for sequences that begin in it; `otherwise` for the others.
+fn at_the_start(b: &mut Builder<'_>, node: NodeId, otherwise: ValueId) -> Option<ValueId> {
+    let attention = b.graph.op(node).as_fused::<Attention>()?.clone();
+    let operands = b.graph.operands(node);
+    let [q, k, v, ..] = operands[..] else { return None };
+    let Some(Dim::Visible(axis)) = b.graph.ty(k).dims.first().copied() else { return None };
+    let is_kept = |v: &ValueId| b.graph.ty(*v).dims.iter().any(|d| matches!(d, Dim::Visible(_)));
+    let own = b.graph.ty(q).dims.first() == Some(&Dim::Axis(axis));
+    if attention.reach.future || !own || operands[3..].iter().any(is_kept) {
+        return None;
+    }
+    let mut memo = HashMap::new();
+    let (k, v) = (of_tokens(b.graph, k, axis, &mut memo)?, of_tokens(b.graph, v, axis, &mut memo)?);
+    let operands = [&[q, k, v], &operands[3..], &[otherwise]].concat();
+    b.fused1(Attention { from_start: true, ..attention }, &operands).ok()
 }
 
 /// The parts of keys or values `[visible, heads, width]` along their width, when all of them are kept or products of each head with what is kept.

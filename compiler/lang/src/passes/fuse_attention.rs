@@ -111,7 +111,9 @@ fn rewrite(graph: &mut Graph, node: NodeId) -> Option<()> {
         _ => b.reshape(q, [n, Dim::Fixed(heads), d]).ok()?,
     };
     let operands = [&[q, k, v], &extras[..]].concat();
-    let y = b.fused1(Attention { scale, mask: mask_body, score: score_body, sink, reach }, &operands).ok()?;
+    let y = b
+        .fused1(Attention { scale, mask: mask_body, score: score_body, sink, reach, from_start: false }, &operands)
+        .ok()?;
     let old = ValueId { node, port: 0 };
     let dims = b.graph.ty(old).dims.clone();
     let y = b.reshape(y, dims).ok()?;

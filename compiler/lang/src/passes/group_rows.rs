@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use super::Pass;
+use super::analysis::phase::{Need, needed};
 use super::analysis::token_wise::leading;
 use super::keep_results::is_part_of;
 use super::matching::{is_constant, is_weight_expression, remove_dead};
@@ -149,19 +150,24 @@ struct Groups {
     /// Nodes of each group in topological order; empty once joined to another.
     nodes: Vec<Vec<NodeId>>,
     axis: Vec<Option<Dim>>,
+    /// What is not needed for all sequences is no part of what is.
+    need: Vec<Option<Need>>,
     order: HashMap<NodeId, usize>,
 }
 
 impl Groups {
     /// One group a node.
     fn new(graph: &Graph) -> Self {
-        let mut groups = Groups { of: HashMap::new(), nodes: Vec::new(), axis: Vec::new(), order: HashMap::new() };
+        let mut groups =
+            Groups { of: HashMap::new(), nodes: Vec::new(), axis: Vec::new(), need: Vec::new(), order: HashMap::new() };
+        let needs = needed(graph);
         for (i, node) in graph.topological().into_iter().enumerate() {
             groups.order.insert(node, i);
             if is_row(graph, node) {
                 groups.of.insert(node, groups.nodes.len());
                 groups.nodes.push(vec![node]);
                 groups.axis.push(leading(graph, node));
+                groups.need.push(needs.get(&node).copied());
             }
         }
         groups
@@ -211,6 +217,7 @@ impl Groups {
         let (Some(&a), Some(&b)) = (self.of.get(&a), self.of.get(&b)) else { return };
         if a == b
             || self.axis[a] != self.axis[b]
+            || self.need[a] != self.need[b]
             || self.reaches_around(graph, a, b)
             || self.reaches_around(graph, b, a)
         {

@@ -93,7 +93,12 @@ fn unused(graph: &Graph, path: &str) -> String {
 }
 
 /// A value of everything kept as one of the tokens of the step: the same operations on what the caches are given.
-fn of_tokens(graph: &mut Graph, value: ValueId, axis: AxisId, memo: &mut HashMap<ValueId, ValueId>) -> Option<ValueId> {
+pub(super) fn of_tokens(
+    graph: &mut Graph,
+    value: ValueId,
+    axis: AxisId,
+    memo: &mut HashMap<ValueId, ValueId>,
+) -> Option<ValueId> {
     if let Some(known) = memo.get(&value) {
         return Some(*known);
     }

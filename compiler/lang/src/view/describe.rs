@@ -202,6 +202,10 @@ fn fused(op: &Op, graph: &Graph, node: NodeId, out: &mut Node) {
         if let Some(sink) = &attention.sink {
             out.lines.push(format!("sink {}", formula::of_body(sink).unwrap_or_else(|| operations(sink))));
         }
+        if attention.from_start {
+            let when = "of sequences that begin in the step, whose keys and values are all there; of others the result comes from what is kept";
+            out.facts.push(("when".into(), when.into()));
+        }
         out.facts.push(("scale".into(), formula::short(attention.scale)));
         out.facts.push(("kernel".into(), "attention mixes tokens, so that it is a kernel of its own".into()));
     } else if let Some(rows) = op.as_fused::<Rows>() {

@@ -85,7 +85,11 @@ impl Target for Cpu {
                 Tiling { rows_per_tile, tiles_per_block: blocks * panels }
             }
             KernelSpec::Attention(s) => {
-                Tiling { rows_per_tile: schedule::attention(&self.isa).rows_per_tile, tiles_per_block: s.kv_heads }
+                let schedule = schedule::attention(&self.isa);
+                Tiling {
+                    rows_per_tile: schedule.rows_per_tile,
+                    tiles_per_block: schedule.tiles_per_block(s.kv_heads, s.heads / s.kv_heads),
+                }
             }
             KernelSpec::Rows(_) => {
                 Tiling { rows_per_tile: schedule::rows(&self.isa).rows_per_tile, tiles_per_block: 1 }

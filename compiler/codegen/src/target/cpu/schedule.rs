@@ -70,7 +70,7 @@ pub const PAGE_TOKENS: u64 = 16;
 
 /// The schedule of attention.
 pub fn attention(isa: &Isa) -> AttentionSchedule {
-    AttentionSchedule { lanes: isa.machine.lanes, rows_per_tile: 4 }
+    AttentionSchedule { lanes: isa.machine.lanes, rows_per_tile: 4, heads_per_tile: 8 }
 }
 
 /// The schedule of token-wise kernels.

@@ -20,6 +20,8 @@ use crate::ops::{Op, ShapeError};
 /// `sink`, where there is one, is a graph of scalars with the parameters of `mask` that does not read `k_pos`: the f32 score of one key more, which has no value.
 /// Extras are broadcastable to `[tokens, H, visible(tokens)]`, an element to a parameter; or tables `[n]`, whole, where the parameter is one:
 /// mask and score gather from them.
+/// With `from_start` the last operand is the result, made in another way, and stays what it is where a sequence has earlier tokens; of sequences
+/// whose first token is in the step, keys and values of the step `[tokens, ..]` are all there are, and the result is made from these.
 ///
 /// # Precision
 /// Scores, softmax and the weighted sum in f32 for any operand dtype; the result is f32.
@@ -38,6 +40,8 @@ pub struct Attention {
     pub sink: Option<Graph>,
     /// What the mask implies, derived by interval evaluation.
     pub reach: Reach,
+    /// Only of sequences whose first token is in the step; the last operand is the same result, made in another way, for all others.
+    pub from_start: bool,
 }
 
 /// How far a query sees, derived from its mask: nobody declares it.
@@ -68,7 +72,12 @@ impl FusedOp for Attention {
 
     fn attributes(&self) -> Vec<(&'static str, String)> {
         let window = self.reach.window.map_or("none".into(), |n| n.to_string());
-        vec![("scale", number(self.scale)), ("window", window), ("future", self.reach.future.to_string())]
+        let mut list =
+            vec![("scale", number(self.scale)), ("window", window), ("future", self.reach.future.to_string())];
+        if self.from_start {
+            list.push(("from_start", "true".to_owned()));
+        }
+        list
     }
 
     fn bodies(&self) -> Vec<(&'static str, &Graph)> {
@@ -77,6 +86,9 @@ impl FusedOp for Attention {
     }
 
     fn decompose(&self, operands: &[Type]) -> Result<Graph, ShapeError> {
+        if self.from_start {
+            return self.decompose_otherwise(operands);
+        }
         let [q, k, v, extras @ ..] = operands else {
             return fail(format!("takes at least 3 operands, not {}", operands.len()));
         };
@@ -146,6 +158,34 @@ impl FusedOp for Attention {
     }
 }
 
+impl Attention {
+    /// The operands behind keys and values that mask and score read.
+    pub fn extras<'o, T>(&self, operands: &'o [T]) -> &'o [T] {
+        let end = operands.len().saturating_sub(usize::from(self.from_start));
+        operands.get(3..end).unwrap_or_default()
+    }
+
+    /// Both ways give the same result: the meaning is that of the operand which is always right.
+    fn decompose_otherwise(&self, operands: &[Type]) -> Result<Graph, ShapeError> {
+        let Some((otherwise, attended)) = operands.split_last() else {
+            return fail("takes at least 4 operands, not 0");
+        };
+        let meaning = Attention { from_start: false, ..self.clone() }.decompose(attended)?;
+        let result = meaning.outputs().first().map(|o| meaning.ty(o.value));
+        if result != Some(otherwise) {
+            return fail(format!("the result {otherwise}, made in another way"));
+        }
+        let mut graph = Graph::new("attention");
+        let names = (0..attended.len()).map(|i| format!("operand{i}"));
+        for (name, ty) in names.zip(attended) {
+            graph.add_param(name, ty.clone());
+        }
+        let otherwise = graph.add_param("otherwise", otherwise.clone());
+        graph.add_output("y", otherwise);
+        Ok(graph)
+    }
+}
+
 /// An extra, broadcastable to `[N, H, T]`, as something that broadcasts to `[K, G, N, T]`.
 fn aligned(b: &mut Builder<'_>, x: ValueId, ty: &Type, full: [Dim; 3], heads: [Dim; 2]) -> Result<ValueId, ShapeError> {
     let one = Dim::Fixed(1);
@@ -168,5 +208,6 @@ pub(super) fn parse(a: &mut Attributes) -> Result<Op, String> {
         score: a.body("score")?,
         sink: a.optional_body("sink"),
         reach: Reach { window: a.optional_u64("window")?, future: a.bool("future")? },
+        from_start: a.flag("from_start")?,
     }))
 }
