@@ -171,7 +171,7 @@ fn experts_agree_with_the_interpreter() {
 fn experts_of_several_sequences() {
     let mixture = SIZES[2];
     let given = |n: usize| {
-        let inputs = mixture.step(n, (n % 2 == 0).then_some(2)).into_iter();
+        let inputs = mixture.step(n, (n.is_multiple_of(2)).then_some(2)).into_iter();
         Some(inputs.map(|(name, data)| (name.to_owned(), data)).collect())
     };
     let schedule: Schedule = vec![

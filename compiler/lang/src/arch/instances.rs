@@ -338,10 +338,12 @@ impl Expander {
 
 /// Whether two definitions are the same module with the same options, given at the same places.
 fn is_same(a: &Def, b: &Def) -> bool {
-    let same_option = |((a_name, a, a_at), (b_name, b, b_at)): (&(Arc<str>, Value, Span), &(Arc<str>, Value, Span))| {
-        a_name == b_name && a_at == b_at && a.show() == b.show()
-    };
-    Arc::ptr_eq(&a.module, &b.module) && a.given.len() == b.given.len() && a.given.iter().zip(&b.given).all(same_option)
+    let alike = a
+        .given
+        .iter()
+        .zip(&b.given)
+        .all(|((a_name, a, a_at), (b_name, b, b_at))| a_name == b_name && a_at == b_at && a.show() == b.show());
+    Arc::ptr_eq(&a.module, &b.module) && a.given.len() == b.given.len() && alike
 }
 
 /// Whether a value is an instance, becomes one when it is bound, or is a list with such an element.
