@@ -31,7 +31,10 @@ pub(crate) fn text(model: &Model, is_published: bool) -> String {
         let both = format!("{} bytes in bf16, {} in f32", digits(2 * values), digits(4 * values));
         line("cache", format!("{both} for each of the {axis}, while it is kept"));
     }
-    if numbers.kept.is_empty() {
+    if numbers.state > 0 {
+        line("state", format!("{} bytes a sequence, in f32", digits(4 * numbers.state)));
+    }
+    if numbers.kept.is_empty() && numbers.state == 0 {
         line("cache", "nothing is kept between steps".to_owned());
     }
     line(

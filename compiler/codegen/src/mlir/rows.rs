@@ -263,6 +263,7 @@ impl Body<'_> {
             Core::SelectRows
             | Core::Regroup
             | Core::First
+            | Core::Scan { .. }
             | Core::Cache { .. }
             | Core::Call { .. }
             | Core::Weight { .. } => {

@@ -140,6 +140,12 @@ impl Builders {
         }
     }
 
+    /// Takes the top graph off, with the captured tensors of the graph below: their parameters come behind all others.
+    pub(super) fn take(&mut self) -> (Graph, Vec<Tensor>) {
+        let builder = self.stack.pop().expect("a graph was pushed before");
+        (builder.graph, builder.captures.into_iter().map(|(t, _)| t).collect())
+    }
+
     /// Ends the top graph, a body with the given results. Gives the index of the body and the captured tensors of the graph below.
     pub(super) fn finish(&mut self, outputs: &[ValueId]) -> (usize, Vec<Tensor>) {
         let mut builder = self.stack.pop().expect("a body was pushed before");

@@ -40,6 +40,7 @@ pub const NAMES: &[&str] = &[
     "repeat",
     "reduce",
     "rsqrt",
+    "scan",
     "sequence",
     "sigmoid",
     "sin",
@@ -56,6 +57,7 @@ pub const NAMES: &[&str] = &[
     "unfold",
     "where",
     "width",
+    "zeros",
 ];
 
 /// The known function of that name.
@@ -241,6 +243,8 @@ impl Expander {
                 self.attend(q, k, v, rest, span).map(Value::Tensor)
             }
             "mix" => self.mix(given, span, place),
+            "scan" => self.scan(given, span, place),
+            "zeros" => self.zeros(given, span).map(Value::Tensor),
             "unfold" | "stack" | "sequence" | "first" => self.across(name, given, span, place),
             _ => self.shaping(name, given, span, place),
         }

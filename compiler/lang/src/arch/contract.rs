@@ -328,13 +328,15 @@ impl Expander {
             }
         }
         let last = axes.len().saturating_sub(1);
-        for (i, (axis, label)) in axes.iter_mut().zip(result.chars()).enumerate() {
+        for (i, label) in result.chars().enumerate() {
             // Rows that `...` stands for stay rows.
-            let passed = axis.name == AxisName::Rows && ellipsis.as_ref().is_some_and(|e| e.contains(label));
-            if i == last && matches!(axis.name, AxisName::Rows | AxisName::Other(_)) {
-                axis.name = AxisName::Width;
-            } else if i != last && !passed && matches!(axis.name, AxisName::Width | AxisName::Rows) {
-                axis.name = self.other_axis();
+            let passed = axes[i].name == AxisName::Rows && ellipsis.as_ref().is_some_and(|e| e.contains(label));
+            if i == last && matches!(axes[i].name, AxisName::Rows | AxisName::Other(_)) {
+                axes[i].name = AxisName::Width;
+            } else if i != last && !passed && matches!(axes[i].name, AxisName::Width | AxisName::Rows) {
+                // What was a width and is none now makes heads, or rows of each head.
+                let free = [AxisName::Heads, AxisName::Rows].into_iter().find(|n| axes.iter().all(|a| a.name != *n));
+                axes[i].name = free.unwrap_or_else(|| self.other_axis());
             }
         }
         let spec = format!("{},{}->{result}", operands[0], operands[1]);

@@ -73,6 +73,7 @@ impl Expander {
 
     /// The tensors with dimensions inserted and ordered so that broadcasting by position does what names say, and the axes of the result.
     pub(super) fn align(&mut self, tensors: &[Tensor], span: Span) -> Eval<(Vec<Tensor>, Vec<Axis>)> {
+        let tensors = &rows_as_heads(tensors);
         let kept = |name| if let AxisName::Visible(axis) = name { Some(axis) } else { None };
         let all = || tensors.iter().flat_map(|t| t.axes.iter().map(|a| a.name));
         if all().filter_map(kept).any(|axis| all().any(|name| name == AxisName::Ragged(axis))) {
@@ -240,6 +241,19 @@ fn param_axes(dims: &[u64]) -> Vec<Axis> {
     dims.iter().enumerate().map(|(i, d)| Axis::new(name(i), Dim::Fixed(*d))).collect()
 }
 
+/// The rows of a table that meets heads, and no rows, are one for each head.
+fn rows_as_heads(tensors: &[Tensor]) -> Vec<Tensor> {
+    let has = |t: &Tensor, name| t.axis(name).is_some();
+    let only_heads = |t: &Tensor| has(t, AxisName::Heads) && !has(t, AxisName::Rows);
+    let mut tensors = tensors.to_vec();
+    if tensors.iter().any(only_heads) {
+        for t in tensors.iter_mut().filter(|t| !has(t, AxisName::Heads)) {
+            t.axes.iter_mut().filter(|a| a.name == AxisName::Rows).for_each(|a| a.name = AxisName::Heads);
+        }
+    }
+    tensors
+}
+
 #[cfg(test)]
 mod tests {
     use crate::arch::testing::{codes, model};
@@ -274,6 +288,14 @@ mod tests {
             );
             assert_eq!(model(&wiring).arch.outputs[0].1, ty, "{expression}");
         }
+    }
+
+    #[test]
+    fn rows_of_a_table_meet_heads() {
+        let of =
+            |table: &str| format!("model(x: f32[tokens, 6]) {{ w = param[{table}] return {{y: split(x, 2) * w}} }}");
+        assert_eq!(model(&of("2, 3")).arch.outputs[0].1, "f32[tokens, 2, 3]");
+        assert_eq!(codes(&of("4, 3")), [Code::AxisMismatch]);
     }
 
     #[test]

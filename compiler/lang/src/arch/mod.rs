@@ -24,6 +24,7 @@ mod nearest;
 mod numbers;
 mod patterns;
 mod positions;
+mod scan;
 mod scope;
 mod shaping;
 mod sizes;

@@ -8,6 +8,7 @@ use super::{Arch, Node};
 use crate::graph::path::{Stack, instances, join};
 use crate::graph::{Dim, Graph, Program, ValueId};
 use crate::ops::Core;
+use crate::ops::shape::fixed_size;
 use crate::spec::{ActiveCounts, Published};
 
 /// The numbers of a model.
@@ -21,6 +22,8 @@ pub struct Numbers {
     pub idle: u64,
     /// Values kept of each element of an axis, over all layers: `(axis, values)`.
     pub kept: Vec<(String, u64)>,
+    /// Values of all states of a sequence, however long it is.
+    pub state: u64,
     /// Lists of modules, by path: `(layers, 28)`.
     pub stacks: Vec<(String, usize)>,
 }
@@ -37,6 +40,7 @@ impl Numbers {
             lookups: looked_up(program).iter().map(|path| size(path)).sum(),
             idle: idle(program),
             kept: kept(program),
+            state: state(program),
             stacks,
         }
     }
@@ -143,6 +147,19 @@ fn kept(program: &Program) -> Vec<(String, u64)> {
     kept.into_iter().map(|(axis, values)| (name(axis), values)).collect()
 }
 
+/// Values of all states of a sequence.
+fn state(program: &Program) -> u64 {
+    let of_node = |graph: &Graph, node| match graph.op(node).as_core() {
+        Some(Core::Scan { states, .. }) => {
+            let starts = graph.operands(node).into_iter().take(*states);
+            starts.filter_map(|v| fixed_size(&graph.ty(v).dims)).sum()
+        }
+        _ => 0,
+    };
+    let of_graph = |graph: &Graph| graph.nodes().map(|node| of_node(graph, node)).sum::<u64>();
+    instances(program).unwrap_or_default().iter().map(|i| of_graph(&program.graphs[i.graph])).sum()
+}
+
 /// Lists of instances: children `a.0`, `a.1`, ..
 fn stacks_of(node: &Node, stacks: &mut Vec<(String, usize)>) {
     for child in &node.children {
@@ -194,11 +211,21 @@ mod tests {
             lookups: 128,
             idle: 0,
             kept: vec![("tokens".into(), 3 * 16)],
+            state: 0,
             stacks: vec![("stack".into(), 3)],
         };
         assert_eq!(numbers, expected, "a table that is the head too is no lookup alone");
         assert_eq!(numbers.cache_bytes_per_token(), 96);
         assert_eq!(numbers.active(ActiveCounts::WithoutLookups), 320);
+    }
+
+    #[test]
+    fn states_are_of_a_sequence() {
+        let made = model(
+            "plus(s, x) = s + x\nlayer(x) { return scan(plus, 0, x) }\n\
+             model(x: f32[tokens, 8]) { layers = [layer for i in 0..3] return {y: layers(x)} }",
+        );
+        assert_eq!(Numbers::of(&made.arch, &made.program).state, 24);
     }
 
     #[test]

@@ -54,7 +54,8 @@ impl Expander {
                     );
                 }
                 let mut axes = x.axes.clone();
-                let heads = if x.axis(AxisName::Heads).is_some() { self.other_axis() } else { AxisName::Heads };
+                let free = [AxisName::Heads, AxisName::Rows].into_iter().find(|name| x.axis(*name).is_none());
+                let heads = free.unwrap_or_else(|| self.other_axis());
                 axes[last] = Axis::new(heads, Dim::Fixed(n));
                 axes.push(Axis::new(AxisName::Width, Dim::Fixed(width / n)));
                 let dtype = x.dtype;
@@ -374,7 +375,16 @@ impl Expander {
                 "expected a first axis of tokens",
             );
         };
-        // A cache belongs to where it is used: an instance shared by several bodies keeps values for each of them.
+        let path = self.kept_path(label);
+        let mut axes = x.axes.clone();
+        axes[0] = Axis::new(AxisName::Visible(axis), Dim::Visible(AxisId(axis)));
+        let kept = self.emit(Core::Cache { path }, &[&x], x.dtype, axes, span)?;
+        Ok(Tensor { uncached: Some(Rc::new(x)), ..kept })
+    }
+
+    /// The path of something kept under a name, as the top graph says it: each is another.
+    pub(super) fn kept_path(&mut self, label: Option<&str>) -> String {
+        // What is kept belongs to where it is used: an instance shared by several bodies keeps values for each of them.
         let body = self.builders.top().base.clone();
         let inside = self.path == body || self.path.starts_with(&format!("{body}.")) || body.is_empty();
         let owner = if inside { self.path.clone() } else { instances::join(&body, &self.path) };
@@ -384,11 +394,7 @@ impl Expander {
             .find(|p| !self.caches.contains(p))
             .unwrap_or(base);
         self.caches.insert(path.clone());
-        let path = self.builders.relative(&path);
-        let mut axes = x.axes.clone();
-        axes[0] = Axis::new(AxisName::Visible(axis), Dim::Visible(AxisId(axis)));
-        let kept = self.emit(Core::Cache { path }, &[&x], x.dtype, axes, span)?;
-        Ok(Tensor { uncached: Some(Rc::new(x)), ..kept })
+        self.builders.relative(&path)
     }
 
     pub(super) fn other_axis(&mut self) -> AxisName {

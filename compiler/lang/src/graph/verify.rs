@@ -19,6 +19,7 @@ use thiserror::Error;
 
 use super::path::{MAX_INSTANCES, Stack, instances, join, parameters};
 use super::{Dim, Graph, NodeId, Program, Type, ValueId};
+use crate::ops::core::scan;
 use crate::ops::shape::result_type;
 use crate::ops::{Core, Op};
 
@@ -166,6 +167,20 @@ impl Verifier<'_> {
         }
     }
 
+    /// Whether the graphs that belong to an operation hold.
+    fn bodies(&mut self, graph: &Graph, name: &str, node: NodeId, depth: usize) -> bool {
+        let op = graph.op(node);
+        let before = self.found.len();
+        for (key, body) in op.bodies() {
+            if depth > 4 {
+                self.report(name, Some(show(graph, node, self.program)), "graphs nest too deep");
+                return false;
+            }
+            self.graph(body, &format!("{name}, {} {key}", op.name()), None, depth + 1);
+        }
+        self.found.len() == before
+    }
+
     fn node(&mut self, graph: &Graph, name: &str, node: NodeId, index: Option<usize>, depth: usize) {
         let stated = graph.types(node);
         let operands: Vec<Type> = graph.operands(node).iter().map(|v| graph.ty(*v).clone()).collect();
@@ -204,28 +219,30 @@ impl Verifier<'_> {
             Op::Core(op) => {
                 let names_a_path = matches!(
                     op,
-                    Core::Weight { .. } | Core::Cache { .. } | Core::SelectRows | Core::Regroup | Core::First
+                    Core::Weight { .. }
+                        | Core::Cache { .. }
+                        | Core::Scan { .. }
+                        | Core::SelectRows
+                        | Core::Regroup
+                        | Core::First
                 );
                 if index.is_none() && names_a_path {
-                    self.report(name, at(), "belongs outside a fused operation");
+                    self.report(name, at(), "belongs outside a fused operation and a step");
                 }
-                match stated {
-                    [one] => result_type(op, &operands, one)
+                if !self.bodies(graph, name, node, depth) {
+                    return;
+                }
+                match (op, stated) {
+                    (Core::Scan { states, step, .. }, _) => scan::results(*states, step, &operands).map_err(|e| e.0),
+
+                    (_, [one]) => result_type(op, &operands, one)
                         .map_err(|e| e.0)
                         .and_then(|t| self.extents(op, &operands, one).map(|()| vec![t])),
                     _ => Err(format!("has {} results", stated.len())),
                 }
             }
             Op::Fused(op) => {
-                let before = self.found.len();
-                for (key, body) in op.bodies() {
-                    if depth > 4 {
-                        self.report(name, at(), "graphs nest too deep");
-                        return;
-                    }
-                    self.graph(body, &format!("{name}, {} {key}", op.name()), None, depth + 1);
-                }
-                if self.found.len() > before {
+                if !self.bodies(graph, name, node, depth) {
                     return;
                 }
                 match op.decompose(&operands) {
@@ -293,7 +310,7 @@ impl Verifier<'_> {
                             self.report("program", Some(show(graph, node, self.program)), message);
                         }
                     }
-                    Some(Core::Cache { path }) => {
+                    Some(Core::Cache { path } | Core::Scan { path, .. }) => {
                         let path = join(&instance.at, path);
                         if !caches.insert(path.clone()) {
                             let message = format!("cache '{path}' is written twice");

@@ -55,6 +55,7 @@ impl Op {
     /// Graphs that belong to the operation, by attribute name.
     pub fn bodies(&self) -> Vec<(&'static str, &crate::graph::Graph)> {
         match self {
+            Op::Core(Core::Scan { step, .. }) => vec![("step", step)],
             Op::Core(_) => Vec::new(),
             Op::Fused(op) => op.bodies(),
         }

@@ -294,6 +294,10 @@ pub fn result_type(op: &Core, operands: &[Type], stated: &Type) -> Result<Type> 
             }
             _ => fail(format!("the first element of {}", operands[0])),
         }),
+        Core::Scan { states, step, .. } => match &super::core::scan::results(*states, step, operands)?[..] {
+            [one] => Ok(one.clone()),
+            several => fail(format!("a scan of {} results", several.len())),
+        },
         Core::Call { .. } => fail("a call has the types of its body's outputs"),
     }
 }

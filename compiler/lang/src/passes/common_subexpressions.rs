@@ -30,7 +30,10 @@ fn graph_once(graph: &mut Graph) -> bool {
     let mut changed = false;
     for node in graph.topological() {
         // Calls and caches stand for what they keep; arguments are distinct.
-        if matches!(graph.op(node).as_core(), Some(Core::Arg { .. } | Core::Call { .. } | Core::Cache { .. })) {
+        if matches!(
+            graph.op(node).as_core(),
+            Some(Core::Arg { .. } | Core::Call { .. } | Core::Cache { .. } | Core::Scan { .. })
+        ) {
             continue;
         }
         let Some(earlier) = first.get(&key(graph, node)).copied() else {

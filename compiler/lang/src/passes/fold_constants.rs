@@ -117,6 +117,7 @@ fn is_known(graph: &Graph, node: NodeId, known: &HashSet<NodeId>) -> bool {
         | Core::SelectRows
         | Core::Regroup
         | Core::First
+        | Core::Scan { .. }
         | Core::Call { .. } => false,
     };
     let small = fixed_size(&graph.types(node)[0].dims).is_some_and(|n| n <= MAX_ELEMENTS);

@@ -100,6 +100,9 @@ impl<F: Float> Step<'_, F> {
             Op::Core(Core::Call { graph: callee, at: relative }) => {
                 self.graph(&self.program.graphs[*callee], operands, &join(at, relative))
             }
+            Op::Core(Core::Scan { path, states, step }) => self
+                .scan((&join(at, path), *states, step), operands, graph.types(node), at)
+                .map_err(|e| InterpretError(format!("{}: scan: {}", join(at, &graph.origin(node).path), e.0))),
             Op::Core(op) => {
                 let result = self.core(op, &graph.types(node)[0], operands, args, at);
                 result.map(|v| vec![v]).map_err(|e| located(graph, node, at, e))
@@ -174,7 +177,7 @@ impl<F: Float> Step<'_, F> {
                 _ if dims().first() == Some(&0) => rows_of(&x[0], std::iter::empty(), dims()),
                 _ => return fail("the first element of none"),
             },
-            Core::Call { .. } => return fail("a call is not one value"),
+            Core::Scan { .. } | Core::Call { .. } => return fail("not one value"),
         }))
     }
 

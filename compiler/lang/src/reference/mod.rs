@@ -10,6 +10,7 @@ mod contract;
 mod elementwise;
 mod eval;
 mod float;
+mod scan;
 mod tensor;
 
 use std::collections::BTreeMap;

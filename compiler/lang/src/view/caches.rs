@@ -12,6 +12,7 @@ use super::{cost, describe, formula};
 use crate::graph::path::{instances, join};
 use crate::graph::{Dim, Graph, NodeId, Program, Type, ValueId};
 use crate::ops::Core;
+use crate::ops::core::scan::state_paths;
 use crate::ops::fused::{Attention, Reach};
 use crate::passes::analysis::mask;
 
@@ -26,6 +27,8 @@ pub enum Keep {
     Once,
     /// For the step that brings it.
     Step,
+    /// A state of the sequence, however many tokens it has.
+    State,
 }
 
 impl Keep {
@@ -36,6 +39,7 @@ impl Keep {
             Keep::Paged => "paged",
             Keep::Once => "once",
             Keep::Step => "step",
+            Keep::State => "state",
         }
     }
 
@@ -45,6 +49,7 @@ impl Keep {
             Keep::Ring(n) => n.min(tokens),
             Keep::Paged | Keep::Once => tokens,
             Keep::Step => 0,
+            Keep::State => tokens.min(1),
         }
     }
 }
@@ -171,6 +176,21 @@ fn of_graph(graph: &Graph, axes: &[String]) -> Vec<CacheFact> {
         });
     }
     for node in graph.topological() {
+        let Some(Core::Scan { path, states, .. }) = graph.op(node).as_core() else { continue };
+        for (name, start) in state_paths(path, *states).zip(graph.operands(node)) {
+            facts.push(CacheFact {
+                paths: Vec::new(),
+                layers: String::new(),
+                name,
+                ty: graph.ty(start).text(axes),
+                token_bytes: cost::token_bytes(graph.ty(start)),
+                keep: Keep::State,
+                latent: false,
+                masks: Vec::new(),
+            });
+        }
+    }
+    for node in graph.topological() {
         if graph.op(node).as_fused::<Attention>().is_none() {
             continue;
         }
@@ -272,6 +292,7 @@ impl CacheFact {
     pub fn because(&self) -> String {
         match self.keep {
             Keep::Once => "keys of another sequence than the queries': written once, when that is read, and kept as it is".into(),
+            Keep::State => "each token is given what the one before it left: one state of the sequence, however long it is".into(),
             Keep::Step => "keys after the query can be seen: the sequence comes whole in one step, and nothing is kept between steps".into(),
             Keep::Paged if self.masks.is_empty() => "nothing bounds who reads it: every token is kept".into(),
             Keep::Paged => "no bound on the age: the first token is needed as long as the sequence runs, so every token is kept, in pages".into(),
@@ -309,7 +330,7 @@ fn groups(facts: &[CacheFact]) -> Vec<Vec<&CacheFact>> {
 pub fn cache_text(facts: &[CacheFact], tokens: u64) -> String {
     let mut out = String::new();
     if facts.is_empty() {
-        return "nothing is kept: no attention\n".into();
+        return "nothing is kept: no attention, and no state\n".into();
     }
     let (mut per_token, mut most) = (0u64, 0u64);
     for group in groups(facts) {
@@ -330,18 +351,17 @@ pub fn cache_text(facts: &[CacheFact], tokens: u64) -> String {
         let all: u64 = group.iter().map(|f| f.all_bytes()).sum();
         let n = first.paths.len();
         let layers = if n == 1 { String::new() } else { format!(", {} in {n} layers", cost::digits(all)) };
-        let _ = writeln!(out, "  bytes   {} a token{layers}", cost::digits(each));
+        let is_state = first.keep == Keep::State;
+        let of = if is_state { "sequence" } else { "token" };
+        let _ = writeln!(out, "  bytes   {} a {of}{layers}", cost::digits(each));
         let kept = first.keep.bound(tokens);
         let bytes = all.saturating_mul(kept);
-        let _ = writeln!(
-            out,
-            "  bound   {} tokens kept of {}: {}",
-            cost::digits(kept),
-            cost::digits(tokens),
-            cost::bytes(bytes)
-        );
+        if !is_state {
+            let (kept, tokens) = (cost::digits(kept), cost::digits(tokens));
+            let _ = writeln!(out, "  bound   {kept} tokens kept of {tokens}: {}", cost::bytes(bytes));
+        }
         most = most.saturating_add(bytes);
-        if kept > 0 {
+        if kept > 0 && !is_state {
             per_token = per_token.saturating_add(all);
         }
         out.push('\n');

@@ -20,6 +20,7 @@ pub(super) fn of(graph: &Graph, node: NodeId) -> Cost {
                 .first()
                 .map_or_else(Cost::default, |x| elements(x, if *core == Core::Softmax { 4.0 } else { 1.0 })),
             Core::Contract { spec } => contract(spec, &operands),
+            Core::Scan { step, .. } => step.nodes().fold(Cost::default(), |sum, node| sum.plus(of(step, node), 1.0)),
             Core::Arg { .. }
             | Core::Weight { .. }
             | Core::Const { .. }

@@ -120,6 +120,15 @@ fn core(graph: &Graph, node: NodeId, core: &Core, out: &mut Node) {
             out.facts.push(("cache".into(), path.clone()));
             out.lines = out.results.clone();
         }
+        Core::Scan { path, states, .. } => {
+            out.kind = Kind::Cache;
+            out.shape = Shape::Drum;
+            out.title = format!("scan of {}", path.rsplit('.').next().unwrap_or(path));
+            out.facts.push(("state".into(), path.clone()));
+            let kept = graph.operands(node).into_iter().take(*states).map(|v| graph.ty(v).to_string());
+            out.lines = kept.collect();
+            out.reason = "token after token: each is given the state that the one before it left".into();
+        }
         Core::Call { at, .. } => out.title = at.clone(),
         Core::TopK { k } => out.title = format!("top {k}"),
         Core::Softmax => {

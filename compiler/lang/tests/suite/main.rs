@@ -10,6 +10,7 @@ mod language;
 mod mask;
 mod passes;
 mod reject;
+mod scan;
 mod support;
 mod survey;
 mod view;

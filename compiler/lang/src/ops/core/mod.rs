@@ -13,7 +13,12 @@
 //! Results have the dtype the node states. The interpreter computes `f32` values in f32 (or f64 when asked
 //! to) and rounds only at `Cast`. Arithmetic is on f32 and integers; values of other float types are only moved, cast and contracted.
 
+pub mod scan;
 mod text;
+
+use std::sync::Arc;
+
+use crate::graph::Graph;
 
 /// An operation of the closed set.
 #[derive(Clone, Debug, PartialEq)]
@@ -116,6 +121,17 @@ pub enum Core {
     Regroup,
     /// The first element of each sequence: `[tokens, ..] -> [sequence, ..]`, to an axis of one element. The sequence is whole.
     First,
+    /// `(starts.., values..)`: `step` for each token in order, with what it gave as states for the token before; states go on from step to step of
+    /// the sequence. `step` is given the states, and of each value `[tokens, ..]` that of its token `[..]`, of others the whole; it gives
+    /// the new states, then the results, which become `[tokens, ..]`.
+    Scan {
+        /// Instance path of the states, relative like a weight's.
+        path: String,
+        /// How many of the operands are starts of states.
+        states: usize,
+        /// A graph of one token: no ragged dimensions, no paths, no calls.
+        step: Arc<Graph>,
+    },
     /// The body `graph` of the program, at instance path `at` (relative, prefixed to every path in it).
     Call {
         /// Index into [`crate::graph::Program::graphs`].

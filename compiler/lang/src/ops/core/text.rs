@@ -1,5 +1,7 @@
 //! Names and attributes of core operations in the text form.
 
+use std::sync::Arc;
+
 use super::{BinaryOp, Core, ReduceOp, UnaryOp};
 use crate::ops::attributes::{Attributes, numbers, quote};
 
@@ -103,6 +105,7 @@ impl Core {
             Core::SelectRows => "select_rows",
             Core::Regroup => "regroup",
             Core::First => "first",
+            Core::Scan { .. } => "scan",
             Core::Call { .. } => "call",
         }
     }
@@ -122,6 +125,7 @@ impl Core {
             }
             Core::TopK { k } => vec![("k", k.to_string())],
             Core::Contract { spec } => vec![("spec", quote(spec))],
+            Core::Scan { path, states, .. } => vec![("path", quote(path)), ("states", states.to_string())],
             Core::Call { graph, at } => vec![("graph", graph.to_string()), ("at", quote(at))],
             Core::Position
             | Core::Index
@@ -175,6 +179,9 @@ impl Core {
             "select_rows" => Core::SelectRows,
             "regroup" => Core::Regroup,
             "first" => Core::First,
+            "scan" => {
+                Core::Scan { path: a.string("path")?, states: a.usize("states")?, step: Arc::new(a.body("step")?) }
+            }
             "call" => Core::Call { graph: a.usize("graph")?, at: a.string("at")? },
             _ => return Ok(None),
         }))

@@ -62,6 +62,7 @@ pub(in crate::passes) fn leading(graph: &Graph, node: NodeId) -> Option<Dim> {
             | Core::SelectRows
             | Core::Regroup
             | Core::First
+            | Core::Scan { .. }
             | Core::Call { .. } => false,
         },
         op if op.as_fused::<RmsNorm>().is_some() || op.as_fused::<LayerNorm>().is_some() => rank > 1,
