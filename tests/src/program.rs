@@ -164,6 +164,13 @@ pub fn of_wiring(wiring: &str) -> Result<String> {
     Ok(elaborate(&spec, &ElaborateOptions::default())?.program.to_string())
 }
 
+/// The artifact of a program for the first target.
+pub fn artifact(text: &str) -> Result<Artifact> {
+    let program = parse(text)?;
+    let built = built(&fuse(&program)?, &weight_shapes(&program), TARGETS[0])?;
+    Ok(Artifact::from_bytes(write_artifact("", &[built])?)?)
+}
+
 /// The manifest of a program for the first target.
 pub fn manifest(text: &str) -> Result<Manifest> {
     let program = parse(text)?;

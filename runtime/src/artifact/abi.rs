@@ -106,6 +106,8 @@ pub mod offsets {
     pub const AXIS_SEQUENCES: usize = offset_of!(XfmAxis, sequences);
     /// `XfmAxis::rows`.
     pub const AXIS_ROWS: usize = offset_of!(XfmAxis, rows);
+    /// `XfmArgs::n_sequences`.
+    pub const ARGS_N_SEQUENCES: usize = offset_of!(XfmArgs, n_sequences);
     /// Size of a cache group.
     pub const CACHE_SIZE: usize = size_of::<XfmCache>();
     /// `XfmCache::table`.

@@ -294,6 +294,9 @@ pub enum Keep {
     /// As long as its sequence, and complete from the step on that gives it: what an encoder leaves for a decoder. The axis, never the
     /// first, is given once to a sequence, whole.
     Once,
+    /// A state of the sequence: a page before the step, which is read, and a page after it, which is written: entries 0 and 1 of its block table.
+    /// A page is one token's. The state before the last step stays, so that the step can be taken back.
+    State,
 }
 
 /// One kept value of one layer.
@@ -304,7 +307,7 @@ pub struct CacheSlot {
     pub path: String,
     /// Bytes of one page. Pages of a slot lie `page_bytes` apart, which is a multiple of 64.
     pub page_bytes: u64,
-    /// Bytes that matter per token, without padding: the analytic figure.
+    /// Bytes that matter per token (of the state, with [`Keep::State`]), without padding: the analytic figure.
     pub token_bytes: u64,
     /// With [`Keep::Step`], slots with the same number may share memory (their lifetimes do not meet).
     pub alias: Option<usize>,

@@ -215,6 +215,7 @@ fn check_cache(m: &Manifest, group: &CacheGroup) -> Check {
     ensure(group.keep != Keep::Once || group.axis != 0, || {
         "is complete, but the first axis grows with every step".to_owned()
     })?;
+    ensure(group.keep != Keep::State || group.page_tokens == 1, || "is a state of several tokens".to_owned())?;
     ensure(group.slots.len() <= MAX_LIST, || "has too many slots".to_owned())?;
     for slot in &group.slots {
         let place = |problem: String| format!("slot `{}`: {problem}", slot.path);

@@ -47,9 +47,10 @@ impl CacheOptions {
 /// The pages of one sequence in one group.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Table {
-    /// Entry `(p / page_tokens) % entries` holds position `p`; shorter than a growing group's entries until it has grown.
+    /// Entry `(p / page_tokens) % entries` holds position `p`; shorter than a growing group's entries until it has grown. Of a state: the page
+    /// before the last step, and the one after it.
     pages: Vec<PageId>,
-    /// Lowest position whose contents are whole: a ring overwrites what is below.
+    /// Lowest position whose contents are whole: a ring overwrites what is below. Of a state: the position that the page before the last step is of.
     held_from: u64,
 }
 
@@ -85,7 +86,7 @@ impl Group {
         let sequences = u64::from(options.max_sequences);
         let ring = match spec.keep {
             Keep::Window(window) => window.saturating_add(limit.step).div_ceil(tokens) + 1,
-            Keep::All | Keep::Once | Keep::Step => 0,
+            Keep::All | Keep::Once | Keep::Step | Keep::State => 0,
         };
         let each = limit.sequence.div_ceil(tokens);
         let pages = match spec.keep {
@@ -95,6 +96,8 @@ impl Group {
                 None => sequences.saturating_mul(each),
             },
             Keep::Window(_) => sequences.saturating_mul(ring),
+            // Two that a sequence has, and one that its step takes before it gives one back.
+            Keep::State => sequences.saturating_mul(3),
             // A sequence's part of a step may begin and end inside a page.
             Keep::Step => (limit.step / tokens).saturating_add(sequences.saturating_mul(2)),
         };
@@ -139,6 +142,9 @@ impl Group {
         to: u64,
         released: &mut BTreeMap<PageId, u32>,
     ) -> usize {
+        if self.keep == Keep::State {
+            return usize::from(to > from);
+        }
         let mut needed = 0;
         for index in self.page_indices(from, to) {
             match table.pages.get(self.entry(index)) {
@@ -166,6 +172,9 @@ impl Group {
         group: usize,
         copies: &mut Vec<PageCopy>,
     ) -> bool {
+        if self.keep == Keep::State {
+            return self.append_state(table, from, to);
+        }
         for index in self.page_indices(from, to) {
             let entry = self.entry(index);
             if table.pages.len() <= entry {
@@ -191,6 +200,19 @@ impl Group {
         true
     }
 
+    /// Makes the page after the last step the one before this step, and gives a new one to be written.
+    fn append_state(&mut self, table: &mut Table, from: u64, to: u64) -> bool {
+        if from == to {
+            return true;
+        }
+        let Some(own) = self.pool.take() else { return false };
+        table.pages.resize(2, NULL_PAGE);
+        self.pool.release(table.pages[0]);
+        table.pages = vec![table.pages[1], own];
+        table.held_from = from;
+        true
+    }
+
     /// Whether a sequence may go back to `to` positions, or what stands in the way.
     pub(super) fn can_truncate(&self, table: &Table, to: u64) -> Result<(), String> {
         match self.keep {
@@ -199,12 +221,24 @@ impl Group {
                 to.saturating_sub(window - 1),
                 table.held_from
             )),
+            Keep::State if to > 0 && (to != table.held_from || table.pages.first() == Some(&NULL_PAGE)) => {
+                Err(format!(
+                    "a state goes back to the beginning of the last step, position {}, or to the first token, and position {to} was asked for",
+                    table.held_from
+                ))
+            }
             _ => Ok(()),
         }
     }
 
     /// Goes back from `from` positions to `to`; [`Group::can_truncate`] holds.
     pub(super) fn truncate(&mut self, table: &mut Table, from: u64, to: u64) {
+        if self.keep == Keep::State && to > 0 {
+            if let [before, after] = &mut table.pages[..] {
+                self.pool.release(std::mem::replace(after, std::mem::replace(before, NULL_PAGE)));
+            }
+            return;
+        }
         let kept = to.div_ceil(self.page_tokens);
         let mut dropped = kept..from.div_ceil(self.page_tokens);
         if self.ring > 0 {
@@ -250,6 +284,9 @@ impl Group {
 
     /// Entries per sequence that address the given tables without meeting.
     pub(super) fn entries<'a>(&self, tables: impl Iterator<Item = &'a Table>) -> usize {
+        if self.keep == Keep::State {
+            return 2;
+        }
         if self.ring > 0 { self.ring as usize } else { tables.map(|table| table.pages.len()).max().unwrap_or(0).max(1) }
     }
 

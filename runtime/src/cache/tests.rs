@@ -74,7 +74,7 @@ impl World {
                 let end = self.written[i].1.len() as u64;
                 assert_eq!(u64::from(table.lengths[s]), end);
                 let first = match self.manifest.caches[g].keep {
-                    Keep::All | Keep::Once => 0,
+                    Keep::All | Keep::Once | Keep::State => 0,
                     Keep::Window(window) => (starts[s] + 1).saturating_sub(window),
                     Keep::Step => starts[s],
                 };
@@ -104,7 +104,7 @@ impl World {
             for (g, group) in self.manifest.caches.iter().enumerate() {
                 let table = self.store.block_table(g, &[*id]).unwrap();
                 match group.keep {
-                    Keep::All | Keep::Once => self.expect(g, &table, 0, i, 0..end),
+                    Keep::All | Keep::Once | Keep::State => self.expect(g, &table, 0, i, 0..end),
                     Keep::Window(window) => {
                         self.expect(g, &table, 0, i, (end + 1).saturating_sub(window).min(end)..end)
                     }
@@ -238,4 +238,36 @@ fn requests_that_cannot_be_met_change_nothing() {
         assert!(error.contains(expected), "{error}");
     }
     assert_eq!((store.length(id, 0).unwrap(), store.live_bytes()), (0, 0));
+}
+
+#[test]
+fn a_state_is_a_page_before_the_last_step_and_one_after_it() {
+    let mut manifest = sample::manifest();
+    (manifest.caches[0].keep, manifest.caches[0].page_tokens) = (Keep::State, 1);
+    let mut store = CacheStore::new(&manifest, OPTIONS).unwrap();
+    let one = store.add().unwrap();
+    let mut step = |store: &mut CacheStore, id, n| {
+        assert_eq!(store.begin_step(&[tokens(id, n)]).unwrap().iter().filter(|c| c.group == 0).count(), 0, "no copies");
+        store.end_step([id]).unwrap();
+        let table = store.block_table(0, &[id]).unwrap();
+        assert_eq!((table.entries, table.table.len()), (2, 2));
+        (table.table[0], table.table[1])
+    };
+    let (none, first) = step(&mut store, one, 5);
+    assert_eq!(none, NULL_PAGE);
+    let (before, second) = step(&mut store, one, 1);
+    assert_eq!(before, first);
+    let two = store.fork(one).unwrap();
+    let (before, own) = step(&mut store, two, 2);
+    assert!(before == second && own != first && own != second, "a fork writes a page of its own");
+    let error = store.truncate(one, 0, 3).unwrap_err().to_string();
+    assert!(error.contains("beginning of the last step, position 5"), "{error}");
+    store.truncate(one, 0, 5).unwrap();
+    let (before, again) = step(&mut store, one, 1);
+    assert!(before == first && again != second && again != own);
+    store.truncate(one, 0, 0).unwrap();
+    assert_eq!(step(&mut store, one, 1).0, NULL_PAGE);
+    store.free(one).unwrap();
+    store.free(two).unwrap();
+    assert_eq!(store.live_bytes(), 0);
 }

@@ -29,6 +29,7 @@ mod readme;
 mod requests;
 mod roofline;
 mod rotary;
+mod scans;
 mod seeing;
 mod sources;
 mod taps;

@@ -220,6 +220,7 @@ fn caches_are_told_as_they_are_planned() -> Result<()> {
                     manifest::Keep::Window(_) => "ring",
                     manifest::Keep::Step => "step",
                     manifest::Keep::Once => "once",
+                    manifest::Keep::State => "state",
                 };
                 assert_eq!(fact.keep.name(), kept, "{card}: {}", slot.path);
                 assert_eq!(fact.token_bytes, slot.token_bytes, "{card}: {}", slot.path);

@@ -47,6 +47,13 @@ impl Writer {
         self.load(I64, at)
     }
 
+    /// How many sequences the step has.
+    pub fn n_sequences(&mut self, args: Val) -> Val {
+        let at = self.offset_const(args, abi::ARGS_N_SEQUENCES as u64);
+        let n = self.load(I32, at);
+        self.widen_unsigned(n, Elem::I64)
+    }
+
     /// One of the arrays of an axis, by the offset of its field.
     pub fn axis_array(&mut self, args: Val, axis: usize, field: usize) -> Val {
         let at = self.offset_const(args, abi::ARGS_AXES as u64);

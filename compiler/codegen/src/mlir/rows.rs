@@ -10,6 +10,7 @@ mod choose;
 mod nest;
 mod product;
 mod reduce;
+pub mod scan;
 mod store;
 mod view;
 
@@ -66,6 +67,7 @@ pub fn emit(
             scratch: params.scratch,
             scratch_bytes: 0,
             values: HashMap::new(),
+            given: Vec::new(),
         };
         for node in spec.body.topological() {
             body.node(w, node)?;
@@ -110,6 +112,8 @@ struct Body<'a> {
     scratch: Val,
     scratch_bytes: u64,
     values: HashMap<ValueId, Row>,
+    /// Where the outputs of [`Sink::Given`](crate::plan::kernel::Sink::Given) go, by sink.
+    given: Vec<View>,
 }
 
 /// One coordinate of the element being computed.
@@ -128,6 +132,13 @@ fn row_dims(ty: &Type) -> Result<Vec<u64>, CodegenError> {
 
 fn has_row(ty: &Type) -> bool {
     matches!(ty.dims.first(), Some(Dim::Axis(_) | Dim::Rows(_)))
+}
+
+impl<'a> Body<'a> {
+    /// The body for another run, which knows what this one has computed.
+    pub(super) fn again(&self) -> Body<'a> {
+        Body { values: self.values.clone(), given: self.given.clone(), ..*self }
+    }
 }
 
 impl Body<'_> {
@@ -151,7 +162,10 @@ impl Body<'_> {
         let sinks = self.sinks_of(value);
         let mut in_place = false;
         let row = match op {
-            Core::Arg { index } => self.param(w, *index, value)?,
+            Core::Arg { index } => match self.values.get(&value) {
+                Some(given) => given.clone(),
+                None => self.param(w, *index, value)?,
+            },
             Core::Const { values } if values.len() == 1 => Row::Const(values[0], graph.ty(value).dtype),
             Core::Const { values } => {
                 let table = match self.elem(value)? {

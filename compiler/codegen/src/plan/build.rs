@@ -263,6 +263,10 @@ impl Planner<'_> {
                         places.insert(ValueId { node, port }, place);
                     }
                 }
+                Op::Core(Core::Scan { .. }) => {
+                    let results = self.scan((graph, node), at, operands)?.into_iter().enumerate();
+                    places.extend(results.map(|(port, place)| (ValueId { node, port }, place)));
+                }
                 Op::Core(op) => {
                     let place = self.core(graph, node, at, op, &operands)?;
                     places.insert(first, place);

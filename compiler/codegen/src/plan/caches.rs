@@ -1,4 +1,4 @@
-//! What is kept per token, grouped by how long: derived from the masks of the attentions that read it.
+//! What is kept per token, grouped by how long: derived from the masks of the attentions that read it. And the states of scans, one a sequence.
 //!
 //! What queries of another axis read (a decoder's of its encoder) is kept as long as the sequence, whatever their mask: their positions
 //! say nothing of its age. Its axis is given once, so that it is complete when the first query comes.
@@ -8,7 +8,9 @@ use std::collections::HashMap;
 use xfc_lang::graph::path::{Instance, instances, join};
 use xfc_lang::graph::{AxisId, DType, Dim, Graph, NodeId, Program, ValueId};
 use xfc_lang::ops::Core;
+use xfc_lang::ops::core::scan::state_paths;
 use xfc_lang::ops::fused::{Attention, Reach};
+use xfc_lang::ops::shape::fixed_size;
 use xfc_runtime::artifact::manifest::{CacheGroup, CacheSlot, Keep};
 
 use super::kernel::{PageLayout, dtype_bytes, page_bytes};
@@ -69,6 +71,9 @@ pub fn derive(program: &Program, page_tokens: u64) -> Result<Caches, CodegenErro
         for (ordinal, kept) in bodies[*graph].iter().enumerate() {
             caches.add(at, is_leaf.then_some(ordinal), kept, page_tokens);
         }
+        for (path, axis, bytes) in states_of(&program.graphs[*graph])? {
+            caches.add_state(join(at, &path), axis, bytes);
+        }
     }
     Ok(caches)
 }
@@ -100,6 +105,36 @@ impl Caches {
         });
         self.slots.insert(path, slot);
     }
+
+    fn add_state(&mut self, path: String, axis: usize, bytes: u64) {
+        let known = self.groups.iter().position(|g| g.axis == axis && g.keep == Keep::State);
+        let group = known.unwrap_or_else(|| {
+            let (name, keep) = ("state".to_owned(), Keep::State);
+            self.groups.push(CacheGroup { name, axis, keep, page_tokens: 1, slots: Vec::new() });
+            self.groups.len() - 1
+        });
+        let page_bytes = bytes.next_multiple_of(64);
+        let slot = Slot { group, slot: self.groups[group].slots.len(), layout: PageLayout::TokensMiddle, page_bytes };
+        self.groups[group].slots.push(CacheSlot { path: path.clone(), page_bytes, token_bytes: bytes, alias: None });
+        self.slots.insert(path, slot);
+    }
+}
+
+/// The states of a body: path, axis of the tokens, bytes.
+fn states_of(graph: &Graph) -> Result<Vec<(String, usize, u64)>, CodegenError> {
+    let mut list = Vec::new();
+    for node in graph.topological() {
+        let Some(Core::Scan { path, states, .. }) = graph.op(node).as_core() else { continue };
+        let Some(Dim::Axis(axis)) = graph.types(node).first().and_then(|ty| ty.dims.first()) else { continue };
+        for (path, start) in state_paths(path, *states).zip(graph.operands(node)) {
+            let ty = graph.ty(start);
+            let bytes = fixed_size(&ty.dims).and_then(|n| n.checked_mul(dtype_bytes(ty.dtype)));
+            let bytes =
+                bytes.ok_or_else(|| CodegenError::unsupported(format!("a state of type {ty}"), path.clone()))?;
+            list.push((path, axis.0, bytes));
+        }
+    }
+    Ok(list)
 }
 
 fn calls_nothing(graph: &Graph) -> bool {

@@ -10,7 +10,9 @@ use xfc_lang::ops::Core;
 use xfc_lang::ops::shape::ContractSpec;
 use xfc_runtime::artifact::manifest::{AttentionCost, CacheGroup, ChosenCost, Cost};
 
-use super::kernel::{AttentionSpec, Experts, KernelSpec, LinearSpec, RowParam, RowsSpec, Sink, dtype_bytes};
+use super::kernel::{
+    AttentionSpec, Experts, KernelSpec, LinearSpec, RowParam, RowsSpec, ScanOperand, ScanSpec, Sink, dtype_bytes,
+};
 use super::weights::manifest_dtype;
 
 /// The cost of one launch of a kernel of a plan with these cache groups.
@@ -20,6 +22,7 @@ pub fn cost(spec: &KernelSpec, caches: &[CacheGroup]) -> Cost {
         // Keys may be of another axis than queries: of a source.
         KernelSpec::Attention(spec) => attention(spec, caches.get(spec.group).map_or(spec.axis, |group| group.axis)),
         KernelSpec::Rows(spec) => rows(spec),
+        KernelSpec::Scan(spec) => scan(spec),
     }
 }
 
@@ -32,6 +35,11 @@ pub fn written_row_bytes(spec: &KernelSpec) -> u64 {
             let outputs = spec.body.outputs();
             let bytes = |output: &usize| outputs.get(*output).map_or(0, |o| fixed_bytes(spec.body.ty(o.value)));
             spec.sinks.iter().map(|(output, _)| bytes(output)).sum()
+        }
+        KernelSpec::Scan(spec) => {
+            let results = spec.step.outputs().iter().zip(&spec.outputs).skip(spec.states);
+            let parts = |divided: &Option<usize>| if divided.is_some() { spec.parts } else { 1 };
+            results.map(|(output, divided)| fixed_bytes(spec.step.ty(output.value)) * parts(divided)).sum()
         }
     }
 }
@@ -121,7 +129,7 @@ fn rows(spec: &RowsSpec) -> Cost {
         let bytes = outputs.get(*output).map_or(0, |o| fixed_bytes(spec.body.ty(o.value)));
         // One write each; where it goes does not matter.
         cost.row_bytes += match sink {
-            Sink::Buffer | Sink::Cache { .. } => bytes,
+            Sink::Buffer | Sink::Given | Sink::Cache { .. } => bytes,
         };
     }
     cost
@@ -133,6 +141,24 @@ fn product_flops(spec: &str, operands: &[&Type]) -> u64 {
     let labels = [&spec.a, &spec.b].into_iter().zip(operands).flat_map(|(labels, ty)| labels.iter().zip(&ty.dims));
     let sizes: BTreeMap<char, u64> = labels.map(|(label, dim)| (*label, dim.fixed().unwrap_or(1))).collect();
     if spec.summed().is_empty() { 0 } else { 2 * sizes.values().product::<u64>() }
+}
+
+/// States are not counted: they are read and written once a sequence and step, which is nothing that follows from rows.
+fn scan(spec: &ScanSpec) -> Cost {
+    let whole = |ty: &Type, divided: Option<usize>| fixed_bytes(ty) * if divided.is_some() { spec.parts } else { 1 };
+    let mut cost = Cost::default();
+    for ((operand, divided), param) in spec.params.iter().zip(spec.step.params()) {
+        let bytes = whole(spec.step.ty(param.value), *divided);
+        match operand {
+            ScanOperand::Token => cost.row_bytes += bytes,
+            ScanOperand::Shared => cost.weight_bytes += bytes,
+            ScanOperand::Constant(_) => {}
+        }
+    }
+    for (output, divided) in spec.step.outputs().iter().zip(&spec.outputs).skip(spec.states) {
+        cost.row_bytes += whole(spec.step.ty(output.value), *divided);
+    }
+    cost
 }
 
 /// Bytes a row that gathers read of a table, when nothing else reads it.

@@ -17,6 +17,8 @@ pub enum KernelSpec {
     Attention(Box<AttentionSpec>),
     /// Token-wise operations.
     Rows(RowsSpec),
+    /// A step for each token in order.
+    Scan(ScanSpec),
 }
 
 impl KernelSpec {
@@ -60,6 +62,17 @@ impl KernelSpec {
                 body_text(&s.score),
                 s.sink.as_ref().map(body_text).unwrap_or_default()
             ),
+            KernelSpec::Scan(s) => format!(
+                "scan axis {} parts {} states {} group {} pages {:?} {:?} {:?}\n{}",
+                s.axis,
+                s.parts,
+                s.states,
+                s.group,
+                s.page_bytes,
+                s.params,
+                s.outputs,
+                body_text(&s.step)
+            ),
             KernelSpec::Rows(s) => format!("rows {:?} {:?} {:?}\n{}", s.space, s.params, s.sinks, body_text(&s.body)),
         }
     }
@@ -75,6 +88,11 @@ impl KernelSpec {
             }
             KernelSpec::Attention(s) => format!("attention_{}_{}x{}x{}", s.kept, s.heads, s.kv_heads, s.key_dim),
             KernelSpec::Rows(s) => format!("rows_{}", s.label),
+            KernelSpec::Scan(s) => {
+                let state = s.step.params().first().map_or(&[][..], |p| &s.step.ty(p.value).dims[..]);
+                let sizes: Vec<String> = state.iter().map(ToString::to_string).collect();
+                format!("scan_{}x{}", s.parts, sizes.join("x"))
+            }
         }
     }
 }
@@ -236,6 +254,38 @@ pub struct RowsSpec {
     pub sinks: Vec<(usize, Sink)>,
 }
 
+/// `step` for each token of each sequence in order, with the states that the token before left.
+#[derive(Clone, Debug)]
+pub struct ScanSpec {
+    /// Ragged axis of the tokens.
+    pub axis: usize,
+    /// Parts of the states that know nothing of one another.
+    pub parts: u64,
+    /// How many of the step's parameters and outputs are states, the first ones.
+    pub states: usize,
+    /// One token of one part, in core operations.
+    pub step: Graph,
+    /// How each parameter is read (of a state, its start), and which dimension of it is divided into parts.
+    pub params: Vec<(ScanOperand, Option<usize>)>,
+    /// The dimension of each output that is divided.
+    pub outputs: Vec<Option<usize>>,
+    /// Cache group of the states.
+    pub group: usize,
+    /// Bytes from one page to the next, of each state.
+    pub page_bytes: Vec<u64>,
+}
+
+/// How an operand of a scan is read.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ScanOperand {
+    /// A row of a buffer for each token.
+    Token,
+    /// The same for all tokens: an operand of the launch, as the one before.
+    Shared,
+    /// A constant: one value for all elements, or each.
+    Constant(Vec<f64>),
+}
+
 /// How a parameter of a row body is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RowParam {
@@ -257,6 +307,8 @@ pub enum RowParam {
 pub enum Sink {
     /// A row of a buffer.
     Buffer,
+    /// Where the kernel around the body says.
+    Given,
     /// The page of the row's position.
     Cache {
         /// Whose block table.

@@ -7,12 +7,14 @@
 pub mod build;
 pub mod caches;
 pub mod cost;
+mod divide;
 mod experts;
 pub mod flatten;
 pub mod kernel;
 mod launches;
 pub mod memory;
 mod place;
+mod scans;
 pub mod step_caches;
 pub mod weights;
 mod whole;

@@ -331,7 +331,7 @@ impl Expander {
         for (i, label) in result.chars().enumerate() {
             // Rows that `...` stands for stay rows.
             let passed = axes[i].name == AxisName::Rows && ellipsis.as_ref().is_some_and(|e| e.contains(label));
-            if i == last && matches!(axes[i].name, AxisName::Rows | AxisName::Other(_)) {
+            if i == last && matches!(axes[i].name, AxisName::Heads | AxisName::Rows | AxisName::Other(_)) {
                 axes[i].name = AxisName::Width;
             } else if i != last && !passed && matches!(axes[i].name, AxisName::Width | AxisName::Rows) {
                 // What was a width and is none now makes heads, or rows of each head.

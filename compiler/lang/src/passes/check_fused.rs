@@ -1,8 +1,9 @@
 //! What a fused program is: the one form that code generation takes.
 //!
-//! - Kernels are `linear`, `head_linear`, `expert_linear`, `attention` and `rows`; besides them there are only arguments, constants, weights and weight expressions, calls,
+//! - Kernels are `linear`, `head_linear`, `expert_linear`, `attention`, `rows` and `scan`; besides them there are only arguments, constants, weights and weight expressions, calls,
 //!   `select_rows`, `regroup`, `first`, caches, and reshapes, which are views of contiguous values.
 //! - Matrices of products, and stacks of them, are weight expressions.
+//! - What a scan begins with is a constant or a weight expression; so is what it reads besides values of tokens.
 //! - Values of an attention may be a part of each of its keys. Otherwise keys and values, and what a cache keeps, are written by `rows` (or come as an argument).
 //! - In the body of a `rows`, every dimension is fixed but for a leading one, and every operation treats each element of it by itself.
 
@@ -53,6 +54,19 @@ fn check(graph: &Graph, node: NodeId) -> Result<(), String> {
             | Core::SelectRows
             | Core::Regroup
             | Core::First => Ok(()),
+            Core::Scan { .. } => {
+                let fixed = operands.iter().filter(|v| graph.ty(**v).dims.iter().all(|d| !d.is_ragged()));
+                let given = |v: &ValueId| {
+                    let op = graph.op(v.node).as_core();
+                    let plain = matches!(op, Some(Core::Arg { .. } | Core::Const { .. } | Core::Reshape));
+                    plain || is_weight_expression(graph, *v)
+                };
+                if fixed.into_iter().all(given) {
+                    Ok(())
+                } else {
+                    Err("a scan begins with, or reads, arithmetic on weights".into())
+                }
+            }
             Core::Cache { .. } => {
                 if operands.iter().all(by_rows) {
                     Ok(())

@@ -24,6 +24,7 @@ pub mod precision;
 mod product;
 mod region;
 mod run;
+mod scan_constants;
 mod select_rows;
 
 use crate::graph::Program;
@@ -67,6 +68,7 @@ pub fn pipeline() -> Vec<&'static dyn Pass> {
         &merge_linears::MergeLinears,
         &fuse_epilogue::FuseEpilogue,
         &dead_code::DeadCode,
+        &scan_constants::ScanConstants,
         &select_rows::SelectRows,
         &common_subexpressions::CommonSubexpressions,
         &dead_code::DeadCode,

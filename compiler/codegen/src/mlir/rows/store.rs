@@ -83,7 +83,7 @@ impl Body<'_> {
     ) -> Result<View, CodegenError> {
         let elem = self.elem(value)?;
         for s in sinks {
-            if self.spec.sinks[*s].1 == Sink::Buffer {
+            if matches!(self.spec.sinks[*s].1, Sink::Buffer | Sink::Given) {
                 return self.sink_view(w, *s, elem, dims);
             }
         }
@@ -104,9 +104,11 @@ impl Body<'_> {
         elem: Elem,
         dims: &[u64],
     ) -> Result<View, CodegenError> {
-        let buffer = self.buffers[self.spec.params.len() + sink];
+        let buffer = || self.buffers[self.spec.params.len() + sink];
         match self.spec.sinks[sink].1 {
+            Sink::Given => Ok(self.given[sink].clone()),
             Sink::Buffer => {
+                let buffer = buffer();
                 let base = w.row(buffer, self.row, elem.bytes());
                 Ok(View::contiguous(base, elem, dims))
             }
@@ -118,7 +120,7 @@ impl Body<'_> {
                 let page = w.div_unsigned(position, size);
                 let token = w.rem_unsigned(position, size);
                 let id = w.page_id(cache, sequence, page);
-                let base = w.element(buffer.data, id, page_bytes);
+                let base = w.element(buffer().data, id, page_bytes);
                 let (heads, dim) = match dims {
                     [] => (1, 1),
                     [dim] => (1, *dim),
@@ -147,7 +149,7 @@ impl Body<'_> {
         let dims = self.dims(value)?;
         let elem = self.elem(value)?;
         for s in sinks {
-            if in_place && self.spec.sinks[*s].1 == Sink::Buffer {
+            if in_place && matches!(self.spec.sinks[*s].1, Sink::Buffer | Sink::Given) {
                 in_place = false;
                 continue;
             }

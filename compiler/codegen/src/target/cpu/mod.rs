@@ -68,7 +68,7 @@ impl Target for Cpu {
         match spec {
             KernelSpec::Linear(s) => format!("{:?}", schedule::linear(&self.isa, Regime::ALL[phase], s.parts)),
             KernelSpec::Attention(_) => format!("{:?}", schedule::attention(&self.isa)),
-            KernelSpec::Rows(_) => format!("{:?}", schedule::rows(&self.isa)),
+            KernelSpec::Rows(_) | KernelSpec::Scan(_) => format!("{:?}", schedule::rows(&self.isa)),
         }
     }
 
@@ -91,6 +91,8 @@ impl Target for Cpu {
                     tiles_per_block: schedule.tiles_per_block(s.kv_heads, s.heads / s.kv_heads),
                 }
             }
+            // Every part goes over all tokens.
+            KernelSpec::Scan(s) => Tiling { rows_per_tile: schedule::ALL_ROWS, tiles_per_block: s.parts },
             KernelSpec::Rows(_) => {
                 Tiling { rows_per_tile: schedule::rows(&self.isa).rows_per_tile, tiles_per_block: 1 }
             }
@@ -110,6 +112,7 @@ impl Target for Cpu {
                 (attention::emit(SYMBOL, s, machine, &schedule::attention(&self.isa))?, attention::scratch_bytes(s))
             }
             KernelSpec::Rows(s) => rows::emit(SYMBOL, s, machine, &schedule::rows(&self.isa))?,
+            KernelSpec::Scan(s) => rows::scan::emit(SYMBOL, s, machine, &schedule::rows(&self.isa))?,
         };
         Ok(Emitted { mlir, scratch_bytes })
     }

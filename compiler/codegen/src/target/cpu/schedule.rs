@@ -73,6 +73,9 @@ pub fn attention(isa: &Isa) -> AttentionSchedule {
     AttentionSchedule { lanes: isa.machine.lanes, rows_per_tile: 4, heads_per_tile: 8 }
 }
 
+/// Rows of a tile that takes those of the whole step: more than a step has.
+pub const ALL_ROWS: u64 = 1 << 24;
+
 /// The schedule of token-wise kernels.
 pub fn rows(isa: &Isa) -> RowsSchedule {
     RowsSchedule { lanes: isa.machine.lanes, rows_per_tile: 4 }
