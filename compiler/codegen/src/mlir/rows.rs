@@ -277,6 +277,7 @@ impl Body<'_> {
             Core::SelectRows
             | Core::Regroup
             | Core::First
+            | Core::Last
             | Core::Scan { .. }
             | Core::Cache { .. }
             | Core::Call { .. }
@@ -309,11 +310,19 @@ impl Body<'_> {
             RowParam::Shared => buffer.data,
             RowParam::PerRow => w.row(buffer, self.row, elem.bytes()),
             RowParam::Selected => w.row(buffer, self.element, elem.bytes()),
-            RowParam::First { axis } => {
+            RowParam::End { axis, last } => {
                 let sequence = w.load_u32(self.axis.sequences, self.element);
                 let offsets = w.axis_array(self.args, axis, abi::AXIS_OFFSETS);
-                let first = w.load_u32(offsets, sequence);
-                w.row(buffer, first, elem.bytes())
+                let row = if last {
+                    let one = w.i64(1);
+                    let next = w.add(sequence, one);
+                    let end = w.load_u32(offsets, next);
+                    let end = w.max(end, one);
+                    w.sub(end, one)
+                } else {
+                    w.load_u32(offsets, sequence)
+                };
+                w.row(buffer, row, elem.bytes())
             }
         };
         if dims.is_empty() {

@@ -157,7 +157,7 @@ impl Planner<'_> {
                 element_bytes: self.buffers[*id].element_bytes,
             }),
             Place::Selected(_)
-            | Place::First { .. }
+            | Place::End { .. }
             | Place::Weight(_)
             | Place::Cache(_)
             | Place::CachePart { .. }
@@ -254,7 +254,7 @@ impl Planner<'_> {
                     let mut dense = Vec::with_capacity(operands.len());
                     for (place, value) in operands.into_iter().zip(graph.operands(node)) {
                         dense.push(match place {
-                            Place::Selected(_) | Place::First { .. } => self.dense(place, graph.ty(value), &path)?,
+                            Place::Selected(_) | Place::End { .. } => self.dense(place, graph.ty(value), &path)?,
                             place => place,
                         });
                     }
@@ -325,9 +325,9 @@ impl Planner<'_> {
                 Ok(Place::CachePart { path: path.clone(), first: *start })
             }
             (Core::SelectRows, [place]) => Ok(Place::Selected(Box::new(place.clone()))),
-            (Core::First, [place @ (Place::Buffer { .. } | Place::Nowhere)]) => {
+            (Core::First | Core::Last, [place @ (Place::Buffer { .. } | Place::Nowhere)]) => {
                 let (space, _) = row_type(graph.ty(graph.operands(node)[0]))?;
-                Ok(Place::First { of: Box::new(place.clone()), axis: space.axis })
+                Ok(Place::End { of: Box::new(place.clone()), axis: space.axis, last: *op == Core::Last })
             }
             (Core::Regroup, [Place::Buffer { id, column_bytes: 0, row_stride }]) => {
                 let [from, to] = [graph.ty(graph.operands(node)[0]), ty].map(|ty| row_type(ty).map(|(_, dims)| dims));
@@ -340,9 +340,7 @@ impl Planner<'_> {
                 }
                 Ok(Place::Buffer { id: *id, column_bytes: 0, row_stride: to })
             }
-            (Core::Reshape, [Place::Buffer { .. } | Place::Selected(_) | Place::First { .. }]) => {
-                Ok(operands[0].clone())
-            }
+            (Core::Reshape, [Place::Buffer { .. } | Place::Selected(_) | Place::End { .. }]) => Ok(operands[0].clone()),
             // A constant is written into the kernels that read it.
             (Core::Const { values }, _) => {
                 Ok(Place::Constant { values: values.as_slice().into(), dims: fixed_dims(ty) })
@@ -443,10 +441,12 @@ impl Planner<'_> {
     pub(super) fn dense(&mut self, place: Place, ty: &Type, name: &str) -> Result<Place, CodegenError> {
         match place {
             Place::Buffer { .. } => Ok(place),
-            Place::Selected(_) | Place::First { .. } => {
+            Place::Selected(_) | Place::End { .. } => {
                 let (space, _) = row_type(ty)?;
                 let (label, read, what) = match &place {
-                    Place::First { axis, .. } => ("first", RowParam::First { axis: *axis }, "first rows"),
+                    Place::End { axis, last, .. } => {
+                        ("end", RowParam::End { axis: *axis, last: *last }, "one row a sequence")
+                    }
                     _ => ("select", RowParam::Selected, "selected rows"),
                 };
                 let mut body = Graph::new(label);

@@ -115,7 +115,7 @@ fn rows(spec: &RowsSpec) -> Cost {
         match (read, gathered(&spec.body, param.value)) {
             (RowParam::Shared, Some(row_bytes)) => cost.row_weight_bytes += row_bytes,
             (RowParam::Shared, None) => cost.weight_bytes += fixed_bytes(ty),
-            (RowParam::PerRow | RowParam::Selected | RowParam::First { .. }, _) => cost.row_bytes += fixed_bytes(ty),
+            (RowParam::PerRow | RowParam::Selected | RowParam::End { .. }, _) => cost.row_bytes += fixed_bytes(ty),
         }
     }
     for node in spec.body.nodes() {

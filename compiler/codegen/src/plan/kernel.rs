@@ -293,10 +293,12 @@ pub enum RowParam {
     PerRow,
     /// A row of a buffer over all elements of the axis, for each *selected* element.
     Selected,
-    /// The first row of each sequence on another axis, for a kernel over what there is one of in a sequence.
-    First {
+    /// The first row of each sequence on another axis, or the last, for a kernel over what there is one of in a sequence.
+    End {
         /// The axis of the buffer's rows.
         axis: usize,
+        /// The last.
+        last: bool,
     },
     /// The same for all rows.
     Shared,

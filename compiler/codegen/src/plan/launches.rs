@@ -228,7 +228,7 @@ impl Planner<'_> {
                 Place::Cache(path) => list.push(cache(slot(self, path)?)),
                 Place::Buffer { .. } => list.push(Operand::Place(place.clone())),
                 Place::Selected(_)
-                | Place::First { .. }
+                | Place::End { .. }
                 | Place::CachePart { .. }
                 | Place::Constant { .. }
                 | Place::Nowhere => {}
@@ -292,7 +292,7 @@ impl Planner<'_> {
             .iter()
             .map(|place| match place {
                 Place::Selected(_) => RowParam::Selected,
-                Place::First { axis, .. } => RowParam::First { axis: *axis },
+                Place::End { axis, last, .. } => RowParam::End { axis: *axis, last: *last },
                 Place::Weight(_) => RowParam::Shared,
                 _ => RowParam::PerRow,
             })
@@ -308,7 +308,7 @@ impl Planner<'_> {
                 Place::Weight(expr) => {
                     Operand::Weight(self.weights.intern(&expr, graph.ty(*value).dtype, Pack::Plain)?)
                 }
-                Place::Buffer { .. } | Place::Selected(_) | Place::First { .. } => Operand::Place(place),
+                Place::Buffer { .. } | Place::Selected(_) | Place::End { .. } => Operand::Place(place),
                 Place::Cache(_) | Place::CachePart { .. } | Place::Constant { .. } | Place::Nowhere => {
                     return Err(CodegenError::unsupported("a cache read token by token", name));
                 }

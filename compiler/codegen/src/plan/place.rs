@@ -15,8 +15,8 @@ pub(super) enum Place {
     Buffer { id: usize, column_bytes: u64, row_stride: u64 },
     /// The selected rows of a place over all of the axis.
     Selected(Box<Place>),
-    /// The first row of each sequence, of a place over all of the axis.
-    First { of: Box<Place>, axis: usize },
+    /// The first or the last row of each sequence, of a place over all of the axis.
+    End { of: Box<Place>, axis: usize, last: bool },
     /// A constant expression over weights.
     Weight(WeightExpr),
     /// A cache, by absolute path.
@@ -33,7 +33,7 @@ impl Place {
     /// The place that rows are chosen of; itself otherwise.
     pub(super) fn source(&self) -> &Place {
         match self {
-            Place::Selected(of) | Place::First { of, .. } => of,
+            Place::Selected(of) | Place::End { of, .. } => of,
             place => place,
         }
     }

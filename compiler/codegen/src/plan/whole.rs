@@ -20,11 +20,11 @@ pub(super) fn is_needed(program: &Program, caches: &Caches) -> bool {
     caches.sees_ahead || program.graphs.iter().any(|g| counts_tokens(g) || reads_step(g))
 }
 
-/// Whether a graph reads the first of the tokens, or knows how many there are.
+/// Whether a graph reads the first or the last of the tokens, or knows how many there are.
 fn counts_tokens(graph: &Graph) -> bool {
     let leads = |dims: &[Dim]| dims.first() == Some(&Dim::Axis(AxisId(0)));
     graph.nodes().any(|n| match graph.op(n).as_core() {
-        Some(Core::First) => graph.operands(n).iter().any(|v| leads(&graph.ty(*v).dims)),
+        Some(Core::First | Core::Last) => graph.operands(n).iter().any(|v| leads(&graph.ty(*v).dims)),
         Some(Core::Regroup) => leads(&graph.types(n)[0].dims),
         _ => false,
     })

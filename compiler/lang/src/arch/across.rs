@@ -51,7 +51,8 @@ impl Expander {
             _ => {
                 let mut args = self.args(name, &["x"], given, span)?;
                 let x = self.need_tensor(&mut args, 0, place)?;
-                self.first(x, span).map(Value::Tensor)
+                let op = if name == "last" { Core::Last } else { Core::First };
+                self.end(op, x, span).map(Value::Tensor)
             }
         }
     }
@@ -178,16 +179,16 @@ impl Expander {
         self.emit(Core::Regroup, &[&x], x.dtype, axes, span)
     }
 
-    /// The first element of each sequence.
-    fn first(&mut self, x: Tensor, span: Span) -> Eval<Tensor> {
+    /// The first or the last element of each sequence.
+    fn end(&mut self, op: Core, x: Tensor, span: Span) -> Eval<Tensor> {
         if !matches!(x.axes.first(), Some(Axis { name: AxisName::Ragged(_), .. })) {
             let shape = self.show_shape(&x.axes);
-            let message = format!("the first of {shape}");
+            let message = format!("the {} of {shape}", op.name());
             return self.fail(Code::AxisMismatch, span, message, "expected a first axis of tokens");
         }
         let mut axes = x.axes.clone();
         axes[0] = self.each_sequence(span)?;
-        self.emit(Core::First, &[&x], x.dtype, axes, span)
+        self.emit(op, &[&x], x.dtype, axes, span)
     }
 
     /// The axis of what there is one of in a sequence.

@@ -29,6 +29,7 @@ pub const NAMES: &[&str] = &[
     "index",
     "int",
     "join",
+    "last",
     "len",
     "log",
     "max",
@@ -245,7 +246,7 @@ impl Expander {
             "mix" => self.mix(given, span, place),
             "scan" => self.scan(given, span, place),
             "zeros" => self.zeros(given, span).map(Value::Tensor),
-            "unfold" | "stack" | "sequence" | "first" => self.across(name, given, span, place),
+            "unfold" | "stack" | "sequence" | "first" | "last" => self.across(name, given, span, place),
             _ => self.shaping(name, given, span, place),
         }
     }

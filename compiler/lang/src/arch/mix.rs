@@ -23,7 +23,7 @@ use crate::ops::{BinaryOp, Core, ReduceOp};
 const MAX_CLASSES: usize = 64;
 
 /// Functions that do more than treat each token by itself.
-const NOT_BY_TOKEN: &[&str] = &["attend", "cache", "first", "sequence", "stack", "unfold", "mix"];
+const NOT_BY_TOKEN: &[&str] = &["attend", "cache", "first", "last", "scan", "sequence", "stack", "unfold", "mix"];
 
 /// The experts that are being expanded.
 pub(super) struct Experts {

@@ -293,6 +293,7 @@ fn of_one_token(op: &Op) -> bool {
                 | Core::SelectRows
                 | Core::Regroup
                 | Core::First
+                | Core::Last
                 | Core::Call { .. }
         )
     )

@@ -162,7 +162,7 @@ impl Verifier<'_> {
                 let axes = &self.program.axes;
                 Err(format!("{} has not the elements of {}", operands[0].text(axes), stated.text(axes)))
             }
-            Core::First if !one(stated) => Err("the result is not one a sequence".into()),
+            Core::First | Core::Last if !one(stated) => Err("the result is not one a sequence".into()),
             _ => Ok(()),
         }
     }
@@ -225,6 +225,7 @@ impl Verifier<'_> {
                         | Core::SelectRows
                         | Core::Regroup
                         | Core::First
+                        | Core::Last
                 );
                 if index.is_none() && names_a_path {
                     self.report(name, at(), "belongs outside a fused operation and a step");

@@ -288,11 +288,11 @@ pub fn result_type(op: &Core, operands: &[Type], stated: &Type) -> Result<Type> 
             }
             _ => fail(format!("{} under the axes of {}", operands[0], Type::show(&stated.dims))),
         }),
-        Core::First => arity(1).and_then(|()| match (&operands[0].dims[..], &stated.dims[..]) {
+        Core::First | Core::Last => arity(1).and_then(|()| match (&operands[0].dims[..], &stated.dims[..]) {
             ([Dim::Axis(_), a @ ..], [Dim::Axis(to), ..]) if a.iter().all(|d| !d.is_ragged()) => {
                 Ok(Type::new(operands[0].dtype, [&[Dim::Axis(*to)], a].concat()))
             }
-            _ => fail(format!("the first element of {}", operands[0])),
+            _ => fail(format!("one element of {}", operands[0])),
         }),
         Core::Scan { states, step, .. } => match &super::core::scan::results(*states, step, operands)?[..] {
             [one] => Ok(one.clone()),

@@ -53,7 +53,8 @@ fn check(graph: &Graph, node: NodeId) -> Result<(), String> {
             | Core::Call { .. }
             | Core::SelectRows
             | Core::Regroup
-            | Core::First => Ok(()),
+            | Core::First
+            | Core::Last => Ok(()),
             Core::Scan { .. } => {
                 let fixed = operands.iter().filter(|v| graph.ty(**v).dims.iter().all(|d| !d.is_ragged()));
                 let given = |v: &ValueId| {
@@ -138,7 +139,8 @@ fn check_row(body: &Graph, node: NodeId) -> Result<(), String> {
             | Core::Weight { .. }
             | Core::SelectRows
             | Core::Regroup
-            | Core::First,
+            | Core::First
+            | Core::Last,
         ) => false,
         Op::Core(_) => fixed || leading(body, node).is_some(),
         _ if op.as_fused::<RmsNorm>().is_some() || op.as_fused::<LayerNorm>().is_some() => {

@@ -117,6 +117,7 @@ fn is_known(graph: &Graph, node: NodeId, known: &HashSet<NodeId>) -> bool {
         | Core::SelectRows
         | Core::Regroup
         | Core::First
+        | Core::Last
         | Core::Scan { .. }
         | Core::Call { .. } => false,
     };

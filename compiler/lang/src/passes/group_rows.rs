@@ -363,7 +363,7 @@ fn reason(graph: &Graph, results: &[ValueId], inside: &BTreeSet<NodeId>) -> Stri
                 Op::Core(Core::Cache { .. }) => "cache (kept for later tokens)",
                 Op::Core(Core::Call { .. }) => "call (another body)",
                 Op::Core(Core::SelectRows) => "select_rows (fewer tokens)",
-                Op::Core(Core::Regroup | Core::First) => "another axis",
+                Op::Core(Core::Regroup | Core::First | Core::Last) => "another axis",
                 Op::Core(Core::Scan { .. }) => "scan (token after token)",
                 _ => "rows (that depend on something between)",
             });

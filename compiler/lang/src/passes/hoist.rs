@@ -122,6 +122,7 @@ fn movable(graph: &Graph, params: &BTreeSet<usize>) -> BTreeSet<NodeId> {
                 | Core::SelectRows
                 | Core::Regroup
                 | Core::First
+                | Core::Last
                 | Core::Scan { .. }
                 | Core::Call { .. } => false,
             },

@@ -71,6 +71,7 @@ pub(crate) fn is_constant(graph: &Graph, node: NodeId) -> bool {
                     | Core::SelectRows
                     | Core::Regroup
                     | Core::First
+                    | Core::Last
                     | Core::Scan { .. }
             )
         )

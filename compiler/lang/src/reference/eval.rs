@@ -171,11 +171,14 @@ impl<F: Float> Step<'_, F> {
                 rows_of(&x[0], rows.iter().copied(), dims())
             }
             Core::Regroup => Value { dims: dims(), data: x[0].data.clone() },
-            Core::First => match x[0].dims.first() {
-                Some(n) if *n > 0 => rows_of(&x[0], std::iter::once(0), dims()),
+            Core::First | Core::Last => match x[0].dims.first() {
+                Some(n) if *n > 0 => {
+                    let at = if *op == Core::First { 0 } else { n - 1 };
+                    rows_of(&x[0], std::iter::once(at), dims())
+                }
                 // A later step has none of either axis.
                 _ if dims().first() == Some(&0) => rows_of(&x[0], std::iter::empty(), dims()),
-                _ => return fail("the first element of none"),
+                _ => return fail("one element of none"),
             },
             Core::Scan { .. } | Core::Call { .. } => return fail("not one value"),
         }))

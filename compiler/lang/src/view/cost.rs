@@ -36,6 +36,7 @@ pub(super) fn of(graph: &Graph, node: NodeId) -> Cost {
             | Core::Windows { .. }
             | Core::Regroup
             | Core::First
+            | Core::Last
             | Core::Gather
             | Core::Take
             | Core::Cache { .. }

@@ -88,13 +88,14 @@ fn core(graph: &Graph, node: NodeId, core: &Core, out: &mut Node) {
         | Core::Windows { .. }
         | Core::Regroup
         | Core::First
+        | Core::Last
         | Core::SelectRows => {
             if let Core::Slice { dim, start } = core {
                 let size = graph.types(node)[0].dims.get(*dim).and_then(|d| d.fixed()).unwrap_or(0);
                 out.title = format!("slice {start}..{}", start + size);
             }
-            if *core == Core::First {
-                out.title = "first of each sequence".into();
+            if let Core::First | Core::Last = core {
+                out.title = format!("{} of each sequence", core.name());
             }
             if *core == Core::SelectRows {
                 out.title = "selected tokens".into();

@@ -121,6 +121,8 @@ pub enum Core {
     Regroup,
     /// The first element of each sequence: `[tokens, ..] -> [sequence, ..]`, to an axis of one element. The sequence is whole.
     First,
+    /// The last element of each sequence, as the one before.
+    Last,
     /// `(starts.., values..)`: `step` for each token in order, with what it gave as states for the token before; states go on from step to step of
     /// the sequence. `step` is given the states, and of each value `[tokens, ..]` that of its token `[..]`, of others the whole; it gives
     /// the new states, then the results, which become `[tokens, ..]`.

@@ -105,6 +105,7 @@ impl Core {
             Core::SelectRows => "select_rows",
             Core::Regroup => "regroup",
             Core::First => "first",
+            Core::Last => "last",
             Core::Scan { .. } => "scan",
             Core::Call { .. } => "call",
         }
@@ -141,7 +142,8 @@ impl Core {
             | Core::Softmax
             | Core::SelectRows
             | Core::Regroup
-            | Core::First => Vec::new(),
+            | Core::First
+            | Core::Last => Vec::new(),
         }
     }
 
@@ -179,6 +181,7 @@ impl Core {
             "select_rows" => Core::SelectRows,
             "regroup" => Core::Regroup,
             "first" => Core::First,
+            "last" => Core::Last,
             "scan" => {
                 Core::Scan { path: a.string("path")?, states: a.usize("states")?, step: Arc::new(a.body("step")?) }
             }

@@ -62,6 +62,7 @@ pub(in crate::passes) fn leading(graph: &Graph, node: NodeId) -> Option<Dim> {
             | Core::SelectRows
             | Core::Regroup
             | Core::First
+            | Core::Last
             | Core::Scan { .. }
             | Core::Call { .. } => false,
         },
