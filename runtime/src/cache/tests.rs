@@ -246,7 +246,7 @@ fn a_state_is_a_page_before_the_last_step_and_one_after_it() {
     (manifest.caches[0].keep, manifest.caches[0].page_tokens) = (Keep::State, 1);
     let mut store = CacheStore::new(&manifest, OPTIONS).unwrap();
     let one = store.add().unwrap();
-    let mut step = |store: &mut CacheStore, id, n| {
+    let step = |store: &mut CacheStore, id, n| {
         assert_eq!(store.begin_step(&[tokens(id, n)]).unwrap().iter().filter(|c| c.group == 0).count(), 0, "no copies");
         store.end_step([id]).unwrap();
         let table = store.block_table(0, &[id]).unwrap();

@@ -122,3 +122,27 @@ fn forks_and_steps_taken_back() -> Result<()> {
     assert_eq!((last(&mut session, one, 1.5)?, last(&mut session, two, 1.0)?), (1.5, 14.0));
     Ok(())
 }
+
+/// One vector a sequence of whole sequences, several in a step.
+#[test]
+fn pooled_tokens() -> Result<()> {
+    let text = of_wiring(
+        "model(x: f32[tokens, 19], ids: i64[tokens]) {\n  mean = mean_token\n  at = token_where\n  largest = token_of_largest\n\
+         \x20 return {mean: mean(x, where(ids == 0, 0, 1) + 0.5), end: at(x, ids == 2), largest: largest(x, ids), last: last(x * 2)}\n}",
+    )?;
+    let whole = vec![schedule(&[("x", 19), ("ids", 0)])[1].clone(), schedule(&[("x", 19), ("ids", 0)])[2].clone()];
+    assert_eq!(compare_with_interpreter(&text, &whole, &TARGETS)?, Compared::Same);
+    Ok(())
+}
+
+/// Scores that are the weights of values: decayed, through a sigmoid, seen through a window, of groups of heads.
+#[test]
+fn attention_without_a_softmax() -> Result<()> {
+    agree(
+        "model(x: f32[tokens, 24], k: f32[tokens, 12], v: f32[tokens, 10]) {\n  q = split(x, 4)\n  keys = cache(split(k, 2))\n  values = cache(split(v, 2))\n\
+         \x20 a = attend(q, keys, values, causal, score * 0.75 ^ (q_pos - k_pos), softmax = false)\n\
+         \x20 b = attend(q, keys, values, window(3), sigmoid(score - log(q_pos + 1.0)), scale = 0.5, softmax = false)\n\
+         \x20 return {a: a, b: b}\n}",
+        &[("x", 24), ("k", 12), ("v", 10)],
+    )
+}

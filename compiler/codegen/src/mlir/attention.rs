@@ -205,7 +205,7 @@ impl Attention<'_> {
         let end_page = w.ceil_div(query.high, spec.page_tokens);
         let n_out = spec.value_dim.div_ceil(u64::from(self.lanes)) as usize;
         let mut state = match &spec.sink {
-            None => vec![w.f32(LOWEST, 0), w.f32(0.0, 0)],
+            None => vec![w.f32(LOWEST, 0), w.f32(if spec.softmax { 0.0 } else { 1.0 }, 0)],
             Some(sink) => vec![self.sink(w, query, sink, head)?, w.f32(1.0, 0)],
         };
         let zero = w.f32(0.0, self.lanes);
@@ -262,6 +262,17 @@ impl Attention<'_> {
             let (score, mask) = self.score(w, query, (page, first_key), v, head, *dot)?;
             scores.push(score);
             visible.push(mask);
+        }
+        if !spec.softmax {
+            // Behind a sum of 1 nothing is divided.
+            let zero = w.f32(0.0, lanes);
+            for (v, score) in scores.iter().enumerate() {
+                let p = w.select(visible[v], *score, zero);
+                let at = w.offset_const(self.scratch, v as u64 * u64::from(lanes) * 4);
+                w.store(p, at);
+            }
+            let out = self.weighted_values(w, query, first_key, values, &state[2..])?;
+            return Ok([&state[..2], &out[..]].concat());
         }
         let mut highest = scores[0];
         for score in &scores[1..] {

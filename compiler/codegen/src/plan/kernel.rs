@@ -41,7 +41,8 @@ impl KernelSpec {
                 body_text(&s.epilogue)
             ),
             KernelSpec::Attention(s) => format!(
-                "attention axis {} heads {}/{} dims {}/{} keys {:?} values {:?} when {:?} scale {} {:?} {} {} -> {} group {} pages of {} tables {:?}\n{}{}{}",
+                "attention{} axis {} heads {}/{} dims {}/{} keys {:?} values {:?} when {:?} scale {} {:?} {} {} -> {} group {} pages of {} tables {:?}\n{}{}{}",
+                if s.softmax { "" } else { " without softmax" },
                 s.axis,
                 s.heads,
                 s.kv_heads,
@@ -185,6 +186,8 @@ pub struct AttentionSpec {
     pub sink: Option<Graph>,
     /// What masks, scores and sinks read besides positions and heads: their parameters after `head`.
     pub tables: Vec<Table>,
+    /// Whether scores become shares; otherwise they are the weights themselves.
+    pub softmax: bool,
     /// What the mask implies.
     pub reach: Reach,
     /// Of the queries.

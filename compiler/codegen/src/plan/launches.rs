@@ -198,6 +198,7 @@ impl Planner<'_> {
                 mask: attention.mask.clone(),
                 score: attention.score.clone(),
                 sink: attention.sink.clone(),
+                softmax: attention.softmax,
                 reach: attention.reach,
                 query: graph.ty(values[0]).dtype,
                 kept: graph.ty(values[1]).dtype,

@@ -234,7 +234,8 @@ impl Expander {
                 self.last(&x, span).map(|(_, n)| Value::Int(n as i64))
             }
             "attend" => {
-                let mut args = self.args(name, &["q", "k", "v", "mask", "scores", "scale", "sinks"], given, span)?;
+                let mut args =
+                    self.args(name, &["q", "k", "v", "mask", "scores", "scale", "sinks", "softmax"], given, span)?;
                 let (q, k, v) = (
                     self.need_tensor(&mut args, 0, place)?,
                     self.need_tensor(&mut args, 1, place)?,

@@ -17,7 +17,7 @@ struct Heads {
 }
 
 impl Expander {
-    /// `softmax(score(scale · q·kᵀ) where mask) · v`; `rest` is mask, scores, scale, sinks.
+    /// `softmax(score(scale · q·kᵀ) where mask) · v`; `rest` is mask, scores, scale, sinks, and whether there is a softmax.
     ///
     /// `q [tokens, H, D]`, `k` and `v [visible, K, D]` -> `[tokens, H, Dv]`; query head `h` reads head `h / (H / K)`.
     pub(super) fn attend(
@@ -46,6 +46,17 @@ impl Expander {
             },
         };
         let sinks = rest.next().flatten().filter(|s| !matches!(s, Value::None));
+        let softmax = match rest.next().flatten() {
+            None | Some(Value::Bool(true)) => true,
+            Some(Value::Bool(false)) if sinks.is_none() => false,
+            Some(Value::Bool(false)) => {
+                return self.fail(Code::WrongType, span, "sinks without a softmax", "nothing is shared with a sink");
+            }
+            Some(other) => {
+                let message = format!("whether there is a softmax is true or false, not {}", other.kind());
+                return self.fail(Code::WrongType, span, message, "expected a boolean");
+            }
+        };
         let everything = matches!(mask, Value::Bool(true));
         let (k, v) = (self.kept(k, &q, everything), self.kept(v, &q, everything));
         let heads = self.heads(&q, &k, &v, span)?;
@@ -99,7 +110,16 @@ impl Expander {
         if let Some(sinks) = sinks {
             operands.push(self.sink(sinks, &heads, &scaled, span)?);
         }
-        let weights = self.emit(Core::Softmax, &operands.iter().collect::<Vec<_>>(), DType::F32, full, span)?;
+        let weights = match &operands[..] {
+            operands if softmax => {
+                self.emit(Core::Softmax, &operands.iter().collect::<Vec<_>>(), DType::F32, full, span)?
+            }
+            [scored, mask] => {
+                let zero = self.constant(vec![0.0], DType::F32, Vec::new(), span)?;
+                self.emit(Core::Select, &[mask, scored, &zero], DType::F32, full, span)?
+            }
+            operands => operands[0].clone(),
+        };
         let out = vec![heads.query, kv, group, v.axes[2]];
         let mixed =
             self.emit(Core::Contract { spec: "kgnv,vkd->nkgd".into() }, &[&weights, &v], DType::F32, out, span)?;
@@ -419,6 +439,8 @@ mod tests {
         assert_eq!(codes(&attention("attend(k, k, k, q_pos - k_pos)")), [Code::WrongType]);
         assert_eq!(codes(&attention("attend(k, k, k, scale = x)")), [Code::WrongType]);
         assert_eq!(codes(&attention("attend(k, k)")), [Code::MissingOption]);
+        assert_eq!(codes(&attention("attend(k, k, k, causal, softmax = 1)")), [Code::WrongType]);
+        assert_eq!(codes(&attention("attend(k, k, k, causal, sinks = 1, softmax = false)")), [Code::WrongType]);
     }
 
     #[test]

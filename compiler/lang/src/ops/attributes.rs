@@ -109,6 +109,11 @@ impl Attributes {
         self.read(key, "true or false", |s| s.parse().ok())
     }
 
+    /// `true` or `false`, where it is written.
+    pub fn optional_bool(&mut self, key: &str) -> Result<Option<bool>, String> {
+        if self.values.contains_key(key) { self.bool(key).map(Some) } else { Ok(None) }
+    }
+
     /// A quoted string.
     pub fn string(&mut self, key: &str) -> Result<String, String> {
         self.read(key, "a string", unquote)

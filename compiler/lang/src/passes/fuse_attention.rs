@@ -3,6 +3,7 @@
 //! before   s = contract q, k {"nkgd,vkd->kgnv"} ; t = mul s, scale ; p = softmax t, mask, sink ; y = contract p, v {"kgnv,vkd->nkgd"}
 //! after    a = attention q', k, v, extras {scale, mask, score, sink} ; y = reshape a        (q' is q as [N, H, Dk])
 //!
+//! The same without a softmax, where the scores (or zero where a mask does not hold) are multiplied with the values.
 //! Everything elementwise between the products, and everything that makes the mask or the sink, becomes a graph of scalars over positions, head
 //! and extras; what of it does not depend on the scores or positions is an extra. A gather from a table of one dimension is taken in with
 //! its index, and the table is an operand as it is; a weight of one number a head is such a table, and the head its index.
@@ -53,11 +54,16 @@ enum Slot {
 
 fn rewrite(graph: &mut Graph, node: NodeId) -> Option<()> {
     let [p, v] = product(graph, node, "kgnv,vkd->nkgd")?;
-    let Core::Softmax = core(graph, p)? else { return None };
-    let (scores, mask, sink) = match graph.operands(p.node)[..] {
-        [scores] => (scores, None, None),
-        [scores, mask] => (scores, Some(mask), None),
-        [scores, mask, sink] => (scores, Some(mask), Some(sink)),
+    let softmax = core(graph, p) == Some(&Core::Softmax);
+    let (scores, mask, sink) = match (softmax, core(graph, p), &graph.operands(p.node)[..]) {
+        (true, _, [scores]) => (*scores, None, None),
+        (true, _, [scores, mask]) => (*scores, Some(*mask), None),
+        (true, _, [scores, mask, sink]) => (*scores, Some(*mask), Some(*sink)),
+        (false, Some(Core::Select), [mask, scores, zero]) if uniform(graph, *zero) == Some(0.0) => {
+            (*scores, Some(*mask), None)
+        }
+        // Weights that are the scores themselves.
+        (false, ..) => (p, None, None),
         _ => return None,
     };
     let products = find_products(graph, scores)?;
@@ -112,7 +118,10 @@ fn rewrite(graph: &mut Graph, node: NodeId) -> Option<()> {
     };
     let operands = [&[q, k, v], &extras[..]].concat();
     let y = b
-        .fused1(Attention { scale, mask: mask_body, score: score_body, sink, reach, from_start: false }, &operands)
+        .fused1(
+            Attention { scale, mask: mask_body, score: score_body, sink, softmax, reach, from_start: false },
+            &operands,
+        )
         .ok()?;
     let old = ValueId { node, port: 0 };
     let dims = b.graph.ty(old).dims.clone();

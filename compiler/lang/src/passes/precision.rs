@@ -119,11 +119,9 @@ struct Narrow {
 impl Narrow {
     fn contract(&mut self, graph: &mut Graph, node: NodeId) -> Result<(), ShapeError> {
         let [a, b] = graph.operands(node)[..] else { return Ok(()) };
-        let is_softmax = |v: ValueId| matches!(graph.op(v.node).as_core(), Some(Core::Softmax));
-        let probabilities = is_softmax(a) || is_softmax(b);
+        let probabilities = is_weight(graph, a) || is_weight(graph, b);
         for (i, operand) in [a, b].into_iter().enumerate() {
-            if graph.ty(operand).dtype != DType::F32 || matches!(graph.op(operand.node).as_core(), Some(Core::Softmax))
-            {
+            if graph.ty(operand).dtype != DType::F32 || is_weight(graph, operand) {
                 continue;
             }
             let mut narrow = self.value(graph, operand)?;
@@ -158,4 +156,9 @@ impl Narrow {
         self.memo.insert(value, made);
         Ok(made)
     }
+}
+
+/// Whether values are multiplied with it: an element for each query and key.
+fn is_weight(graph: &Graph, value: ValueId) -> bool {
+    graph.ty(value).dims.iter().filter(|d| d.is_ragged()).count() > 1
 }

@@ -124,3 +124,40 @@ fn several_states_and_learned_starts() {
     }
     close(&y, &h);
 }
+
+#[test]
+fn one_vector_of_a_sequence() {
+    let whole = |y: &str| {
+        let wiring = format!(
+            "model(x: f32[tokens, 3], mark: f32[tokens, 1]) {{\n  mean = mean_token\n  at = token_where\n  largest = token_of_largest\n\
+             \x20 return {{y: {y}}}\n}}"
+        );
+        run(&program(&wiring), &[7])
+    };
+    let by = numbers("mark", 5, 7);
+    let (y, x) = whole("last(x)");
+    close(&y, &x[18..]);
+    let (y, x) = whole("mean(x)");
+    close(&y, &(0..3).map(|d| (0..7).map(|t| x[3 * t + d]).sum::<f64>() / 7.0).collect::<Vec<_>>());
+    let positive: Vec<usize> = (0..7).filter(|t| by[*t] > 0.0).collect();
+    let (y, x) = whole("mean(x, where(mark > 0, 1, 0))");
+    let mean = |d: usize| positive.iter().map(|t| x[3 * t + d]).sum::<f64>() / positive.len() as f64;
+    close(&y, &(0..3).map(mean).collect::<Vec<_>>());
+    let (y, x) = whole("at(x, mark > 0)");
+    close(&y, &x[3 * positive[0]..][..3]);
+    let (y, x) = whole("largest(x, mark + 1)");
+    let largest = (0..7).fold(0, |best, t| if by[t] > by[best] { t } else { best });
+    close(&y, &x[3 * largest..][..3]);
+}
+
+#[test]
+fn attention_without_a_softmax_is_the_scan_that_it_sums() {
+    let wiring = |y: &str| {
+        format!(
+            "model(x: f32[tokens, 6], k: f32[tokens, 6], v: f32[tokens, 8]) {{\n  q = split(x, 2)\n  keys = split(k, 2)\n  values = split(v, 2)\n\
+             \x20 return {{y: {y}}}\n}}"
+        )
+    };
+    let summed = "attend(q, cache(keys), cache(values), causal, score * 0.75 ^ (q_pos - k_pos), softmax = false)";
+    close(&in_pieces(&wiring(summed)).0, &in_pieces(&wiring("scan(linear_memory, 0.0, q, keys, values, 0.75)")).0);
+}

@@ -18,6 +18,7 @@ use crate::ops::{Op, ShapeError};
 /// `mask` is a graph of scalars with parameters `(q_pos, k_pos, head, extras..)`, i64 positions and head, giving a bool.
 /// `score` is a graph of scalars with parameters `(score, q_pos, k_pos, head, extras..)` giving f32; `score` is already scaled.
 /// `sink`, where there is one, is a graph of scalars with the parameters of `mask` that does not read `k_pos`: the f32 score of one key more, which has no value.
+/// Without a `softmax` the scores are the weights of the values themselves, and what the mask leaves out has none.
 /// Extras are broadcastable to `[tokens, H, visible(tokens)]`, an element to a parameter; or tables `[n]`, whole, where the parameter is one:
 /// mask and score gather from them.
 /// With `from_start` the last operand is the result, made in another way, and stays what it is where a sequence has earlier tokens; of sequences
@@ -38,6 +39,8 @@ pub struct Attention {
     pub score: Graph,
     /// A score that takes part in the softmax and has no value.
     pub sink: Option<Graph>,
+    /// Whether scores become shares; otherwise they are the weights themselves, and there is no sink.
+    pub softmax: bool,
     /// What the mask implies, derived by interval evaluation.
     pub reach: Reach,
     /// Only of sequences whose first token is in the step; the last operand is the same result, made in another way, for all others.
@@ -76,6 +79,9 @@ impl FusedOp for Attention {
             vec![("scale", number(self.scale)), ("window", window), ("future", self.reach.future.to_string())];
         if self.from_start {
             list.push(("from_start", "true".to_owned()));
+        }
+        if !self.softmax {
+            list.push(("softmax", "false".into()));
         }
         list
     }
@@ -144,7 +150,15 @@ impl FusedOp for Attention {
                 _ => return fail("the sink has not one result"),
             },
         };
-        let probabilities = b.softmax(scores, Some(mask), sink)?; // [K, G, N, T]
+        let probabilities = if self.softmax {
+            b.softmax(scores, Some(mask), sink)? // [K, G, N, T]
+        } else {
+            if self.sink.is_some() {
+                return fail("a sink without a softmax");
+            }
+            let zero = b.scalar(0.0);
+            b.select(mask, scores, zero)? // [K, G, N, T]
+        };
         // Products are of one dtype: where v is narrower than f32, its values are widened, which rounds nothing.
         let v = b.cast(values[2], DType::F32)?; // [T, K, Dv]
         let summed = b.contract("kgnv,vkd->nkgd", probabilities, v)?; // [N, K, G, Dv]
@@ -207,6 +221,7 @@ pub(super) fn parse(a: &mut Attributes) -> Result<Op, String> {
         mask: a.body("mask")?,
         score: a.body("score")?,
         sink: a.optional_body("sink"),
+        softmax: a.optional_bool("softmax")?.unwrap_or(true),
         reach: Reach { window: a.optional_u64("window")?, future: a.bool("future")? },
         from_start: a.flag("from_start")?,
     }))
