@@ -381,6 +381,51 @@ model(x: f32[tokens, 24], loud: f32[tokens, 6]) {
     check(&text, &[step(0..1), step(1..18), step(18..19), step(19..50)]);
 }
 
+/// Keys and values that one layer keeps and others read, under other masks; streams that go through layers together.
+#[test]
+fn caches_that_layers_share() {
+    let wiring = r#"attention(seen)(x, kept = none) {
+  q = split(x, 2)
+  k = if kept is none then cache(tanh(q)) else kept[0]
+  v = if kept is none then cache(q * 2) else kept[1]
+  return merge(attend(q, k, v, seen)), [k, v]
+}
+
+layer(i)(streams, kept) {
+  own = attention(if i % 2 == 0 then window(5) else causal)
+  y, mine = own(streams[0] - 0.5 * streams[1], if i < 2 then none else if i % 2 == 0 then kept.near else kept.all)
+  return [streams[1] + tanh(y), streams[0] * 0.5], if i == 0 then {near: mine, all: none} else if i == 1 then {near: kept.near, all: mine} else kept
+}
+
+model(x: f32[tokens, 16], kind: i64[tokens]) {
+  layers = [layer(i) for i in 0..6]
+  kinds = cache(kind)
+  marked(x) {
+    q = split(x, 2)
+    return x + merge(attend(q, cache(q), cache(q * 3), causal and kinds == 1))
+  }
+  more = [marked for i in 0..2]
+  streams, kept = layers([x, tanh(x)], {near: none, all: none})
+  return {y: more(streams[0]), z: streams[1]}
+}"#;
+    let text = of_wiring(wiring).expect("it expands");
+    let x = floats(50 * 16);
+    let kind: Vec<i64> = (0..50).map(|i| i64::from(i % 3 == 1)).collect();
+    let step = |range: std::ops::Range<usize>| {
+        let (from, to) = (range.start, range.end);
+        vec![("x", Floats(x[from * 16..to * 16].to_vec())), ("kind", Ints(kind[from..to].to_vec()))]
+    };
+    check(&text, &[step(0..1), step(1..18), step(18..19), step(19..50)]);
+    let slots = |manifest: &xfc_runtime::artifact::manifest::Manifest| -> Vec<(String, usize)> {
+        manifest.caches.iter().map(|group| (group.name.clone(), group.slots.len())).collect()
+    };
+    let made = manifest(&text).expect("it compiles");
+    let expected = [("window 5", 2), ("full", 7)].map(|(name, n)| (name.to_owned(), n));
+    let mut found = slots(&made);
+    found.sort_by_key(|(_, n)| *n);
+    assert_eq!(found, expected, "two of two layers each, one for all, and two of two layers");
+}
+
 #[test]
 fn softmax_with_a_sink() {
     on_rows(

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
 use xfc_lang::graph::path::join;
-use xfc_lang::graph::{AxisId, Dim, Graph, NodeId, Program, Type, ValueId};
+use xfc_lang::graph::{AxisId, Graph, NodeId, Program, Type, ValueId};
 use xfc_lang::ops::fused::{Attention, ExpertLinear, HeadLinear, Linear, Rows};
-use xfc_lang::ops::{BinaryOp, Core, Op};
+use xfc_lang::ops::{Core, Op};
 use xfc_lang::passes::analysis::phase;
 use xfc_runtime::artifact::manifest::{Arena, BufferRef, CacheGroup, Input, Output, Weight, When};
 
@@ -78,17 +78,17 @@ pub(super) struct Planner<'a> {
     pub(super) weights: Weights,
     kernels: Vec<KernelSpec>,
     kernel_index: HashMap<String, usize>,
-    /// The kernel of a node, which is the same in every instance of its graph.
-    known: HashMap<(usize, NodeId), usize>,
+    /// The kernel of a node, which is the same in every instance of its graph that reads and writes the same groups of caches.
+    known: HashMap<(usize, NodeId, Vec<usize>), usize>,
     pub(super) flat: HashMap<(usize, NodeId), Graph>,
     buffers: Vec<Buffer>,
     drafts: Vec<Draft>,
     /// Of the node that is being planned.
     pub(super) when: Option<When>,
     /// Which program input a buffer holds.
-    input_of: BTreeMap<usize, usize>,
-    limits: BTreeMap<usize, u64>,
-    max_positions: Vec<Option<u64>>,
+    pub(super) input_of: BTreeMap<usize, usize>,
+    pub(super) limits: BTreeMap<usize, u64>,
+    pub(super) max_positions: Vec<Option<u64>>,
 }
 
 /// Plans a fused program. `stored` gives the binding of each parameter by absolute path.
@@ -363,9 +363,11 @@ impl Planner<'_> {
     /// The kernel of a node, made on first sight.
     pub(super) fn kernel(
         &mut self,
-        key: (usize, NodeId),
+        (graph, node): (usize, NodeId),
+        groups: Vec<usize>,
         make: impl FnOnce(&mut Self) -> Result<KernelSpec, CodegenError>,
     ) -> Result<usize, CodegenError> {
+        let key = (graph, node, groups);
         if let Some(id) = self.known.get(&key) {
             return Ok(*id);
         }
@@ -407,34 +409,6 @@ impl Planner<'_> {
             }
         }
         self.drafts.push(Draft { name: name.to_owned(), space, times, kernel, operands, when: self.when });
-    }
-
-    /// Learns the limits of ids and positions from the tables they index.
-    pub(super) fn note_tables(&mut self, body: &Graph, operands: &[Place]) {
-        for node in body.nodes() {
-            let Some(Core::Gather) = body.op(node).as_core() else { continue };
-            let [table, index] = body.operands(node)[..] else { continue };
-            let Some(Dim::Fixed(n)) = body.ty(table).dims.first().copied() else { continue };
-            let (index, offset) = offset_of(body, index);
-            let n = n.saturating_sub(offset);
-            match body.op(index.node).as_core() {
-                Some(Core::Position) => {
-                    let axis = row_type(body.ty(index)).ok().map(|(space, _)| space.axis);
-                    if let Some(most) = axis.and_then(|axis| self.max_positions.get_mut(axis)) {
-                        *most = Some(most.map_or(n, |m| m.min(n)));
-                    }
-                }
-                Some(Core::Arg { index }) => {
-                    if let Some(Place::Buffer { id, .. }) = operands.get(*index).map(Place::source)
-                        && let Some(input) = self.input_of.get(id)
-                    {
-                        let limit = self.limits.entry(*input).or_insert(n);
-                        *limit = (*limit).min(n);
-                    }
-                }
-                _ => {}
-            }
-        }
     }
 
     /// A place as a buffer over its own rows: selected rows are copied.
@@ -482,20 +456,4 @@ fn when(need: phase::Need) -> Option<When> {
         phase::Need { from_start: false, continued: true } => Some(When::Continued),
         _ => None,
     }
-}
-
-/// `x` and `c` of an index `x + c` with a constant `c`; a value of its own and 0 otherwise.
-fn offset_of(body: &Graph, index: ValueId) -> (ValueId, u64) {
-    let operands = body.operands(index.node);
-    if let (Some(Core::Binary(BinaryOp::Add)), [a, b]) = (body.op(index.node).as_core(), &operands[..]) {
-        for (x, c) in [(*a, *b), (*b, *a)] {
-            if let Some(Core::Const { values }) = body.op(c.node).as_core()
-                && let [c] = values[..]
-                && c >= 0.0
-            {
-                return (x, c as u64);
-            }
-        }
-    }
-    (index, 0)
 }

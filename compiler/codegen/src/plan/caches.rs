@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use xfc_lang::graph::path::{Instance, instances, join};
-use xfc_lang::graph::{AxisId, DType, Dim, Graph, NodeId, Program, ValueId};
+use xfc_lang::graph::{AxisId, DType, Dim, Graph, NodeId, Program, Type, ValueId};
 use xfc_lang::ops::Core;
 use xfc_lang::ops::core::scan::state_paths;
 use xfc_lang::ops::fused::{Attention, Reach};
@@ -41,36 +41,43 @@ pub struct Caches {
     pub sees_ahead: bool,
 }
 
-/// What one body keeps.
+/// One cache, and what its readers say of it.
 struct Kept {
+    /// Absolute.
     path: String,
     axis: usize,
+    /// One number a token, for masks and scores.
+    lone: bool,
     heads: u64,
     dim: u64,
     dtype: DType,
-    layout: PageLayout,
-    reach: Reach,
+    layout: Option<PageLayout>,
+    reach: Option<Reach>,
     /// Queries of another axis read it.
     across: bool,
     /// Read for sequences alone that begin in the step.
     from_start: bool,
+    /// Among the caches of bodies that call no other: these run one after another, so what one keeps for a step may lie where the previous one's lay.
+    alias: Option<usize>,
 }
 
 /// Derives groups and slots.
 ///
 /// # Errors
-/// A cache that something other than the attentions of its own body reads.
+/// A cache that something other than attentions reads.
 pub fn derive(program: &Program, page_tokens: u64) -> Result<Caches, CodegenError> {
     let list =
         instances(program).ok_or_else(|| CodegenError::bug("caches", "the program has no finite list of instances"))?;
-    let bodies = program.graphs.iter().map(kept_by).collect::<Result<Vec<_>, _>>()?;
+    let mut found = Vec::new();
+    let results = follow(program, 0, "", &[], &mut found)?;
+    if let Some(kept) = results.into_iter().flatten().next() {
+        return Err(CodegenError::unsupported("a cache that the model returns", found[kept].path.clone()));
+    }
     let mut caches = Caches::default();
+    for kept in &found {
+        caches.add(kept, page_tokens)?;
+    }
     for Instance { graph, at } in &list {
-        // Bodies that call no other run one after another, so what one keeps for a step may lie where the previous one's lay.
-        let is_leaf = calls_nothing(&program.graphs[*graph]);
-        for (ordinal, kept) in bodies[*graph].iter().enumerate() {
-            caches.add(at, is_leaf.then_some(ordinal), kept, page_tokens);
-        }
         for (path, axis, bytes) in states_of(&program.graphs[*graph])? {
             caches.add_state(join(at, &path), axis, bytes);
         }
@@ -79,8 +86,13 @@ pub fn derive(program: &Program, page_tokens: u64) -> Result<Caches, CodegenErro
 }
 
 impl Caches {
-    fn add(&mut self, at: &str, alias: Option<usize>, kept: &Kept, page_tokens: u64) {
-        let (keep, name) = match kept.reach {
+    fn add(&mut self, kept: &Kept, page_tokens: u64) -> Result<(), CodegenError> {
+        let (Some(layout), Some(reach)) = (kept.layout, kept.reach) else { return Ok(()) };
+        if kept.across && kept.axis == 0 {
+            let what = "a cache of the first axis read by queries of another";
+            return Err(CodegenError::unsupported(what, kept.path.clone()));
+        }
+        let (keep, name) = match reach {
             _ if is_for_step(&kept.path) => (Keep::Step, "step".to_owned()),
             _ if kept.across => (Keep::Once, "once".to_owned()),
             Reach { future: true, .. } => (Keep::Step, "step".to_owned()),
@@ -94,16 +106,16 @@ impl Caches {
             self.groups.len() - 1
         });
         let bytes = page_bytes(kept.heads, kept.dim, page_tokens, kept.dtype);
-        let path = join(at, &kept.path);
-        let slot = Slot { group, slot: self.groups[group].slots.len(), layout: kept.layout, page_bytes: bytes };
-        let alias = alias.filter(|_| keep == Keep::Step);
+        let slot = Slot { group, slot: self.groups[group].slots.len(), layout, page_bytes: bytes };
+        let alias = kept.alias.filter(|_| keep == Keep::Step);
         self.groups[group].slots.push(CacheSlot {
-            path: path.clone(),
+            path: kept.path.clone(),
             page_bytes: bytes,
             token_bytes: kept.heads * kept.dim * dtype_bytes(kept.dtype),
             alias,
         });
-        self.slots.insert(path, slot);
+        self.slots.insert(kept.path.clone(), slot);
+        Ok(())
     }
 
     fn add_state(&mut self, path: String, axis: usize, bytes: u64) {
@@ -141,58 +153,77 @@ fn calls_nothing(graph: &Graph) -> bool {
     graph.nodes().all(|n| !matches!(graph.op(n).as_core(), Some(Core::Call { .. })))
 }
 
-fn kept_by(graph: &Graph) -> Result<Vec<Kept>, CodegenError> {
-    let mut list = Vec::new();
+/// Follows what is kept through one instance of a body and the bodies that it calls. Gives which of `found` each of its results is.
+fn follow(
+    program: &Program,
+    index: usize,
+    at: &str,
+    args: &[Option<usize>],
+    found: &mut Vec<Kept>,
+) -> Result<Vec<Option<usize>>, CodegenError> {
+    let graph = &program.graphs[index];
+    let is_leaf = calls_nothing(graph);
+    let mut ordinal = 0;
+    let mut values: HashMap<ValueId, usize> = HashMap::new();
     for node in graph.topological() {
-        let Some(Core::Cache { path }) = graph.op(node).as_core() else { continue };
+        let operands: Vec<Option<usize>> = graph.operands(node).iter().map(|v| values.get(v).copied()).collect();
         let value = ValueId { node, port: 0 };
-        let ty = graph.ty(value);
-        let unsupported = |what: String| CodegenError::unsupported(what, path.clone());
-        let (axis, heads, dim) = match ty.dims[..] {
-            [Dim::Visible(axis), Dim::Fixed(heads), Dim::Fixed(dim)] => (axis.0, heads, dim),
-            // One number a token, for masks and scores.
-            [Dim::Visible(axis)] => (axis.0, 1, 1),
-            _ => return Err(unsupported(format!("a cache of type {ty}"))),
-        };
-        let mut layout = None;
-        let mut reach: Option<Reach> = None;
-        let mut across = false;
-        let mut from_start = true;
-        for (user, operand) in uses_and_those_of_parts(graph, value) {
-            let kept = if ty.dims.len() == 1 { operand > 2 } else { operand == 1 || operand == 2 };
-            let attention = graph.op(user).as_fused::<Attention>().filter(|_| kept);
-            let attention =
-                attention.ok_or_else(|| unsupported(format!("a cache read by `{}`", graph.op(user).name())))?;
-            // What is read as values too lies as they do.
-            let wanted = if operand == 2 { PageLayout::TokensMiddle } else { PageLayout::TokensLast };
-            layout = Some(layout.map_or(wanted, |l: PageLayout| l.max(wanted)));
-            reach = Some(reach.map_or(attention.reach, |r| widest(r, attention.reach)));
-            from_start &= attention.from_start;
-            let queries = graph.operands(user).first().and_then(|q| graph.ty(*q).dims.first().copied());
-            across |= queries != Some(Dim::Axis(AxisId(axis)));
+        match graph.op(node).as_core() {
+            Some(Core::Arg { index }) => {
+                values.extend(args.get(*index).copied().flatten().map(|kept| (value, kept)));
+            }
+            Some(Core::Cache { path }) => {
+                values.insert(value, found.len());
+                let stays = is_leaf && !graph.is_output(value);
+                found.push(kept_as(graph.ty(value), join(at, path), stays.then_some(ordinal))?);
+                ordinal += usize::from(stays);
+            }
+            Some(Core::Call { graph: callee, at: relative }) => {
+                let results = follow(program, *callee, &join(at, relative), &operands, found)?;
+                let results = results.into_iter().enumerate();
+                values.extend(results.filter_map(|(port, kept)| Some((ValueId { node, port }, kept?))));
+            }
+            // A part of each head is read as what it is a part of.
+            Some(Core::Slice { dim: 2, .. }) => {
+                values.extend(operands.into_iter().flatten().map(|kept| (value, kept)));
+            }
+            _ => {
+                for (operand, kept) in operands.into_iter().enumerate() {
+                    if let Some(kept) = kept {
+                        found[kept].read(graph, node, operand)?;
+                    }
+                }
+            }
         }
-        if graph.is_output(value) {
-            return Err(unsupported("a cache read outside of its own body".into()));
-        }
-        let (Some(layout), Some(reach)) = (layout, reach) else { continue };
-        if across && axis == 0 {
-            return Err(unsupported("a cache of the first axis read by queries of another".into()));
-        }
-        list.push(Kept { path: path.clone(), axis, heads, dim, dtype: ty.dtype, layout, reach, across, from_start });
     }
-    Ok(list)
+    Ok(graph.outputs().iter().map(|o| values.get(&o.value).copied()).collect())
 }
 
-/// Who reads a cache, or a part of each of its heads, and as which operand.
-fn uses_and_those_of_parts(graph: &Graph, value: ValueId) -> Vec<(NodeId, usize)> {
-    let mut uses = Vec::new();
-    for (user, operand) in graph.uses(value) {
-        match graph.op(user).as_core() {
-            Some(Core::Slice { dim: 2, .. }) => uses.extend(graph.uses(ValueId { node: user, port: 0 })),
-            _ => uses.push((user, operand)),
-        }
+fn kept_as(ty: &Type, path: String, alias: Option<usize>) -> Result<Kept, CodegenError> {
+    let (axis, lone, heads, dim) = match ty.dims[..] {
+        [Dim::Visible(axis), Dim::Fixed(heads), Dim::Fixed(dim)] => (axis.0, false, heads, dim),
+        [Dim::Visible(axis)] => (axis.0, true, 1, 1),
+        _ => return Err(CodegenError::unsupported(format!("a cache of type {ty}"), path)),
+    };
+    Ok(Kept { path, axis, lone, heads, dim, dtype: ty.dtype, layout: None, reach: None, across: false, from_start: true, alias })
+}
+
+impl Kept {
+    /// Notes that a node reads it.
+    fn read(&mut self, graph: &Graph, user: NodeId, operand: usize) -> Result<(), CodegenError> {
+        let unsupported = |what: String| CodegenError::unsupported(what, self.path.clone());
+        let kept = if self.lone { operand > 2 } else { operand == 1 || operand == 2 };
+        let attention = graph.op(user).as_fused::<Attention>().filter(|_| kept);
+        let attention = attention.ok_or_else(|| unsupported(format!("a cache read by `{}`", graph.op(user).name())))?;
+        let wanted = if operand == 2 { PageLayout::TokensMiddle } else { PageLayout::TokensLast };
+        // What is read as values too lies as they do.
+        self.layout = Some(self.layout.map_or(wanted, |l| l.max(wanted)));
+        self.reach = Some(self.reach.map_or(attention.reach, |r| widest(r, attention.reach)));
+        let queries = graph.operands(user).first().and_then(|q| graph.ty(*q).dims.first().copied());
+        self.from_start &= attention.from_start;
+        self.across |= queries != Some(Dim::Axis(AxisId(self.axis)));
+        Ok(())
     }
-    uses
 }
 
 fn widest(a: Reach, b: Reach) -> Reach {

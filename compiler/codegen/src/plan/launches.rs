@@ -38,7 +38,7 @@ impl Planner<'_> {
             return Err(CodegenError::bug("plan", format!("a product of {x_ty} that gives {result_ty} (at `{name}`)")));
         }
         let times: u64 = lead.iter().product();
-        let kernel = self.kernel((graph_idx, node), |_| {
+        let kernel = self.kernel((graph_idx, node), Vec::new(), |_| {
             let extras = values[1 + linear.parts..]
                 .iter()
                 .map(|v| extra(graph.ty(*v), outputs, times, name))
@@ -92,7 +92,7 @@ impl Planner<'_> {
         let ([heads, outputs], [_, inputs]) = (&out_dims[..], &row_type(x_ty)?.1[..]) else {
             return Err(CodegenError::unsupported(format!("a product of each head of {x_ty}"), name));
         };
-        let kernel = self.kernel((graph_idx, node), |_| {
+        let kernel = self.kernel((graph_idx, node), Vec::new(), |_| {
             Ok(KernelSpec::Linear(LinearSpec {
                 space,
                 times: 1,
@@ -157,7 +157,12 @@ impl Planner<'_> {
         if space.selected {
             return Err(CodegenError::unsupported("attention of selected rows", name));
         }
-        let kernel = self.kernel((graph_idx, node), |this| {
+        let groups = operands.iter().filter_map(|place| match place {
+            Place::Cache(path) => self.caches.slots.get(path).map(|slot| slot.group),
+            _ => None,
+        });
+        let groups = groups.chain(value_in_key.map(|first| first as usize)).collect();
+        let kernel = self.kernel((graph_idx, node), groups, |this| {
             let (&[heads, key_dim], [_, Dim::Fixed(kv_heads), Dim::Fixed(value_dim)]) =
                 (&q_dims[..], &graph.ty(values[2]).dims[..])
             else {
@@ -299,7 +304,12 @@ impl Planner<'_> {
             })
             .collect();
         self.note_tables(&body, &operands);
-        let kernel = self.kernel((graph_idx, node), |_| {
+        let groups = sinks.iter().filter_map(|(_, sink, _)| match sink {
+            Sink::Cache { group, .. } => Some(*group),
+            Sink::Buffer => None,
+        });
+        let groups = groups.collect();
+        let kernel = self.kernel((graph_idx, node), groups, |_| {
             let sinks: Vec<(usize, Sink)> = sinks.iter().map(|(port, sink, _)| (*port, *sink)).collect();
             Ok(KernelSpec::Rows(RowsSpec { label: label(&rows.body, &sinks), space, body, params, sinks }))
         })?;

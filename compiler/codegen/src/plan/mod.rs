@@ -12,6 +12,7 @@ mod experts;
 pub mod flatten;
 pub mod kernel;
 mod launches;
+mod limits;
 pub mod memory;
 mod place;
 mod scans;

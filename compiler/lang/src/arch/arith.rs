@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::expand::{Eval, Expander, Failed};
-use super::value::{AxisName, Place, Sym, Tensor, Value};
+use super::value::{Axis, AxisName, Place, Sym, Tensor, Value};
 use crate::diagnostic::{Code, Diagnostic, Span};
 use crate::graph::DType;
 use crate::ops::{BinaryOp, UnaryOp};
@@ -116,8 +116,8 @@ impl Expander {
             }
             _ => {}
         }
-        // What queries bring and what is kept of keys meet in attention only.
-        let apart = query_meets_key(&a, &b);
+        // What queries bring and what is kept of keys meet in attention only; a number kept of each key is for masks and scores.
+        let apart = query_meets_key(&a, &b) || [&a, &b].into_iter().any(is_number_of_key);
         let over_positions = apart || [&a, &b].into_iter().any(|v| matches!(v, Value::Sym(_)));
         let has_tensor = [&a, &b].into_iter().any(|v| matches!(v, Value::Tensor(_) | Value::Param(_) | Value::List(_)));
         let placed = [&a, &b].into_iter().all(|v| !matches!(v, Value::Sym(s) if !s.only_q_pos()));
@@ -151,9 +151,11 @@ impl Expander {
             let (c, a, b) = (self.sym(condition, span, place)?, self.sym(a, span, place)?, self.sym(b, span, place)?);
             return self.positional(Sym::Select(c, a, b), span);
         }
-        let frame = place.frame.as_deref();
-        let (c, a, b) =
-            (self.tensor(condition, span, frame)?, self.tensor(a, span, frame)?, self.tensor(b, span, frame)?);
+        // An integer beside integers of a tensor is one of them: what is chosen is an index still.
+        let integers = |v: &Value| matches!(v, Value::Tensor(t) if t.dtype == DType::I64);
+        let integers = integers(&a) || integers(&b);
+        let c = self.tensor(condition, span, place.frame.as_deref())?;
+        let (a, b) = (self.operand(a, integers, span, place)?, self.operand(b, integers, span, place)?);
         self.select_tensors(c, a, b, span).map(Value::Tensor)
     }
 
@@ -216,6 +218,10 @@ impl Expander {
 }
 
 /// Whether one is of the new elements of an axis, and the other of everything kept of it.
+fn is_number_of_key(v: &Value) -> bool {
+    matches!(v, Value::Tensor(t) if matches!(t.axes[..], [Axis { name: AxisName::Visible(_), .. }]))
+}
+
 fn query_meets_key(a: &Value, b: &Value) -> bool {
     let (Value::Tensor(a), Value::Tensor(b)) = (a, b) else { return false };
     let kept = |t: &Tensor, of: &Tensor| {

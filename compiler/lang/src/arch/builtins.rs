@@ -18,6 +18,7 @@ pub const NAMES: &[&str] = &[
     "cache",
     "ceil",
     "cos",
+    "each",
     "einsum",
     "erf",
     "error",
@@ -37,6 +38,7 @@ pub const NAMES: &[&str] = &[
     "merge",
     "min",
     "mix",
+    "normal_quantile",
     "parts",
     "repeat",
     "reduce",
@@ -187,6 +189,11 @@ impl Expander {
         {
             return self.of_sizes(name, given, span);
         }
+        match name {
+            "normal_quantile" => return self.of_sizes(name, given, span),
+            "each" => return self.each(given, span),
+            _ => {}
+        }
         if let Some(op) = unary_op(name) {
             let mut args = self.args(name, &["x"], given, span)?;
             let x = self.need(&mut args, 0)?;
@@ -252,6 +259,24 @@ impl Expander {
         }
     }
 
+    /// A list of sizes as it is, and a size so many times.
+    fn each(&mut self, given: Vec<Given>, span: Span) -> Eval {
+        let mut args = self.args("each", &["x", "n"], given, span)?;
+        let x = self.need(&mut args, 0)?;
+        let n = usize::try_from(self.need_size(&mut args, 1)?).unwrap_or(usize::MAX);
+        match x.value {
+            Value::List(items) if items.len() == n => Ok(Value::List(items)),
+            Value::List(items) => {
+                let message = format!("a list of {} where {n} are needed", items.len());
+                self.fail(Code::WrongType, x.span, message, format!("expected one value, or {n}"))
+            }
+            one => {
+                self.check_list(n, span)?;
+                self.nested(Value::List(std::rc::Rc::new(vec![one; n])), span)
+            }
+        }
+    }
+
     /// A function of sizes.
     fn of_sizes(&mut self, name: &'static str, given: Vec<Given>, span: Span) -> Eval {
         let values: Vec<Value> = match given.as_slice() {
@@ -286,6 +311,15 @@ impl Expander {
             ("sin", [x]) => return self.finite(x.sin(), span),
             ("cos", [x]) => return self.finite(x.cos(), span),
             ("tanh", [x]) => return self.finite(x.tanh(), span),
+            ("normal_quantile", [p]) if *p > 0.0 && *p < 1.0 => return self.finite(normal_quantile(*p), span),
+            ("normal_quantile", [p]) => {
+                return self.fail(
+                    Code::Arithmetic,
+                    span,
+                    format!("no quantile of {p}"),
+                    "expected a share between 0 and 1",
+                );
+            }
             _ => {
                 return self.fail(
                     Code::WrongType,
@@ -304,5 +338,64 @@ impl Expander {
         } else {
             self.fail(Code::Arithmetic, span, format!("the result is {value}"), "no result")
         }
+    }
+}
+
+/// What a number drawn from the standard normal distribution is below with probability `p`, between 0 and 1.
+fn normal_quantile(p: f64) -> f64 {
+    // Bisection on the distribution's function, which is exact in its tails; 64 halvings of 80 are below the last bit.
+    let (mut low, mut high) = (-40.0_f64, 40.0_f64);
+    for _ in 0..64 {
+        let middle = 0.5 * (low + high);
+        let below = 0.5 * libm::erfc(-middle * std::f64::consts::FRAC_1_SQRT_2);
+        if below < p {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    0.5 * (low + high)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::normal_quantile;
+    use crate::arch::testing::{codes, model};
+    use crate::diagnostic::Code;
+
+    #[test]
+    fn quantiles_of_the_normal_distribution() {
+        // Abramowitz and Stegun, table 26.5.
+        for (p, x) in [
+            (0.5, 0.0),
+            (0.95, 1.644_853_626_951_472_7),
+            (0.975, 1.959_963_984_540_054),
+            (1.0e-6, -4.753_424_308_822_899),
+        ] {
+            assert!((normal_quantile(p) - x).abs() < 1.0e-12, "{p}: {}", normal_quantile(p));
+        }
+        for p in ["0", "1.0", "-3", "2"] {
+            assert_eq!(
+                codes(&format!("a = normal_quantile({p})\nmodel(x: f32[tokens, 4]) {{ return {{y: a * x}} }}")),
+                [Code::Arithmetic]
+            );
+        }
+    }
+
+    #[test]
+    fn one_size_or_a_list_of_them() {
+        let output = |size: &str| {
+            let wiring = format!(
+                "all = each({size}, 3)\nmodel(x: f32[tokens, 4]) {{ return {{y: join(x * all[1], x * index(all[2]))}} }}"
+            );
+            codes(&wiring)
+        };
+        assert_eq!(output("4"), []);
+        assert_eq!(output("[1, 2, 4]"), []);
+        assert_eq!(output("[1, 2]"), [Code::WrongType]);
+        let made = model(
+            "all = each('a', 2)\nmodel(x: f32[tokens, 4]) { return {y: if all == ['a', 'a'] then x else 2 * x} }",
+        );
+        assert_eq!(made.arch.outputs.len(), 1);
     }
 }

@@ -26,8 +26,7 @@ impl Given {
     fn applies(&self) -> bool {
         match &self.value {
             Value::Tensor(_) | Value::Param(_) => true,
-            Value::Tuple(items) => items.iter().any(|v| matches!(v, Value::Tensor(_))),
-            _ => false,
+            structure => structure.first_tensor().is_some(),
         }
     }
 }
@@ -120,15 +119,7 @@ impl Expander {
                 Err(_) => self.fail(Code::WrongType, span, "`identity` is applied to one value", "expected one value"),
             },
             Value::List(items) if items.iter().all(|v| v.is_module() || matches!(v, Value::Func(_))) => {
-                match <[Given; 1]>::try_from(given) {
-                    Ok([one]) => self.compose(&items, name.as_ref(), one, span, place),
-                    Err(_) => self.fail(
-                        Code::WrongType,
-                        span,
-                        "a list of modules is applied to one value",
-                        "expected one value",
-                    ),
-                }
+                self.compose(&items, name.as_ref(), given, span, place)
             }
             other => {
                 let d = Diagnostic::new(Code::NotCallable, format!("{} cannot be called", other.kind()), callee)

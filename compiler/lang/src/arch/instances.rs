@@ -1,4 +1,4 @@
-//! Instances: modules at paths, bound in bodies, applied by expanding their bodies; layers as calls of bodies.
+//! Instances: modules at paths, bound in bodies, applied by expanding their bodies.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -6,16 +6,13 @@ use std::sync::Arc;
 
 use super::calls::Given;
 use super::expand::{Eval, Expander, Failed};
-use super::value::{Def, Entry, Frame, Instance, ParamRef, Place, Scope, Tensor, Value};
+use super::value::{Def, Entry, Frame, Instance, ParamRef, Place, Scope, Value};
 use crate::diagnostic::{Code, Diagnostic, Span};
-use crate::graph::{LabelKind, Origin, Type};
-use crate::ops::Core;
+use crate::graph::LabelKind;
 use crate::spec::ast::{Binding, Ident, Item, Param};
 
 /// Most instances of a model.
 const MAX_INSTANCES: usize = 1 << 20;
-/// Most modules of a list that is applied; models have under 200 layers.
-const MAX_COMPOSED: usize = 1 << 12;
 
 impl Expander {
     /// The instance of the body that a definition applied unbound is, under its own name.
@@ -146,7 +143,7 @@ impl Expander {
                 Value::None => Value::None,
                 // Over the positions of attention: it is placed there.
                 Value::Sym(sym) if !sym.only_q_pos() => Value::Sym(sym),
-                other => Value::Tensor(self.tensor(other, g.span, place.frame.as_deref())?),
+                other => self.carried(other, g.span, place)?,
             };
             inputs.push(Given { value, ..g });
         }
@@ -174,7 +171,7 @@ impl Expander {
         }
         self.bind_params(&module.name, &module.inputs, given, span, &place, "input")?;
         let first = module.inputs.first().and_then(|p| match scope.names.borrow().get(&p.name.name) {
-            Some(Entry::Ready(Value::Tensor(t))) => Some(t.clone()),
+            Some(Entry::Ready(value)) => value.first_tensor(),
             _ => None,
         });
         let tokens = first.and_then(|t| {
@@ -192,13 +189,13 @@ impl Expander {
     }
 
     /// Names what is computed after the instance that returns it, or after the name that it is bound to.
-    fn label(&mut self, path: &str, kind: LabelKind, value: &Value, span: Span) {
+    pub(super) fn label(&mut self, path: &str, kind: LabelKind, value: &Value, span: Span) {
         match value {
             Value::Tensor(tensor) => {
                 let path = self.stands_for(path);
                 self.builders.label(&path, kind, tensor, span);
             }
-            Value::Tuple(items) => {
+            Value::Tuple(items) | Value::List(items) => {
                 items
                     .iter()
                     .enumerate()
@@ -233,106 +230,6 @@ impl Expander {
         };
         self.path = path;
         result
-    }
-
-    /// A list of modules applied: each element is a call of a body.
-    pub(super) fn compose(
-        &mut self,
-        items: &Rc<Vec<Value>>,
-        name: Option<&Arc<str>>,
-        given: Given,
-        span: Span,
-        place: &Place,
-    ) -> Eval {
-        if items.len() > MAX_COMPOSED {
-            let message = format!("{} modules one after another; at most {MAX_COMPOSED} are applied", items.len());
-            return self.fail(Code::TooLarge, span, message, "too many");
-        }
-        let mut value = given.value;
-        for (i, item) in items.iter().enumerate() {
-            let instance = match item {
-                Value::Identity => continue,
-                Value::Instance(instance) => instance.clone(),
-                Value::Def(def) => {
-                    let name = name.map_or_else(|| def.module.name.name.clone(), |n| format!("{n}.{i}").into());
-                    self.instance(&name, def, span, place)?
-                }
-                other => {
-                    let given = Given { name: None, value, span, written: None };
-                    let name = name.map(|n| format!("{n}.{i}").into());
-                    value = self.call(other.clone(), name, vec![given], span, span, place)?;
-                    continue;
-                }
-            };
-            let input = self.tensor(value, span, place.frame.as_deref())?;
-            // The parameters of experts are stacks of the body around them.
-            value = if self.experts.is_some() {
-                self.apply(
-                    &instance,
-                    vec![Given { name: None, value: Value::Tensor(input), span, written: None }],
-                    span,
-                )?
-            } else {
-                self.call_body(&instance, input, span)?
-            };
-        }
-        Ok(value)
-    }
-
-    /// An instance applied as a call of a body of its own, which equal instances share.
-    fn call_body(&mut self, instance: &Rc<Instance>, input: Tensor, span: Span) -> Eval {
-        let name = &instance.def.module.name.name;
-        let at = self.builders.relative(&instance.path);
-        self.builders.push(name, &instance.path);
-        let param = instance.def.module.inputs.first().map_or("x", |p| &*p.name.name);
-        let inner = self.builders.parameter(param, input.dtype, input.axes.clone());
-        let around = (self.at, self.depth);
-        let given = Given { name: None, value: Value::Tensor(inner), span, written: None };
-        let result = self.apply(instance, vec![given], span).and_then(|value| {
-            let results = match value {
-                Value::Tuple(items) => {
-                    items.iter().cloned().map(|v| self.tensor(v, span, None)).collect::<Eval<Vec<_>>>()?
-                }
-                other => vec![self.tensor(other, span, None)?],
-            };
-            let values: Option<Vec<_>> = results.iter().map(|t| self.builders.here(t)).collect();
-            match values {
-                Some(values) => Ok((results, values)),
-                None => self.fail(Code::Misplaced, span, "a tensor of a body that is finished", "returned here"),
-            }
-        });
-        (self.at, self.depth) = around;
-        let (results, values) = match result {
-            Ok(result) => result,
-            Err(Failed) => {
-                self.builders.stack.pop();
-                return Err(Failed);
-            }
-        };
-        let (graph, captures) = self.builders.finish(&values);
-        let operands: Vec<_> = std::iter::once(&input).chain(&captures).filter_map(|t| self.builders.here(t)).collect();
-        let types: Vec<Type> = results.iter().map(Tensor::ty).collect();
-        let origin = Origin { path: at.clone(), span: Some(span) };
-        let top = self.builders.top();
-        let node = top.graph.add_node(Core::Call { graph, at }, &operands, types, origin);
-        let id = top.id;
-        let mut outputs = results.into_iter().enumerate().map(|(port, t)| {
-            Value::Tensor(Tensor {
-                graph: id,
-                value: crate::graph::ValueId { node, port },
-                dtype: t.dtype,
-                axes: t.axes,
-                uncached: None,
-                of_experts: false,
-            })
-        });
-        let result = match (outputs.next(), outputs.len()) {
-            (Some(one), 0) => one,
-            (Some(first), _) => Value::Tuple(Rc::new(std::iter::once(first).chain(outputs).collect())),
-            (None, _) => return Err(Failed),
-        };
-        self.label(&instance.path, LabelKind::Instance, &result, instance.def.module.result.span);
-        Ok(result)
     }
 }
 

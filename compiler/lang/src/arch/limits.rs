@@ -10,6 +10,8 @@ use crate::diagnostic::{Code, MAX_SHOWN, Span};
 const MAX_LIST: usize = 1 << 14;
 /// Most values of a list of lists.
 const MAX_NESTED: usize = 1 << 16;
+/// Deepest list of lists that goes from module to module.
+const MAX_STRUCTURE: usize = 32;
 /// Most expressions evaluated and values listed; a model of 128 layers takes about a million.
 const MAX_WORK: u64 = 20_000_000;
 /// Most operations written out, before equal ones become one; a model of 128 layers takes some ten thousand.
@@ -63,6 +65,16 @@ impl Expander {
             return self.fail(Code::TooLarge, span, message, "too large");
         }
         Ok(value)
+    }
+
+    /// What a module gives to the next one, if it is of a sensible size and depth.
+    pub(super) fn bounded(&mut self, value: Value, span: Span) -> Eval {
+        if value.is_deeper_than(MAX_STRUCTURE) {
+            let message = format!("lists, tuples and mappings more than {MAX_STRUCTURE} deep");
+            return self.fail(Code::TooLarge, span, message, "too deep");
+        }
+        self.spend(value.size_within(MAX_NESTED).unwrap_or(MAX_NESTED) as u64, span)?;
+        self.nested(value, span)
     }
 
     /// An expression over positions, if it is of a sensible size: shared parts count each time, for each is placed.

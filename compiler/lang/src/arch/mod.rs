@@ -13,6 +13,7 @@ mod build;
 mod builtins;
 mod calls;
 mod check_names;
+mod compose;
 mod contract;
 mod elementwise;
 mod expand;

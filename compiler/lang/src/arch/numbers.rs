@@ -10,6 +10,7 @@ use crate::graph::{Dim, Graph, Program, ValueId};
 use crate::ops::Core;
 use crate::ops::shape::fixed_size;
 use crate::spec::{ActiveCounts, Published};
+use crate::view;
 
 /// The numbers of a model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,7 +21,7 @@ pub struct Numbers {
     pub lookups: u64,
     /// Those that a token does not meet: of stacks that are only read by number, all but as many as a token gives numbers.
     pub idle: u64,
-    /// Values kept of each element of an axis, over all layers: `(axis, values)`.
+    /// Values kept between steps of each element of an axis, over all layers: `(axis, values)`.
     pub kept: Vec<(String, u64)>,
     /// Values of all states of a sequence, however long it is.
     pub state: u64,
@@ -132,13 +133,19 @@ fn only_looked_up(graph: &Graph, weight: ValueId) -> bool {
     !graph.is_output(weight) && !uses.is_empty() && uses.iter().all(is_table)
 }
 
-/// Values that all caches keep of each element, by axis.
+/// Values that all caches keep of each element, by axis; those that last for a step only are none.
 fn kept(program: &Program) -> Vec<(String, u64)> {
     let mut kept: BTreeMap<usize, u64> = BTreeMap::new();
+    let facts = view::caches(&view::recognised(program)).unwrap_or_default();
+    let for_step: BTreeSet<&String> =
+        facts.iter().filter(|f| f.keep == view::Keep::Step).flat_map(|f| &f.paths).collect();
     for instance in instances(program).unwrap_or_default() {
         let graph = &program.graphs[instance.graph];
         for node in graph.nodes() {
-            let Some(Core::Cache { .. }) = graph.op(node).as_core() else { continue };
+            let Some(Core::Cache { path }) = graph.op(node).as_core() else { continue };
+            if for_step.contains(&join(&instance.at, path)) {
+                continue;
+            }
             let [Dim::Visible(axis), dims @ ..] = &graph.types(node)[0].dims[..] else { continue };
             *kept.entry(axis.0).or_default() += dims.iter().filter_map(|d| d.fixed()).product::<u64>();
         }

@@ -209,10 +209,14 @@ fn check_type(size: &Size, value: Datum, from: &str, diagnostics: &mut Vec<Diagn
     let Some(expected) = size.example.as_ref().or(size.default.as_ref()).filter(|e| **e != Datum::Null) else {
         return value;
     };
-    let fits = match (expected, &value) {
-        (_, Datum::Null) => return value,
+    let fits = |value: &Datum| match (expected, value) {
         (Datum::Float(_), Datum::Int(_) | Datum::Float(_)) => true,
-        _ => std::mem::discriminant(expected) == std::mem::discriminant(&value),
+        _ => std::mem::discriminant(expected) == std::mem::discriminant(value),
+    };
+    let fits = match &value {
+        Datum::Null => return value,
+        Datum::List(items) if size.list && !fits(&value) => !items.is_empty() && items.iter().all(fits),
+        value => fits(value),
     };
     if fits {
         return value;
@@ -241,6 +245,21 @@ mod tests {
         match expand(&card(keys, WIRING), &options) {
             Ok(model) => Ok(model.arch.sizes.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(" ")),
             Err(report) => Err(report.diagnostics.iter().map(|d| d.code).collect()),
+        }
+    }
+
+    #[test]
+    fn one_value_or_a_list_of_them() {
+        let keys = "sizes: {a: {example: 2, list: true}}\n";
+        let wiring = "model(x: f32[tokens, 4]) { return {y: x * each(a, 2)[1]} }";
+        let with = |config: Value| {
+            let options = ElaborateOptions { config: Some(config), ..Default::default() };
+            expand(&card(keys, wiring), &options).map(|_| ()).map_err(|r| r.diagnostics[0].code)
+        };
+        assert_eq!(with(json!({"a": 3})), Ok(()));
+        assert_eq!(with(json!({"a": [3, 4]})), Ok(()));
+        for wrong in [json!({"a": [3, "b"]}), json!({"a": []}), json!({"a": "b"})] {
+            assert_eq!(with(wrong.clone()), Err(Code::WrongSize), "{wrong}");
         }
     }
 

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::expand::Eval;
 use crate::diagnostic::Span;
 use crate::graph::{DType, Dim, Type, ValueId};
 use crate::ops::{BinaryOp, UnaryOp};
@@ -148,7 +149,9 @@ impl Sym {
     pub(super) fn only_q_pos(&self) -> bool {
         match self {
             Sym::KPos(_) | Sym::Head(_) | Sym::Score(_) => false,
-            Sym::QPos | Sym::Int(_) | Sym::Float(_) | Sym::Bool(_) | Sym::Tensor(_) => true,
+            // What is kept of keys is read at their positions.
+            Sym::Tensor(t) => !t.axes.iter().any(|a| matches!(a.name, AxisName::Visible(_))),
+            Sym::QPos | Sym::Int(_) | Sym::Float(_) | Sym::Bool(_) => true,
             Sym::Unary(_, a) => a.only_q_pos(),
             Sym::Binary(_, a, b) => a.only_q_pos() && b.only_q_pos(),
             Sym::Select(a, b, c) => a.only_q_pos() && b.only_q_pos() && c.only_q_pos(),
@@ -290,6 +293,52 @@ impl Value {
     /// Whether it is, or stands for, numbers at run time.
     pub(super) fn is_tensor_like(&self) -> bool {
         matches!(self, Value::Tensor(_) | Value::Sym(_) | Value::Param(_))
+    }
+
+    /// Whether it is made of values that are tensors, or may be: no list of numbers, which is a tensor.
+    pub(super) fn is_structure(&self) -> bool {
+        match self {
+            Value::Tuple(_) | Value::Map(_) => true,
+            Value::List(items) => {
+                items.is_empty()
+                    || items.iter().any(|v| v.is_tensor_like() || matches!(v, Value::None) || v.is_structure())
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether lists, tuples and mappings lie more than so many deep in it.
+    pub(super) fn is_deeper_than(&self, depth: usize) -> bool {
+        let below = |part: &Value| depth == 0 || part.is_deeper_than(depth - 1);
+        match self {
+            Value::Tuple(items) | Value::List(items) => items.iter().any(below),
+            Value::Map(entries) => entries.iter().any(|(_, v)| below(v)),
+            _ => false,
+        }
+    }
+
+    /// The first tensor in it.
+    pub(super) fn first_tensor(&self) -> Option<Tensor> {
+        match self {
+            Value::Tensor(tensor) => Some(tensor.clone()),
+            Value::Tuple(items) | Value::List(items) => items.iter().find_map(Value::first_tensor),
+            Value::Map(entries) => entries.iter().find_map(|(_, v)| v.first_tensor()),
+            _ => None,
+        }
+    }
+
+    /// The same structure of other leaves: what is no list, tuple or mapping, in order.
+    pub(super) fn map_tensors(self, leaf: &mut dyn FnMut(Value) -> Eval) -> Eval {
+        let mut all = |items: &[Value]| items.iter().map(|v| v.clone().map_tensors(leaf)).collect::<Eval<Vec<_>>>();
+        Ok(match self {
+            Value::Tuple(items) => Value::Tuple(Rc::new(all(&items)?)),
+            Value::List(items) => Value::List(Rc::new(all(&items)?)),
+            Value::Map(entries) => {
+                let values = all(&entries.iter().map(|(_, v)| v.clone()).collect::<Vec<_>>())?;
+                Value::Map(Rc::new(entries.iter().map(|(k, _)| k.clone()).zip(values).collect()))
+            }
+            other => return leaf(other),
+        })
     }
 
     pub(super) fn is_module(&self) -> bool {

@@ -106,7 +106,7 @@ fn give_producers(graph: &mut Graph) {
             let Some(operand) = graph.operands(node).get(index).copied() else { continue };
             let op = graph.op(operand.node);
             // What another body keeps is passed in as it is; keys of this step that came in as an argument are written by a group here.
-            let kept_elsewhere = matches!(op.as_core(), Some(Core::Arg { .. }))
+            let kept_elsewhere = matches!(op.as_core(), Some(Core::Arg { .. } | Core::Call { .. }))
                 && matches!(graph.ty(operand).dims.first(), Some(Dim::Visible(_)));
             let part = index == 2 && is_part_of(graph, operand, graph.operands(node)[1]);
             let passed = index > 0 && (matches!(op.as_core(), Some(Core::Cache { .. })) || kept_elsewhere || part);

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use crate::graph::build::Builder;
-use crate::graph::{DType, Graph, NodeId, Program, Type, ValueId};
+use crate::graph::{DType, Dim, Graph, NodeId, Program, Type, ValueId};
 use crate::ops::shape::ShapeError;
 use crate::ops::{Core, Op};
 
@@ -25,6 +25,7 @@ pub fn apply(program: &mut Program, dtype: DType) -> Result<(), ShapeError> {
         for node in graph.topological() {
             rewrite(graph, node, dtype)?;
         }
+        across_calls(graph, dtype)?;
         let mut narrow = Narrow { dtype, memo: HashMap::new() };
         for node in graph.topological() {
             if matches!(graph.op(node).as_core(), Some(Core::Contract { .. })) && !of_values(graph, node) {
@@ -67,6 +68,47 @@ fn rewrite(graph: &mut Graph, node: NodeId, dtype: DType) -> Result<(), ShapeErr
 /// Whether a parameter of this path and type, or each of its stack, is a matrix or a table and no list of numbers.
 fn has_rows(path: &str, ty: &Type) -> bool {
     ty.dims.len() >= if path.contains('{') { 3 } else { 2 }
+}
+
+/// What is kept goes to other bodies as it is held.
+fn across_calls(graph: &mut Graph, dtype: DType) -> Result<(), ShapeError> {
+    let kept = |ty: &Type| ty.dtype == DType::F32 && matches!(ty.dims.first(), Some(Dim::Visible(_)));
+    for node in graph.topological() {
+        let is_call = matches!(graph.op(node).as_core(), Some(Core::Call { .. }));
+        if !is_call && !matches!(graph.op(node).as_core(), Some(Core::Arg { .. })) {
+            continue;
+        }
+        for (i, operand) in graph.operands(node).into_iter().enumerate() {
+            if kept(graph.ty(operand)) {
+                let held = narrowed(graph, operand, dtype)?;
+                graph.set_operand(node, i, held);
+            }
+        }
+        for port in 0..graph.types(node).len() {
+            let value = ValueId { node, port };
+            if kept(graph.ty(value)) {
+                let ty = Type::new(dtype, graph.ty(value).dims.clone());
+                graph.set_type(value, ty);
+                widen(graph, value)?;
+            }
+        }
+    }
+    for index in 0..graph.outputs().len() {
+        let value = graph.outputs()[index].value;
+        if kept(graph.ty(value)) {
+            let held = narrowed(graph, value, dtype)?;
+            graph.set_output(index, held);
+        }
+    }
+    Ok(())
+}
+
+/// A value as it is held where it is the widening of that, else its cast.
+fn narrowed(graph: &mut Graph, value: ValueId, dtype: DType) -> Result<ValueId, ShapeError> {
+    match widened(graph, value, dtype) {
+        Some(held) => Ok(held),
+        None => Builder::like(graph, value.node).cast(value, dtype),
+    }
 }
 
 /// Whether products or lookups of rows read a weight, perhaps moved: not what is added or multiplied as it is, nor a table of numbers.

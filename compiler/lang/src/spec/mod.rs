@@ -105,6 +105,8 @@ pub struct Size {
     pub default: Option<Datum>,
     /// Whether a config may lack it, which makes it `none`.
     pub optional: bool,
+    /// Whether there may be a list of such values instead: one a layer.
+    pub list: bool,
     /// Where a config may have it, first found wins. Empty: under its own name.
     pub from: Vec<Place>,
 }

@@ -19,7 +19,7 @@ const KEYS: &[&str] =
 const MATCHES_KEYS: &[&str] = &["model_type", "keys", "under", "optional"];
 const PUBLISHED_KEYS: &[&str] =
     &["model", "part", "parameters", "active", "active_counts", "cache_bytes_per_token", "note"];
-const SIZE_KEYS: &[&str] = &["example", "default", "optional", "from"];
+const SIZE_KEYS: &[&str] = &["example", "default", "optional", "list", "from"];
 
 /// Reads a card. `name` is how messages call it. What is wrong and leaves the card readable is in [`Spec::mistakes`].
 /// It may extend cards of the library, and no files.
@@ -259,6 +259,7 @@ impl Reader {
             example: None,
             default: None,
             optional: false,
+            list: false,
             from: Vec::new(),
         };
         let valid = key.text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
@@ -280,6 +281,7 @@ impl Reader {
         size.example = entry(entries, "example").map(|(_, n)| n.datum());
         size.default = entry(entries, "default").map(|(_, n)| n.datum());
         size.optional = self.flag(entries, "optional");
+        size.list = self.flag(entries, "list");
         if let Some((_, from)) = entry(entries, "from") {
             match &from.kind {
                 NodeKind::List(items) => size.from = items.iter().filter_map(|n| self.place(n)).collect(),

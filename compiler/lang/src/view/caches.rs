@@ -3,14 +3,14 @@
 //! Given a program with its attentions recognised, it finds for each cache the attentions that read it, the bounds that their masks set on the
 //! age of a key, and from these how long a token is kept. [`caches`] returns facts; [`text`](cache_text) and [`json`](cache_json) show them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 
 use serde_json::{Value, json};
 
 use super::{cost, describe, formula};
 use crate::graph::path::{instances, join};
-use crate::graph::{Dim, Graph, NodeId, Program, Type, ValueId};
+use crate::graph::{Dim, NodeId, Program, Type, ValueId};
 use crate::ops::Core;
 use crate::ops::core::scan::state_paths;
 use crate::ops::fused::{Attention, Reach};
@@ -88,10 +88,12 @@ pub struct MaskFact {
 
 /// What a program keeps. `None` when it has no finite list of layers.
 pub fn caches(program: &Program) -> Option<Vec<CacheFact>> {
-    let bodies: Vec<Vec<CacheFact>> = program.graphs.iter().map(|g| of_graph(g, &program.axes)).collect();
+    let mut readers = HashMap::new();
+    let list = instances(program)?;
+    follow(program, 0, "", &[], &mut readers);
     let mut facts: Vec<CacheFact> = Vec::new();
-    for instance in instances(program)? {
-        for fact in &bodies[instance.graph] {
+    for instance in list {
+        for fact in of_instance(program, instance.graph, &instance.at, &readers) {
             let path = join(&instance.at, &fact.name);
             let same = |f: &&mut CacheFact| {
                 (&f.name, &f.ty, f.keep, f.latent, &f.masks)
@@ -100,7 +102,7 @@ pub fn caches(program: &Program) -> Option<Vec<CacheFact>> {
             };
             match facts.iter_mut().find(same) {
                 Some(known) => known.paths.push(path),
-                None => facts.push(CacheFact { paths: vec![path], layers: instance.at.clone(), ..fact.clone() }),
+                None => facts.push(CacheFact { paths: vec![path], layers: instance.at.clone(), ..fact }),
             }
         }
     }
@@ -150,17 +152,17 @@ pub fn in_short(paths: &[&str]) -> String {
     format!("{list}.{}", parts.join(", "))
 }
 
-/// What a body keeps, paths relative to it, and the keys and values that it does not keep.
-fn of_graph(graph: &Graph, axes: &[String]) -> Vec<CacheFact> {
+/// What a body keeps at one instance, paths relative to it, and the keys and values that it does not keep.
+fn of_instance(program: &Program, index: usize, at: &str, readers: &HashMap<String, Vec<Reader>>) -> Vec<CacheFact> {
+    let (graph, axes) = (&program.graphs[index], &program.axes);
     let mut facts = Vec::new();
-    let mut read_from_caches = BTreeSet::new();
     for node in graph.topological() {
         let Some(Core::Cache { path }) = graph.op(node).as_core() else { continue };
-        let readers = readers(graph, node);
-        read_from_caches.extend(readers.iter().map(|r| (r.attention, r.operand)));
+        let readers = readers.get(&join(at, path)).map_or(&[][..], Vec::as_slice);
         let ty = graph.ty(ValueId { node, port: 0 });
-        let masks = masks(graph, readers.iter().map(|r| r.attention));
+        let masks = masks(program, readers.iter().map(|r| (r.graph, r.attention)));
         let other_axis = readers.iter().any(|r| {
+            let graph = &program.graphs[r.graph];
             let queries = graph.operands(r.attention).first().and_then(|q| graph.ty(*q).dims.first().copied());
             !matches!((queries, ty.dims.first()), (Some(Dim::Axis(q) | Dim::Rows(q)), Some(Dim::Visible(k))) if q == *k)
         });
@@ -196,9 +198,7 @@ fn of_graph(graph: &Graph, axes: &[String]) -> Vec<CacheFact> {
         }
         for (operand, name) in [(1, "keys"), (2, "values")] {
             let Some(value) = graph.operands(node).get(operand).copied() else { continue };
-            if read_from_caches.contains(&(node, operand))
-                || matches!(graph.ty(value).dims.first(), Some(Dim::Visible(_)))
-            {
+            if matches!(graph.ty(value).dims.first(), Some(Dim::Visible(_))) {
                 continue;
             }
             let at = &graph.origin(node).path;
@@ -210,7 +210,7 @@ fn of_graph(graph: &Graph, axes: &[String]) -> Vec<CacheFact> {
                 token_bytes: cost::token_bytes(graph.ty(value)),
                 keep: Keep::Step,
                 latent: false,
-                masks: masks(graph, std::iter::once(node)),
+                masks: masks(program, std::iter::once((index, node))),
             });
         }
     }
@@ -222,34 +222,72 @@ fn kept_type(ty: &Type, axes: &[String]) -> String {
 }
 
 /// An attention that reads a cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Reader {
+    graph: usize,
     attention: NodeId,
     operand: usize,
     directly: bool,
 }
 
-fn readers(graph: &Graph, cache: NodeId) -> Vec<Reader> {
-    let mut found: Vec<Reader> = Vec::new();
-    let mut seen = BTreeSet::new();
-    let mut stack = vec![(cache, true)];
-    while let Some((node, directly)) = stack.pop() {
-        for (user, operand) in (0..graph.types(node).len()).flat_map(|port| graph.uses(ValueId { node, port })) {
-            if graph.op(user).as_fused::<Attention>().is_some() {
-                if found.iter().all(|r| r.attention != user || r.operand != operand) {
-                    found.push(Reader { attention: user, operand, directly });
+/// Caches by absolute path that a value is made of, and whether it is what is kept.
+type Kept = BTreeMap<String, bool>;
+
+/// Follows what is kept through one instance of a body and the bodies that it calls, and notes which attentions read it. Gives what its results are made of.
+fn follow(
+    program: &Program,
+    index: usize,
+    at: &str,
+    args: &[Kept],
+    readers: &mut HashMap<String, Vec<Reader>>,
+) -> Vec<Kept> {
+    let graph = &program.graphs[index];
+    let mut values: HashMap<ValueId, Kept> = HashMap::new();
+    for node in graph.topological() {
+        let operands: Vec<Kept> =
+            graph.operands(node).iter().map(|v| values.get(v).cloned().unwrap_or_default()).collect();
+        let first = ValueId { node, port: 0 };
+        match graph.op(node).as_core() {
+            Some(Core::Arg { index }) => {
+                values.insert(first, args.get(*index).cloned().unwrap_or_default());
+            }
+            Some(Core::Cache { path }) => {
+                values.insert(first, Kept::from([(join(at, path), true)]));
+            }
+            Some(Core::Call { graph: callee, at: relative }) => {
+                let results = follow(program, *callee, &join(at, relative), &operands, readers);
+                values.extend(results.into_iter().enumerate().map(|(port, kept)| (ValueId { node, port }, kept)));
+            }
+            _ if graph.op(node).as_fused::<Attention>().is_some() => {
+                for (operand, kept) in operands.iter().enumerate() {
+                    for (path, directly) in kept {
+                        let reader = Reader { graph: index, attention: node, operand, directly: *directly };
+                        let known = readers.entry(path.clone()).or_default();
+                        if !known.contains(&reader) {
+                            known.push(reader);
+                        }
+                    }
                 }
-            } else if seen.insert(user) {
-                let view = matches!(graph.op(user).as_core(), Some(Core::Reshape | Core::Cast));
-                stack.push((user, directly && view));
+            }
+            op => {
+                let view = matches!(op, Some(Core::Reshape | Core::Cast));
+                let mut made = Kept::new();
+                for (path, directly) in operands.into_iter().flatten() {
+                    *made.entry(path).or_insert(true) &= directly && view;
+                }
+                if !made.is_empty() {
+                    let ports = 0..graph.types(node).len();
+                    values.extend(ports.map(|port| (ValueId { node, port }, made.clone())));
+                }
             }
         }
     }
-    found
+    graph.outputs().iter().map(|o| values.get(&o.value).cloned().unwrap_or_default()).collect()
 }
 
-fn masks(graph: &Graph, attentions: impl Iterator<Item = NodeId>) -> Vec<MaskFact> {
+fn masks(program: &Program, attentions: impl Iterator<Item = (usize, NodeId)>) -> Vec<MaskFact> {
     let mut facts: Vec<MaskFact> = Vec::new();
-    for attention in attentions.filter_map(|n| graph.op(n).as_fused::<Attention>()) {
+    for attention in attentions.filter_map(|(graph, node)| program.graphs[graph].op(node).as_fused::<Attention>()) {
         let names = attention.mask.params().iter().map(|p| (p.value, p.name.clone())).collect();
         let part = |part: mask::Part| {
             let text = formula::of(&attention.mask, part.value, &names);
