@@ -1,0 +1,164 @@
+//! What is kept of a sequence, in bytes: of each token what the sizes of config.json say, and in all that in whole pages.
+
+use serde_json::Value;
+use xfc_runtime::artifact::manifest::{CacheGroup, Keep};
+use xfc_tests::Result;
+use xfc_tests::case::Case;
+use xfc_tests::compile::{Runner, load};
+
+use crate::cases::{decoders, every_case};
+
+const PAGE: u64 = 16;
+/// Bytes of an element in f32.
+const ELEMENT: u64 = 4;
+
+/// The first of several keys that a config has.
+fn size(config: &Value, keys: &[&str]) -> Option<u64> {
+    keys.iter().find_map(|key| config.get(key)?.as_u64())
+}
+
+/// Bytes kept of a token by how long they are kept, as the papers count them; nothing for what sees its whole sequence at once.
+fn analytic(config: &Value) -> Result<Vec<(Keep, u64)>> {
+    let need = |keys: &[&str]| size(config, keys).ok_or_else(|| format!("the config has none of {keys:?}"));
+    let hidden = need(&["hidden_size", "n_embd", "d_model"])?;
+    // The first Transformer's config says nothing of its kind.
+    let is_first = config.get("model_type").is_none();
+    let decoder = if is_first { &["num_layers"][..] } else { &["decoder_layers", "num_decoder_layers"] };
+    if let Some(layers) = size(config, decoder) {
+        let width = match size(config, &["d_kv"]) {
+            Some(dim) => dim * need(&["num_heads"])?,
+            None => hidden,
+        };
+        let bytes = 2 * width * layers * ELEMENT;
+        return Ok(vec![(Keep::All, bytes), (Keep::Once, bytes)]);
+    }
+    let layers = need(&["num_hidden_layers", "n_layer"])?;
+    let heads = need(&["num_attention_heads", "n_head"])?;
+    let head = size(config, &["head_dim"]).unwrap_or(hidden / heads);
+    let of_layer = match size(config, &["kv_lora_rank"]) {
+        // What keys and values are made from, and the part of keys that turns.
+        Some(rank) => (rank + need(&["qk_rope_head_dim"])?) * ELEMENT,
+        None => 2 * size(config, &["num_key_value_heads"]).unwrap_or(heads) * head * ELEMENT,
+    };
+    // Layers at the end may read what others keep.
+    let own = layers - size(config, &["num_kv_shared_layers"]).unwrap_or(0);
+    let window = size(config, &["sliding_window"]);
+    let near = match (config.get("layer_types").and_then(Value::as_array), window) {
+        (Some(types), Some(_)) => types.iter().take(own as usize).filter(|t| *t == "sliding_attention").count() as u64,
+        (None, Some(_)) if config["model_type"] == "mistral" => own,
+        _ => 0,
+    };
+    let window = Keep::Window(window.unwrap_or(0));
+    let kept = [(Keep::All, (own - near) * of_layer), (window, near * of_layer)];
+    Ok(kept.into_iter().filter(|(_, bytes)| *bytes > 0).collect())
+}
+
+/// Bytes of a token and of a page in a group.
+fn of_group(group: &CacheGroup) -> (u64, u64) {
+    let token = group.slots.iter().map(|slot| slot.token_bytes).sum();
+    (token, group.slots.iter().map(|slot| (slot.token_bytes * PAGE).next_multiple_of(64)).sum())
+}
+
+fn order(keep: &Keep) -> u64 {
+    match keep {
+        Keep::All => 0,
+        Keep::Once => 1,
+        Keep::Window(n) => 1 + n,
+        Keep::Step => u64::MAX,
+    }
+}
+
+/// The cases whose config [`analytic`] reads.
+const READ: [&str; 26] = [
+    "bart",
+    "gemma2",
+    "gemma3",
+    "gemma3n",
+    "gpt2",
+    "gpt_neox",
+    "llama2",
+    "llama3",
+    "llama3_2_tied",
+    "marian",
+    "mistral",
+    "mistral_small_3_1",
+    "mixtral",
+    "olmo2",
+    "olmo3",
+    "qwen2",
+    "qwen2_moe",
+    "qwen3",
+    "qwen3_moe",
+    "smollm3",
+    "t5",
+    "t5_v1_1",
+    "vaswani",
+    "bert",
+    "longformer",
+    "vit",
+];
+
+/// Those that see whole sequences keep nothing between steps.
+const WHOLE: [&str; 3] = ["bert", "longformer", "vit"];
+
+#[test]
+fn bytes_of_a_token_are_those_of_the_config() {
+    every_case(|case: &Case| {
+        if !READ.contains(&case.name.as_str()) {
+            return Ok(());
+        }
+        let model = load(case, "cpu", 1)?;
+        let mut found: Vec<(Keep, u64)> = Vec::new();
+        for group in model.manifest().caches.iter().filter(|group| group.keep != Keep::Step) {
+            found.push((group.keep, of_group(group).0));
+            let padded =
+                group.slots.iter().all(|slot| slot.page_bytes == (slot.token_bytes * PAGE).next_multiple_of(64));
+            if group.page_tokens != PAGE || !padded {
+                return Err(format!("pages of `{}` are not 16 tokens, rounded to 64 bytes", group.name).into());
+            }
+        }
+        let mut expected = if WHOLE.contains(&case.name.as_str()) { Vec::new() } else { analytic(&case.config)? };
+        found.sort_by_key(|(keep, _)| order(keep));
+        expected.sort_by_key(|(keep, _)| order(keep));
+        if found == expected {
+            Ok(())
+        } else {
+            Err(format!("keeps {found:?} bytes of a token, and the config says {expected:?}").into())
+        }
+    });
+}
+
+/// A sequence that grows owns whole pages: all of its positions, or a ring of the window and a step.
+#[test]
+fn live_bytes_are_whole_pages() {
+    decoders(|case| {
+        if !READ.contains(&case.name.as_str()) {
+            return Ok(());
+        }
+        let model = load(case, "cpu", 1)?;
+        if model.manifest().caches.iter().any(|group| group.keep == Keep::Once) {
+            return Ok(());
+        }
+        let mut runner = Runner::new(&model, 1)?;
+        let sequence = runner.session.add_sequence()?;
+        let step = runner.session.step_tokens();
+        let mut length = 0;
+        for n in [1, 15, 1, 20, 3, 1] {
+            let ids: Vec<i64> = (0..n).map(|i| 3 + i % 40).collect();
+            runner.step(&[(sequence, &ids)])?;
+            length += ids.len() as u64;
+            let pages = |group: &CacheGroup| match group.keep {
+                Keep::All | Keep::Once => length.div_ceil(PAGE),
+                Keep::Window(window) => length.div_ceil(PAGE).min((window + step).div_ceil(PAGE) + 1),
+                Keep::Step => 0,
+            };
+            let expected: u64 = model.manifest().caches.iter().map(|group| pages(group) * of_group(group).1).sum();
+            let cache = runner.session.cache();
+            if (cache.live_bytes(), cache.allocated_bytes()) != (expected, expected) {
+                let found = (cache.live_bytes(), cache.allocated_bytes());
+                return Err(format!("{found:?} bytes live and allocated after {length} tokens, not {expected}").into());
+            }
+        }
+        Ok(())
+    });
+}
