@@ -122,7 +122,7 @@ fn hidden_states_match_in_f64() {
                     _ => break,
                 }
             }
-            compare(&name, &golden.shape, &state, &golden.values, Tier::Model, Precision::F64)?;
+            compare(&name, &golden.shape, &state, &golden.values, Tier::Value, Precision::F64)?;
         }
         Ok(())
     });

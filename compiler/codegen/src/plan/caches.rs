@@ -205,7 +205,19 @@ fn kept_as(ty: &Type, path: String, alias: Option<usize>) -> Result<Kept, Codege
         [Dim::Visible(axis)] => (axis.0, true, 1, 1),
         _ => return Err(CodegenError::unsupported(format!("a cache of type {ty}"), path)),
     };
-    Ok(Kept { path, axis, lone, heads, dim, dtype: ty.dtype, layout: None, reach: None, across: false, from_start: true, alias })
+    Ok(Kept {
+        path,
+        axis,
+        lone,
+        heads,
+        dim,
+        dtype: ty.dtype,
+        layout: None,
+        reach: None,
+        across: false,
+        from_start: true,
+        alias,
+    })
 }
 
 impl Kept {

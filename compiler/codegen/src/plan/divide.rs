@@ -3,7 +3,7 @@
 //! Given the step, each dimension of each value gets a class: dimensions whose elements meet element by element are of one class. A class can be
 //! divided when no operation picks, orders or sums its elements. So heads, or channels, go to different workers.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use xfc_lang::graph::{Dim, Graph, Type, ValueId};
 use xfc_lang::ops::Core;
@@ -103,7 +103,7 @@ fn try_divide(step: &Graph, states: usize) -> Option<Divided> {
         }
         Some(at)
     };
-    let mut of: HashMap<ValueId, Option<usize>> = HashMap::new();
+    let mut of: BTreeMap<ValueId, Option<usize>> = BTreeMap::new();
     for node in step.nodes() {
         let value = ValueId { node, port: 0 };
         of.insert(value, divided(value)?);
@@ -119,7 +119,7 @@ fn try_divide(step: &Graph, states: usize) -> Option<Divided> {
 }
 
 /// The step with the divided dimension of each value as large as a part.
-fn part(step: &Graph, of: &HashMap<ValueId, Option<usize>>, parts: u64) -> Graph {
+fn part(step: &Graph, of: &BTreeMap<ValueId, Option<usize>>, parts: u64) -> Graph {
     let mut step = step.clone();
     for (value, at) in of {
         let mut ty = step.ty(*value).clone();

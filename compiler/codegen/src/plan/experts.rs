@@ -30,7 +30,7 @@ impl Planner<'_> {
         };
         let experts = Experts { count: *count, chosen, by_choice: ExpertLinear::by_choice(ty(0), ty(index)) };
         let bf16 = ty(0).dtype == DType::BF16;
-        let kernel = self.kernel((graph_idx, node), |_| {
+        let kernel = self.kernel((graph_idx, node), Vec::new(), |_| {
             let extras = values[1 + index..].iter().enumerate().map(|(i, v)| {
                 if !product.stacked.contains(&i) {
                     return extra(graph.ty(*v), outputs, chosen, name);

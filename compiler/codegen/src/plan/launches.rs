@@ -306,7 +306,7 @@ impl Planner<'_> {
         self.note_tables(&body, &operands);
         let groups = sinks.iter().filter_map(|(_, sink, _)| match sink {
             Sink::Cache { group, .. } => Some(*group),
-            Sink::Buffer => None,
+            Sink::Buffer | Sink::Given => None,
         });
         let groups = groups.collect();
         let kernel = self.kernel((graph_idx, node), groups, |_| {

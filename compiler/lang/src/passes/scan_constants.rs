@@ -55,9 +55,7 @@ fn absorb(graph: &mut Graph, node: NodeId) -> bool {
         }
     }
     for (param, operand) in step.params().iter().zip(&operands) {
-        if !values.contains_key(&param.value) {
-            values.insert(param.value, made.computed(*operand));
-        }
+        values.entry(param.value).or_insert_with(|| made.computed(*operand));
     }
     let Made { step: mut body, operands, .. } = made;
     for node in step.topological() {

@@ -15,7 +15,7 @@ use crate::ops::Core;
 use crate::passes::is_constant;
 
 /// Most atoms of a drawing.
-pub(super) const MAX_ATOMS: usize = 6000;
+pub(super) const MAX_ATOMS: usize = 16_000;
 
 /// Most operations of a body of a drawing.
 const MAX_OPERATIONS: usize = 10_000;

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use xfc_lang::graph::parse::parse;
 use xfc_lang::graph::path::{Stack, instances, join, parameters};
 use xfc_lang::graph::verify::verify;
-use xfc_lang::graph::{DType, Dim, Program, Type};
-use xfc_lang::ops::Core;
+use xfc_lang::graph::{DType, Dim, Graph, Program, Type, ValueId};
+use xfc_lang::ops::fused::Rows;
+use xfc_lang::ops::{Core, Op};
 use xfc_lang::reference::{Interpreter, State, Tensor};
 
 pub(crate) const DENSE: &str = include_str!("../fixtures/dense.xg");
@@ -51,6 +52,14 @@ pub(crate) fn weight_shapes(program: &Program) -> BTreeMap<String, Vec<usize>> {
     shapes
 }
 
+/// Whether a value chooses from a table of one row.
+fn indexes_one_row(graph: &Graph, value: ValueId) -> bool {
+    graph.uses(value).into_iter().any(|(node, operand)| match graph.op(node) {
+        Op::Core(Core::Gather) => operand == 1 && graph.ty(graph.operands(node)[0]).dims[0] == Dim::Fixed(1),
+        op => op.as_fused::<Rows>().is_some_and(|r| indexes_one_row(&r.body, r.body.params()[operand].value)),
+    })
+}
+
 /// An input of `n` elements on every axis whose number is not known.
 pub(crate) fn input(program: &Program, name: &str, ty: &Type, n: usize, seed: u64) -> Tensor {
     let size = |d: &Dim| match d {
@@ -61,8 +70,11 @@ pub(crate) fn input(program: &Program, name: &str, ty: &Type, n: usize, seed: u6
     let dims: Vec<usize> = ty.dims.iter().map(size).collect();
     let len = dims.iter().product();
     let x = numbers(name, seed, len);
+    let main = &program.graphs[0];
+    let param = main.params().iter().find(|p| p.name == name);
+    let most = i64::from(!param.is_some_and(|p| indexes_one_row(main, p.value)));
     match ty.dtype {
-        DType::I64 | DType::I32 => Tensor::i64(dims, x.iter().map(|x| i64::from(*x > 0.0)).collect()),
+        DType::I64 | DType::I32 => Tensor::i64(dims, x.iter().map(|x| most.min(i64::from(*x > 0.0))).collect()),
         DType::Bool => Tensor::i64(dims, x.iter().map(|x| i64::from(*x > 0.0)).collect()),
         DType::F32 | DType::F16 | DType::BF16 => Tensor::f64(dims, x),
     }
