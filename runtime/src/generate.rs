@@ -17,6 +17,8 @@ pub struct GenerateOptions {
     pub sampler: SamplerOptions,
     /// For a model that writes from a source: the tokens with which its text begins. They are no part of what is made.
     pub start_ids: Vec<u32>,
+    /// Further inputs of the sequence, given with its first tokens: an image, sound.
+    pub inputs: Vec<(String, InputData)>,
     /// Tokens that are never made.
     pub suppress_ids: Vec<u32>,
     /// Tokens that end the text; they are not part of it.
@@ -181,7 +183,9 @@ impl Generate<'_> {
     /// Runs what is pending: all of the prompt, or the last token.
     fn step(&mut self) -> Result<StepOutputs> {
         let tokens = (self.token_input.clone(), std::mem::take(&mut self.pending));
+        let further = std::mem::take(&mut self.options.inputs);
         let inputs = self.source.take().into_iter().chain([tokens]).map(|(name, ids)| (name, InputData::Ints(ids)));
+        let inputs = inputs.chain(further);
         let wanted = if self.options.record.is_empty() { Wanted::Last } else { Wanted::All };
         let input = StepInput { sequence: self.sequence, inputs: inputs.collect(), wanted };
         self.session.step_in_pieces(&input)

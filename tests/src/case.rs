@@ -34,7 +34,7 @@ pub struct Case {
     pub tied: BTreeMap<String, String>,
     /// Inputs of integers of the forward pass by name, the batch axis dropped.
     pub inputs: BTreeMap<String, Vec<i64>>,
-    /// Its inputs of floats, the batch axis dropped: images.
+    /// Its inputs of floats, the batch axis dropped: images, sound.
     pub floats: BTreeMap<String, Golden>,
     /// Tokens to generate after the prompt; 0 where the model does not generate.
     pub greedy_steps: usize,
@@ -170,8 +170,8 @@ impl Case {
     }
 
     /// What a sequence is given once, before its tokens: the encoder's inputs, where there is one.
-    pub fn source(&self) -> BTreeMap<String, Vec<i64>> {
-        let mut inputs = self.inputs.clone();
+    pub fn source(&self) -> BTreeMap<String, InputData> {
+        let mut inputs = self.all_inputs();
         inputs.retain(|name, _| self.token_input() != "input_ids" && name != self.token_input());
         inputs
     }

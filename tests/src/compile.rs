@@ -75,8 +75,7 @@ impl Runner {
 
     /// A session of at most `sequences` sequences, which have the case's source where it has one.
     pub fn of(case: &Case, model: &Arc<Model>, sequences: u32) -> Result<Self> {
-        let source = case.source().into_iter().map(|(name, ids)| (name, InputData::Ints(ids))).collect();
-        Ok(Runner { source, ..Runner::new(model, sequences)? })
+        Ok(Runner { source: case.source().into_iter().collect(), ..Runner::new(model, sequences)? })
     }
 
     /// A new sequence, with its source.
@@ -102,11 +101,7 @@ impl Runner {
 
     /// One step of several sequences, each over all inputs of a case.
     pub fn step_cases(&mut self, parts: &[(SequenceId, &Case)]) -> Result<Vec<Vec<f32>>> {
-        let inputs = |case: &Case| {
-            let ints = case.inputs.iter().map(|(name, ids)| (name.clone(), InputData::Ints(ids.clone())));
-            let floats = case.floats.iter().map(|(name, x)| (name.clone(), InputData::Floats(x.values.clone())));
-            ints.chain(floats).collect()
-        };
+        let inputs = |case: &Case| case.all_inputs().into_iter().collect();
         let step =
             |&(sequence, case): &(SequenceId, &Case)| StepInput { sequence, inputs: inputs(case), wanted: Wanted::All };
         self.run(&parts.iter().map(step).collect::<Vec<_>>())

@@ -2,7 +2,7 @@
 
 use super::logits::to_safetensors;
 use super::profile::Recorded;
-use super::{LoadArgs, Output, ProfileArgs, Tokens, tokens};
+use super::{LoadArgs, Output, ProfileArgs, Tokens, inputs, tokens};
 use crate::artifact::Artifact;
 use crate::error::{Result, RuntimeError};
 use crate::files::{check_writable, write_atomic};
@@ -14,6 +14,7 @@ use crate::text::sampler::{Sampler, SamplerOptions};
 use crate::text::settings::{start_ids, stop_ids, suppressed_ids};
 use crate::text::tokenizer::{SpecialTokens, Tokenizer};
 use serde_json::json;
+use std::fs::File;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -34,6 +35,9 @@ pub struct RunArgs {
     /// source, and NAME=IDS, in a second `--tokens`, is what its text begins with [default: as the checkpoint's config says]
     #[arg(long, value_name = "[NAME=]IDS")]
     pub tokens: Vec<Tokens>,
+    /// File of the model's further inputs, such as sound, by name: safetensors or JSON
+    #[arg(long, value_name = "FILE")]
+    pub inputs: Option<PathBuf>,
     /// Most tokens to generate
     #[arg(short = 'n', long, value_name = "N", default_value_t = DEFAULT_MAX_TOKENS)]
     pub max_tokens: u64,
@@ -100,6 +104,8 @@ impl RunArgs {
             return Err(RuntimeError::request("a context of no positions was asked for", "give `-c` at least 1"));
         }
         self.profile.check()?;
+        let readable = |path: &PathBuf| File::open(path).map_err(|source| RuntimeError::io(path, "read", source));
+        self.inputs.iter().try_for_each(|path| readable(path).map(|_| ()))?;
         self.record.iter().try_for_each(|record| check_writable(&record.path))
     }
 
@@ -171,8 +177,10 @@ pub fn run(artifact: &Artifact, args: &RunArgs, output: &mut Output<'_>) -> Resu
     let mut session =
         model.session(&SessionOptions { context_tokens: Some(context_tokens), ..SessionOptions::default() })?;
     let sequence = session.add_sequence()?;
+    let further = args.inputs.as_ref().map(|file| inputs::read(file, model.manifest())).transpose()?;
     let options = GenerateOptions {
         max_tokens: Some(args.max_tokens),
+        inputs: further.unwrap_or_default(),
         sampler: args.sampler(),
         start_ids: prompt.start_ids,
         suppress_ids: prompt.suppress_ids,

@@ -76,6 +76,14 @@ fn generated_tokens_of_a_checkpoint_folder_and_of_an_artifact() {
         let tokens: Vec<String> = case.inputs.iter().map(named).collect();
         let n = case.greedy_steps.to_string();
         let mut rest = vec!["--checkpoint", "checkpoint", "-n", &n, "--temp", "0", "--json"];
+        if !case.floats.is_empty() {
+            // All but the tokens, which are given on the command line.
+            let file = shell.folder().join("inputs.json");
+            let mut inputs: Value = serde_json::from_slice(&fs::read(&file)?)?;
+            inputs.as_object_mut().ok_or("inputs.json is no mapping")?.retain(|name, _| case.floats.contains_key(name));
+            fs::write(file, inputs.to_string())?;
+            rest.extend(["--inputs", "inputs.json"]);
+        }
         tokens.iter().for_each(|tokens| rest.extend(["--tokens", tokens]));
         let ours = shell.run("xfc", &[&["run", "checkpoint"], &rest[..]].concat())?.success()?;
         assert_eq!(ids(&ours)?, case.greedy_ids()?, "{}: xfc run", case.name);

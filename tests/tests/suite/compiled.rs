@@ -58,7 +58,7 @@ fn greedy_tokens_are_identical_through_the_caches() {
         for target in TARGETS {
             let mut runner = Runner::new(&load(case, target, 2)?, 1)?;
             let sequence = runner.session.add_sequence()?;
-            let mut logits = runner.step_inputs(sequence, &case.inputs)?;
+            let mut logits = runner.step_case(sequence, case)?;
             let (mut ids, mut rows) = (Vec::new(), Vec::new());
             while ids.len() < case.greedy_steps {
                 let last = logits.split_off(logits.len() - vocabulary);

@@ -22,19 +22,25 @@ fn interpreter<'p, F: Float>(program: &'p Program, parameters: &Parameters) -> R
     Ok(Interpreter::new(verified, &weights)?)
 }
 
-/// One step over `range` of the case's inputs: the logits.
+/// One step: the logits.
 fn step<F: Float>(
     interpreter: &Interpreter<'_, F>,
     state: &mut State<F>,
-    inputs: &BTreeMap<String, Vec<i64>>,
+    inputs: &BTreeMap<String, Tensor>,
 ) -> Result<Tensor> {
-    let inputs = inputs.iter().map(|(name, ids)| (name.clone(), Tensor::i64([ids.len()], ids.clone()))).collect();
-    interpreter.step(state, &inputs)?.remove("logits").ok_or_else(|| "there is no output `logits`".into())
+    interpreter.step(state, inputs)?.remove("logits").ok_or_else(|| "there is no output `logits`".into())
 }
 
 /// Tokens of a sequence that has its source, where it reads one.
-fn tokens(case: &Case, ids: &[i64]) -> BTreeMap<String, Vec<i64>> {
-    BTreeMap::from([(case.token_input().to_owned(), ids.to_vec())])
+fn tokens(case: &Case, ids: &[i64]) -> BTreeMap<String, Tensor> {
+    BTreeMap::from([(case.token_input().to_owned(), Tensor::i64([ids.len()], ids.to_vec()))])
+}
+
+/// What a sequence is given once, before its tokens.
+fn source(case: &Case) -> BTreeMap<String, Tensor> {
+    let (mut inputs, source) = (inputs(case), case.source());
+    inputs.retain(|name, _| source.contains_key(name));
+    inputs
 }
 
 /// The case's inputs as those of one sequence.
@@ -170,7 +176,7 @@ fn greedy_tokens_are_identical_through_the_caches() {
         let interpreter = interpreter::<f32>(&model.program, &parameters)?;
         let (mut state, golden) = (State::new(), case.golden("greedy.logits")?);
         let vocabulary = golden.shape[1];
-        let mut logits = step(&interpreter, &mut state, &case.inputs)?.to_f64();
+        let mut logits = step(&interpreter, &mut state, &inputs(case))?.to_f64();
         let (mut ids, mut rows) = (Vec::new(), Vec::new());
         while ids.len() < case.greedy_steps {
             let last = logits.split_off(logits.len() - vocabulary);
@@ -190,12 +196,12 @@ fn a_prompt_in_pieces_is_the_whole_prompt() {
         let parameters = model::parameters(case, &model)?;
         let interpreter = interpreter::<f64>(&model.program, &parameters)?;
         let prompt = case.prompt()?;
-        let whole = step(&interpreter, &mut State::new(), &case.inputs)?;
+        let whole = step(&interpreter, &mut State::new(), &inputs(case))?;
         for mut cuts in [vec![1], vec![prompt.len() - 1], vec![3, 4, 9, 17], (1..prompt.len()).collect()] {
             cuts.retain(|cut| *cut < prompt.len());
             let (mut state, mut pieces, mut from) = (State::new(), Vec::new(), 0);
             for to in cuts.iter().copied().chain([prompt.len()]) {
-                let mut inputs = if from == 0 { case.source() } else { BTreeMap::new() };
+                let mut inputs = if from == 0 { source(case) } else { BTreeMap::new() };
                 inputs.extend(tokens(case, &prompt[from..to]));
                 pieces.extend(step(&interpreter, &mut state, &inputs)?.to_f64());
                 from = to;

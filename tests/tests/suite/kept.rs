@@ -70,7 +70,7 @@ fn order(keep: &Keep) -> u64 {
 }
 
 /// The cases whose config [`analytic`] reads.
-const READ: [&str; 30] = [
+const READ: [&str; 31] = [
     "bart",
     "deepseek_v2",
     "deepseek_v2_lite",
@@ -101,6 +101,7 @@ const READ: [&str; 30] = [
     "bert",
     "longformer",
     "vit",
+    "whisper",
 ];
 
 /// Those that see whole sequences keep nothing between steps.
