@@ -26,12 +26,18 @@ def main(args'; do
   echo
 done
 
-say "3. Look: the model as a page for a browser, and what its caches keep"
+say "3. Swap: a model of another architecture under the same xfrun. What differs:"
+"$xfc" compare examples/demo/dense examples/demo/windowed
+"$xfc" compile examples/demo/windowed -o "$out/windowed.xfm"
+"$xfrun" run "$out/windowed.xfm" --checkpoint examples/demo/windowed --temp 0.5 --top-k 40 --seed 2 -n 64 -p 'def read_file(path):'
+echo
+
+say "4. Look: the model as a page for a browser, and what its caches keep"
 "$xfc" inspect examples/demo/dense --format html -o "$out/dense.html"
 "$xfc" inspect examples/demo/dense --cache
 echo "$out/dense.html" >&2
 
-say "4. Another kind of model: a real checkpoint that embeds sentences (downloaded once, 84 MB)"
+say "5. Another kind of model: a real checkpoint that embeds sentences (downloaded once, 84 MB)"
 checkpoint=$(tools/fetch_minilm.sh)
 "$xfc" compile "$checkpoint" -o "$out/minilm.xfm"
 "$xfrun" embed "$out/minilm.xfm" --checkpoint "$checkpoint" \

@@ -1,4 +1,4 @@
-//! Text in, text out: the demo's checkpoint, its tokenizer and its weights, against what transformers writes from them.
+//! Text in, text out: the demo's checkpoints, their tokenizers and their weights, against what transformers writes from them.
 
 use std::fs;
 
@@ -29,14 +29,18 @@ fn completes(shell: &Shell, program: &str, model: &str, checkpoint: &str, wanted
     Ok(())
 }
 
+/// The demo's models: each compiled, and run by the same `xfrun`.
 #[test]
 fn the_demo_completes_python() -> Result<()> {
-    let checkpoint = repository().join("examples/demo/dense");
-    let checkpoint = checkpoint.to_str().ok_or("the checkpoint's path is not UTF-8")?;
-    let wanted: Vec<Completion> =
-        serde_json::from_slice(&fs::read(repository().join("tests/reference/demo/dense.json"))?)?;
-    let shell = Shell::new()?;
-    completes(&shell, "xfc", checkpoint, checkpoint, &wanted[..1])?;
-    shell.run("xfc", &["compile", checkpoint, "-o", "model.xfm"])?.success()?;
-    completes(&shell, "xfrun", "model.xfm", checkpoint, &wanted)
+    for model in ["dense", "windowed"] {
+        let checkpoint = repository().join("examples/demo").join(model);
+        let checkpoint = checkpoint.to_str().ok_or("the checkpoint's path is not UTF-8")?;
+        let goldens = repository().join("tests/reference/demo").join(model).with_extension("json");
+        let wanted: Vec<Completion> = serde_json::from_slice(&fs::read(goldens)?)?;
+        let shell = Shell::new()?;
+        completes(&shell, "xfc", checkpoint, checkpoint, &wanted[..1])?;
+        shell.run("xfc", &["compile", checkpoint, "-o", "model.xfm"])?.success()?;
+        completes(&shell, "xfrun", "model.xfm", checkpoint, &wanted)?;
+    }
+    Ok(())
 }
