@@ -1,47 +1,34 @@
-//! bf16 against f32, as `xfc eval` counts: where the best token is clearly ahead in f32, it is the best in bf16 too.
+//! bf16 against f32, as `xfc eval` counts: where the best token is clearly ahead in f32, it is the best in bf16 too; and against the interpreter,
+//! which rounds as the code does.
 
 use std::sync::Arc;
 
 use xfc_check::eval::CLEAR_MARGIN;
+use xfc_check::subject::{Outputs, Subject};
 use xfc_codegen::driver::Options;
 use xfc_lang::graph::DType;
 use xfc_runtime::artifact::Artifact;
 use xfc_runtime::model::{Model, ModelOptions};
+use xfc_runtime::step::InputData;
 use xfc_runtime::weights::Checkpoint;
 use xfc_tests::Result;
 use xfc_tests::case::{Case, Layout};
 use xfc_tests::compile::{Runner, artifact, load};
+use xfc_tests::model;
 
 use crate::cases::{decoders, largest};
 
-/// Cases that fall short of 99 of 100, and the share that they reach. Why is not known yet: a defect is not ruled out.
-const ROUGH: [(&str, usize); 2] = [("gemma3n", 92), ("mixtral", 95)];
-
-/// The cases that are measured; the other decoders are not yet.
-const MEASURED: [&str; 23] = [
-    "bart",
-    "gemma2",
-    "gemma3",
-    "gemma3n",
-    "gpt2",
-    "gpt_neox",
-    "llama2",
-    "llama3",
-    "llama3_2_tied",
-    "marian",
-    "mistral",
-    "mistral_small_3_1",
-    "mixtral",
-    "olmo2",
-    "olmo3",
-    "qwen2",
-    "qwen2_moe",
-    "qwen3",
-    "qwen3_moe",
-    "smollm3",
-    "t5",
-    "t5_v1_1",
-    "vaswani",
+/// Cases that fall short of 99 of 100 of what f32 says, and the share that they reach. All but the first choose experts: rounding moves a choice
+/// between two that are nearly as good, and then other numbers flow through this token and through those that see it.
+const ROUGH: [(&str, usize); 8] = [
+    ("gemma3n", 92),
+    ("deepseek_v2", 96),
+    ("deepseek_v3", 95),
+    ("gpt_oss", 96),
+    ("grok1", 97),
+    ("kimi_k2", 95),
+    ("llama4_scout", 96),
+    ("mixtral", 95),
 ];
 
 const SEQUENCES: usize = 6;
@@ -68,14 +55,34 @@ fn best(row: &[f32]) -> (i64, bool) {
     (first, f64::from(row[first as usize] - second) > CLEAR_MARGIN * deviation)
 }
 
-/// Prints each case's share under `--nocapture`.
+/// The same of the interpreter, which rounds where the program in bf16 says so.
+fn interpreted(case: &Case, checkpoint: &Checkpoint, options: &Options, ids: &[Vec<i64>]) -> Result<Vec<f32>> {
+    let model = model::expand(case)?;
+    let subject = Subject { model: &model, checkpoint, truth: None, options, threads: Some(2) };
+    let inputs = |ids: &Vec<i64>| {
+        let mut inputs = case.source();
+        inputs.insert(case.token_input().to_owned(), InputData::Ints(ids.clone()));
+        inputs
+    };
+    let inputs: Vec<_> = ids.iter().map(inputs).collect();
+    let outputs = subject.interpret::<f32>(&subject.program(&[]), &inputs.iter().collect::<Vec<_>>())?;
+    let logits = |o: &Outputs| Ok(o.get("logits").ok_or("there is no output `logits`")?.values.clone());
+    let all: Vec<Vec<f64>> = outputs.iter().map(logits).collect::<Result<_>>()?;
+    Ok(all.into_iter().flatten().map(|x| x as f32).collect())
+}
+
+/// Where the best token of `of` is clearly ahead: at how many tokens that is, and at how many of them it is the best in `got`.
+fn share(of: &[f32], got: &[f32], vocabulary: usize) -> (usize, usize) {
+    let rows = of.chunks_exact(vocabulary).zip(got.chunks_exact(vocabulary));
+    let clear: Vec<bool> = rows.filter_map(|(o, g)| Some(best(o)).filter(|b| b.1).map(|b| b.0 == largest(g))).collect();
+    (clear.len(), clear.iter().filter(|same| **same).count())
+}
+
+/// Prints each case's shares under `--nocapture`.
 #[test]
 #[expect(clippy::print_stdout, reason = "a measurement for people, hidden unless asked for")]
 fn the_best_token_is_the_same_in_bf16() {
     decoders(|case| {
-        if !MEASURED.contains(&case.name.as_str()) {
-            return Ok(());
-        }
         let vocabulary = *case.golden("greedy.logits")?.shape.last().ok_or("logits without a shape")?;
         let token =
             |s: usize, i: usize| ((i * i * 31 + i * 7919 + s * 104_729 + 5) % (vocabulary.min(280) - 4) + 3) as i64;
@@ -85,21 +92,22 @@ fn the_best_token_is_the_same_in_bf16() {
         let options = Options { dtype: DType::BF16, ..Options::default() };
         let narrow = Artifact::from_bytes(artifact(case, &["cpu"], &options)?)?;
         let folder = case.checkpoint(Layout::Single)?;
-        let options = ModelOptions { threads: Some(2), ..ModelOptions::default() };
-        let narrow = Model::load(&narrow, &Checkpoint::open(folder.path())?, &options)?;
-        let narrow = logits(case, &narrow, &ids)?;
+        let checkpoint = Checkpoint::open(folder.path())?;
+        let of_two = ModelOptions { threads: Some(2), ..ModelOptions::default() };
+        let narrow = logits(case, &Model::load(&narrow, &checkpoint, &of_two)?, &ids)?;
+        let truth = interpreted(case, &checkpoint, &options, &ids)?;
 
-        let rows = wide.chunks_exact(vocabulary).zip(narrow.chunks_exact(vocabulary));
-        let clear: Vec<bool> =
-            rows.filter_map(|(w, n)| Some(best(w)).filter(|b| b.1).map(|b| b.0 == largest(n))).collect();
-        let same = clear.iter().filter(|same| **same).count();
-        println!("{}: {same} of {} clear tokens are the same, of {}", case.name, clear.len(), SEQUENCES * TOKENS);
-        if clear.len() * 2 < SEQUENCES * TOKENS {
-            return Err(format!("only {} clear tokens", clear.len()).into());
-        }
         let least = ROUGH.iter().find(|(name, _)| *name == case.name).map_or(99, |(_, least)| *least);
-        if same * 100 < clear.len() * least {
-            return Err(format!("{same} of {} clear tokens are the same in bf16", clear.len()).into());
+        // Where the code departs from the program in bf16 it is a defect; where bf16 departs from f32 it may be rounding.
+        for (what, of, least) in [("f32", &wide, least), ("the interpreter", &truth, 99)] {
+            let (clear, same) = share(of, &narrow, vocabulary);
+            println!("{}: {same} of {clear} clear tokens are those of {what}, of {}", case.name, SEQUENCES * TOKENS);
+            if clear * 2 < SEQUENCES * TOKENS {
+                return Err(format!("only {clear} clear tokens of {what}").into());
+            }
+            if same * 100 < clear * least {
+                return Err(format!("{same} of {clear} clear tokens of {what} are the same in bf16").into());
+            }
         }
         Ok(())
     });
