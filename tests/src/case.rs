@@ -201,6 +201,21 @@ impl Case {
         Ok(Golden { shape: tensor.shape().to_vec(), values })
     }
 
+    /// The golden tensor `name` of choices, by its rows: what is best among a token's scores, in no order.
+    pub fn golden_choices(&self, name: &str) -> Result<Vec<Vec<i64>>> {
+        let file = SafeTensors::deserialize(&self.golden)?;
+        let tensor = file.tensor(name).map_err(|e| format!("golden of case {}: {name}: {e}", self.name))?;
+        if let (Dtype::I32, [_, k]) = (tensor.dtype(), tensor.shape())
+            && *k > 0
+        {
+            let choices =
+                tensor.data().chunks_exact(4).map(|b| i64::from(i32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+            return Ok(choices.collect::<Vec<_>>().chunks_exact(*k).map(<[i64]>::to_vec).collect());
+        }
+        let found = (tensor.dtype(), tensor.shape());
+        Err(format!("golden of case {}: {name} is {found:?}, not I32 of two dimensions", self.name).into())
+    }
+
     /// The tokens that follow the prompt when the largest logit is taken each time.
     pub fn greedy_ids(&self) -> Result<Vec<i64>> {
         let file = SafeTensors::deserialize(&self.golden)?;

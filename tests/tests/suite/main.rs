@@ -17,6 +17,7 @@ mod differential;
 mod embeddings;
 mod encodings;
 mod eval;
+mod experts;
 mod fill;
 mod fuzz;
 mod images;
