@@ -21,7 +21,7 @@ pub fn parameter(model: &Model, checkpoint: &Checkpoint, path: &str) -> Result<T
     bind(binding, stored(binding, checkpoint)?)
 }
 
-/// The elements of a binding's stored tensor, in row-major order.
+/// The elements of a binding's stored tensor, in row-major order; of a larger one those that are read.
 fn stored(binding: &Binding, checkpoint: &Checkpoint) -> Result<Vec<f32>, String> {
     let count: u64 = binding.shape.iter().product();
     match checkpoint {
@@ -41,10 +41,13 @@ fn stored(binding: &Binding, checkpoint: &Checkpoint) -> Result<Vec<f32>, String
             let found = binding.names.iter().find_map(|name| scaled::parameter(stored, name).or_else(|| plain(name)));
             let found = found.ok_or_else(|| format!("no tensor is named {:?}", binding.names))?;
             let (shape, values): (Vec<u64>, Vec<f32>) = found?;
-            if shape != binding.shape {
+            if shape == binding.shape {
+                return Ok(values);
+            }
+            if !binding.admits(&shape) {
                 return Err(format!("{:?}: {shape:?}, not {:?}", binding.names, binding.shape));
             }
-            Ok(values)
+            Ok(gather(&sizes(&shape), &values, &sizes(&binding.shape), <[usize]>::to_vec))
         }
     }
 }
@@ -67,7 +70,7 @@ fn sizes(shape: &[u64]) -> Vec<usize> {
     shape.iter().map(|&n| n as usize).collect()
 }
 
-/// The parameter that a binding makes of a stored tensor's elements.
+/// The parameter that a binding makes of the elements of a tensor of the binding's shape.
 ///
 /// # Errors
 /// In words: a number of elements that the steps do not lead to.
@@ -94,6 +97,8 @@ pub fn bind(binding: &Binding, values: Vec<f32>) -> Result<Tensor, String> {
                 };
                 (new.clone(), gather(&dims, &values, &new, pick))
             }
+            // The values are of the binding's shape, so that nothing is left to cut.
+            Step::Lead { .. } => (dims, values),
             Step::Index { dim, index } => {
                 let mut new = dims.clone();
                 new.remove(*dim);

@@ -28,6 +28,7 @@ fn part(binding: &Binding) -> String {
     let said = binding.steps.iter().map(|step| match step {
         Step::Transpose { .. } => "transposed".to_owned(),
         Step::Slice { dim, start, len } => format!("{start}..{} of dimension {dim}", start + len),
+        Step::Lead { dim, len } => format!("the first {len} of dimension {dim}"),
         Step::Index { dim, index } => format!("element {index} of dimension {dim}"),
         Step::Reshape { shape: dims } => format!("as {}", shape(dims)),
     });

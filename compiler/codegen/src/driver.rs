@@ -231,6 +231,7 @@ fn stored(binding: &Binding) -> Stored {
     let steps = binding.steps.iter().map(|step| match step {
         Step::Transpose { perm } => manifest::Step::Transpose { perm: perm.clone() },
         Step::Slice { dim, start, len } => manifest::Step::Slice { dim: *dim, start: *start, len: *len },
+        Step::Lead { dim, len } => manifest::Step::Lead { dim: *dim, len: *len },
         Step::Index { dim, index } => manifest::Step::Index { dim: *dim, index: *index },
         Step::Reshape { shape } => manifest::Step::Reshape { shape: shape.clone() },
     });

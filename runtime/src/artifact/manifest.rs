@@ -210,7 +210,7 @@ pub struct Source {
     pub path: String,
     /// Names in the checkpoint, tried in order.
     pub names: Vec<String>,
-    /// Shape as stored.
+    /// Shape as stored; where a step is [`Step::Lead`], of what is read of it.
     pub shape: Vec<u64>,
     /// Applied to the stored tensor, first to last.
     pub steps: Vec<Step>,
@@ -231,6 +231,13 @@ pub enum Step {
         dim: usize,
         /// First element.
         start: u64,
+        /// Number of elements.
+        len: u64,
+    },
+    /// The first `len` elements of `dim`, of which the stored tensor may have more than [`Source::shape`] says. Before all other steps.
+    Lead {
+        /// Dimension.
+        dim: usize,
         /// Number of elements.
         len: u64,
     },

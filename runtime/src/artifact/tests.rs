@@ -182,6 +182,8 @@ fn hostile_manifests_are_refused() {
     refused(|m| m.weights[0].sources.clear());
     refused(|m| m.weights[0].sources[0].steps.push(Step::Slice { dim: 0, start: 1, len: u64::MAX }));
     refused(|m| m.weights[0].sources[0].steps.push(Step::Transpose { perm: vec![0, 0] }));
+    refused(|m| m.weights[0].sources[0].steps.push(Step::Lead { dim: 1, len: u64::MAX }));
+    refused(|m| m.weights[0].sources[0].steps.push(Step::Lead { dim: 7, len: 1 }));
     refused(|m| m.weights[0].sources[0].steps.push(Step::Index { dim: 7, index: 0 }));
     refused(|m| m.weights[0].sources[0].steps.push(Step::Reshape { shape: vec![5] }));
     refused(|m| m.weights[0].pack = Pack::Panels { columns: 0, depth: 1 });

@@ -101,6 +101,7 @@ pub fn stepped_shape(shape: &[u64], step: &Step) -> Check<Vec<u64>> {
             result[*dim] = *len;
             Ok(result)
         }
+        Step::Lead { dim, len } => stepped_shape(shape, &Step::Slice { dim: *dim, start: 0, len: *len }),
         Step::Index { dim, index } => {
             in_range(*dim)?;
             ensure(*index < shape[*dim], || format!("index {index} is outside of dimension {dim} of {shape:?}"))?;

@@ -32,7 +32,7 @@ pub struct PackedWeights {
     pub block: MmapMut,
     /// First byte of each of [`Manifest::weights`].
     pub offsets: Vec<u64>,
-    /// What a user should know though it is no error: tensors that were made up, tensors that nothing reads.
+    /// What a user should know though it is no error: tensors that were made up, tensors that nothing reads, or only a part of.
     pub remarks: Vec<String>,
 }
 
@@ -110,6 +110,7 @@ fn find<'a>(manifest: &'a Manifest, checkpoint: &'a Checkpoint) -> Result<(Vec<J
     let mut remarks = Vec::new();
     let mut missing: Vec<&Source> = Vec::new();
     let mut made_up: Vec<&str> = Vec::new();
+    let mut in_part: Vec<String> = Vec::new();
     let made = |random: &Random, source: &Source| {
         Numbers::Random(random.tensor(source.names.first().unwrap_or(&source.path), &source.shape))
     };
@@ -120,13 +121,19 @@ fn find<'a>(manifest: &'a Manifest, checkpoint: &'a Checkpoint) -> Result<(Vec<J
             // The manifest was validated, so the steps apply.
             let Ok(lens) = Lens::new(&source.shape, &source.steps) else { continue };
             match checkpoint {
-                Checkpoint::Random(random) => sources.push(Found { numbers: made(random, source), lens }),
+                Checkpoint::Random(random) => {
+                    sources.push(Found { numbers: made(random, source), lens, larger: None });
+                }
                 Checkpoint::Stored(stored) => match (encoded::take(stored, source), stored.instead_of_missing()) {
-                    (Some(Ok(found)), _) => sources.push(found),
+                    (Some(Ok(found)), _) => {
+                        let shapes = |(name, shape)| format!("{name} {:?} of {shape:?}", source.shape);
+                        in_part.extend(found.larger.clone().map(shapes));
+                        sources.push(found);
+                    }
                     (Some(Err(problem)), _) => problems.push(problem),
                     (None, Some(random)) => {
                         made_up.push(source.names.first().unwrap_or(&source.path));
-                        sources.push(Found { numbers: made(random, source), lens });
+                        sources.push(Found { numbers: made(random, source), lens, larger: None });
                     }
                     (None, None) => missing.push(source),
                 },
@@ -139,6 +146,8 @@ fn find<'a>(manifest: &'a Manifest, checkpoint: &'a Checkpoint) -> Result<(Vec<J
         report_missing(&missing, &unread, &mut problems);
         if problems.is_empty() {
             remarks.extend(remark("the checkpoint lacks these tensors, and numbers were made up for them", &made_up));
+            let in_part: Vec<&str> = in_part.iter().map(String::as_str).collect();
+            remarks.extend(remark("of these tensors of the checkpoint only the leading part is read", &in_part));
             remarks.extend(remark("nothing reads these tensors of the checkpoint", &unread));
             return Ok((jobs, remarks));
         }

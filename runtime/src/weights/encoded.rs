@@ -44,15 +44,39 @@ pub(super) fn names_read(stored: &Stored, name: &str) -> Vec<String> {
     names
 }
 
+/// Whether the source may be a tensor that has more elements of a dimension, of which the first are read.
+fn leads(source: &Source, at: usize) -> bool {
+    source.steps.iter().any(|step| matches!(step, Step::Lead { dim, .. } if *dim == at))
+}
+
+/// Whether the steps apply to a tensor of this shape.
+fn admits(source: &Source, shape: &[u64]) -> bool {
+    let fits = |(at, (have, want)): (usize, (&u64, &u64))| have == want || have > want && leads(source, at);
+    shape.len() == source.shape.len() && shape.iter().zip(&source.shape).enumerate().all(fits)
+}
+
+/// The shapes that [`admits`] takes, as text: `[8 or more, 4]`.
+fn expected(source: &Source) -> String {
+    let dims = source.shape.iter().enumerate();
+    let dims = dims.map(|(at, n)| if leads(source, at) { format!("{n} or more") } else { n.to_string() });
+    format!("[{}]", dims.collect::<Vec<_>>().join(", "))
+}
+
+/// The tensor of this name and shape, where more of it is stored than is read.
+fn larger(source: &Source, name: &str, shape: &[u64]) -> Option<(String, Vec<u64>)> {
+    (shape != source.shape).then(|| (name.to_owned(), shape.to_vec()))
+}
+
 /// A tensor with the parameter's own name.
 fn whole<'a>(stored: &'a Stored, name: &str, tensor: &'a Tensor, source: &Source) -> Result<Found<'a>, String> {
-    if tensor.shape != source.shape {
-        return Err(format!("`{name}`: shape {:?}, expected {:?}", tensor.shape, source.shape));
+    if !admits(source, &tensor.shape) {
+        return Err(format!("`{name}`: shape {:?}, expected {}", tensor.shape, expected(source)));
     }
     let bytes = stored.bytes(tensor);
-    let lens = Lens::new(&source.shape, &source.steps)?;
+    let lens = Lens::new(&tensor.shape, &source.steps)?;
+    let larger = larger(source, name, &tensor.shape);
     if is_supported(tensor.dtype) {
-        return Ok(Found { numbers: Numbers::Stored(tensor.dtype, bytes), lens });
+        return Ok(Found { numbers: Numbers::Stored(tensor.dtype, bytes), lens, larger });
     }
     let code = Code::of(tensor.dtype).ok_or_else(|| {
         format!(
@@ -67,7 +91,7 @@ fn whole<'a>(stored: &'a Stored, name: &str, tensor: &'a Tensor, source: &Source
         format!("`{scales_name}`: shape {:?}, which is no grid of scales for {:?}", scales.shape, tensor.shape)
     })?;
     let scaled = Scaled::new((code, bytes), scale_bytes(stored, &scales_name, scales)?, &blocks);
-    Ok(Found { numbers: Numbers::Scaled(scaled.ok_or_else(|| too_many(name, &tensor.shape))?), lens })
+    Ok(Found { numbers: Numbers::Scaled(scaled.ok_or_else(|| too_many(name, &tensor.shape))?), lens, larger })
 }
 
 /// Pairs of numbers of 4 bits, `[.., rows, groups, bytes]`, with a scale for each group.
@@ -84,15 +108,15 @@ fn pairs<'a>(stored: &'a Stored, name: &str, blocks: &'a Tensor, source: &Source
     if blocks.dtype != safetensors::Dtype::U8 || *groups == 0 || *bytes == 0 {
         return Err(wrong());
     }
-    let expected = [lead, &[*rows, *groups]].concat();
-    if scales.shape != expected {
-        return Err(format!("`{scales_name}`: shape {:?}, expected {expected:?}", scales.shape));
+    let expected_scales = [lead, &[*rows, *groups]].concat();
+    if scales.shape != expected_scales {
+        return Err(format!("`{scales_name}`: shape {:?}, expected {expected_scales:?}", scales.shape));
     }
     let block = bytes.checked_mul(2).ok_or_else(wrong)?;
     let columns = groups.checked_mul(block).ok_or_else(wrong)?;
     let published = [lead, &[columns, *rows]].concat();
-    if published != source.shape {
-        return Err(format!("`{name}_blocks`: holds {published:?}, expected {:?}", source.shape));
+    if !admits(source, &published) {
+        return Err(format!("`{name}_blocks`: holds {published:?}, expected {}", expected(source)));
     }
     let stored_shape = [lead, &[*rows, columns]].concat();
     let each = |&size: &u64| Blocks { size, block: 1 };
@@ -102,7 +126,8 @@ fn pairs<'a>(stored: &'a Stored, name: &str, blocks: &'a Tensor, source: &Source
     let exchange = Step::Transpose { perm: (0..n).chain([n + 1, n]).collect() };
     let steps: Vec<Step> = std::iter::once(exchange).chain(source.steps.iter().cloned()).collect();
     let lens = Lens::new(&stored_shape, &steps)?;
-    Ok(Found { numbers: Numbers::Scaled(scaled.ok_or_else(|| too_many(name, &stored_shape))?), lens })
+    let larger = larger(source, name, &published);
+    Ok(Found { numbers: Numbers::Scaled(scaled.ok_or_else(|| too_many(name, &stored_shape))?), lens, larger })
 }
 
 fn scale_bytes<'a>(stored: &'a Stored, name: &str, scales: &'a Tensor) -> Result<(ScaleCode, &'a [u8]), String> {

@@ -64,6 +64,7 @@ impl Lens {
                     current.offset += start * current.strides[*dim];
                     current.shape = result;
                 }
+                Step::Lead { .. } => current.shape = result,
                 Step::Index { dim, index } => {
                     current.offset += index * current.strides[*dim];
                     current.strides.remove(*dim);
@@ -134,6 +135,9 @@ mod tests {
             Lens::new(&[2, 3], &[Step::Slice { dim: 0, start: 1, len: 1 }, Step::Reshape { shape: vec![3] }]).unwrap();
         assert_eq!((positions(&plain), plain.stride()), (vec![3, 4, 5], Some(1)));
         assert_eq!(positions(&Lens::new(&[], &[]).unwrap()), [0]);
+        let lead = Lens::new(&[2, 3], &[Step::Lead { dim: 1, len: 2 }, Step::Transpose { perm: vec![1, 0] }]).unwrap();
+        assert_eq!(positions(&lead), [0, 3, 1, 4]);
+        assert!(Lens::new(&[2], &[Step::Lead { dim: 0, len: 3 }]).is_err());
         assert!(Lens::new(&[2], &[Step::Index { dim: 1, index: 0 }]).is_err());
     }
 }

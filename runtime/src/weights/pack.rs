@@ -17,6 +17,8 @@ const BLOCK: usize = 64;
 pub(super) struct Found<'a> {
     pub(super) numbers: Numbers<'a>,
     pub(super) lens: Lens,
+    /// Its name and its shape, where it is the leading part of a larger tensor.
+    pub(super) larger: Option<(String, Vec<u64>)>,
 }
 
 /// A weight with its sources.

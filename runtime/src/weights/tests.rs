@@ -88,6 +88,44 @@ fn what_is_missing_may_be_made_up_and_what_is_unread_is_remarked() {
 }
 
 #[test]
+fn leading_parts_are_read_where_the_manifest_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.safetensors");
+    let bound = |manifest: &Manifest, shape: &[usize]| {
+        write(&path, &[("a.weight", shape, 0.0), ("b.weight", &[2, 3], 10.0)]);
+        bind(manifest, &Checkpoint::open(&path).unwrap(), 1, None)
+    };
+    let plain = sample::manifest();
+    let mut leads = sample::manifest();
+    for (dim, len) in [(0, 2), (1, 3)] {
+        leads.weights[0].sources[0].steps.insert(dim, Step::Lead { dim, len });
+    }
+    let whole = bound(&leads, &[2, 3]).unwrap();
+    assert_eq!((f32s(&whole, 0, 48), whole.remarks), (f32s(&bound(&plain, &[2, 3]).unwrap(), 0, 48), vec![]));
+    let part = bound(&leads, &[5, 4]).unwrap();
+    let packed = f32s(&part, 0, 48);
+    for (o, row) in [[0., 1., 2.], [4., 5., 6.], [10., 11., 12.], [13., 14., 15.]].iter().enumerate() {
+        for (i, value) in row.iter().enumerate() {
+            assert_eq!(packed[i * 16 + o], *value);
+        }
+    }
+    assert_eq!(part.remarks.len(), 1);
+    assert!(
+        part.remarks[0].ends_with("only the leading part is read: `a.weight [2, 3] of [5, 4]`"),
+        "{:?}",
+        part.remarks
+    );
+    for (manifest, shape, expected) in [
+        (&plain, [5, 3], "shape [5, 3], expected [2, 3]"),
+        (&leads, [5, 2], "shape [5, 2], expected [2 or more, 3 or more]"),
+        (&leads, [1, 3], "shape [1, 3], expected [2 or more, 3 or more]"),
+    ] {
+        let error = bound(manifest, &shape).unwrap_err().to_string();
+        assert!(error.contains(expected), "{expected} is not in: {error}");
+    }
+}
+
+#[test]
 fn shards_and_their_mistakes() {
     let folder = tempfile::tempdir().unwrap();
     write(&folder.path().join("one.safetensors"), &[("a.weight", &[2, 3], 0.0)]);

@@ -27,6 +27,7 @@ mod kept;
 mod latents;
 mod mixtures;
 mod narrow;
+mod nested;
 mod programs;
 mod readme;
 mod requests;

@@ -9,6 +9,7 @@
 
 mod across;
 mod arith;
+mod binding;
 mod build;
 mod builtins;
 mod calls;
@@ -40,8 +41,8 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
+pub use self::binding::{Binding, Step};
 pub use self::builtins::NAMES as FUNCTIONS;
-pub use self::names::{Binding, Step};
 pub use self::nearest::{Near, Unserved, nearest};
 pub use self::numbers::Numbers;
 pub use self::patterns::matches_pattern;

@@ -9,51 +9,10 @@ use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use super::Parameter;
+use super::binding::{Binding, Step};
 use super::patterns::{braces, inside, n_choices, prefix_lengths, unknown_size};
 use crate::diagnostic::{Code, Diagnostic, Span, did_you_mean};
 use crate::spec::{Datum, NameRule, Names, Target};
-
-/// Where a parameter lies in a checkpoint.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Binding {
-    /// Names of the stored tensor, tried in order.
-    pub names: Vec<String>,
-    /// Its shape as stored.
-    pub shape: Vec<u64>,
-    /// What makes the parameter of it, first to last.
-    pub steps: Vec<Step>,
-}
-
-/// A step from a stored tensor to a parameter.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// Dimension `d` of the result is dimension `perm[d]`.
-    Transpose {
-        /// A permutation.
-        perm: Vec<usize>,
-    },
-    /// Elements `start .. start + len` of `dim`.
-    Slice {
-        /// The dimension cut.
-        dim: usize,
-        /// First element.
-        start: u64,
-        /// Number of elements.
-        len: u64,
-    },
-    /// Element `index` of `dim`, which is removed.
-    Index {
-        /// The dimension removed.
-        dim: usize,
-        /// The element.
-        index: u64,
-    },
-    /// The same elements in row-major order.
-    Reshape {
-        /// The new shape.
-        shape: Vec<u64>,
-    },
-}
 
 pub(super) struct Bound {
     pub(super) bindings: Vec<Binding>,
@@ -301,7 +260,9 @@ impl<'a> Binder<'a> {
         }
         let mut seen: HashMap<(&[String], String), usize> = HashMap::new();
         for (i, binding) in bindings.iter().enumerate() {
-            match seen.entry((&binding.names, format!("{:?}", binding.steps))) {
+            // A leading part is of the same elements as the whole.
+            let steps: Vec<&Step> = binding.steps.iter().filter(|s| !matches!(s, Step::Lead { .. })).collect();
+            match seen.entry((&binding.names, format!("{steps:?}"))) {
                 Entry::Vacant(entry) => {
                     entry.insert(i);
                 }
@@ -467,6 +428,25 @@ mod tests {
         assert_eq!(stacked.steps[0], Step::Index { dim: 0, index: 1 });
         let plain = binding("n: norm", "n.weight");
         assert_eq!(plain.steps, []);
+    }
+
+    #[test]
+    fn leading_parts_of_stored_tensors() {
+        let part = binding("q.weight: q.weight[out.., in]", "a.q.weight");
+        assert_eq!((&part.shape, &part.steps), (&vec![2, 4], &vec![Step::Lead { dim: 0, len: 2 }]));
+        for (shape, fits) in [([2, 4], true), ([3, 4], true), ([1, 4], false), ([2, 5], false), ([2, 3], false)] {
+            assert_eq!(part.admits(&shape), fits, "{shape:?}");
+        }
+        assert!(!part.admits(&[2]) && !part.admits(&[2, 4, 1]));
+        let turned = binding("q.weight: q.weight[in.., out..]", "a.q.weight");
+        let steps =
+            [Step::Lead { dim: 0, len: 4 }, Step::Lead { dim: 1, len: 2 }, Step::Transpose { perm: vec![1, 0] }];
+        assert_eq!((turned.shape, turned.steps), (vec![4, 2], steps.to_vec()));
+        let first = binding("e.*.e_0.weight: experts[expert.., in, out]", "e.1.e_0.weight");
+        let steps =
+            [Step::Lead { dim: 0, len: 2 }, Step::Index { dim: 0, index: 1 }, Step::Transpose { perm: vec![1, 0] }];
+        assert_eq!((first.shape, first.steps), (vec![2, 4, 5], steps.to_vec()));
+        assert_eq!(bound("q.weight: /same[out.., in]\nk.weight: /same").err(), Some(vec![Code::NamePattern]));
     }
 
     #[test]

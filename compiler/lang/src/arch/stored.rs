@@ -1,9 +1,11 @@
-//! Stored tensors that hold a parameter otherwise than as wired: transposed, stacked, one part after another, or pieces of parts in turn.
+//! Stored tensors that hold a parameter otherwise than as wired: transposed, stacked, one part after another, pieces of parts in turn, or with
+//! more of a dimension behind it.
 
 use std::sync::Arc;
 
 use super::Parameter;
-use super::names::{Binder, Match, Step};
+use super::binding::Step;
+use super::names::{Binder, Match};
 use crate::spec::{Datum, StoredDim, Target};
 
 impl<'a> Binder<'a> {
@@ -71,7 +73,9 @@ impl<'a> Binder<'a> {
             now.push(lengths.iter().sum());
         }
         let perm = perm.into_iter().collect::<Option<Vec<usize>>>().ok_or("fewer dimensions than the parameter has")?;
-        let mut steps = stacked;
+        let leads = layout.iter().zip(&shape).enumerate().filter(|(_, (dim, _))| dim.leading);
+        let leads = leads.map(|(dim, (_, &len))| Step::Lead { dim, len });
+        let mut steps: Vec<Step> = leads.chain(stacked).collect();
         for part in parts {
             part.steps(&mut now, &mut steps);
         }

@@ -43,13 +43,15 @@ pub struct Target {
     pub layout: Option<Vec<StoredDim>>,
 }
 
-/// A dimension of a stored tensor as written: `in`, `q | k | v`, `heads * (q | k | v)`.
+/// A dimension of a stored tensor as written: `in`, `in..`, `q | k | v`, `heads * (q | k | v)`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredDim {
     /// How many times the parts follow one another, each time a piece of each: a size, or a number.
     pub times: Option<Arc<str>>,
     /// A label, or the parts in the order in which they are stored.
     pub parts: Vec<Arc<str>>,
+    /// `out..`: the stored tensor may have more elements of it, of which the first are taken.
+    pub leading: bool,
 }
 
 /// Reads the rules of one format.
@@ -191,8 +193,15 @@ fn target(text: &str) -> Result<Target, &'static str> {
     Ok(Target { name: name.into(), absolute, layout })
 }
 
-/// `a`, `a | b` or `n * (a | b)`.
+/// `a`, `a..`, `a | b` or `n * (a | b)`.
 fn stored_dim(text: &str) -> Result<StoredDim, &'static str> {
+    let (text, leading) = match text.trim_end().strip_suffix("..") {
+        Some(label) => (label, true),
+        None => (text, false),
+    };
+    if leading && (text.contains(['|', '*']) || text.trim() == "1") {
+        return Err("has `..` behind what is no label: the leading part is taken of a whole dimension, as in `out..`");
+    }
     let (times, parts) = match text.split_once('*') {
         Some((times, rest)) => {
             let inside = rest.trim().strip_prefix('(').and_then(|r| r.strip_suffix(')'));
@@ -208,7 +217,10 @@ fn stored_dim(text: &str) -> Result<StoredDim, &'static str> {
     if parts.iter().chain(&times).any(|p| p.contains(['(', ')', '*'])) {
         return Err("has brackets or a `*` where a label is expected");
     }
-    Ok(StoredDim { times, parts })
+    if parts.iter().chain(&times).any(|p| p.contains("..")) {
+        return Err("has `..` where it is not the end of a dimension");
+    }
+    Ok(StoredDim { times, parts, leading })
 }
 
 #[cfg(test)]
@@ -231,6 +243,13 @@ mod tests {
         assert!(names.rules[0].targets[1].absolute);
         assert_eq!(names.rules[1].within, [Arc::from("l.*")]);
         assert_eq!(names.rules[1].targets[0].layout.as_ref().map(|l| l[1].parts.len()), Some(2));
+        let (names, diagnostics) = parse("q: 'c[out .., in]'\n");
+        assert_eq!(diagnostics, []);
+        let layout = names.rules[0].targets[0].layout.as_ref().expect("it has a layout");
+        assert_eq!(
+            layout.iter().map(|d| (&*d.parts[0], d.leading)).collect::<Vec<_>>(),
+            [("out", true), ("in", false)]
+        );
         let (names, diagnostics) = parse("q + k: 'c[n * (q | k), in]'\n");
         assert_eq!(diagnostics, []);
         let dim = names.rules[0].targets[0].layout.as_ref().map(|l| l[0].clone()).expect("it has a layout");
@@ -248,6 +267,11 @@ mod tests {
             ("q + k: 'c[n * q | k]'", Code::NamePattern),
             ("q + k: 'c[* (q | k)]'", Code::NamePattern),
             ("q + k: 'c[n * (q | (k))]'", Code::NamePattern),
+            ("q: 'c[..]'", Code::NamePattern),
+            ("q: 'c[..out]'", Code::NamePattern),
+            ("q: 'c[1.., out]'", Code::NamePattern),
+            ("q + k: 'c[q | k..]'", Code::NamePattern),
+            ("q + k: 'c[n * (q | k)..]'", Code::NamePattern),
             ("prefix: 5", Code::WrongKind),
             ("prefix: [a., {b: c}]", Code::WrongKind),
         ] {
