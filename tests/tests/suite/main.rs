@@ -25,6 +25,7 @@ mod interpreter;
 mod interrupted;
 mod kept;
 mod latents;
+mod masks;
 mod mixtures;
 mod narrow;
 mod nested;

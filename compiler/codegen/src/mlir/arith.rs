@@ -31,6 +31,11 @@ impl Writer {
         self.reduce(a, if a.ty.elem.is_float() { "maximumf" } else { "maxsi" })
     }
 
+    /// Whether any lane of booleans holds.
+    pub fn reduce_or(&mut self, a: Val) -> Val {
+        self.reduce(a, "or")
+    }
+
     /// The smallest lane.
     pub fn reduce_min(&mut self, a: Val) -> Val {
         self.reduce(a, if a.ty.elem.is_float() { "minimumf" } else { "minsi" })

@@ -2,7 +2,9 @@
 //!
 //! A tile is a block of query rows by one key/value head, and by some of the query heads that read it where they are many. Keys lie `[dim][token]` in a page, so that the scores of a page's tokens are a sum
 //! over consecutive lanes; values lie `[token][dim]`. Keys that values are a part of lie as values do: then the score of a token is a sum over the
-//! lanes of its elements. Pages outside what the mask can reach are not visited; inside, the mask decides lane by lane.
+//! lanes of its elements. Pages outside what the mask can reach are not visited; inside, the mask decides lane by lane. Where it may leave out keys within
+//! its reach (a window or tokens chosen by what is kept of them, every second block, no key for this query), it is evaluated first, and of a page
+//! of which it leaves out all keys neither keys nor values are read.
 //!
 //! Operands of the launch: `q`, the key slot, the value slot, the result, then the tables of the checkpoint that mask and score gather from.
 
@@ -11,6 +13,7 @@ mod tables;
 
 use xfc_lang::graph::{DType, Graph};
 use xfc_lang::ops::Core;
+use xfc_lang::passes::analysis::mask::{Span, span};
 use xfc_runtime::artifact::abi::offsets as abi;
 use xfc_runtime::artifact::manifest::When;
 
@@ -25,6 +28,9 @@ use crate::plan::kernel::{AttentionSpec, PageLayout, page_bytes};
 
 /// Below any score that a finite model computes; finite, so that a difference of two is never NaN.
 const LOWEST: f64 = -3.0e38;
+
+/// More tokens than a sequence has.
+const FAR: i64 = 1 << 40;
 
 /// Writes the kernel.
 ///
@@ -52,6 +58,7 @@ pub fn emit(
         offsets: w.axis_array(args, spec.axis, abi::AXIS_OFFSETS),
         cache: w.cache(args, spec.group),
         scratch: params.scratch,
+        span: span(&spec.mask),
         tables,
         ints: if [&spec.mask, &spec.score].into_iter().chain(&spec.sink).all(fits_i32)
             && !spec.tables.iter().any(brings_integers)
@@ -99,6 +106,8 @@ struct Attention<'a> {
     offsets: Val,
     cache: CacheTable,
     scratch: Val,
+    /// Of the mask.
+    span: Span,
     tables: Vec<Read<'a>>,
     /// Of positions in masks and scores.
     ints: Elem,
@@ -121,6 +130,26 @@ struct Heads {
     group: Val,
     begin: Val,
     end: Val,
+}
+
+/// What masks and scores are functions of, for a vector of keys.
+struct Keys {
+    q_pos: Val,
+    k_pos: Val,
+    head: Val,
+    tables: Vec<Val>,
+}
+
+/// A page of keys for one query and head.
+#[derive(Clone, Copy)]
+struct Page<'q> {
+    query: &'q Query,
+    page: Val,
+    first_key: Val,
+    kv_head: Val,
+    head: Val,
+    /// The query's elements.
+    q: (Val, Elem),
 }
 
 /// One query row.
@@ -183,7 +212,15 @@ impl Attention<'_> {
         let zero = w.i64(0);
         let one = w.i64(1);
         let next = w.add(position, one);
-        let high = if self.spec.reach.future { length } else { w.min(next, length) };
+        let high = match (self.spec.reach.future, self.span.least.map(|age| i64::try_from(-age))) {
+            (false, _) => w.min(next, length),
+            (true, Some(Ok(ahead))) if ahead < FAR => {
+                let ahead = w.i64(ahead);
+                let end = w.add(next, ahead);
+                w.min(end, length)
+            }
+            (true, _) => length,
+        };
         let low = match self.spec.reach.window {
             None => zero,
             Some(n) => {
@@ -211,7 +248,8 @@ impl Attention<'_> {
         let zero = w.f32(0.0, self.lanes);
         state.extend(std::iter::repeat_n(zero, n_out));
         let state = w.for_loop(first_page, end_page, 1, &state, |w, page, state| {
-            self.one_page(w, query, page, (kv_head, head), (q, query_elem), state)
+            let first_key = w.mul(page, page_size);
+            self.one_page(w, Page { query, page, first_key, kv_head, head, q: (q, query_elem) }, state)
         })?;
         self.store(w, query.row, head, &state)
     }
@@ -225,21 +263,41 @@ impl Attention<'_> {
         sink.first().copied().ok_or_else(|| CodegenError::bug("attention", "a sink without a result"))
     }
 
-    /// One page: `state` is the running maximum, the running sum and the unnormalised result.
-    fn one_page(
+    /// One page: `state` is the running maximum, the running sum and the unnormalised result, which stay where no key of the page is seen.
+    fn one_page(&self, w: &mut Writer, page: Page<'_>, state: &[Val]) -> Result<Vec<Val>, CodegenError> {
+        if !self.span.has_gaps {
+            return self.seen_page(w, page, None, state);
+        }
+        let mut visible = Vec::new();
+        for v in 0..self.n_vectors() {
+            let keys = self.keys_of(w, page, v)?;
+            visible.push(self.visible(w, page.query, &keys)?);
+        }
+        let mut any = visible[0];
+        for more in &visible[1..] {
+            any = w.or(any, *more);
+        }
+        let any = w.reduce_or(any);
+        w.if_else(any, state, |w| self.seen_page(w, page, Some(&visible), state))
+    }
+
+    /// Vectors of the keys of a page.
+    fn n_vectors(&self) -> usize {
+        (self.spec.page_tokens / u64::from(self.lanes)) as usize
+    }
+
+    /// A page of which keys are seen: `visible`, where that is known before their scores.
+    fn seen_page(
         &self,
         w: &mut Writer,
-        query: &Query,
-        page: Val,
-        (kv_head, head): (Val, Val),
-        q: (Val, Elem),
+        page: Page<'_>,
+        visible: Option<&[Val]>,
         state: &[Val],
     ) -> Result<Vec<Val>, CodegenError> {
         let spec = self.spec;
         let lanes = self.lanes;
-        let page_size = w.i64(spec.page_tokens as i64);
-        let first_key = w.mul(page, page_size);
-        let id = w.page_id(self.cache, query.sequence, page);
+        let Page { query, first_key, kv_head, q, .. } = page;
+        let id = w.page_id(self.cache, query.sequence, page.page);
         let k_page = w.element(self.k.data, id, page_bytes(spec.kv_heads, spec.key_dim, spec.page_tokens, spec.kept));
         let keys = w.element(k_page, kv_head, spec.key_dim * spec.page_tokens * self.kept_bytes());
         let values = match spec.value_in_key {
@@ -251,23 +309,26 @@ impl Attention<'_> {
             }
         };
 
-        let n_vectors = (spec.page_tokens / u64::from(lanes)) as usize;
+        let n_vectors = self.n_vectors();
         let dots = match spec.key_layout {
             PageLayout::TokensLast => self.dots(w, q, keys, n_vectors)?,
             PageLayout::TokensMiddle => self.dots_by_token(w, q, keys, n_vectors)?,
         };
-        let mut scores = Vec::new();
-        let mut visible = Vec::new();
+        let (mut scores, mut masks) = (Vec::new(), Vec::new());
         for (v, dot) in dots.iter().enumerate() {
-            let (score, mask) = self.score(w, query, (page, first_key), v, head, *dot)?;
-            scores.push(score);
-            visible.push(mask);
+            let keys = self.keys_of(w, page, v)?;
+            let mask = match visible {
+                Some(visible) => visible[v],
+                None => self.visible(w, query, &keys)?,
+            };
+            scores.push(self.score(w, &keys, *dot, mask)?);
+            masks.push(mask);
         }
         if !spec.softmax {
             // Behind a sum of 1 nothing is divided.
             let zero = w.f32(0.0, lanes);
             for (v, score) in scores.iter().enumerate() {
-                let p = w.select(visible[v], *score, zero);
+                let p = w.select(masks[v], *score, zero);
                 let at = w.offset_const(self.scratch, v as u64 * u64::from(lanes) * 4);
                 w.store(p, at);
             }
@@ -288,7 +349,7 @@ impl Attention<'_> {
         for (v, score) in scores.iter().enumerate() {
             let x = w.sub(*score, maximum_lanes);
             let p = w.exp(x);
-            let p = w.select(visible[v], p, zero);
+            let p = w.select(masks[v], p, zero);
             let at = w.offset_const(self.scratch, v as u64 * u64::from(lanes) * 4);
             w.store(p, at);
             let s = w.reduce_add(p);
@@ -302,48 +363,50 @@ impl Attention<'_> {
         Ok(next)
     }
 
-    /// Score and visibility of vector `v` of a page; what is not visible scores [`LOWEST`].
-    fn score(
-        &self,
-        w: &mut Writer,
-        query: &Query,
-        (page, first_key): (Val, Val),
-        v: usize,
-        head: Val,
-        dot: Val,
-    ) -> Result<(Val, Val), CodegenError> {
+    /// What masks and scores read of vector `v` of a page.
+    fn keys_of(&self, w: &mut Writer, page: Page<'_>, v: usize) -> Result<Keys, CodegenError> {
         let lanes = self.lanes;
-        let scale = w.f32(self.spec.scale, lanes);
-        let scaled = w.mul(dot, scale);
-        let first = w.resize(first_key, self.ints);
+        let first = w.resize(page.first_key, self.ints);
         let first = w.splat(first, lanes);
         let iota: Vec<i64> = (0..lanes).map(|l| i64::from(v as u32 * lanes + l)).collect();
         let iota = w.lanes(&iota, self.ints);
         let k_pos = w.add(first, iota);
-        let q_pos = w.resize(query.position, self.ints);
+        let q_pos = w.resize(page.query.position, self.ints);
         let q_pos = w.splat(q_pos, lanes);
         let tables = self.tables.iter().map(|table| match table {
             Read::Key { data, table, dtype, page_bytes } => {
-                let id = w.page_id(*table, query.sequence, page);
+                let id = w.page_id(*table, page.query.sequence, page.page);
                 let at = w.element(*data, id, *page_bytes);
                 self.of_keys(w, at, *dtype, v)
             }
-            table => self.of_all_keys(w, table, query, head),
+            table => self.of_all_keys(w, table, page.query, page.head),
         });
         let tables = tables.collect::<Result<Vec<_>, _>>()?;
-        let head = w.resize(head, self.ints);
+        let head = w.resize(page.head, self.ints);
         let head = w.splat(head, lanes);
+        Ok(Keys { q_pos, k_pos, head, tables })
+    }
+
+    /// Of a vector of keys, those that exist and that the mask does not leave out.
+    fn visible(&self, w: &mut Writer, query: &Query, keys: &Keys) -> Result<Val, CodegenError> {
         let high = w.resize(query.high, self.ints);
-        let high = w.splat(high, lanes);
-        let exists = w.cmp(Cmp::Lt, k_pos, high);
-        let masked = scalar_graph(w, &self.spec.mask, &[&[q_pos, k_pos, head], &tables[..]].concat(), self.ints)?;
-        let masked = w.splat(masked[0], lanes);
-        let visible = w.and(exists, masked);
-        let score =
-            scalar_graph(w, &self.spec.score, &[&[scaled, q_pos, k_pos, head], &tables[..]].concat(), self.ints)?;
-        let score = w.splat(score[0], lanes);
-        let lowest = w.f32(LOWEST, lanes);
-        Ok((w.select(visible, score, lowest), visible))
+        let high = w.splat(high, self.lanes);
+        let exists = w.cmp(Cmp::Lt, keys.k_pos, high);
+        let parameters = [&[keys.q_pos, keys.k_pos, keys.head], &keys.tables[..]].concat();
+        let masked = scalar_graph(w, &self.spec.mask, &parameters, self.ints)?;
+        let masked = w.splat(masked[0], self.lanes);
+        Ok(w.and(exists, masked))
+    }
+
+    /// Scores of a vector of keys; what is not visible scores [`LOWEST`].
+    fn score(&self, w: &mut Writer, keys: &Keys, dot: Val, visible: Val) -> Result<Val, CodegenError> {
+        let scale = w.f32(self.spec.scale, self.lanes);
+        let scaled = w.mul(dot, scale);
+        let parameters = [&[scaled, keys.q_pos, keys.k_pos, keys.head], &keys.tables[..]].concat();
+        let score = scalar_graph(w, &self.spec.score, &parameters, self.ints)?;
+        let score = w.splat(score[0], self.lanes);
+        let lowest = w.f32(LOWEST, self.lanes);
+        Ok(w.select(visible, score, lowest))
     }
 
     /// `out += p[j] * value[j]` for the tokens of the page that exist.

@@ -391,20 +391,7 @@ impl Writer {
         let step = self.i64(step);
         let i = self.fresh(Ty::scalar(Elem::I64));
         let inner: Vec<Val> = carried.iter().map(|c| self.fresh(c.ty)).collect();
-        let results: Vec<Val> = match carried {
-            [] => Vec::new(),
-            [one] => vec![self.fresh(one.ty)],
-            several => {
-                let pack = self.fresh(several[0].ty).id;
-                several.iter().zip(0..).map(|(c, port)| Val { id: pack, port: Some(port), ty: c.ty }).collect()
-            }
-        };
-        let mut head = String::new();
-        match results[..] {
-            [] => {}
-            [one] => head = format!("{one} = "),
-            [first, ..] => head = format!("%v{}:{} = ", first.id, results.len()),
-        }
+        let (results, mut head) = self.results_like(carried);
         let _ = write!(head, "scf.for {i} = {begin} to {end} step {step}");
         if !carried.is_empty() {
             let args: Vec<String> = inner.iter().zip(carried).map(|(a, c)| format!("{a} = {c}")).collect();
@@ -417,6 +404,49 @@ impl Writer {
         let out = body(self, i, &inner)?;
         debug_assert_eq!(out.len(), carried.len());
         self.yield_values(&out);
+        self.depth -= 1;
+        self.line("}");
+        Ok(results)
+    }
+
+    /// New values of the types of others, and the beginning of the line that defines them.
+    fn results_like(&mut self, others: &[Val]) -> (Vec<Val>, String) {
+        match others {
+            [] => (Vec::new(), String::new()),
+            [one] => {
+                let result = self.fresh(one.ty);
+                (vec![result], format!("{result} = "))
+            }
+            several => {
+                let pack = self.fresh(several[0].ty).id;
+                let results = several.iter().zip(0..).map(|(c, port)| Val { id: pack, port: Some(port), ty: c.ty });
+                (results.collect(), format!("%v{pack}:{} = ", several.len()))
+            }
+        }
+    }
+
+    /// `if condition { then } else { otherwise }`, with as many results as there are values in `otherwise`, at least one.
+    ///
+    /// # Errors
+    /// Those of the body; the text is then incomplete.
+    pub fn if_else(
+        &mut self,
+        condition: Val,
+        otherwise: &[Val],
+        then: impl FnOnce(&mut Self) -> Result<Vec<Val>, CodegenError>,
+    ) -> Result<Vec<Val>, CodegenError> {
+        let (results, mut head) = self.results_like(otherwise);
+        let types: Vec<String> = otherwise.iter().map(|v| v.ty.text()).collect();
+        let _ = write!(head, "scf.if {condition} -> ({}) {{", types.join(", "));
+        self.line(&head);
+        self.depth += 1;
+        let out = then(self)?;
+        debug_assert_eq!(out.len(), otherwise.len());
+        self.yield_values(&out);
+        self.depth -= 1;
+        self.line("} else {");
+        self.depth += 1;
+        self.yield_values(otherwise);
         self.depth -= 1;
         self.line("}");
         Ok(results)

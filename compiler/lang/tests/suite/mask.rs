@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use xfc_lang::graph::build::Builder;
 use xfc_lang::graph::{DType, Graph, Type, ValueId};
 use xfc_lang::ops::{BinaryOp, Core, UnaryOp};
-use xfc_lang::passes::analysis::mask::reach;
+use xfc_lang::passes::analysis::mask::{reach, span};
 
 /// An expression over positions, an unknown extra and small constants.
 #[derive(Clone, Debug)]
@@ -187,6 +187,28 @@ proptest! {
                     if mask.eval(q, k, extra) == Some(true) {
                         prop_assert!(reach.future || k <= q, "{reach:?} but {k} is visible from {q}: {mask:?}");
                         prop_assert!(reach.window.is_none_or(|n| q - k < n as i64), "{reach:?} but {k} is visible from {q}: {mask:?}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn bounds_hold_and_without_gaps_they_are_the_mask(mask in boolean()) {
+        let span = span(&mask.graph());
+        for q in 0..12i64 {
+            for k in 0..12i64 {
+                for extra in [-3, 0, 2] {
+                    let age = i128::from(q - k);
+                    let within = span.least.is_none_or(|n| age >= n) && span.largest.is_none_or(|n| age <= n);
+                    match mask.eval(q, k, extra) {
+                        Some(true) => prop_assert!(within, "{span:?} but {k} is visible from {q}: {mask:?}"),
+                        Some(false) => prop_assert!(span.has_gaps || !within, "{span:?} but {k} is not visible from {q}: {mask:?}"),
+                        None => {}
                     }
                 }
             }

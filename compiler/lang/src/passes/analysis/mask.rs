@@ -1,4 +1,4 @@
-//! How far a query sees, from its mask alone.
+//! How far a query sees, from its mask alone, and whether it sees all that lies so far.
 //!
 //! Given a mask over `(q_pos, k_pos, head, extras..)`, it bounds the ages `q_pos - k_pos` for which the mask can hold, by intervals:
 //! comparisons of linear forms in the positions, intersected by `and`, joined by `or`. What is not understood can hold at any age,
@@ -80,6 +80,34 @@ pub fn reach(mask: &Graph) -> Reach {
     }
     let window = (ages.hi < i128::MAX).then(|| u64::try_from((ages.hi + 1).max(0)).ok()).flatten();
     Reach { window, future: ages.lo < 0 }
+}
+
+/// Whether a mask is no more than bounds of the age `q_pos - k_pos`, and how many tokens behind the query are within them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Least age of a key that can be seen; `None` where there is no bound.
+    pub least: Option<i128>,
+    /// Largest age; `None` where there is no bound.
+    pub largest: Option<i128>,
+    /// Keys of an age in between may be left out. Otherwise the bounds are all that the mask says.
+    pub has_gaps: bool,
+}
+
+/// The bounds of a mask, and whether they are all of it.
+pub fn span(mask: &Graph) -> Span {
+    let Some(output) = mask.outputs().first() else {
+        return Span { least: None, largest: None, has_gaps: true };
+    };
+    let mut analysis = Analysis { mask, memo: HashMap::new(), forms: HashMap::new() };
+    let ages = analysis.holds(output.value, true);
+    let bound = |age: i128| (age > i128::MIN && age < i128::MAX).then_some(age);
+    // A part that can hold at no age at which it can fail is decided by the age alone.
+    let undecided = |value| {
+        let both = analysis.holds(value, true).and(analysis.holds(value, false));
+        both.lo <= both.hi
+    };
+    let has_gaps = ages.lo > ages.hi || parts(mask).iter().map(|part| part.value).any(undecided);
+    Span { least: bound(ages.lo), largest: bound(ages.hi), has_gaps }
 }
 
 /// What one part of a mask says of the age `q_pos - k_pos` of a key that is seen.
