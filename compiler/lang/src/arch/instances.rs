@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::calls::Given;
 use super::expand::{Eval, Expander, Failed};
-use super::value::{Def, Entry, Frame, Instance, ParamRef, Place, Scope, Value};
+use super::value::{Def, Entry, Frame, Instance, Made, ParamRef, Place, Scope, Value};
 use crate::diagnostic::{Code, Diagnostic, Span};
 use crate::graph::LabelKind;
 use crate::spec::ast::{Binding, Ident, Item, Param};
@@ -20,21 +20,32 @@ impl Expander {
         let Some(frame) = &place.frame else {
             return self.fail(Code::Misplaced, span, "a module applied outside every body", "no body here");
         };
-        let parent = frame.instance.clone();
-        self.child(&parent, name, def, span)
+        let frame = frame.clone();
+        self.child(&frame, name, def, span)
     }
 
-    /// The child of that name, made at the first time and the same at later applications of the parent.
-    fn child(&mut self, parent: &Rc<Instance>, name: &Arc<str>, def: &Rc<Def>, span: Span) -> Eval<Rc<Instance>> {
+    /// The child of that name of the body that is expanded, made at the first time and the same at later applications of the body.
+    fn child(&mut self, frame: &Rc<Frame>, name: &Arc<str>, def: &Rc<Def>, span: Span) -> Eval<Rc<Instance>> {
+        let parent = &frame.instance;
+        let before = frame.made.borrow().iter().find(|m| m.name == *name).cloned();
+        if let Some(before) = before.filter(|m| !Rc::ptr_eq(&m.def, def)) {
+            return match parent.child(name) {
+                // What has no parameters is the same as often as it is made.
+                Some(Value::Instance(known))
+                    if is_same(&known.def, def) && known.applied.get() && !known.has_parameters() =>
+                {
+                    Ok(known)
+                }
+                _ => Err(self.second_instance(&before, span)),
+            };
+        }
+        let led_here = self.expanding.last().map(|(_, at)| *at);
+        frame.made.borrow_mut().push(Made { name: name.clone(), def: def.clone(), span, led_here });
         match parent.child(name) {
             Some(Value::Instance(instance)) if is_same(&instance.def, def) => return Ok(instance),
             Some(_) => {
-                let d =
-                    Diagnostic::new(Code::DuplicateName, format!("two instances of one body would be `{name}`"), span)
-                        .label("the second");
-                return Err(self.report(d.help(
-                    "each module that is made in a body and applied without a name has the module's: bind them, as in `first = m(option)`",
-                )));
+                let message = format!("`{name}` would be another instance than when this body was applied before");
+                return self.fail(Code::DuplicateName, span, message, "an instance with other options");
             }
             None => {}
         }
@@ -54,8 +65,30 @@ impl Expander {
         Ok(instance)
     }
 
+    /// Reports a module made anew whose instance would be one that the body has.
+    fn second_instance(&mut self, before: &Made, span: Span) -> Failed {
+        let name = &before.name;
+        let d = Diagnostic::new(Code::DuplicateName, format!("two instances of one body would be `{name}`"), span);
+        let led_here = self.expanding.last().map(|(_, at)| *at);
+        let d = match (before.led_here, led_here) {
+            (Some(first), Some(second)) if before.span == span && first != second => d
+                .label("made at each of two calls")
+                .other(first, "the first call")
+                .other(second, "the second call")
+                .help("bind an instance for each call and pass it, as in `first, second = m(option)` and `f(first, x)`; to share one, bind it once and pass it twice"),
+            _ if before.span == span => d.label("made more than once here").help(
+                "a module that is made and applied without a name has the module's: bind them, as in `ms = [m(option) for i in 0..3]`",
+            ),
+            _ => d.label("the second").other(before.span, "the first").help(
+                "each module that is made in a body and applied without a name has the module's: bind them, as in `first = m(option)`",
+            ),
+        };
+        self.report(d)
+    }
+
     /// Binds the names of one binding in a body.
-    fn bind(&mut self, binding: &Binding, place: &Place, instance: &Rc<Instance>) {
+    fn bind(&mut self, binding: &Binding, place: &Place, frame: &Rc<Frame>) {
+        let instance = &frame.instance;
         let binds = Some(binding.names[0].name.clone());
         let value = self.eval(&binding.value, &Place { binds, ..place.part() });
         let span = binding.value.span;
@@ -78,7 +111,7 @@ impl Expander {
             Err(Failed) => vec![Err(Failed); n],
         };
         for (ident, value) in binding.names.iter().zip(values) {
-            let named = value.and_then(|v| self.name_value(ident, v, span, instance));
+            let named = value.and_then(|v| self.name_value(ident, v, span, frame));
             if let Ok(value) = &named {
                 self.label(&join(&instance.path, &ident.name), LabelKind::Binding, value, span);
             }
@@ -88,15 +121,16 @@ impl Expander {
     }
 
     /// A value bound to a name in a body: a module becomes an instance, a parameter gets its path.
-    fn name_value(&mut self, ident: &Ident, value: Value, span: Span, parent: &Rc<Instance>) -> Eval {
+    fn name_value(&mut self, ident: &Ident, value: Value, span: Span, frame: &Rc<Frame>) -> Eval {
         let name = &ident.name;
+        let parent = &frame.instance;
         match value {
-            Value::Def(def) => self.child(parent, name, &def, span).map(Value::Instance),
+            Value::Def(def) => self.child(frame, name, &def, span).map(Value::Instance),
             Value::List(items) if items.iter().any(holds_instances) => {
                 let mut named = Vec::with_capacity(items.len());
                 for (i, item) in items.iter().enumerate() {
                     let ident = Ident { name: format!("{name}.{i}").into(), span: ident.span };
-                    named.push(self.name_value(&ident, item.clone(), span, parent)?);
+                    named.push(self.name_value(&ident, item.clone(), span, frame)?);
                 }
                 Ok(Value::List(Rc::new(named)))
             }
@@ -178,9 +212,10 @@ impl Expander {
             let ragged = t.axes.iter().any(|a| a.size.is_ragged());
             self.tokens_of(&t).or_else(|| (t.axes.len() > 1 && !ragged).then(|| t.axes[0]))
         });
-        place.frame = Some(Rc::new(Frame { instance: instance.clone(), tokens }));
+        let frame = Rc::new(Frame::new(instance.clone(), tokens));
+        place.frame = Some(frame.clone());
         self.expanding.push((module.name.clone(), span));
-        let result = self.body(&module, instance, &place);
+        let result = self.body(&module, &place, &frame);
         self.expanding.pop();
         if let Ok(value) = &result {
             self.label(&instance.path, LabelKind::Instance, value, module.result.span);
@@ -209,21 +244,22 @@ impl Expander {
     }
 
     /// The bindings of a body in order, and its result.
-    pub(super) fn body(&mut self, module: &crate::spec::ast::Module, instance: &Rc<Instance>, place: &Place) -> Eval {
+    pub(super) fn body(&mut self, module: &crate::spec::ast::Module, place: &Place, frame: &Rc<Frame>) -> Eval {
+        let instance = &frame.instance;
         let path = std::mem::replace(&mut self.path, instance.path.clone());
         instance.applied.set(true);
         self.define(&module.items, &place.scope, false);
         for item in &module.items {
             if let Item::Binding(binding) = item {
                 self.at = Some(binding.value.span);
-                self.bind(binding, place, instance);
+                self.bind(binding, place, frame);
             }
         }
         self.at = Some(module.result.span);
         let result = self.eval(&module.result, place);
         let result = match result {
             Ok(Value::Sym(s)) if s.only_q_pos() => {
-                self.tensor(Value::Sym(s), module.result.span, place.frame.as_deref()).map(Value::Tensor)
+                self.tensor(Value::Sym(s), module.result.span, Some(&**frame)).map(Value::Tensor)
             }
             Ok(Value::Param(p)) => self.param(&p, module.result.span).map(Value::Tensor),
             other => other,
@@ -259,7 +295,7 @@ pub(super) fn join(path: &str, name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use crate::arch::testing::{codes, model};
+    use crate::arch::testing::{card, codes, expand, model};
     use crate::diagnostic::Code;
 
     const SCALE: &str = "scale(x) { weight = param[width(x)] return x * weight }\n";
@@ -301,6 +337,45 @@ mod tests {
         assert_eq!(code("return {y: cut(2)(x), z: cut(2)(x * 2)}"), [Code::DuplicateName]);
         assert_eq!(code("all = [cut(n)(x) for n in [2, 4]] return {y: all[0]}"), [Code::DuplicateName]);
         assert_eq!(code("a = cut(2) b = cut(4) return {y: a(x), z: b(x), w: a(2 * x)}"), []);
+    }
+
+    /// A function is expanded where it is called: what it makes there is made at each call.
+    #[test]
+    fn a_function_called_twice_shares_nothing_by_the_way() {
+        let wide = "wide(n)(x) { weight = param[n, width(x)] return einsum('...i, oi -> ...o', x, weight) }\n";
+        let code = |functions: &str, body: &str| {
+            codes(&format!("{SCALE}{wide}{functions}model(x: f32[tokens, 4]) {{ {body} }}"))
+        };
+        assert_eq!(code("f(x) = wide(4)(x)\n", "return {y: f(x)}"), []);
+        assert_eq!(code("f(x) = wide(4)(x)\n", "return {y: f(f(x))}"), [Code::DuplicateName]);
+        assert_eq!(code("f(m, x) = m(x)\n", "return {y: f(wide(4), x) + f(wide(4), x)}"), [Code::DuplicateName]);
+        assert_eq!(
+            code("f(m, x) = m(m(x))\ng(x) = f(wide(4), x)\n", "return {y: g(x) + g(2 * x)}"),
+            [Code::DuplicateName]
+        );
+        assert_eq!(code("", "all = [wide(4)(i * x) for i in 1..3] return {y: all[0]}"), [Code::DuplicateName]);
+        assert_eq!(code("", "return {y: [wide(4) for i in 0..2](x)}"), [Code::DuplicateName]);
+        // Nothing is shared where there is nothing to share.
+        assert_eq!(code("twice(n)(x) { return n * x }\nf(x) = twice(2)(x)\n", "return {y: f(f(x))}"), []);
+        // Written as shared: one definition at the margin, one argument, one binding.
+        assert_eq!(code("w = wide(4)\nf(x) = w(x)\n", "return {y: f(f(x))}"), []);
+        assert_eq!(code("f(m, x) = m(m(x))\n", "return {y: f(wide(4), x)}"), []);
+        assert_eq!(code("f(m, x) = m(x)\n", "w = wide(4) return {y: f(w, f(w, x))}"), []);
+        // A body that is applied again is the same instance, and what is made in it too.
+        assert_eq!(code("b(x) { return wide(4)(x) }\n", "one = b return {y: one(one(x))}"), []);
+        assert_eq!(code("f(x) = wide(4)(x)\nb(x) { return f(x) }\n", "one, two = b return {y: one(two(one(x)))}"), []);
+    }
+
+    #[test]
+    fn the_calls_that_would_share_are_shown() {
+        let wiring = "f(x) = scale(x)\nmade(n)(x) { weight = param[n] return x * weight }\ng(x) = made(4)(x)\n\
+                      model(x: f32[tokens, 4]) { return {y: g(g(f(f(x))))} }";
+        let report =
+            expand(&card("sizes: {}\n", &format!("{SCALE}{wiring}")), &Default::default()).expect_err("twice made");
+        let [one] = report.diagnostics.as_slice() else { panic!("{report}") };
+        assert_eq!(one.message, "two instances of one body would be `made`");
+        let shown = report.to_string();
+        assert!(shown.contains("the first call") && shown.contains("the second call"), "{shown}");
     }
 
     #[test]

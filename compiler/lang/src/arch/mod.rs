@@ -263,9 +263,9 @@ impl Expander {
             scope.set(param.name.name.clone(), Value::Tensor(tensor));
             inputs.push(decl);
         }
-        let frame = Some(Rc::new(Frame { instance: instance.clone(), tokens }));
-        let place = Place { scope, frame, binds: None };
-        let result = self.body(model, &instance, &place)?;
+        let frame = Rc::new(Frame::new(instance.clone(), tokens));
+        let place = Place { scope, frame: Some(frame.clone()), binds: None };
+        let result = self.body(model, &place, &frame)?;
         let span = model.result.span;
         let Value::Map(entries) = result else {
             return self.fail(

@@ -196,6 +196,15 @@ pub(super) struct Instance {
 }
 
 impl Instance {
+    /// Whether it, or what is bound in it, has a parameter.
+    pub(super) fn has_parameters(&self) -> bool {
+        self.children.borrow().iter().any(|(_, value)| match value {
+            Value::Param(_) => true,
+            Value::Instance(inner) => inner.has_parameters(),
+            _ => false,
+        })
+    }
+
     pub(super) fn child(&self, name: &str) -> Option<Value> {
         self.children.borrow().iter().find(|(n, _)| &**n == name).map(|(_, v)| v.clone())
     }
@@ -266,6 +275,24 @@ pub(super) struct Frame {
     pub(super) instance: Rc<Instance>,
     /// The token axis of the first input.
     pub(super) tokens: Option<Axis>,
+    /// The instances that this application of the body was given or made, by name.
+    pub(super) made: RefCell<Vec<Made>>,
+}
+
+/// An instance that a body needs, where it is needed.
+#[derive(Clone)]
+pub(super) struct Made {
+    pub(super) name: Arc<str>,
+    pub(super) def: Rc<Def>,
+    pub(super) span: Span,
+    /// The innermost call that is expanded there.
+    pub(super) led_here: Option<Span>,
+}
+
+impl Frame {
+    pub(super) fn new(instance: Rc<Instance>, tokens: Option<Axis>) -> Self {
+        Frame { instance, tokens, made: RefCell::default() }
+    }
 }
 
 impl Value {
