@@ -185,7 +185,7 @@ impl Search<'_> {
             let is = match &changes {
                 c if c.input => Is::Kept,
                 c if c.rows => Is::Rows,
-                c if c.inner && !c.stream => Is::Heads,
+                c if c.inner && !c.stream && (c.inner_exact || !c.head_width) => Is::Heads,
                 c if c.head_width => Is::HeadWidth,
                 c if c.widths > 0 => Is::Width,
                 c if c.position => Is::Window,

@@ -52,6 +52,8 @@ pub(super) struct Changes {
     pub(super) rows: bool,
     /// An inner dimension, in or against the ratio of the two values: heads, or heads of a group.
     pub(super) inner: bool,
+    /// An inner dimension from the one value to the other: that of heads, not of the pairs of elements that a head is cut into.
+    pub(super) inner_exact: bool,
     /// The width of something that has inner dimensions, from the one value to the other.
     pub(super) head_width: bool,
     /// The width that a body is given, from the one value to the other: the model's own.
@@ -117,6 +119,7 @@ pub(super) fn changes(before: &Model, after: &Model, was: i64, is: i64) -> Optio
                             let last = last - usize::from(chosen.is_some());
                             if d < last {
                                 changes.inner |= in_ratio(*from, *to);
+                                changes.inner_exact |= exact(*from, *to);
                                 changes.places.insert((index, x));
                             } else if d >= 2 && exact(*from, *to) {
                                 changes.head_width = true;

@@ -43,6 +43,18 @@ fn kinds_of_layer_and_ratios_stay() {
     }
 }
 
+/// Rotary positions in turns cut each head into pairs of elements, whose number is no number of heads.
+#[test]
+fn a_head_cut_into_pairs_is_no_number_of_heads() {
+    let keys = "sizes: {words: 30000, width: 4096, heads: 32, kv: 8, wide: 128}\n";
+    let wiring = "layer(x) {\n  attn = gqa(heads, kv, wide, rotate = rotary({rope_theta: 1.0e4, rope_type: 'default'}, pairs = 'interleaved'))\n  return x + attn(x)\n}\n\
+        model(ids: i64[tokens]) {\n  table = embedding(words, width)\n  layers = [layer for i in 0..2]\n  return {y: layers(table(ids))}\n}";
+    let sizes = sizes(keys, wiring, &[]).unwrap_or_else(|e| panic!("{e}"));
+    for (name, value) in [("wide", "8"), ("heads", "8"), ("kv", "2"), ("width", "64")] {
+        assert_eq!(sizes[name], value, "{name} of {sizes:?}");
+    }
+}
+
 #[test]
 fn what_is_given_stays() {
     let tiny = format!("{KEYS}tiny: {{width: 96, every: 3}}\n");
