@@ -9,7 +9,7 @@ use std::fmt::Write;
 use super::sizes::resolve;
 use super::{ElaborateOptions, elaborate};
 use crate::diagnostic::Code;
-use crate::spec::{Datum, Library, Place, Spec, load_card};
+use crate::spec::{Datum, Library, Place, Size, Spec, load_card};
 
 /// Cards that are told.
 const TOLD: usize = 3;
@@ -25,6 +25,8 @@ pub struct Near {
     pub understood: usize,
     /// Why it could not be used as it is, in words: keys that it needs, values that it is not for.
     pub problems: Vec<String>,
+    /// Sizes of the card that the config says nothing about.
+    pub beyond: usize,
     /// Tensors of the checkpoint that it has by name and shape; none where it cannot be expanded, or there is no checkpoint.
     pub tensors: Option<usize>,
 }
@@ -62,10 +64,13 @@ pub fn nearest(config: &serde_json::Value, tensors: &[(String, Vec<u64>)], libra
         resolve(spec, &options, &mut diagnostics);
         let told = |code: Code| matches!(code, Code::MissingSize | Code::Assumption | Code::WrongSize);
         let problems = diagnostics.into_iter().filter(|d| told(d.code)).map(|d| d.message).collect();
-        near.push(Near { card: card.clone(), understood, problems, tensors: None });
+        let beyond = sizes_beyond(spec, &universe);
+        near.push(Near { card: card.clone(), understood, problems, beyond, tensors: None });
     }
-    // What a card needs and the config lacks weighs more than what it reads.
-    near.sort_by_key(|n| (3 * n.problems.len() as i64 - 2 * n.understood as i64, n.card.clone()));
+    // What a card needs and the config lacks weighs more than what it reads; of equal ones, that with the fewest things of its own is nearest,
+    // and a card before those that lie over it.
+    let texts = |n: &Near| specs.iter().find(|(card, _)| *card == n.card).map_or(0, |(_, spec)| spec.sources.len());
+    near.sort_by_key(|n| (3 * n.problems.len() as i64 - 2 * n.understood as i64, n.beyond, texts(n), n.card.clone()));
     if !tensors.is_empty() {
         for one in near.iter_mut().take(EXPANDED) {
             let spec = specs.iter().find(|(card, _)| *card == one.card).map(|(_, spec)| spec);
@@ -143,6 +148,17 @@ fn is_bookkeeping(key: &str) -> bool {
         || key.starts_with('_')
         || key.starts_with("summary_")
         || ends.iter().any(|end| key.ends_with(end))
+}
+
+/// How many sizes of a card are at no place of the config.
+fn sizes_beyond(spec: &Spec, config: &[(String, String)]) -> usize {
+    let has = |key: &str| config.iter().any(|(k, _)| k == key.split('.').next().unwrap_or(key));
+    let given = |place: &Place| match place {
+        Place::Key(key) => has(key),
+        Place::Mapping(entries) => entries.iter().any(|(_, key)| has(key)),
+    };
+    let said = |size: &&Size| if size.from.is_empty() { has(&size.name) } else { size.from.iter().any(given) };
+    spec.sizes.len() - spec.sizes.iter().filter(said).count()
 }
 
 /// The keys that a card reads of a config.
@@ -262,18 +278,25 @@ mod tests {
     use std::path::PathBuf;
 
     fn library() -> Library {
+        of_cards(&[
+            ("one", "{rows: 4, wide: 8, depth: 2}"),
+            ("two", "{rows: 4, wide: {example: 8, from: [width]}, other: 1}"),
+        ])
+    }
+
+    fn same_keys() -> Library {
+        of_cards(&[("capped", "{rows: 4, wide: 8, cap: {example: 3, default: 3}}"), ("plain", "{rows: 4, wide: 8}")])
+    }
+
+    fn of_cards(cards: &[(&str, &str)]) -> Library {
         let wiring = "wiring: |\n  model(ids: i64[tokens]) {\n    table = embedding(rows, wide)\n    return {y: table(ids)}\n  }\n";
         let card = |name: &str, sizes: &str| {
             format!("xfc: 1\nname: {name}\nmatches: {{model_type: {name}}}\nsizes: {sizes}\n{wiring}")
         };
         let lib =
             "embedding(rows: int, size: int)(ids) {\n  weight = param[rows, size]\n  return gather(weight, ids)\n}\n";
-        let files = [
-            ("one.yaml", card("one", "{rows: 4, wide: 8, depth: 2}")),
-            ("two.yaml", card("two", "{rows: 4, wide: {example: 8, from: [width]}, other: 1}")),
-            ("lib/a.xf", lib.to_owned()),
-        ];
-        Library::build(files.into_iter().map(|(p, t)| (PathBuf::from(p), t)))
+        let files = cards.iter().map(|(name, sizes)| (PathBuf::from(format!("{name}.yaml")), card(name, sizes)));
+        Library::build(files.chain([(PathBuf::from("lib/a.xf"), lib.to_owned())]))
     }
 
     #[test]
@@ -291,6 +314,24 @@ mod tests {
         let tensors = [("table.weight".to_owned(), vec![5, 8]), ("x".to_owned(), vec![1])];
         let found = nearest(&config, &tensors, &library());
         assert_eq!(found.nearest.first().map(|n| (n.card.as_str(), n.tensors)), Some(("two", Some(1))));
+    }
+
+    #[test]
+    fn of_cards_that_read_as_much_the_plainest_is_first() {
+        let config = json!({"model_type": "new", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "vocab_size": 100, "rms_norm_eps": 1e-5, "rope_theta": 1e4, "hidden_act": "silu", "attention_bias": false,
+            "tie_word_embeddings": false, "max_position_embeddings": 64});
+        let found = nearest(&config, &[], &Library::embedded());
+        assert_eq!(found.nearest.first().map(|n| n.card.as_str()), Some("llama"), "{found:?}");
+        let mut pairs = found.nearest.windows(2);
+        assert!(pairs.all(|p| (p[0].understood, p[0].problems.len()) != (p[1].understood, p[1].problems.len())
+            || p[0].beyond <= p[1].beyond));
+        // Both cards read two keys; that whose name comes first has a size of its own.
+        let config = json!({"model_type": "new", "rows": 5, "wide": 8});
+        let found = nearest(&config, &[], &same_keys());
+        let told: Vec<(&str, usize, usize)> =
+            found.nearest.iter().map(|n| (n.card.as_str(), n.understood, n.beyond)).collect();
+        assert_eq!(told, [("plain", 2, 0), ("capped", 2, 1)]);
     }
 
     #[test]
