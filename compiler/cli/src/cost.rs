@@ -332,6 +332,14 @@ fn verdict(outline: &Outline, asked: Asked, machine: &Machine, budget: &Budget) 
     let grows = outline.manifest.caches.iter().any(|g| g.keep != xfc_runtime::artifact::manifest::Keep::Step);
     let most = outline.manifest.most_elements(0);
     let of = if asked.batch == 1 { String::new() } else { format!(" of each of {} sequences", asked.batch) };
+    // Of another axis as many elements as the context has: only the growing one is looked for.
+    let once: Vec<String> = (0..outline.manifest.axes.len())
+        .filter(|axis| {
+            outline.manifest.given_once(*axis) && outline.manifest.extents.get(*axis).copied().flatten().is_none()
+        })
+        .map(|axis| format!(" beside {} of `{}`", digits(asked.context), outline.manifest.axes[axis]))
+        .collect();
+    let of = format!("{of}{}", once.concat());
     let longest = match budget.longest {
         None => "the weights alone are too much".to_owned(),
         Some(n) if most == Some(n) => format!("the whole context of {} tokens{of} fits", digits(n)),

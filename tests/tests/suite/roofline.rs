@@ -121,6 +121,8 @@ fn machines_are_measured_or_read() -> Result<()> {
     for model in ["bert", "t5", "vit"] {
         let text = shell.run("xfc", &["inspect", model, "--tiny", "--cost"])?.success()?;
         assert!(text.contains("measured now") && text.contains("it fits"), "{model}:\n{text}");
+        // Of a source as much as was asked for; the context of what is written is looked for beside it.
+        assert_eq!(text.contains("of `source`"), model == "t5", "{model}:\n{text}");
     }
     Ok(())
 }

@@ -205,3 +205,34 @@ fn mixtures_are_told_with_who_chooses() {
     assert!((flops..1.35 * flops).contains(&told), "{told} and {flops}");
     assert!(survey_svg(&[mixed()], &CONTEXTS).contains("Mixture of SwiGLU experts"));
 }
+
+/// A token after others reads what is kept as it is, for all heads; a prompt makes keys and values of its heads.
+#[test]
+fn latent_attention_is_counted_as_it_is_compiled() {
+    let latent = of(
+        "latent",
+        "layer(x) {
+  attn = mla(8, none, 64, 16, 8, 16, rms_norm(1.0e-6), rotary({rope_theta: 10000.0}))
+  return x + attn(x)
+}
+model(ids: i64[tokens]) {
+  table = embedding(160, 64)
+  layers = [layer for i in 0..2]
+  return {logits: unembedding(table)(layers(table(ids)))}
+}",
+    );
+    let json = survey_json(&[latent], &CONTEXTS);
+    let number = |key: &str| json["models"][0]["facts"][key]["value"].as_f64().unwrap_or_default();
+    let [few, many] = CONTEXTS.map(|n| n as f64);
+    // For each key two products and the softmax; a prompt sees half of its keys on average.
+    let absorbed = 2.0 * 8.0 * (2.0 * (64.0 + 8.0) + 2.0 * 64.0);
+    let slope = (number("decode_flops_1024") - number("decode_flops_64")) / (many - few);
+    assert!((absorbed..1.1 * absorbed).contains(&slope), "{slope} and {absorbed}");
+    let expanded = 2.0 * 8.0 * (2.0 * (16.0 + 8.0) + 2.0 * 16.0);
+    let slope = 2.0 * (number("prefill_flops_1024") - number("prefill_flops_64")) / (many - few);
+    assert!((expanded..1.1 * expanded).contains(&slope), "{slope} and {expanded}");
+    // Whichever it is, each matrix is multiplied once: queries, the latent, up and down again, the head.
+    let matrices = 2.0 * (64.0 * 8.0 * 24.0 + 64.0 * 72.0 + 64.0 * 8.0 * 32.0 + 8.0 * 16.0 * 64.0) * 2.0;
+    let fixed = number("decode_flops_64") - few * absorbed - 2.0 * 64.0 * 160.0;
+    assert!((matrices..1.15 * matrices).contains(&fixed), "{fixed} and {matrices}");
+}
