@@ -108,9 +108,7 @@ pub(crate) fn library(models: Option<&Path>) -> Result<Library> {
 /// A file that cannot be read, or is not JSON.
 pub(crate) fn read_json(path: &Path) -> Result<serde_json::Value> {
     let text = std::fs::read_to_string(path).map_err(|e| CliError::file(path, format!("cannot read: {e}")))?;
-    // A byte order mark is no text.
-    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
-    serde_json::from_str(text).map_err(|e| CliError::file(path, format!("not JSON: {e}")))
+    xfc_runtime::json::parse(&text).map_err(|e| CliError::file(path, format!("not JSON: {e}")))
 }
 
 /// Reads and expands a card or a checkpoint's family.

@@ -108,15 +108,15 @@ fn invalid(path: &str, error: &Error) -> RuntimeError {
 
 /// The contents of a JSON file; `None` where there is none.
 pub(crate) fn read_json(path: &Path) -> Result<Option<Json>> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(RuntimeError::io(path, "read", error)),
     };
     let invalid = |error: serde_json::Error| {
         RuntimeError::input(path.display().to_string(), format!("is not JSON: {error}"), "download the file again")
     };
-    serde_json::from_slice(&bytes).map(Some).map_err(invalid)
+    crate::json::parse(&text).map(Some).map_err(invalid)
 }
 
 /// `chat_template`: a string, or a list of named ones of which `default` is taken.

@@ -67,6 +67,8 @@ impl From<&serde_json::Value> for Datum {
             Value::Number(n) => n.as_i64().map_or_else(|| Datum::Float(n.as_f64().unwrap_or(f64::NAN)), Datum::Int),
             Value::String(s) => Datum::Str(s.as_str().into()),
             Value::Array(items) => Datum::List(items.iter().map(Datum::from).collect()),
+            // How newer configs write a number that is not finite: there is no such number.
+            Value::Object(entries) if entries.len() == 1 && entries.contains_key("__float__") => Datum::Null,
             Value::Object(entries) => Datum::Map(entries.iter().map(|(k, v)| (k.as_str().into(), v.into())).collect()),
         }
     }
@@ -366,6 +368,14 @@ mod tests {
         let (node, diagnostics) = parse(&text);
         assert!(node.is_none());
         assert_eq!(diagnostics[0].code, Code::TooLarge);
+    }
+
+    #[test]
+    fn numbers_of_a_config_that_are_not_finite_are_none() {
+        let value = serde_json::json!({"limit": [0.0, {"__float__": "Infinity"}], "a": {"__float__": "NaN", "b": 1}});
+        let datum = Datum::from(&value);
+        assert_eq!(datum.get("limit"), Some(&Datum::List(vec![Datum::Float(0.0), Datum::Null])));
+        assert!(matches!(datum.get("a"), Some(Datum::Map(_))));
     }
 
     #[test]
