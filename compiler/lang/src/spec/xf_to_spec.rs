@@ -385,4 +385,25 @@ mod tests {
         let Item::Binding(b) = &items[1] else { panic!() };
         assert_eq!(b.value.span, Span { source: 3, start: 114, end: 115 });
     }
+
+    /// What the grammar can say, the reference shows: each rule is met in an example.
+    #[test]
+    fn every_rule_is_in_an_example_of_the_reference() {
+        let page = include_str!("../../../../docs/language.md");
+        let mut met = std::collections::BTreeSet::new();
+        for example in page.split("```xf\n").skip(1).filter_map(|rest| rest.split("```").next()) {
+            // The body of a module stands alone there.
+            let is_body = example.lines().any(|l| l.starts_with("return "));
+            let text = if is_body { format!("m(x) {{\n{example}\n}}") } else { example.to_owned() };
+            let pairs = XfParser::parse(Rule::items, &text).unwrap_or_else(|e| panic!("{e}"));
+            met.extend(pairs.flatten().map(|pair| format!("{:?}", pair.as_rule())));
+        }
+        let grammar = include_str!("xf.pest");
+        // Silent rules make no pair, nor does what lies within an atomic one.
+        let told =
+            grammar.lines().filter_map(|l| l.split_once('=').map(|(name, rest)| (name.trim(), rest.trim_start())));
+        let told = told.filter(|(name, rest)| !name.contains(' ') && !rest.starts_with('_') && *name != "ident_char");
+        let missing: Vec<&str> = told.map(|(name, _)| name).filter(|name| !met.contains(*name)).collect();
+        assert!(missing.is_empty(), "no example of docs/language.md has {missing:?}");
+    }
 }

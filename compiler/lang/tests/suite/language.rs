@@ -1,9 +1,12 @@
 //! The language reference: every example expands, results have the types that comments say, nothing known is left out.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use xfc_lang::arch::FUNCTIONS;
+use xfc_lang::graph::Graph;
 use xfc_lang::graph::verify::verify;
+use xfc_lang::ops::Core;
 use xfc_lang::spec::parse_card;
 use xfc_lang::{ElaborateOptions, Library, Model, elaborate};
 
@@ -111,4 +114,51 @@ fn the_grammar_is_the_compilers() {
     let shown = blocks(&reference(), "pest");
     assert_eq!(shown.len(), 1);
     assert!(shown[0].1.trim() == grammar.trim(), "docs/language.md shows another grammar than src/spec/xf.pest");
+}
+
+/// Every operation that a graph can hold is made by some example. What passes alone make is no part of the language.
+#[test]
+fn every_core_operation_is_in_an_example() {
+    let source = std::fs::read_to_string(repository().join("compiler/lang/src/ops/core/text.rs")).unwrap();
+    let (table, _) = source.split_once("/// Attributes in the order of the text form").unwrap();
+    let is_name = |s: &&str| !s.is_empty() && s.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+    let known: Vec<&str> = table.split('"').skip(1).step_by(2).filter(is_name).collect();
+    assert!(known.len() > 50 && ["neg", "arg_max", "scan"].iter().all(|n| known.contains(n)), "{known:?}");
+    let mut made: BTreeSet<&str> = BTreeSet::new();
+    for (at, example) in blocks(&reference(), "xf") {
+        let program = expand(at, &card_of(&example)).program;
+        program.graphs.iter().for_each(|graph| names_of(graph, &mut made));
+    }
+    let missing: Vec<&&str> = known.iter().filter(|n| !made.contains(**n) && **n != "select_rows").collect();
+    assert!(missing.is_empty(), "no example of docs/language.md has the operations {missing:?}");
+}
+
+fn names_of(graph: &Graph, names: &mut BTreeSet<&'static str>) {
+    for node in graph.nodes() {
+        names.insert(graph.op(node).name());
+        if let Some(Core::Scan { step, .. }) = graph.op(node).as_core() {
+            names_of(step, names);
+        }
+    }
+}
+
+/// Each operation and each module has a section with an example; an operation's says the shapes, the library's definitions are each named where
+/// the library is told.
+#[test]
+fn every_section_has_an_example_and_its_shapes() {
+    let text = reference();
+    let part =
+        |from: &str, to: &str| text.split_once(from).and_then(|(_, rest)| rest.split_once(to)).unwrap().0.to_owned();
+    let (operations, library) =
+        (part("\n## Operations\n", "\n## The library\n"), part("\n## The library\n", "\n## Checkpoint names\n"));
+    for section in operations.split("\n### ").skip(1).chain(library.split("\n### ").skip(1)) {
+        assert!(section.contains("\n```xf\n"), "no example: {section}");
+    }
+    for section in operations.split("\n### ").skip(1) {
+        assert!(section.contains('['), "no shapes: {section}");
+    }
+    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    for name in Library::embedded().definitions() {
+        assert!(library.split(|c| !is_word(c)).any(|w| w == name), "the part on the library says nothing of `{name}`");
+    }
 }
