@@ -117,7 +117,10 @@ impl Expander {
                         arg.span,
                     )
                     .label("unexpected");
-                    return Err(self.report(d));
+                    let is_axis = names == ["x"] && (matches!(arg.value, Value::Int(_)) || arg.name.is_some());
+                    return Err(self.report(d.maybe_help(is_axis.then(|| {
+                        "no axis is given: it works element by element or over the last axis; `transpose` exchanges the last two".to_string()
+                    }))));
                 }
             }
         }
@@ -237,6 +240,20 @@ impl Expander {
             }
             "width" => {
                 let mut args = self.args(name, &["x"], given, span)?;
+                match &args.values[0] {
+                    Some(Given { value: Value::Sym(sym), .. }) if !sym.only_q_pos() => {
+                        let message = "an expression over `k_pos`, `head` or `score` has no width";
+                        let d = Diagnostic::new(Code::Misplaced, message, span).label("expected a tensor of tokens");
+                        return Err(self.report(d.help(
+                            "these mean something in a mask or a score alone, where they stand for one number",
+                        )));
+                    }
+                    Some(Given { value: value @ (Value::Int(_) | Value::Float(_) | Value::Bool(_)), .. }) => {
+                        let message = format!("{} has no width", value.kind());
+                        return self.fail(Code::AxisMismatch, span, message, "expected a tensor");
+                    }
+                    _ => {}
+                }
                 let x = self.need_tensor(&mut args, 0, place)?;
                 self.last(&x, span).map(|(_, n)| Value::Int(n as i64))
             }

@@ -100,12 +100,13 @@ impl Expander {
                     let message =
                         format!("an axis of {} meets one of {}", self.show_dim(known.size), self.show_dim(axis.size));
                     let shapes: Vec<String> = tensors.iter().map(|t| self.show_shape(&t.axes)).collect();
-                    return self.fail(
-                        Code::AxisMismatch,
-                        span,
-                        message,
-                        format!("the shapes are {}", shapes.join(" and ")),
-                    );
+                    let has_heads = |t: &Tensor| t.axis(AxisName::Heads).is_some();
+                    let some = tensors.iter().any(has_heads) && !tensors.iter().all(has_heads);
+                    let d = Diagnostic::new(Code::AxisMismatch, message, span)
+                        .label(format!("the shapes are {}", shapes.join(" and ")));
+                    return Err(self.report(d.maybe_help(some.then(|| {
+                        "one of them has an axis of heads: `merge` makes one width of heads, `split(x, n)` makes heads".to_string()
+                    }))));
                 }
                 None => {
                     let at = axes.iter().position(|a| a.name > axis.name).unwrap_or(axes.len());

@@ -127,7 +127,12 @@ impl Expander {
     pub(super) fn unknown(&mut self, name: &str, span: Span, scope: &Rc<Scope>) -> Failed {
         let help = match elsewhere(name) {
             Some(here) => Some(format!("instead of `{name}`: {here}")),
-            None if self.diagnostics.len() < MAX_SUGGESTIONS => similar(name, scope),
+            None if self.diagnostics.len() < MAX_SUGGESTIONS => similar(name, scope).or_else(|| {
+                Some(
+                    "what config.json says is listed under `sizes`; all else is bound in the wiring, `name = value`"
+                        .to_string(),
+                )
+            }),
             None => None,
         };
         self.report(
@@ -216,6 +221,14 @@ fn elsewhere(name: &str) -> Option<&'static str> {
         "rope" => "`rotary`",
         "dropout" => "nothing: models run as they were trained",
         "true_divide" => "`/`",
+        "None" | "null" => "`none`",
+        "True" => "`true`",
+        "False" => "`false`",
+        "F" | "nn" | "torch" | "np" | "jnp" | "jax" => "nothing: functions stand alone, as in `silu(x)`",
+        "self" => "nothing: names are those of the body and around it",
+        "len_seq" | "seq_len" | "sequence_length" | "batch_size" => {
+            "nothing: a sequence has as many tokens as it is given, and operations treat each of them"
+        }
         _ => return None,
     })
 }

@@ -1,8 +1,10 @@
 //! "Did you mean": the candidate at the smallest edit distance, if it is close enough to be what was meant.
 
-/// The candidate closest to `word`: at most a third of the letters, or 2, differ; else one that `word` begins, or that begins `word`.
+/// The candidate closest to `word`: at most a third of the letters, or 2 (of up to 4 letters 1), differ; else one that `word` begins, or that begins
+/// `word`.
 pub fn closest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let limit = (word.chars().count() / 3).max(2);
+    let letters = word.chars().count();
+    let limit = (letters / 3).max(if letters > 4 { 2 } else { 1 });
     let begins = |a: &str, b: &str| a.len() >= 4 && b.starts_with(a);
     candidates
         .into_iter()
@@ -53,6 +55,8 @@ mod tests {
         assert_eq!(closest("haed_dim", sizes), Some("head_dim"));
         assert_eq!(closest("vocab", sizes), Some("vocab_size"));
         assert_eq!(closest("rope", sizes), None);
+        assert_eq!(closest("rank", ["tanh", "conv"]), None);
+        assert_eq!(closest("rnak", ["rank"]), Some("rank"));
     }
 
     #[test]

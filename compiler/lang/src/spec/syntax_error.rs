@@ -116,6 +116,14 @@ pub(super) fn syntax_error(text: &str, error: &pest::error::Error<Rule>) -> Synt
         Some("a definition ends where the next one begins; there is no `;`")
     } else if sign == Some('/') && (before.is_empty() || text[..at].ends_with(['\n', ' '])) && rest.starts_with("//") {
         Some("a comment begins with `#`")
+    } else if found.starts_with(char::is_alphabetic) && before.lines().last().unwrap_or_default().contains(" // ") {
+        Some("`#` begins a comment; `a // b` is a quotient rounded down")
+    } else if sign == Some('.') && rest[1..].starts_with(|c: char| c.is_ascii_digit()) {
+        Some("a number begins with a digit: `0.5`")
+    } else if sign == Some('&') || sign == Some('|') {
+        Some("conditions and masks are combined by `and`, `or` and `not`")
+    } else if found == "def" || before == "def" || before.ends_with("\ndef") {
+        Some("there is no `def`: a module is `name(x) { .. return y }`, a function `name(x) = value`")
     } else if sign == Some('?') {
         Some("a choice is `if c then a else b`; of tensors, element by element, `where(c, a, b)`")
     } else if sign == Some(':') && before.ends_with('[') {

@@ -201,6 +201,50 @@ pub fn parse_yaml(text: &str, source: u32, diagnostics: &mut Vec<Diagnostic>) ->
     }
 }
 
+/// What the parser says of a text that is no YAML, and what is likely meant: the place is that of the cause where it is known.
+fn not_yaml(text: &str, info: &str, span: Span) -> Diagnostic {
+    let told = |span| Diagnostic::new(Code::YamlSyntax, format!("not YAML: {info}"), span);
+    let place = |start: usize, len: usize| Span { start: start as u32, end: (start + len) as u32, ..span };
+    let mut lines: Vec<(usize, &str)> = Vec::new();
+    let mut start = 0;
+    for line in text.split_inclusive('\n') {
+        // The parser may notice one line too early that a tab stands in the next.
+        if start > span.end as usize + 1 {
+            break;
+        }
+        lines.push((start, line));
+        start += line.len();
+    }
+    let tab = lines.iter().find_map(|(start, line)| {
+        let blank = &line[..line.len() - line.trim_start().len()];
+        Some(start + blank.find('\t').filter(|_| !line.trim().is_empty())?)
+    });
+    if let Some(tab) = tab {
+        return told(place(tab, 1)).label("a tab").help("lines are indented with spaces, in the equations too");
+    }
+    // The equations before the mistake, if it is not before them.
+    if let Some(at) = lines.iter().position(|(_, l)| l.starts_with("wiring:")) {
+        let (start, line) = lines[at];
+        if !line["wiring:".len()..].trim_start().starts_with(['|', '>', '"', '\'']) {
+            return told(place(start, line.trim_end().len()))
+                .label("no block begins here")
+                .help("the equations are one block of text: `wiring: |`, and every line of them indented");
+        }
+        let is_key = |l: &str| l.find(':').is_some_and(|i| l[..i].chars().all(|c| c.is_ascii_lowercase() || c == '_'));
+        let out = lines[at + 1..].iter().find(|(_, l)| !l.starts_with([' ', '\n', '\r', '#']));
+        if let Some((start, line)) = out.filter(|(_, l)| !is_key(l)) {
+            return told(place(*start, line.trim_end().len()))
+                .label("the equations end before this line")
+                .help("every line of `wiring: |` is indented further than `wiring`");
+        }
+    }
+    let line = lines.last().map_or("", |(_, l)| l);
+    let in_braces = line.split_once('{').is_some_and(|(_, rest)| rest.contains('['));
+    told(span).maybe_help((info.contains("flow") && in_braces).then(|| {
+        "in `{ .. }` a text with brackets or commas stands in quotes, as in `a: \"b[out, in]\"`; on a line of its own it needs none".to_string()
+    }))
+}
+
 struct Stop(Box<Diagnostic>);
 
 struct Reader<'a> {
@@ -224,7 +268,7 @@ impl<'a> Reader<'a> {
             Some(Err(error)) => {
                 let at = error.marker().index();
                 let span = self.span(at, at + 1);
-                Err(Stop(Box::new(Diagnostic::new(Code::YamlSyntax, format!("not YAML: {}", error.info()), span))))
+                Err(Stop(Box::new(not_yaml(self.text, error.info(), span))))
             }
             None => Ok((Event::StreamEnd, self.span(0, 0))),
         }
@@ -359,6 +403,14 @@ mod tests {
     }
 
     #[test]
+    fn numbers_of_a_config_that_are_not_finite_are_none() {
+        let value = serde_json::json!({"limit": [0.0, {"__float__": "Infinity"}], "a": {"__float__": "NaN", "b": 1}});
+        let datum = Datum::from(&value);
+        assert_eq!(datum.get("limit"), Some(&Datum::List(vec![Datum::Float(0.0), Datum::Null])));
+        assert!(matches!(datum.get("a"), Some(Datum::Map(_))));
+    }
+
+    #[test]
     fn alias_bombs_are_refused() {
         let mut text = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_string();
         for i in 1..9 {
@@ -370,12 +422,26 @@ mod tests {
         assert_eq!(diagnostics[0].code, Code::TooLarge);
     }
 
+    /// The cause is shown where it stands, not where the parser noticed.
     #[test]
-    fn numbers_of_a_config_that_are_not_finite_are_none() {
-        let value = serde_json::json!({"limit": [0.0, {"__float__": "Infinity"}], "a": {"__float__": "NaN", "b": 1}});
-        let datum = Datum::from(&value);
-        assert_eq!(datum.get("limit"), Some(&Datum::List(vec![Datum::Float(0.0), Datum::Null])));
-        assert!(matches!(datum.get("a"), Some(Datum::Map(_))));
+    fn likely_causes_are_told() {
+        let told = |text: &str| {
+            let d = parse(text).1.remove(0);
+            let label = d
+                .primary
+                .map_or_else(Default::default, |p| (p.text, text[..p.span.start as usize].matches('\n').count() + 1));
+            (label.0, d.help.unwrap_or_default(), label.1)
+        };
+        let tab = told("sizes:\n  a: 1\n\tb: 2\n");
+        assert!(tab.0 == "a tab" && tab.1.contains("spaces") && tab.2 == 3, "{tab:?}");
+        let tab = told("wiring: |\n  f(x) {\n\ty = x\n    return y\n  }\n");
+        assert!(tab.0 == "a tab", "{tab:?}");
+        let bare = told("a: 1\nwiring:\n  f(x) = {n: x}\n  model(ids: i64[tokens]) { return {y: 1} }\n");
+        assert!(bare.1.contains("`wiring: |`") && bare.2 == 2, "{bare:?}");
+        let out = told("wiring: |\n  a = 1\nb = 2\n  model(ids: i64[tokens]) { return {y: b} }\n");
+        assert!(out.0.contains("end before this line") && out.2 == 3, "{out:?}");
+        let flow = told("names:\n  hf: {a: b[out in], c: [d}\n");
+        assert!(flow.1.contains("in quotes"), "{flow:?}");
     }
 
     #[test]

@@ -232,7 +232,16 @@ impl Reader<'_> {
                     "bool" => DType::Bool,
                     other => {
                         let d = Diagnostic::new(Code::Syntax, format!("no element type `{other}`"), self.span(&name))
-                            .label("expected f32, i64 or bool");
+                            .label("expected f32, i64 or bool")
+                            .maybe_help(match other {
+                                "int" | "int32" | "int64" | "i32" | "long" => {
+                                    Some("whole numbers are `i64`".to_string())
+                                }
+                                "float" | "float32" | "f16" | "bf16" | "f64" => {
+                                    Some("numbers are `f32`; `--dtype` says how they are computed with".to_string())
+                                }
+                                _ => None,
+                            });
                         self.diagnostics.push(d);
                         return None;
                     }
