@@ -44,22 +44,29 @@ fn cases_keep_their_meaning_in_bf16() {
     }
 }
 
-/// Steps of Mamba-2 are held between the numbers of `time_step_limit`, where these are any: what is no bound costs nothing.
+/// Steps are held between the numbers of `time_step_limit`, where these are any: what is no bound costs nothing.
 #[test]
 fn bounds_of_a_config_are_kept_where_they_are_numbers() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/reference/cases/mamba2/config.json");
-    let text = std::fs::read_to_string(path).unwrap();
-    let bounds = |limit: serde_json::Value| {
-        let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
-        config["time_step_limit"] = limit;
-        let spec = pick_card(&config, &Library::embedded()).unwrap_or_else(|e| panic!("{e}"));
-        let options = ElaborateOptions { config: Some(config), ..ElaborateOptions::default() };
-        let program = elaborate(&spec, &options).unwrap_or_else(|e| panic!("{e}")).program;
-        let names = |name: &str| program.graphs.iter().any(|g| g.nodes().any(|n| g.op(n).name() == name));
-        (names("max"), names("min"))
-    };
-    assert_eq!(bounds(serde_json::json!([0.4, 0.9])), (true, true));
-    assert_eq!(bounds(serde_json::json!([0.0, 0.9])), (false, true));
-    assert_eq!(bounds(serde_json::json!([0.0, {"__float__": "Infinity"}])), (false, false));
-    assert_eq!(bounds(serde_json::Value::Null), (false, false));
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/reference/cases");
+    let configs = std::fs::read_dir(folder).unwrap().filter_map(|case| {
+        let text = std::fs::read_to_string(case.ok()?.path().join("config.json")).ok()?;
+        text.contains("time_step_limit").then(|| serde_json::from_str::<serde_json::Value>(&text).unwrap())
+    });
+    let configs: Vec<serde_json::Value> = configs.collect();
+    assert!(!configs.is_empty());
+    for config in configs {
+        let bounds = |limit: serde_json::Value| {
+            let mut config = config.clone();
+            config["time_step_limit"] = limit;
+            let spec = pick_card(&config, &Library::embedded()).unwrap_or_else(|e| panic!("{e}"));
+            let options = ElaborateOptions { config: Some(config), ..ElaborateOptions::default() };
+            let program = elaborate(&spec, &options).unwrap_or_else(|e| panic!("{e}")).program;
+            let has = |name: &str| program.graphs.iter().any(|g| g.nodes().any(|n| g.op(n).name() == name));
+            (has("max"), has("min"))
+        };
+        assert_eq!(bounds(serde_json::json!([0.4, 0.9])), (true, true));
+        assert_eq!(bounds(serde_json::json!([0.0, 0.9])), (false, true));
+        assert_eq!(bounds(serde_json::json!([0.0, {"__float__": "Infinity"}])), (false, false));
+        assert_eq!(bounds(serde_json::Value::Null), (false, false));
+    }
 }
