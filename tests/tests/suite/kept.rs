@@ -40,11 +40,17 @@ fn analytic(config: &Value) -> Result<Vec<(Keep, u64)>> {
         let of_layer = (need(&["conv_kernel"])? - 1) * channels + state * inner;
         return Ok(vec![(Keep::State, layers * of_layer * ELEMENT)]);
     }
+    if config["use_mean_pooling"] == true {
+        // An encoder that keeps the sum of the tokens so far.
+        return Ok(vec![(Keep::State, hidden * ELEMENT)]);
+    }
     let heads = need(&["num_attention_heads", "n_head", "num_q_heads"])?;
     let head = size(config, &["head_dim", "key_size"]).unwrap_or(hidden / heads);
     let of_layer = match size(config, &["kv_lora_rank"]) {
         // What keys and values are made from, and the part of keys that turns.
         Some(rank) => (rank + need(&["qk_rope_head_dim"])?) * ELEMENT,
+        // One key and value for all heads.
+        None if config["multi_query"] == true && config["new_decoder_architecture"] == false => 2 * head * ELEMENT,
         None => 2 * size(config, &["num_key_value_heads", "num_kv_heads"]).unwrap_or(heads) * head * ELEMENT,
     };
     // Layers at the end may read what others keep.
@@ -53,7 +59,7 @@ fn analytic(config: &Value) -> Result<Vec<(Keep, u64)>> {
     let is_near = |kind: &&Value| *kind == "sliding_attention" || *kind == "chunked_attention";
     let near = match (config.get("layer_types").and_then(Value::as_array), window) {
         (Some(types), Some(_)) => types.iter().take(own as usize).filter(is_near).count() as u64,
-        (None, Some(_)) if config["model_type"] == "mistral" => own,
+        (None, Some(_)) if config["model_type"] == "mistral" || config["model_type"] == "phi3" => own,
         _ => 0,
     };
     let window = Keep::Window(window.unwrap_or(0));
@@ -83,7 +89,7 @@ fn order(keep: &Keep) -> u64 {
 }
 
 /// Those that see whole sequences keep nothing between steps.
-const WHOLE: [&str; 3] = ["bert", "longformer", "vit"];
+const WHOLE: [&str; 5] = ["albert", "bert", "longformer", "modernbert", "vit"];
 
 #[test]
 fn bytes_of_a_token_are_those_of_the_config() {
