@@ -35,6 +35,9 @@ fn number(name: &str, otherwise: u64) -> u64 {
 const FOUND: &[&str] = &[
     // A product times arithmetic on a weight.
     "up = linear(4)\n    gain = param[4]\n    down = linear(6)\n    return x + down(up(x) * (1 + gain))",
+    // The sink of a single head, and one number for the scores of all heads.
+    "attn = gqa(1, 1, 6, with_sinks = true)\n    return x + attn(x)",
+    "gain = param[1]\n    attn = gqa(4, 2, 2, scores = score * (1 + gain))\n    return x + attn(x)",
 ];
 
 #[test]

@@ -355,7 +355,7 @@ impl Lift<'_> {
             Some(x) => x,
             None => b.reshape(moved, &full[skip..]).ok()?,
         };
-        let by_head = !named.is_empty() && full[0] == Dim::Fixed(1) && full[2] == Dim::Fixed(1);
+        let by_head = full[0] == Dim::Fixed(1) && full[2] == Dim::Fixed(1);
         if let Some(table) = self.table_of_heads(operand, full[1]).filter(|_| by_head) {
             return self.element_of_head(body, table);
         }
@@ -363,7 +363,7 @@ impl Lift<'_> {
         self.parameter(body, operand, ty)
     }
 
-    /// A weight of one number a head, as it is in the checkpoint.
+    /// A weight of one number a head, or of one for all, as it is in the checkpoint.
     fn table_of_heads(&self, operand: ValueId, heads: Dim) -> Option<ValueId> {
         let mut value = operand;
         while core(self.graph, value) == Some(&Core::Reshape) {
@@ -375,10 +375,13 @@ impl Lift<'_> {
 
     fn element_of_head(&mut self, body: Body, table: ValueId) -> Option<ValueId> {
         let first = usize::from(body == Body::Score);
+        let one_for_all = self.graph.ty(table).dims == [Dim::Fixed(1)];
         let table = self.parameter(body, table, self.graph.ty(table).clone())?;
         let graph = &mut self.bodies[body as usize];
         let head = graph.params().get(first + 2).map(|p| p.value)?;
-        Builder::new(graph).gather(table, head).ok()
+        let mut b = Builder::new(graph);
+        let at = if one_for_all { b.scalar_of(0.0, DType::I64) } else { head };
+        b.gather(table, at).ok()
     }
 
     /// The parameter of `body` that stands for an operand, which both bodies get.
