@@ -245,7 +245,9 @@ struct Sublayer {
 
 fn attention(c: &mut Choices, s: &Sizes, defined: bool, numbered: bool) -> Sublayer {
     let options = attention_options(c, defined, numbered);
-    let bindings = match c.below(9) {
+    let bindings = match c.below(12) {
+        9 => convolution(c),
+        10 | 11 => recurrence(c),
         6 => {
             // Written out: one projection, cut; values as wide as one likes.
             let dv = c.number(&[1, 3, 8, 20]);
@@ -282,10 +284,89 @@ fn attention(c: &mut Choices, s: &Sizes, defined: bool, numbered: bool) -> Subla
     Sublayer { bindings, apply: "attn" }
 }
 
+/// Each channel's last tokens, weighted.
+fn convolution(c: &mut Choices) -> String {
+    let (kernel, bias) = (c.number(&[2, 3, 4, 7]), c.of(&["false", "true"]));
+    let gate = c.of(&["silu(conv(x))", "conv(x)", "x * sigmoid(conv(tanh(x)))"]);
+    format!(
+        "    conv = causal_conv({kernel}, {bias})\n    back = linear(width)\n    attn(x) {{\n      return back({gate})\n    }}\n"
+    )
+}
+
+/// What is kept of all tokens in a state: a vector, or a matrix.
+fn recurrence(c: &mut Choices) -> String {
+    let decay = c.of(&["0.7", "sigmoid(split(fade(x), heads))", "rows(sigmoid(k))"]);
+    let made = match c.below(4) {
+        0 => "scan(blend, zeros(heads * dh), merge(q), sigmoid(merge(v)))".to_owned(),
+        1 => format!("merge(scan(linear_memory, zeros(heads, dh, dh), q, k, v, {decay}))"),
+        2 => {
+            format!("merge(scan(delta_memory, zeros(heads, dh, dh), q, k, v, {decay}, sigmoid(split(fade(x), heads))))")
+        }
+        _ => "scan(read, zeros(heads * dh, dh), merge(q), narrow_k(x), narrow_q(x))".to_owned(),
+    };
+    format!(
+        "    q_proj, k_proj, v_proj = linear(heads * dh)\n    fade = linear(heads)\n    narrow_k, narrow_q = linear(dh)\n    back = linear(width)\n\
+         \x20   attn(x) {{\n      blend(h, u, keep) {{\n        after = keep * h + (1 - keep) * u\n        return after, tanh(after)\n      }}\n\
+         \x20     read(h, u, key, query) {{\n        after = tanh(0.5 * h + einsum('d, n -> dn', u, key))\n        return after, einsum('dn, n -> d', after, query)\n      }}\n\
+         \x20     q = split(q_proj(x), heads)\n      k = tanh(split(k_proj(x), heads)) * dh ^ -0.5\n      v = split(v_proj(x), heads)\n      return back({made})\n    }}\n"
+    )
+}
+
+/// Experts of one kind or of two, how they are chosen, and where their weights stand.
+fn mixture(c: &mut Choices, act: &str, bias: &str) -> String {
+    let n = c.number(&[2, 3, 4, 5, 6, 8, 9]);
+    let chosen = 1 + c.below(n.min(4));
+    let (inner, other) = (c.number(&[1, 3, 8, 16, 17, 33]), c.number(&[2, 5, 20]));
+    let some = 1 + c.below(n - 1);
+    let experts = match c.below(9) {
+        0 | 1 => format!("gated_mlp({inner}, {act}, {bias})"),
+        2 => format!("mlp({inner}, {act}, {bias})"),
+        3 => "expert".to_owned(),
+        4 => format!("linear(width, {bias})"),
+        5 => format!("if e < {some} then mlp({inner}, {act}, {bias}) else identity"),
+        6 => format!("if e < {some} then gated_mlp({inner}, {act}) else mlp({other}, tanh, {bias})"),
+        7 => {
+            format!("if e % 2 == 0 then expert else if e < {some} then identity else gated_mlp({other}, {act}, {bias})")
+        }
+        _ => "scaled".to_owned(),
+    };
+    let routing = match c.below(8) {
+        0 => "p = softmax(r)\n      best = top_k(p, chosen)\n      w = take(p, best)",
+        1 => "p = softmax(r)\n      best = top_k(p, chosen)\n      w = shares(take(p, best), true)",
+        2 => "best = top_k(r, chosen)\n      w = softmax(take(r, best))",
+        3 => "p = sigmoid(r)\n      best = top_k(p + moved, chosen)\n      w = 2.5 * shares(take(p, best), true)",
+        4 => "best = top_k(r, chosen)\n      w = sigmoid(take(r, best))",
+        5 => "best = top_k(softplus(r) + 0.1 * moved, chosen)\n      w = 1 + tanh(take(r, best))",
+        // Groups of two, of which the best are left; where there are none, the same without.
+        6 if n.is_multiple_of(2) => {
+            "p = softmax(r)\n      open = best_groups(p, n // 2, (chosen + 1) // 2, elsewhere = 0)\n      best = top_k(open, chosen)\n      w = take(open, best)"
+        }
+        _ => "best = top_k(r, chosen)\n      w = 0.5",
+    };
+    let shared = c.of(&["", " + shared(x)", " + sigmoid(gate(x)) * shared(x)"]);
+    let mixed = match c.below(4) {
+        // The weights of several choices and the elements of a row are the same dimension unless they are told apart.
+        0 if chosen == 1 => "mix(experts, best)(w * x)".to_owned(),
+        1 => "mix(experts, best)(x)".to_owned(),
+        2 => "mix(experts, best, w)(x) - 0.5 * mix(experts, best)(tanh(x))".to_owned(),
+        _ => "mix(experts, best, w)(x)".to_owned(),
+    };
+    let router_bias = c.of(&["false", "true"]);
+    format!(
+        "    expert(x) {{\n      gate, up = linear({inner}, true)\n      down = linear(width, true)\n      g = min(gate(x), 0.7)\n\
+         \x20     return down((max(min(up(x), 0.5), -0.5) + 1) * g * sigmoid(1.7 * g))\n    }}\n\
+         \x20   scaled(x) {{\n      gain, shift = param[width]\n      return tanh(x * (1 + gain)) + shift\n    }}\n\
+         \x20   ff(x) {{\n      n = {n}\n      chosen = {chosen}\n      router = linear(n, {router_bias})\n      moved = param[n]\n      gate = linear(1)\n\
+         \x20     shared = gated_mlp({other}, {act}, {bias})\n      experts = [{experts} for e in 0..{n}]\n      r = router(x)\n      {routing}\n\
+         \x20     return {mixed}{shared}\n    }}\n"
+    )
+}
+
 fn feed_forward(c: &mut Choices) -> Sublayer {
     let act = activation(c);
     let bias = c.of(&["false", "true"]);
-    let bindings = match c.below(6) {
+    let bindings = match c.below(9) {
+        6..=8 => mixture(c, act, bias),
         0 | 1 => format!("    ff = gated_mlp(inner, {act}, {bias})\n"),
         2 => format!("    ff = mlp(inner, {act}, {bias})\n"),
         3 => format!(

@@ -90,6 +90,66 @@ pub fn config(draw: &mut Draw) -> Value {
     }
 }
 
+/// A config.json of a family whose layers choose experts, keep a latent, or keep a state, with sizes that are mostly odd. Experts are stored one by
+/// one or in stacks. `all`: every token has every expert, so that no rounding moves a choice.
+pub fn sparse_config(draw: &mut Draw, all: bool) -> Value {
+    let heads = draw.of(&[1, 2, 3, 4, 6]);
+    let head_dim = draw.of(&[2, 6, 10, 16, 18, 34]);
+    let kv_heads = if heads % 2 == 0 { draw.of(&[1, heads / 2, heads]) } else { draw.of(&[1, heads]) };
+    let layers = 1 + draw.below(2);
+    let experts = 2 + draw.below(8);
+    let chosen = if all { experts } else { 1 + draw.below(experts.min(4)) };
+    let inner = 1 + draw.below(70);
+    let mut config = json!({
+        "vocab_size": 3 + draw.below(200), "hidden_size": heads * head_dim, "intermediate_size": inner, "moe_intermediate_size": inner,
+        "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim,
+        "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": draw.below(2) == 0,
+        "num_local_experts": experts, "num_experts": experts, "num_experts_per_tok": chosen, "norm_topk_prob": draw.below(2) == 0,
+        "attention_bias": draw.below(2) == 0,
+    });
+    let mut set = |entries: Value| {
+        if let (Some(config), Value::Object(entries)) = (config.as_object_mut(), entries) {
+            config.extend(entries);
+        }
+    };
+    match draw.below(8) {
+        0 => set(json!({"model_type": "mixtral", "sliding_window": draw.of(&[1, 9, 40])})),
+        1 => set(json!({"model_type": "qwen3_moe", "decoder_sparse_step": draw.of(&[1, 1, 2])})),
+        2 => set(json!({
+            "model_type": "qwen2_moe", "shared_expert_intermediate_size": 1 + draw.below(60), "qkv_bias": draw.below(2) == 0,
+        })),
+        // In stacks, with biases; attention has sinks.
+        3 => set(json!({"model_type": "gpt_oss", "sliding_window": draw.of(&[1, 9, 40])})),
+        // In stacks; the weight stands before the expert.
+        4 => set(json!({
+            "model_type": "llama4_text", "num_experts_per_tok": 1, "intermediate_size_mlp": 1 + draw.below(90),
+            "num_local_experts": if all { 1 } else { experts }, "interleave_moe_layer_step": draw.of(&[1, 1, 2]),
+            "attention_chunk_size": draw.of(&[1, 8, 24]), "no_rope_layer_interval": 2, "floor_scale": 8, "use_qk_norm": draw.below(2) == 0,
+        })),
+        // Latents are kept; the best groups are open to choice.
+        5 => {
+            let (groups, of_group) = (draw.of(&[1, 2, 3]), draw.of(&[2, 3, 4]));
+            let open = if all { groups } else { 1 + draw.below(groups) };
+            set(json!({
+                "model_type": "deepseek_v3", "q_lora_rank": draw.of(&[None, Some(7), Some(20)]), "kv_lora_rank": 1 + draw.below(30),
+                "qk_nope_head_dim": 1 + draw.below(12), "qk_rope_head_dim": 2 * (1 + draw.below(5)), "v_head_dim": 1 + draw.below(20),
+                "n_routed_experts": groups * of_group, "n_shared_experts": 1 + draw.below(2), "n_group": groups, "topk_group": open,
+                "num_experts_per_tok": if all { groups * of_group } else { 1 + draw.below(open * of_group) },
+                "first_k_dense_replace": draw.below(2), "routed_scaling_factor": 1.5,
+            }));
+        }
+        6 => set(json!({
+            "model_type": "mamba", "state_size": 1 + draw.below(9), "conv_kernel": 2 + draw.below(4), "expand": 1 + draw.below(3),
+            "time_step_rank": 1 + draw.below(4), "layer_norm_epsilon": 1e-5, "use_bias": draw.below(2) == 0,
+        })),
+        _ => set(json!({
+            "model_type": "mamba2", "num_heads": heads, "state_size": 1 + draw.below(20), "n_groups": draw.of(&[1, heads]),
+            "conv_kernel": 2 + draw.below(4), "expand": 1, "layer_norm_epsilon": 1e-5, "use_bias": draw.below(2) == 0,
+        })),
+    }
+    config
+}
+
 /// A config.json of a family that writes from a source, with sizes that are mostly odd.
 pub fn source_config(draw: &mut Draw) -> Value {
     let heads = draw.of(&[1, 2, 3, 4, 6]);

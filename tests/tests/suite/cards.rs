@@ -53,7 +53,13 @@ fn cards_that_failed_once() {
     }
 }
 
+/// What a card has, by what its text says.
+const PARTS: [(&str, &str); 4] =
+    [("experts", "mix("), ("scans", "scan("), ("latents", "mla("), ("sinks", "with_sinks")];
+
+/// Prints what became of how many under `--nocapture`.
 #[test]
+#[expect(clippy::print_stdout, reason = "a count for people, hidden unless asked for")]
 fn drawn_cards_mean_the_same_compiled_and_interpreted() {
     let (first, n) = (number("XFC_FIRST_SEED", 0), number("XFC_SEEDS", 12));
     let last = std::env::temp_dir().join(format!("xfc-card-{}", std::process::id()));
@@ -69,7 +75,10 @@ fn drawn_cards_mean_the_same_compiled_and_interpreted() {
         match outcome {
             Ok(outcome) => {
                 agree += u64::from(outcome == Outcome::Agrees);
-                *counts.entry(format!("{outcome:?}")).or_insert(0) += 1;
+                let parts = PARTS.iter().filter(|(_, word)| text.contains(word)).map(|(part, _)| *part);
+                for part in parts.chain(["all"]) {
+                    *counts.entry(format!("{part}: {outcome:?}")).or_insert(0) += 1;
+                }
             }
             Err(error) => {
                 let small = shrink(drawn.drawn().to_vec(), Duration::from_secs(90), |list| {
@@ -83,6 +92,7 @@ fn drawn_cards_mean_the_same_compiled_and_interpreted() {
     }
     // The file is only for failures; where it cannot be removed, nothing is lost.
     let _ = std::fs::remove_file(&last);
+    println!("{counts:?}");
     assert!(failed.is_empty(), "{} of {n} cards fail\n{}", failed.len(), failed.join("\n\n"));
     assert!(agree * 2 >= n, "only {agree} of {n} cards were compared: {counts:?}");
 }
