@@ -29,6 +29,7 @@ mod masks;
 mod mixtures;
 mod narrow;
 mod nested;
+mod pooling;
 mod programs;
 mod readme;
 mod requests;

@@ -1,7 +1,8 @@
 //! What is kept per token, grouped by how long: derived from the masks of the attentions that read it. And the states of scans, one a sequence.
 //!
 //! What queries of another axis read (a decoder's of its encoder) is kept as long as the sequence, whatever their mask: their positions
-//! say nothing of its age. Its axis is given once, so that it is complete when the first query comes.
+//! say nothing of its age. Its axis is given once, so that it is complete when the first query comes. Of the first axis it is kept for the
+//! step: the sequence comes whole.
 
 use std::collections::HashMap;
 
@@ -88,12 +89,10 @@ pub fn derive(program: &Program, page_tokens: u64) -> Result<Caches, CodegenErro
 impl Caches {
     fn add(&mut self, kept: &Kept, page_tokens: u64) -> Result<(), CodegenError> {
         let (Some(layout), Some(reach)) = (kept.layout, kept.reach) else { return Ok(()) };
-        if kept.across && kept.axis == 0 {
-            let what = "a cache of the first axis read by queries of another";
-            return Err(CodegenError::unsupported(what, kept.path.clone()));
-        }
         let (keep, name) = match reach {
             _ if is_for_step(&kept.path) => (Keep::Step, "step".to_owned()),
+            // All of the first axis is there when queries of another look at it: a sequence is given whole.
+            _ if kept.across && kept.axis == 0 => (Keep::Step, "step".to_owned()),
             _ if kept.across => (Keep::Once, "once".to_owned()),
             Reach { future: true, .. } => (Keep::Step, "step".to_owned()),
             // A mask that shows nothing still needs a page to write to.

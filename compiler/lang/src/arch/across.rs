@@ -160,8 +160,14 @@ impl Expander {
         self.emit(Core::Concat { dim: n - 2 }, &parts.iter().collect::<Vec<_>>(), longest.dtype, axes, span)
     }
 
-    /// The rows of what there is one of in a sequence, as the elements of an axis.
+    /// The rows of what there is one of in a sequence, as the elements of an axis. What is the same for every sequence is repeated.
     fn sequence(&mut self, x: Tensor, (name, at): (String, Span), span: Span) -> Eval<Tensor> {
+        let x = if x.axes.len() >= 2 && x.axes.iter().all(|a| !a.size.is_ragged()) {
+            let axes = [&[self.each_sequence(span)?], &x.axes[..]].concat();
+            self.emit(Core::Broadcast, &[&x], x.dtype, axes, span)?
+        } else {
+            x
+        };
         let parts = match x.axes.as_slice() {
             [Axis { name: AxisName::Ragged(a), .. }, Axis { size: Dim::Fixed(n), .. }, rest @ ..] => {
                 self.extents[*a].and_then(|extent| extent.checked_mul(*n)).map(|extent| (extent, rest.to_vec()))
@@ -323,6 +329,16 @@ mod tests {
         for expression in ["unfold(x, 2)", "sequence(x, 3)"] {
             assert_eq!(code(expression), [Code::WrongType], "{expression}");
         }
+    }
+
+    #[test]
+    fn a_parameter_has_the_same_rows_in_every_sequence() {
+        let body = "probes = param[3, 4] return {y: sequence(probes, 'probes')}";
+        let made = model(&format!("model(x: f32[tokens, 4]) {{ {body} }}"));
+        verify(&made.program).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(made.arch.outputs[0].1, "f32[probes, 4]");
+        assert_eq!(made.program.axes, ["tokens", "probes", "sequence"]);
+        assert_eq!(made.program.extents, [None, Some(3), Some(1)]);
     }
 
     #[test]

@@ -67,9 +67,14 @@ fn is_row(graph: &Graph, node: NodeId) -> bool {
     leading(graph, node).is_some()
 }
 
-/// What every group that needs it holds itself: constants and what is made of them and of weights, and positions.
+/// What every group that needs it holds itself: constants and what is made of them and of weights, and positions. What is read as
+/// elements of another axis has to be written.
 fn is_repeated(graph: &Graph, node: NodeId) -> bool {
-    matches!(graph.op(node).as_core(), Some(Core::Position)) || is_constant(graph, node)
+    let is_written = || {
+        let of_elements = graph.types(node).iter().any(|t| t.dims.first().is_some_and(|d| d.is_ragged()));
+        of_elements && users(graph, node).any(|user| matches!(graph.op(user).as_core(), Some(Core::Regroup)))
+    };
+    matches!(graph.op(node).as_core(), Some(Core::Position)) || is_constant(graph, node) && !is_written()
 }
 
 fn is_view(graph: &Graph, node: NodeId) -> bool {
