@@ -36,6 +36,7 @@ mod requests;
 mod roofline;
 mod rotary;
 mod scans;
+mod scores;
 mod seeing;
 mod sources;
 mod taps;

@@ -18,11 +18,11 @@ use xfc_runtime::artifact::abi::offsets as abi;
 use xfc_runtime::artifact::manifest::When;
 
 use self::tables::{Read, brings_integers};
-use super::expr::{cast, elem_of, scalar_graph};
+use super::expr::{cast, elem_of, scalar_graph, scalar_graph_with};
 use super::frame::{Buffer, CacheTable, RowSpace};
 use super::machine::Machine;
 use super::schedule::AttentionSchedule;
-use super::writer::{Cmp, Elem, Ty, Val, Writer};
+use super::writer::{Cmp, Elem, Spread, Ty, Val, Writer};
 use crate::error::CodegenError;
 use crate::plan::kernel::{AttentionSpec, PageLayout, page_bytes};
 
@@ -138,6 +138,15 @@ struct Keys {
     k_pos: Val,
     head: Val,
     tables: Vec<Val>,
+    /// Of rows kept of keys: how they lie.
+    spread: Vec<Option<Spread>>,
+}
+
+impl Keys {
+    /// How the parameters of a graph of scalars lie that has so many before its tables.
+    fn spread(&self, before: usize) -> Vec<Option<Spread>> {
+        [&vec![None; before][..], &self.spread[..]].concat()
+    }
 }
 
 /// A page of keys for one query and head.
@@ -373,18 +382,28 @@ impl Attention<'_> {
         let k_pos = w.add(first, iota);
         let q_pos = w.resize(page.query.position, self.ints);
         let q_pos = w.splat(q_pos, lanes);
-        let tables = self.tables.iter().map(|table| match table {
-            Read::Key { data, table, dtype, page_bytes } => {
-                let id = w.page_id(*table, page.query.sequence, page.page);
-                let at = w.element(*data, id, *page_bytes);
-                self.of_keys(w, at, *dtype, v)
-            }
-            table => self.of_all_keys(w, table, page.query, page.head),
-        });
-        let tables = tables.collect::<Result<Vec<_>, _>>()?;
+        let mut tables = Vec::with_capacity(self.tables.len());
+        let mut spread = vec![None; self.tables.len()];
+        for (table, spread) in self.tables.iter().zip(&mut spread) {
+            tables.push(match table {
+                Read::Key { data, table, dtype, page_bytes, row } => {
+                    let id = w.page_id(*table, page.query.sequence, page.page);
+                    let at = w.element(*data, id, *page_bytes);
+                    match row {
+                        None => self.of_keys(w, at, *dtype, v)?,
+                        Some(row) => {
+                            let (at, lies) = self.rows_of_keys(w, (at, *dtype, *row), page.head, v)?;
+                            *spread = Some(lies);
+                            at
+                        }
+                    }
+                }
+                table => self.of_all_keys(w, table, page.query, page.head)?,
+            });
+        }
         let head = w.resize(page.head, self.ints);
         let head = w.splat(head, lanes);
-        Ok(Keys { q_pos, k_pos, head, tables })
+        Ok(Keys { q_pos, k_pos, head, tables, spread })
     }
 
     /// Of a vector of keys, those that exist and that the mask does not leave out.
@@ -393,7 +412,7 @@ impl Attention<'_> {
         let high = w.splat(high, self.lanes);
         let exists = w.cmp(Cmp::Lt, keys.k_pos, high);
         let parameters = [&[keys.q_pos, keys.k_pos, keys.head], &keys.tables[..]].concat();
-        let masked = scalar_graph(w, &self.spec.mask, &parameters, self.ints)?;
+        let masked = scalar_graph_with(w, &self.spec.mask, &parameters, &keys.spread(3), self.ints)?;
         let masked = w.splat(masked[0], self.lanes);
         Ok(w.and(exists, masked))
     }
@@ -403,7 +422,7 @@ impl Attention<'_> {
         let scale = w.f32(self.spec.scale, self.lanes);
         let scaled = w.mul(dot, scale);
         let parameters = [&[scaled, keys.q_pos, keys.k_pos, keys.head], &keys.tables[..]].concat();
-        let score = scalar_graph(w, &self.spec.score, &parameters, self.ints)?;
+        let score = scalar_graph_with(w, &self.spec.score, &parameters, &keys.spread(4), self.ints)?;
         let score = w.splat(score[0], self.lanes);
         let lowest = w.f32(LOWEST, self.lanes);
         Ok(w.select(visible, score, lowest))

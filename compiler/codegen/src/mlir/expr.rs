@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use xfc_lang::graph::{DType, Dim, Graph, ValueId};
 use xfc_lang::ops::{BinaryOp, Core, Op, UnaryOp};
 
-use super::writer::{Cmp, Elem, Ty, Val, Writer};
+use super::writer::{Cmp, Elem, Spread, Ty, Val, Writer};
 use crate::error::CodegenError;
 
 /// Register element type of a dtype.
@@ -184,6 +184,17 @@ pub fn cast(w: &mut Writer, a: Val, to: Elem) -> Result<Val, CodegenError> {
 
 /// Emits a graph of scalars on registers: `args` for its parameters, one value back for each output.
 pub fn scalar_graph(w: &mut Writer, graph: &Graph, args: &[Val], ints: Elem) -> Result<Vec<Val>, CodegenError> {
+    scalar_graph_with(w, graph, args, &[], ints)
+}
+
+/// The same, where parameters that are tables may lie spread.
+pub fn scalar_graph_with(
+    w: &mut Writer,
+    graph: &Graph,
+    args: &[Val],
+    spread: &[Option<Spread>],
+    ints: Elem,
+) -> Result<Vec<Val>, CodegenError> {
     let mut values: HashMap<ValueId, Val> = HashMap::new();
     for node in graph.topological() {
         let op = match graph.op(node) {
@@ -206,7 +217,12 @@ pub fn scalar_graph(w: &mut Writer, graph: &Graph, args: &[Val], ints: Elem) -> 
                     return Err(CodegenError::bug("expression", format!("a gather from {table}")));
                 };
                 let stored = elem_of(table.dtype, Elem::I64)?;
-                let element = w.gather(stored, values[&operands[0]], values[&operands[1]], n);
+                let (address, index) = (values[&operands[0]], values[&operands[1]]);
+                let param = graph.params().iter().position(|p| p.value == operands[0]);
+                let element = match param.and_then(|p| spread.get(p).copied().flatten()) {
+                    None => w.gather(stored, address, index, n),
+                    Some(spread) => w.gather_spread(stored, address, index, n, spread),
+                };
                 cast(w, element, elem_of(ty.dtype, ints)?)?
             }
             _ => {

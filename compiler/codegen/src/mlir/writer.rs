@@ -107,6 +107,15 @@ pub struct Val {
     pub ty: Ty,
 }
 
+/// Where a table's elements lie that differs from lane to lane: element `i` of lane `l` is `i * stride + first[l]` elements behind its address.
+#[derive(Clone, Copy, Debug)]
+pub struct Spread {
+    /// Elements from one element to the next.
+    pub stride: u64,
+    /// First element of each lane.
+    pub first: Val,
+}
+
 impl fmt::Display for Val {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.port {
@@ -343,10 +352,30 @@ impl Writer {
     /// `table[index]` lane by lane, the table having `n` elements. An index outside reads the nearest element: no lane reads elsewhere,
     /// also those whose result is not used.
     pub fn gather(&mut self, elem: Elem, table: Val, index: Val, n: u64) -> Val {
+        let index = self.inside(index, n);
+        self.gather_at(elem, table, index)
+    }
+
+    /// The same of a table whose elements lie spread, each lane's at places of its own.
+    pub fn gather_spread(&mut self, elem: Elem, table: Val, index: Val, n: u64, spread: Spread) -> Val {
+        let index = self.inside(index, n);
+        let index = self.splat(index, spread.first.ty.lanes);
+        let stride = self.int(i64::try_from(spread.stride).unwrap_or(i64::MAX), index.ty);
+        let index = self.mul(index, stride);
+        let first = self.resize(spread.first, index.ty.elem);
+        let index = self.add(index, first);
+        self.gather_at(elem, table, index)
+    }
+
+    /// The nearest of `0 .. n`.
+    fn inside(&mut self, index: Val, n: u64) -> Val {
         let lowest = self.int(0, index.ty);
         let highest = self.int(i64::try_from(n).unwrap_or(i64::MAX).saturating_sub(1), index.ty);
         let index = self.max(index, lowest);
-        let index = self.min(index, highest);
+        self.min(index, highest)
+    }
+
+    fn gather_at(&mut self, elem: Elem, table: Val, index: Val) -> Val {
         if index.ty.lanes == 0 {
             let index = self.resize(index, Elem::I64);
             let at = self.element(table, index, elem.bytes());

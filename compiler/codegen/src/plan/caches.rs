@@ -223,8 +223,12 @@ impl Kept {
     /// Notes that a node reads it.
     fn read(&mut self, graph: &Graph, user: NodeId, operand: usize) -> Result<(), CodegenError> {
         let unsupported = |what: String| CodegenError::unsupported(what, self.path.clone());
-        let kept = if self.lone { operand > 2 } else { operand == 1 || operand == 2 };
-        let attention = graph.op(user).as_fused::<Attention>().filter(|_| kept);
+        let kept = |attention: &&Attention| match operand.checked_sub(3) {
+            // One number of each key is read as it is, of several one is gathered.
+            Some(extra) => self.lone != attention.gathers(extra),
+            None => !self.lone && operand > 0,
+        };
+        let attention = graph.op(user).as_fused::<Attention>().filter(kept);
         let attention = attention.ok_or_else(|| unsupported(format!("a cache read by `{}`", graph.op(user).name())))?;
         let wanted = if operand == 2 { PageLayout::TokensMiddle } else { PageLayout::TokensLast };
         // What is read as values too lies as they do.

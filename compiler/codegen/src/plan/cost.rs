@@ -11,7 +11,7 @@ use xfc_lang::ops::shape::ContractSpec;
 use xfc_runtime::artifact::manifest::{AttentionCost, CacheGroup, ChosenCost, Cost};
 
 use super::kernel::{
-    AttentionSpec, Experts, KernelSpec, LinearSpec, RowParam, RowsSpec, ScanOperand, ScanSpec, Sink, dtype_bytes,
+    AttentionSpec, Experts, KernelSpec, LinearSpec, RowParam, RowsSpec, ScanOperand, ScanSpec, Sink, Table, dtype_bytes,
 };
 use super::weights::manifest_dtype;
 
@@ -91,8 +91,21 @@ fn expert_linear(spec: &LinearSpec, experts: Experts) -> Cost {
 fn attention(spec: &AttentionSpec, key_axis: usize) -> Cost {
     let queries = spec.heads * spec.key_dim * dtype_bytes(spec.query);
     let results = spec.heads * spec.value_dim * dtype_bytes(spec.result);
+    // Rows that scores gather from: those of queries are read for each, those of keys with the keys.
+    let (mut query_rows, mut key_rows) = (0, 0);
+    for table in &spec.tables {
+        match table {
+            Table::Query { dtype, by_head, row: Some(n) } => {
+                query_rows += n * dtype_bytes(*dtype) * if *by_head { spec.heads } else { 1 };
+            }
+            Table::Key { dtype, row: Some(row), .. } => {
+                key_rows += row.size * dtype_bytes(*dtype) * if row.by_head { spec.heads } else { 1 };
+            }
+            _ => {}
+        }
+    }
     Cost {
-        row_bytes: queries + results,
+        row_bytes: queries + results + query_rows,
         products: Some(manifest_dtype(spec.kept)),
         attention: Some(AttentionCost {
             axis: key_axis,
@@ -101,7 +114,8 @@ fn attention(spec: &AttentionSpec, key_axis: usize) -> Cost {
             // Values that lie in the keys are read once.
             key_bytes: spec.kv_heads
                 * (spec.key_dim + if spec.value_in_key.is_some() { 0 } else { spec.value_dim })
-                * dtype_bytes(spec.kept),
+                * dtype_bytes(spec.kept)
+                + key_rows,
             pair_flops: 2 * spec.heads * (spec.key_dim + spec.value_dim),
         }),
         ..Cost::default()

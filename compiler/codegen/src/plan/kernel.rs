@@ -230,6 +230,8 @@ pub enum Table {
         dtype: DType,
         /// One for each head.
         by_head: bool,
+        /// Numbers of each, of which they gather one; otherwise there is one.
+        row: Option<u64>,
     },
     /// What is kept of each key.
     Key {
@@ -239,7 +241,20 @@ pub enum Table {
         group: usize,
         /// Bytes from one page to the next.
         page_bytes: u64,
+        /// Numbers of each key, of which they gather one; otherwise there is one.
+        row: Option<KeyRow>,
     },
+}
+
+/// The numbers kept of each key, for all heads or for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyRow {
+    /// Numbers of each head.
+    pub size: u64,
+    /// A row for each query head.
+    pub by_head: bool,
+    /// How they lie in a page.
+    pub layout: PageLayout,
 }
 
 /// Token-wise operations: one run of `body` a row.

@@ -11,7 +11,9 @@ use xfc_runtime::artifact::manifest::{Pack, When};
 use super::build::Planner;
 use super::caches;
 use super::flatten::flatten;
-use super::kernel::{AttentionSpec, Extra, KernelSpec, LinearSpec, RowParam, RowsSpec, Sink, Table};
+use super::kernel::{
+    AttentionSpec, Extra, KernelSpec, KeyRow, LinearSpec, PageLayout, RowParam, RowsSpec, Sink, Table,
+};
 use super::place::{Operand, Place, row_type};
 use crate::error::CodegenError;
 use crate::mlir::frame::RowSpace;
@@ -171,20 +173,16 @@ impl Planner<'_> {
                     format!("attention of {} and {} (at `{name}`)", graph.ty(values[0]), graph.ty(values[2])),
                 ));
             };
-            let gathered = |i: usize| {
-                let param = attention.score.params().get(Attention::SCORE_PARAMS.len() + i);
-                param.is_some_and(|p| !attention.score.ty(p.value).dims.is_empty())
-            };
             let tables = extras.iter().zip(&values[3..]).enumerate().map(|(i, (place, value))| {
-                let dtype = graph.ty(*value).dtype;
+                let (ty, gathered) = (graph.ty(*value), attention.gathers(i));
+                let dtype = ty.dtype;
                 let table = match place {
-                    _ if gathered(i) => whole_table(place, dtype),
-                    Place::Cache(path) => this.caches.slots.get(path).map(|slot| Table::Key {
-                        dtype,
-                        group: slot.group,
-                        page_bytes: slot.page_bytes,
+                    Place::Cache(path) => this.caches.slots.get(path).and_then(|slot| {
+                        let row = if gathered { Some(key_row(ty, heads, slot.layout)?) } else { None };
+                        Some(Table::Key { dtype, group: slot.group, page_bytes: slot.page_bytes, row })
                     }),
-                    Place::Buffer { .. } => query_table(graph.ty(*value), space, heads),
+                    Place::Buffer { .. } => query_table(ty, space, heads, gathered),
+                    _ if gathered => whole_table(place, dtype),
                     _ => head_table(place, dtype, heads),
                 };
                 table.ok_or_else(|| CodegenError::unsupported("a mask or score that reads tensors", name))
@@ -372,17 +370,24 @@ fn head_table(place: &Place, dtype: DType, heads: u64) -> Option<Table> {
     matches!(dtype, DType::F32 | DType::I64 | DType::Bool).then_some(Table::Heads { dtype, values })
 }
 
-/// An operand of an attention that each query brings: `[tokens, 1 | heads, 1]`.
-fn query_table(ty: &Type, space: RowSpace, heads: u64) -> Option<Table> {
+/// An operand of an attention that each query brings: `[tokens, 1 | heads, 1]`, or rows that its mask or score gathers from, `[tokens, 1 | heads, n]`.
+fn query_table(ty: &Type, space: RowSpace, heads: u64, gathered: bool) -> Option<Table> {
     let (rows, dims) = row_type(ty).ok()?;
-    let by_head = match dims[..] {
-        [1, 1] => false,
-        [n, 1] if n == heads => true,
+    let (by_head, row) = match dims[..] {
+        [of, n] if gathered && (of == 1 || of == heads) => (of > 1, Some(n)),
+        [1, 1] => (false, None),
+        [n, 1] if n == heads => (true, None),
         _ => return None,
     };
     let dtype = ty.dtype;
     let held = rows == space && matches!(dtype, DType::F32 | DType::I64 | DType::Bool);
-    held.then_some(Table::Query { dtype, by_head })
+    held.then_some(Table::Query { dtype, by_head, row })
+}
+
+/// Rows of each key that a mask or score gathers from: `[visible, 1 | heads, n]`.
+fn key_row(ty: &Type, heads: u64, layout: PageLayout) -> Option<KeyRow> {
+    let [_, Dim::Fixed(of), Dim::Fixed(size)] = ty.dims[..] else { return None };
+    (of == 1 || of == heads).then_some(KeyRow { size, by_head: of > 1, layout })
 }
 
 /// An operand of an attention that its mask or score gathers from.

@@ -57,7 +57,8 @@ impl Expander {
                 return self.fail(Code::WrongType, span, message, "expected a boolean");
             }
         };
-        let everything = matches!(mask, Value::Bool(true));
+        // Scores that read what is kept of keys read keys that are kept too.
+        let everything = matches!(mask, Value::Bool(true)) && !matches!(&scores, Value::Sym(s) if s.reads_kept());
         let (k, v) = (self.kept(k, &q, everything), self.kept(v, &q, everything));
         let heads = self.heads(&q, &k, &v, span)?;
         if matches!(heads.keys.name, AxisName::Ragged(_)) && heads.keys.name != heads.query.name {
@@ -100,7 +101,7 @@ impl Expander {
             }
         };
         let mut operands = vec![scored];
-        if !everything || sinks.is_some() {
+        if !matches!(mask, Value::Bool(true)) || sinks.is_some() {
             let mask = self.in_attention(mask, &heads, &scaled, span)?;
             if mask.dtype != DType::Bool {
                 return self.fail(Code::WrongType, span, "the mask is made of numbers", "expected a comparison");
@@ -173,6 +174,7 @@ impl Expander {
                 this.by_head(index, heads, span)
             }
             Sym::Tensor(t) => this.over_heads(t.clone(), heads, span),
+            Sym::Take(t, _) => this.rows_over_heads(t, heads, span),
             _ => Err(this.report(Diagnostic::new(Code::Misplaced, "not a mask", span))),
         })
     }
@@ -224,10 +226,69 @@ impl Expander {
         self.emit(Core::Reshape, &[&t], dtype, axes, span)
     }
 
-    /// A tensor read at the positions of attention: its tokens are the queries, what it keeps is the keys.
-    fn over_heads(&mut self, mut t: Tensor, heads: &Heads, span: Span) -> Eval<Tensor> {
+    /// Rows that queries bring or that are kept of keys, `[tokens, H, M]`, as `[K, G, queries or keys, M]`.
+    fn rows_over_heads(&mut self, t: &Tensor, heads: &Heads, span: Span) -> Eval<Tensor> {
         let shape = self.show_shape(&t.axes);
-        let repeats = |a: &Axis| a.is_one() && a.name != AxisName::Heads;
+        let fits = match t.axes.as_slice() {
+            [_, last] => last.size.fixed().is_some(),
+            [_, of_heads, last] => of_heads.name == AxisName::Heads && last.size.fixed().is_some(),
+            _ => false,
+        };
+        if !fits {
+            let message = format!("elements of {shape} at positions of attention");
+            let label = "expected [tokens, n] or [tokens, heads, n], or what is kept of such a tensor";
+            return self.fail(Code::AxisMismatch, span, message, label);
+        }
+        let mut rows = t.clone();
+        let beside = self.other_axis();
+        if let Some(last) = rows.axes.last_mut() {
+            last.name = beside;
+        }
+        self.over_heads_beside(rows, Some(beside), heads, span)
+    }
+
+    /// Elements of rows `[.., queries or keys, M]` at an index over positions, as `[K, G, queries, keys]`, of heads those that either has.
+    pub(super) fn take_at(&mut self, rows: &Tensor, index: Tensor, span: Span) -> Eval<Tensor> {
+        if index.dtype != DType::I64 {
+            return self.fail(Code::WrongType, span, "`take` at numbers that are no integers", "expected i64 indices");
+        }
+        let one = |name| Axis::new(name, Dim::Fixed(1));
+        let of = |name| rows.axis(name).or_else(|| index.axis(name));
+        let lead: Vec<Axis> = [AxisName::KvHeads, AxisName::Group].into_iter().filter_map(of).collect();
+        let [query, keys] = [AxisName::Query, AxisName::Keys].map(|name| of(name).unwrap_or(one(name)));
+        let (own, other) = if rows.axis(AxisName::Query).is_some() { (query, keys) } else { (keys, query) };
+        let width = rows.axes.last().copied().unwrap_or(own);
+        let table = [&lead[..], &[own]].concat();
+        let rows = self.filled(rows, &[&table[..], &[width]].concat(), span)?;
+        let index = self.filled(&index, &[&table[..], &[other]].concat(), span)?;
+        let taken = self.emit(Core::Take, &[&rows, &index], rows.dtype, index.axes.clone(), span)?;
+        self.place_axes(&taken, &[&lead[..], &[query, keys]].concat(), span)
+    }
+
+    /// A tensor with all of these axes in their order, repeated along those that it lacks.
+    fn filled(&mut self, t: &Tensor, axes: &[Axis], span: Span) -> Eval<Tensor> {
+        let placed = self.place_axes(t, axes, span)?;
+        if placed.axes == axes {
+            return Ok(placed);
+        }
+        self.emit(Core::Broadcast, &[&placed], placed.dtype, axes.to_vec(), span)
+    }
+
+    /// A tensor read at the positions of attention: its tokens are the queries, what it keeps is the keys.
+    fn over_heads(&mut self, t: Tensor, heads: &Heads, span: Span) -> Eval<Tensor> {
+        self.over_heads_beside(t, None, heads, span)
+    }
+
+    /// The same of a tensor with an axis besides those of attention.
+    fn over_heads_beside(
+        &mut self,
+        mut t: Tensor,
+        beside: Option<AxisName>,
+        heads: &Heads,
+        span: Span,
+    ) -> Eval<Tensor> {
+        let shape = self.show_shape(&t.axes);
+        let repeats = |a: &Axis| a.is_one() && a.name != AxisName::Heads && Some(a.name) != beside;
         if t.axes.iter().any(repeats) {
             let axes = t.axes.iter().filter(|a| !repeats(a)).copied().collect();
             t = self.emit(Core::Reshape, &[&t], t.dtype, axes, span)?;
@@ -235,6 +296,7 @@ impl Expander {
         for axis in &mut t.axes {
             axis.name = match axis.name {
                 AxisName::Heads | AxisName::KvHeads | AxisName::Group => axis.name,
+                name if Some(name) == beside => name,
                 name if name == heads.query.name => AxisName::Query,
                 name if name == heads.keys.name => AxisName::Keys,
                 _ => {
@@ -436,6 +498,15 @@ mod tests {
     fn attention_that_does_not_fit() {
         assert_eq!(codes(&attention("attend(q, k, k)")), [Code::AxisMismatch]);
         assert_eq!(codes(&attention("attend(x, x, x)")), [Code::AxisMismatch]);
+        // One of several numbers is read at integers, in attention, of tokens or of what is kept of them.
+        for (expression, code) in [
+            ("attend(k, cache(k), cache(k), true, score + take(cache(k), 0.5 * k_pos))", Code::WrongType),
+            ("attend(k, cache(k), cache(k), true, score + take(q, k_pos))", Code::AxisMismatch),
+            ("q * take(cache(q), q_pos)", Code::Misplaced),
+            ("q * take(q, k_pos)", Code::Misplaced),
+        ] {
+            assert_eq!(codes(&attention(expression)), [code], "{expression}");
+        }
         assert_eq!(codes(&attention("attend(k, k, k, q_pos - k_pos)")), [Code::WrongType]);
         assert_eq!(codes(&attention("attend(k, k, k, scale = x)")), [Code::WrongType]);
         assert_eq!(codes(&attention("attend(k, k)")), [Code::MissingOption]);

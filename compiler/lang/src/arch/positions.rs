@@ -29,6 +29,10 @@ impl Expander {
             Sym::QPos => this.positions(axis, span),
             Sym::Tensor(t) => Ok(t.clone()),
             other => {
+                if let Sym::Take(..) = other {
+                    let d = Diagnostic::new(Code::Misplaced, "elements at positions outside a mask or a score", span);
+                    return Err(this.report(d.help("give the expression to `attend`, as its mask or its scores")));
+                }
                 let at = if let Sym::KPos(at) | Sym::Head(at) | Sym::Score(at) = other { *at } else { span };
                 let message = "`k_pos`, `head` and `score` mean something in attention only";
                 let mut d = Diagnostic::new(Code::Misplaced, message, at).label("used outside a mask or a score");
@@ -61,6 +65,10 @@ impl Expander {
                 let a = self.place_sym(a, span, leaf)?;
                 self.unary_tensor(*op, a, span)
             }
+            Sym::Cast(dtype, a) => {
+                let a = self.place_sym(a, span, leaf)?;
+                self.cast(a, *dtype, span)
+            }
             Sym::Binary(op, a, b) => {
                 let a = self.place_sym(a, span, leaf)?;
                 let b = self.place_sym(b, span, leaf)?;
@@ -75,6 +83,11 @@ impl Expander {
             Sym::Gather(table, indices) => {
                 let indices = indices.iter().map(|i| self.place_sym(i, span, leaf)).collect::<Eval<Vec<Tensor>>>()?;
                 self.gather(table.clone(), indices, span)
+            }
+            Sym::Take(_, index) => {
+                let index = self.place_sym(index, span, leaf)?;
+                let values = leaf(self, sym)?;
+                self.take_at(&values, index, span)
             }
             Sym::QPos | Sym::KPos(_) | Sym::Head(_) | Sym::Score(_) | Sym::Tensor(_) => leaf(self, sym),
         }

@@ -115,7 +115,19 @@ impl Expander {
             }
             "take" => {
                 let mut args = self.args(name, &["x", "indices"], given, span)?;
-                let (x, indices) = (self.need_tensor(&mut args, 0, place)?, self.need_tensor(&mut args, 1, place)?);
+                let x = self.need_tensor(&mut args, 0, place)?;
+                let indices = self.need(&mut args, 1)?;
+                let kept = x.axes.iter().any(|a| matches!(a.name, AxisName::Visible(_)));
+                let waits = match &indices.value {
+                    Value::Sym(sym) => kept || !sym.only_q_pos(),
+                    Value::Int(_) => kept,
+                    _ => false,
+                };
+                if waits {
+                    let index = self.sym(indices.value, indices.span, place)?;
+                    return self.positional(Sym::Take(x, index), span);
+                }
+                let indices = self.tensor(indices.value, indices.span, place.frame.as_deref())?;
                 let (a, b) = (x.axes.split_last(), indices.axes.split_last());
                 match (a, b) {
                     (Some((_, a)), Some((_, b))) if a == b && indices.dtype == DType::I64 => {
@@ -182,8 +194,15 @@ impl Expander {
             }
             "int" | "float" => {
                 let mut args = self.args(name, &["x"], given, span)?;
-                let x = self.need_tensor(&mut args, 0, place)?;
-                self.cast(x, if name == "int" { DType::I64 } else { DType::F32 }, span).map(Value::Tensor)
+                let x = self.need(&mut args, 0)?;
+                let dtype = if name == "int" { DType::I64 } else { DType::F32 };
+                if let Value::Sym(sym) = &x.value
+                    && !sym.only_q_pos()
+                {
+                    return self.positional(Sym::Cast(dtype, Rc::clone(sym)), span);
+                }
+                let x = self.tensor(x.value, x.span, place.frame.as_deref())?;
+                self.cast(x, dtype, span).map(Value::Tensor)
             }
             "reduce" | "sum" | "mean" | "argmax" => {
                 let names: &[&str] = if name == "reduce" { &["x", "how"] } else { &["x"] };

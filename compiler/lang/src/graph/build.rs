@@ -216,10 +216,24 @@ impl<'g> Builder<'g> {
 
     /// Applies a graph of scalars to tensors, elementwise and broadcasting; returns its outputs. A table that it gathers from is given as it is.
     pub fn lift(&mut self, body: &Graph, args: &[ValueId]) -> Result<Vec<ValueId>> {
+        self.lift_with(body, args, &mut |this, table, index| this.gather(table, index))
+    }
+
+    /// The same, where `gather` says what an element of a table at an index is.
+    pub fn lift_with(
+        &mut self,
+        body: &Graph,
+        args: &[ValueId],
+        gather: &mut dyn FnMut(&mut Self, ValueId, ValueId) -> Result<ValueId>,
+    ) -> Result<Vec<ValueId>> {
         self.copy(body, args, |this, op, operands, types, _| match op {
-            Op::Core(
-                op @ (Core::Const { .. } | Core::Unary(_) | Core::Binary(_) | Core::Select | Core::Cast | Core::Gather),
-            ) => this.core(op, operands, types[0].clone()).map(|v| v.node),
+            Op::Core(Core::Gather) => match *operands {
+                [table, index] => gather(this, table, index).map(|v| v.node),
+                _ => Err(ShapeError(format!("gather of {} operands", operands.len()))),
+            },
+            Op::Core(op @ (Core::Const { .. } | Core::Unary(_) | Core::Binary(_) | Core::Select | Core::Cast)) => {
+                this.core(op, operands, types[0].clone()).map(|v| v.node)
+            }
             op => Err(ShapeError(format!("{} is not elementwise", op.name()))),
         })
     }

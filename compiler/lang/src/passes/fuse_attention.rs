@@ -6,7 +6,8 @@
 //! The same without a softmax, where the scores (or zero where a mask does not hold) are multiplied with the values.
 //! Everything elementwise between the products, and everything that makes the mask or the sink, becomes a graph of scalars over positions, head
 //! and extras; what of it does not depend on the scores or positions is an extra. A gather from a table of one dimension is taken in with
-//! its index, and the table is an operand as it is; a weight of one number a head is such a table, and the head its index.
+//! its index, and the table is an operand as it is; a weight of one number a head is such a table, and the head its index. So are rows of
+//! queries and rows kept of keys, of which scores take elements.
 
 use std::collections::HashMap;
 
@@ -284,6 +285,29 @@ impl Lift<'_> {
                 }
                 _ => self.extra(body, value, slots),
             },
+            Some(Core::Take) => {
+                let [rows, index] = operands[..] else { return None };
+                let index = self.scalar(body, index, slots)?;
+                let (table, n) = self.rows(rows, slots)?;
+                let table = self.parameter(body, table, Type::new(ty.dtype, [n]))?;
+                Builder::new(&mut self.bodies[body as usize]).gather(table, index).ok()
+            }
+            // Scores and indices by key and query stand for those by query and key.
+            Some(Core::Transpose { perm })
+                if named.contains(&Slot::N) && named.contains(&Slot::T)
+                    || operands.iter().any(|x| core(self.graph, *x) == Some(&Core::Take)) =>
+            {
+                let mut from = vec![None; perm.len()];
+                for (slot, dim) in slots.iter().zip(&perm) {
+                    *from.get_mut(*dim)? = *slot;
+                }
+                self.scalar(body, *operands.first()?, &from)
+            }
+            Some(Core::Broadcast) => {
+                let x = *operands.first()?;
+                let missing = slots.len().checked_sub(self.graph.ty(x).dims.len())?;
+                self.scalar(body, x, &slots[missing..])
+            }
             Some(Core::Reshape) => {
                 let x = *operands.first()?;
                 match self.through_reshape(x, &ty.dims, slots) {
@@ -292,6 +316,32 @@ impl Lift<'_> {
                 }
             }
             _ => self.extra(body, value, slots),
+        }
+    }
+
+    /// What `rows`, of which dimensions but the last stand for `slots`, are made from: a row of each query or kept of each key, `[N|T, H|1, n]`.
+    fn rows(&mut self, rows: ValueId, slots: &[Option<Slot>]) -> Option<(ValueId, Dim)> {
+        let Shape { n: queries, keys, kv_heads, group } = self.shape;
+        let heads = Dim::Fixed(kv_heads * group);
+        let own = if slots.get(slots.len().checked_sub(2)?)? == &Some(Slot::T) { keys } else { queries };
+        let mut x = rows;
+        let width = *self.graph.ty(x).dims.last()?;
+        // Heads were moved to the front and divided, and what all heads share was repeated.
+        loop {
+            let dims = &self.graph.ty(x).dims[..];
+            if dims == [own, heads, width] || dims == [own, Dim::Fixed(1), width] {
+                return Some((x, width));
+            }
+            let operand = self.graph.operands(x.node).first().copied();
+            x = match core(self.graph, x)? {
+                Core::Broadcast | Core::Reshape => operand?,
+                Core::Transpose { perm } if *perm == [1, 0, 2] => operand?,
+                _ if dims == [own, width] => {
+                    let x = Builder::like(self.graph, x.node).reshape(x, [own, Dim::Fixed(1), width]).ok()?;
+                    return Some((x, width));
+                }
+                _ => return None,
+            };
         }
     }
 

@@ -6,8 +6,8 @@ use super::{Attention, Query};
 use crate::error::CodegenError;
 use crate::mlir::expr::{cast, constant, elem_of};
 use crate::mlir::frame::{Buffer, CacheTable};
-use crate::mlir::writer::{Elem, Ty, Val, Writer};
-use crate::plan::kernel::Table;
+use crate::mlir::writer::{Elem, Spread, Ty, Val, Writer};
+use crate::plan::kernel::{KeyRow, PageLayout, Table};
 
 /// How a parameter of mask, score and sink is read.
 pub(super) enum Read<'a> {
@@ -16,9 +16,9 @@ pub(super) enum Read<'a> {
     /// By its address.
     Whole(Val),
     /// Of the query's row.
-    Query { buffer: Buffer, dtype: DType, by_head: bool },
+    Query { buffer: Buffer, dtype: DType, by_head: bool, row: Option<u64> },
     /// Of the keys of a page.
-    Key { data: Val, table: CacheTable, dtype: DType, page_bytes: u64 },
+    Key { data: Val, table: CacheTable, dtype: DType, page_bytes: u64, row: Option<KeyRow> },
 }
 
 /// Whether integers come from tensors, which may hold any.
@@ -44,10 +44,12 @@ pub(super) fn open<'a>(w: &mut Writer, args: Val, tables: &'a [Table]) -> Vec<Re
                 operand += 1;
                 let buffer = w.buffer(args, operand - 1);
                 match table {
-                    Table::Query { dtype, by_head } => Read::Query { buffer, dtype: *dtype, by_head: *by_head },
-                    Table::Key { dtype, group, page_bytes } => {
+                    Table::Query { dtype, by_head, row } => {
+                        Read::Query { buffer, dtype: *dtype, by_head: *by_head, row: *row }
+                    }
+                    Table::Key { dtype, group, page_bytes, row } => {
                         let table = w.cache(args, *group);
-                        Read::Key { data: buffer.data, table, dtype: *dtype, page_bytes: *page_bytes }
+                        Read::Key { data: buffer.data, table, dtype: *dtype, page_bytes: *page_bytes, row: *row }
                     }
                     _ => Read::Whole(buffer.data),
                 }
@@ -75,7 +77,16 @@ impl Attention<'_> {
         match table {
             Read::Heads(dtype, values) => self.of_head(w, *dtype, values, head),
             Read::Whole(address) => Ok(*address),
-            Read::Query { buffer, dtype, by_head } => self.of_query(w, *buffer, *dtype, query, by_head.then_some(head)),
+            Read::Query { buffer, dtype, by_head, row: Some(n) } => {
+                let bytes = in_memory(*dtype)?.bytes();
+                let at = w.row(*buffer, query.row, bytes);
+                Ok(if *by_head { w.element(at, head, n * bytes) } else { at })
+            }
+            Read::Query { buffer, dtype, by_head, row: None } => {
+                self.of_query(w, *buffer, *dtype, query, by_head.then_some(head))
+            }
+            // A sink reads nothing of keys, and so no row of them.
+            Read::Key { data, row: Some(_), .. } => Ok(*data),
             Read::Key { dtype, .. } => constant(w, 0.0, *dtype, self.ints),
         }
     }
@@ -110,6 +121,24 @@ impl Attention<'_> {
         }
         let value = w.load(Ty::scalar(stored), at);
         cast(w, value, elem)
+    }
+
+    /// Where the rows of a head lie in the page at `at`, and how those of the keys of vector `v` lie there.
+    pub(super) fn rows_of_keys(
+        &self,
+        w: &mut Writer,
+        (at, dtype, row): (Val, DType, KeyRow),
+        head: Val,
+        v: usize,
+    ) -> Result<(Val, Spread), CodegenError> {
+        let tokens = self.spec.page_tokens;
+        let at = if row.by_head { w.element(at, head, row.size * tokens * in_memory(dtype)?.bytes()) } else { at };
+        let (stride, apart) = match row.layout {
+            PageLayout::TokensLast => (tokens, 1),
+            PageLayout::TokensMiddle => (1, row.size),
+        };
+        let first: Vec<i64> = (0..self.lanes).map(|l| (i64::from(v as u32 * self.lanes + l)) * apart as i64).collect();
+        Ok((at, Spread { stride, first: w.lanes(&first, self.ints) }))
     }
 
     /// What is kept of the keys of vector `v` of the page at `at`.

@@ -6,7 +6,7 @@ use super::{FusedOp, fail};
 use crate::graph::build::Builder;
 use crate::graph::{DType, Dim, Graph, Type, ValueId};
 use crate::ops::attributes::{Attributes, number};
-use crate::ops::{Op, ShapeError};
+use crate::ops::{Core, Op, ShapeError};
 
 /// `softmax(score(scale · q·kᵀ) where mask) · v`, without ever holding a row of scores.
 ///
@@ -20,7 +20,8 @@ use crate::ops::{Op, ShapeError};
 /// `sink`, where there is one, is a graph of scalars with the parameters of `mask` that does not read `k_pos`: the f32 score of one key more, which has no value.
 /// Without a `softmax` the scores are the weights of the values themselves, and what the mask leaves out has none.
 /// Extras are broadcastable to `[tokens, H, visible(tokens)]`, an element to a parameter; or tables `[n]`, whole, where the parameter is one:
-/// mask and score gather from them.
+/// mask and score gather from them. A table may also be a row of each query, `[tokens, H | 1, n]`, or one kept of each key,
+/// `[visible(tokens), H | 1, n]`.
 /// With `from_start` the last operand is the result, made in another way, and stays what it is where a sequence has earlier tokens; of sequences
 /// whose first token is in the step, keys and values of the step `[tokens, ..]` are all there are, and the result is made from these.
 ///
@@ -61,6 +62,12 @@ impl Attention {
     pub const MASK_PARAMS: [&'static str; 3] = ["q_pos", "k_pos", "head"];
     /// Parameters of [`score`](Self::score) before the extras.
     pub const SCORE_PARAMS: [&'static str; 4] = ["score", "q_pos", "k_pos", "head"];
+
+    /// Whether mask and score gather from an extra, rather than read it as it is.
+    pub fn gathers(&self, extra: usize) -> bool {
+        let param = self.score.params().get(Self::SCORE_PARAMS.len() + extra);
+        param.is_some_and(|p| !self.score.ty(p.value).dims.is_empty())
+    }
 
     /// Whether the score is used as it is.
     pub fn score_is_identity(&self) -> bool {
@@ -128,24 +135,32 @@ impl FusedOp for Attention {
         let mut args = vec![scaled, q_pos, k_pos, head];
         for (i, (value, ty)) in values[3..].iter().zip(extras).enumerate() {
             let param = self.score.params().get(Self::SCORE_PARAMS.len() + i).map(|p| self.score.ty(p.value));
-            if param.is_some_and(|p| !p.dims.is_empty()) {
-                if param != Some(ty) || ty.dims.len() != 1 {
-                    return fail(format!("the table {ty}"));
-                }
-                args.push(*value);
+            if let Some(param) = param.filter(|p| !p.dims.is_empty()) {
+                args.push(match (&param.dims[..], &ty.dims[..]) {
+                    _ if param == ty && ty.dims.len() == 1 => *value,
+                    // [N|T, K|1, G|1, n]
+                    ([n], [_, of, m])
+                        if n == m && param.dtype == ty.dtype && of.fixed().is_some_and(|h| h == 1 || h == *heads) =>
+                    {
+                        table_of_rows(b, *value, ty, [kv, group])?
+                    }
+                    _ => return fail(format!("the table {ty}")),
+                });
                 continue;
             }
             args.push(aligned(b, *value, ty, [*n, Dim::Fixed(*heads), *keys], [kv, group])?); // [K|1, G|1, N|1, T|1]
         }
-        let [scores] = b.lift(&self.score, &args)?[..] else {
+        let full = [kv, group, *n, *keys];
+        let gather = &mut |b: &mut Builder<'_>, table, index| element(b, table, index, full);
+        let [scores] = b.lift_with(&self.score, &args, gather)?[..] else {
             return fail("the score has not one result");
         };
-        let [mask] = b.lift(&self.mask, &args[1..])?[..] else {
+        let [mask] = b.lift_with(&self.mask, &args[1..], gather)?[..] else {
             return fail("the mask has not one result");
         };
         let sink = match &self.sink {
             None => None,
-            Some(sink) => match b.lift(sink, &args[1..])?[..] {
+            Some(sink) => match b.lift_with(sink, &args[1..], gather)?[..] {
                 [sink] => Some(sink), // [K|1, G|1, N|1, 1]
                 _ => return fail("the sink has not one result"),
             },
@@ -198,6 +213,30 @@ impl Attention {
         graph.add_output("y", otherwise);
         Ok(graph)
     }
+}
+
+/// Rows `[N|T, H|1, n]` of queries or keys as `[K|1, G|1, N|T, n]`.
+fn table_of_rows(b: &mut Builder<'_>, x: ValueId, ty: &Type, heads: [Dim; 2]) -> Result<ValueId, ShapeError> {
+    let one = Dim::Fixed(1);
+    let [k, g] = if ty.dims[1] == one { [one, one] } else { heads };
+    let split = b.reshape(x, [ty.dims[0], k, g, ty.dims[2]])?; // [N|T, K|1, G|1, n]
+    b.transpose(split, vec![1, 2, 0, 3])
+}
+
+/// An element of a table `[n]`, or of the row of each query or key `[K|1, G|1, N|T, n]`, at an index that broadcasts to `full`, `[K, G, N, T]`.
+fn element(b: &mut Builder<'_>, table: ValueId, index: ValueId, full: [Dim; 4]) -> Result<ValueId, ShapeError> {
+    let ty = b.graph.ty(table).clone();
+    let [_, _, of, n] = ty.dims[..] else { return b.gather(table, index) };
+    let [k, g, queries, _] = full;
+    let integers = Type::new(b.graph.ty(index).dtype, full);
+    let rows = b.core(Core::Broadcast, &[table], Type::new(ty.dtype, [k, g, of, n]))?; // [K, G, N|T, n]
+    let index = b.core(Core::Broadcast, &[index], integers)?; // [K, G, N, T]
+    if of == queries {
+        return b.take(rows, index);
+    }
+    let by_key = b.transpose(index, vec![0, 1, 3, 2])?; // [K, G, T, N]
+    let taken = b.take(rows, by_key)?; // [K, G, T, N]
+    b.transpose(taken, vec![0, 1, 3, 2])
 }
 
 /// An extra, broadcastable to `[N, H, T]`, as something that broadcasts to `[K, G, N, T]`.
