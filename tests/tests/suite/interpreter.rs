@@ -261,8 +261,10 @@ fn cards_have_the_published_numbers() {
         "grok1: Grok-1 has about 314000000000 parameters, and the wiring has 315684820992",
         "marian: opus-mt-en-de has 74410496 parameters, and the wiring has 73944309",
         "mbart: mbart-large-cc25 has 610851840 parameters, and the wiring has 611101867",
+        "minimax: MiniMax-Text-01 has about 45900000000 active parameters, and the wiring has 48403306496",
         "pegasus: pegasus-large has about 568000000 parameters, and the wiring has 568796007",
         "qwen3_moe: Qwen3-30B-A3B has about 3300000000 active parameters, and the wiring has 3353032704",
+        "qwen3_next: Qwen3-Next-80B-A3B has about 3000000000 active parameters, and the wiring has 3874929408",
         "transformer: base has about 65000000 parameters, and the wiring has 63082496",
     ];
     assert_eq!(explained, known);

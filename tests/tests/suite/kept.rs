@@ -53,8 +53,11 @@ fn analytic(config: &Value) -> Result<Vec<(Keep, u64)>> {
         None if config["multi_query"] == true && config["new_decoder_architecture"] == false => 2 * head * ELEMENT,
         None => 2 * size(config, &["num_key_value_heads", "num_kv_heads"]).unwrap_or(heads) * head * ELEMENT,
     };
-    // Layers at the end may read what others keep.
-    let own = layers - size(config, &["num_kv_shared_layers"]).unwrap_or(0);
+    // Layers at the end may read what others keep; those that keep a state see no token again.
+    let is_recurrent = |kind: &&Value| *kind == "linear_attention" || *kind == "conv";
+    let kinds = config.get("layer_types").and_then(Value::as_array);
+    let recurrent = kinds.map_or(0, |kinds| kinds.iter().filter(is_recurrent).count() as u64);
+    let own = layers - recurrent - size(config, &["num_kv_shared_layers"]).unwrap_or(0);
     let window = size(config, &["sliding_window", "attention_chunk_size"]);
     let is_near = |kind: &&Value| *kind == "sliding_attention" || *kind == "chunked_attention";
     let near = match (config.get("layer_types").and_then(Value::as_array), window) {
@@ -63,8 +66,25 @@ fn analytic(config: &Value) -> Result<Vec<(Keep, u64)>> {
         _ => 0,
     };
     let window = Keep::Window(window.unwrap_or(0));
-    let kept = [(Keep::All, (own - near) * of_layer), (window, near * of_layer)];
+    let states = if recurrent > 0 { recurrent * state_of_layer(config)? * ELEMENT } else { 0 };
+    let kept = [(Keep::All, (own - near) * of_layer), (window, near * of_layer), (Keep::State, states)];
     Ok(kept.into_iter().filter(|(_, bytes)| *bytes > 0).collect())
+}
+
+/// Elements of the state of a layer that stands among layers that attend: the last tokens of its convolution, and a matrix a head.
+fn state_of_layer(config: &Value) -> Result<u64> {
+    let need = |key: &str| size(config, &[key]).ok_or_else(|| format!("the config has no {key}"));
+    if let Some(tokens) = size(config, &["conv_L_cache"]) {
+        return Ok((tokens - 1) * need("hidden_size")?);
+    }
+    if let Some(heads) = size(config, &["linear_num_value_heads"]) {
+        let (key, value) = (need("linear_key_head_dim")?, need("linear_value_head_dim")?);
+        let channels = 2 * need("linear_num_key_heads")? * key + heads * value;
+        return Ok((need("linear_conv_kernel_dim")? - 1) * channels + heads * key * value);
+    }
+    let (inner, state) = (need("mamba_expand")? * need("hidden_size")?, need("mamba_d_state")?);
+    let channels = inner + 2 * state * need("mamba_n_groups")?;
+    Ok((need("mamba_d_conv")? - 1) * channels + state * inner)
 }
 
 /// Tokens of a page; a state is one page, whatever it has seen.

@@ -1,8 +1,15 @@
 //! Recurrences, compiled and compared with the interpreter: several sequences in a step, prompts in pieces, one token at a time.
 
+use xfc_codegen::driver::{Options, compile};
+use xfc_codegen::target;
+use xfc_lang::graph::DType;
+use xfc_lang::spec::parse_card;
+use xfc_lang::{ElaborateOptions, Library, elaborate};
+use xfc_runtime::artifact::Artifact;
 use xfc_runtime::model::{Model, ModelOptions};
 use xfc_runtime::session::SessionOptions;
 use xfc_runtime::step::InputData::{self, Floats, Ints};
+use xfc_runtime::step::{StepInput, Wanted};
 use xfc_tests::Result;
 use xfc_tests::compile::TARGETS;
 use xfc_tests::program::{Compared, Schedule, compare_with_interpreter, of_wiring};
@@ -120,6 +127,27 @@ fn forks_and_steps_taken_back() -> Result<()> {
     assert!(error.contains("beginning of the last step, position 2"), "{error}");
     session.truncate(one, 0)?;
     assert_eq!((last(&mut session, one, 1.5)?, last(&mut session, two, 1.0)?), (1.5, 14.0));
+    Ok(())
+}
+
+/// Weights of bf16 leave states in f32: 300 ones add up, in pieces too, where bf16 would stay at 256.
+#[test]
+fn states_stay_in_f32_among_narrow_weights() -> Result<()> {
+    let card = "xfc: 1\nname: Test\nsizes: {}\nwiring: |\n  model(x: f32[tokens, 6]) {\n    proj = linear(6)\n    sums = cumsum(x)\n    return {sums: sums, y: proj(sums)}\n  }\n";
+    let model = elaborate(&parse_card("test.yaml", card, &Library::embedded())?, &ElaborateOptions::default())?;
+    let options = Options { dtype: DType::BF16, ..Options::default() };
+    let artifact = Artifact::from_bytes(compile(&model, "sums", &[target::parse("cpu")?], &options)?.bytes)?;
+    let model = Model::load(&artifact, &xfc_runtime::weights::Checkpoint::random(3), &ModelOptions::default())?;
+    let mut session = model.session(&SessionOptions { context_tokens: Some(300), ..SessionOptions::default() })?;
+    let sequence = session.add_sequence()?;
+    let mut last = Vec::new();
+    for n in [200, 99, 1] {
+        let inputs = vec![("x".to_owned(), Floats(vec![1.0; 6 * n]))];
+        let outputs = session.step(&[StepInput { sequence, inputs, wanted: Wanted::All }])?;
+        let sums = &outputs.get("sums").ok_or("there is no output `sums`")?.data;
+        last.push(sums[sums.len() - 1]);
+    }
+    assert_eq!(last, [200.0, 299.0, 300.0]);
     Ok(())
 }
 
