@@ -1,5 +1,4 @@
 //! The library and the cards of `models/` are part of this crate: a file more or less there is a reason to build it again.
-#![expect(clippy::print_stdout, reason = "how a build script speaks")]
 
 fn main() {
     println!("cargo::rerun-if-changed=../../models");

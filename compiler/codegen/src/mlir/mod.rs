@@ -14,6 +14,7 @@ pub mod math;
 pub mod pipeline;
 pub mod rows;
 pub mod schedule;
+mod tables;
 pub mod writer;
 
 #[cfg(test)]

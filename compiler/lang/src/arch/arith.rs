@@ -3,7 +3,8 @@
 use std::rc::Rc;
 
 use super::expand::{Eval, Expander, Failed};
-use super::value::{Axis, AxisName, Place, Sym, Tensor, Value};
+use super::symbolic::Sym;
+use super::value::{Axis, AxisName, Place, Tensor, Value};
 use crate::diagnostic::{Code, Diagnostic, Span};
 use crate::graph::DType;
 use crate::ops::{BinaryOp, UnaryOp};

@@ -3,7 +3,8 @@
 use std::rc::Rc;
 
 use super::expand::{Eval, Expander, Failed};
-use super::value::{Sym, Value};
+use super::symbolic::Sym;
+use super::value::Value;
 use crate::diagnostic::{Code, MAX_SHOWN, Span};
 
 /// Longest list of values or of modules.

@@ -16,6 +16,7 @@ mod calls;
 mod check_names;
 mod compose;
 mod contract;
+mod einsum;
 mod elementwise;
 mod expand;
 mod instances;
@@ -31,6 +32,7 @@ mod scope;
 mod shaping;
 mod sizes;
 mod stored;
+mod symbolic;
 #[cfg(test)]
 pub(crate) mod testing;
 mod tiny;

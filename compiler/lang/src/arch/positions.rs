@@ -3,7 +3,8 @@
 use std::rc::Rc;
 
 use super::expand::{Eval, Expander};
-use super::value::{Axis, Frame, Place, Sym, Tensor, Value};
+use super::symbolic::Sym;
+use super::value::{Axis, Frame, Place, Tensor, Value};
 use crate::diagnostic::{Code, Diagnostic, Span};
 use crate::graph::{DType, Dim};
 use crate::ops::Core;

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use super::builtins;
 use super::expand::{Eval, Expander, Failed};
 use super::limits::MAX_SUGGESTIONS;
-use super::value::{Def, Entry, Func, Place, Scope, Sym, Value};
+use super::symbolic::Sym;
+use super::value::{Def, Entry, Func, Place, Scope, Value};
 use crate::diagnostic::{Code, Diagnostic, Span, did_you_mean};
 use crate::spec::ast::{Binding, Ident, Item, Param};
 
