@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{cost, describe, formula};
 use crate::graph::path::{instances, join};
-use crate::graph::{Dim, NodeId, Program, Type, ValueId};
+use crate::graph::{AxisId, Dim, NodeId, Program, Type, ValueId};
 use crate::ops::Core;
 use crate::ops::core::scan::state_paths;
 use crate::ops::fused::{Attention, Reach};
@@ -166,13 +166,14 @@ fn of_instance(program: &Program, index: usize, at: &str, readers: &HashMap<Stri
             let queries = graph.operands(r.attention).first().and_then(|q| graph.ty(*q).dims.first().copied());
             !matches!((queries, ty.dims.first()), (Some(Dim::Axis(q) | Dim::Rows(q)), Some(Dim::Visible(k))) if q == *k)
         });
+        let of_first = ty.dims.first() == Some(&Dim::Visible(AxisId(0)));
         facts.push(CacheFact {
             paths: Vec::new(),
             layers: String::new(),
             name: path.clone(),
             ty: kept_type(ty, axes),
             token_bytes: cost::token_bytes(ty),
-            keep: if readers.is_empty() { Keep::Paged } else { keep(&masks, other_axis) },
+            keep: if readers.is_empty() { Keep::Paged } else { keep(&masks, other_axis, of_first) },
             latent: readers.iter().any(|r| !r.directly),
             masks,
         });
@@ -314,9 +315,9 @@ fn ages(part: &mask::Part) -> String {
     }
 }
 
-fn keep(masks: &[MaskFact], other_axis: bool) -> Keep {
+fn keep(masks: &[MaskFact], other_axis: bool, of_first: bool) -> Keep {
     if other_axis {
-        return Keep::Once;
+        return if of_first { Keep::Step } else { Keep::Once };
     }
     if masks.iter().any(|m| m.reach.future) {
         return Keep::Step;
@@ -331,7 +332,7 @@ impl CacheFact {
         match self.keep {
             Keep::Once => "keys of another sequence than the queries': written once, when that is read, and kept as it is".into(),
             Keep::State => "each token is given what the one before it left: one state of the sequence, however long it is".into(),
-            Keep::Step => "keys after the query can be seen: the sequence comes whole in one step, and nothing is kept between steps".into(),
+            Keep::Step => "keys after the query, or all of them, can be seen: the sequence comes whole in one step, and nothing is kept between steps".into(),
             Keep::Paged if self.masks.is_empty() => "nothing bounds who reads it: every token is kept".into(),
             Keep::Paged => "no bound on the age: the first token is needed as long as the sequence runs, so every token is kept, in pages".into(),
             Keep::Ring(1) => "only the token itself is seen: a ring of 1 token and those of the step".into(),
