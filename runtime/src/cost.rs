@@ -3,6 +3,8 @@
 //! Given a [`Cost`](crate::artifact::manifest::Cost) and a [`StepShape`], promises counts of bytes and operations that no kernel can be below. They are compared with the
 //! machine's limits by [`crate::bench`] and [`crate::profile`]; nothing else depends on them.
 
+use std::borrow::Cow;
+
 use crate::artifact::manifest::{AttentionCost, ChosenCost, DType, Launch, Manifest};
 use crate::device::AxisStep;
 
@@ -78,37 +80,48 @@ impl StepShape {
         total
     }
 
-    /// What one launch has to do; nothing when the compiler did not say.
+    /// Rows of the sequences that a launch means: 0 where it is left out of the step.
+    pub fn rows_of(&self, launch: &Launch) -> u64 {
+        self.meant(launch).map_or(0, |axis| rows(launch, &axis))
+    }
+
+    /// What one launch has to do; nothing when it is left out of the step, or the compiler did not say.
     pub fn work_of(&self, launch: &Launch) -> Work {
-        let (Some(cost), Some(axis)) = (&launch.cost, self.axes.get(launch.axis)) else { return Work::default() };
-        // Of a launch for some of the sequences, nothing that it does for others counts.
-        let meant;
-        let axis = match launch.when {
-            None => axis,
-            Some(when) => {
-                let sequence = |&(before, new): &(u64, u64)| (before, if when.holds(before) { new } else { 0 });
-                meant = AxisShape { sequences: axis.sequences.iter().map(sequence).collect(), ..axis.clone() };
-                &meant
-            }
-        };
-        let rows = if launch.rows { axis.selected } else { axis.sequences.iter().map(|(_, new)| new).sum() };
+        self.work_of_copies(launch, 1)
+    }
+
+    /// What one launch has to do in a step that has each of these sequences so many times.
+    pub fn work_of_copies(&self, launch: &Launch, copies: u64) -> Work {
+        let (Some(cost), Some(axis)) = (&launch.cost, self.meant(launch)) else { return Work::default() };
+        let rows = rows(launch, &axis).saturating_mul(copies);
         if rows == 0 {
             return Work::default();
         }
         let (pairs_flops, cache_bytes) =
-            cost.attention.as_ref().map_or((0, 0), |attention| self.attention(axis, attention, launch.axis));
-        let flops = cost.row_flops.saturating_mul(rows).saturating_add(pairs_flops);
+            cost.attention.as_ref().map_or((0, 0), |attention| self.attention(&axis, attention, launch.axis));
+        let flops = cost.row_flops.saturating_mul(rows).saturating_add(pairs_flops.saturating_mul(copies));
         let half = matches!(cost.products, Some(DType::BF16 | DType::F16));
         Work {
             weight_bytes: cost
                 .weight_bytes
                 .saturating_add(cost.row_weight_bytes.saturating_mul(rows))
                 .saturating_add(cost.chosen.as_ref().map_or(0, |chosen| chosen_bytes(chosen, rows))),
-            cache_bytes,
+            cache_bytes: cache_bytes.saturating_mul(copies),
             value_bytes: cost.row_bytes.saturating_mul(rows),
             f32_flops: if half { 0 } else { flops },
             half_flops: if half { flops } else { 0 },
         }
+    }
+
+    /// The axis of a launch. Of a launch for some of the sequences, nothing that it does for others counts.
+    fn meant(&self, launch: &Launch) -> Option<Cow<'_, AxisShape>> {
+        let axis = self.axes.get(launch.axis)?;
+        let Some(when) = launch.when else { return Some(Cow::Borrowed(axis)) };
+        let sequence = |&(before, new): &(u64, u64)| (before, if when.holds(before) { new } else { 0 });
+        let sequences: Vec<(u64, u64)> = axis.sequences.iter().map(sequence).collect();
+        // Which of the sequences the selected elements are of is not known: all, unless none is meant.
+        let selected = if sequences.iter().any(|(_, new)| *new > 0) { axis.selected } else { 0 };
+        Some(Cow::Owned(AxisShape { sequences, selected }))
     }
 
     /// Operations and bytes of attention from the rows of `axis`.
@@ -127,6 +140,15 @@ impl StepShape {
             keys = keys.saturating_add(distinct);
         }
         (pairs.saturating_mul(cost.pair_flops), keys.saturating_mul(cost.key_bytes))
+    }
+}
+
+/// Rows that a launch has of an axis.
+fn rows(launch: &Launch, axis: &AxisShape) -> u64 {
+    if launch.rows {
+        axis.selected
+    } else {
+        axis.sequences.iter().map(|(_, new)| new).fold(0, |sum, new| sum.saturating_add(*new))
     }
 }
 
@@ -155,7 +177,7 @@ fn triangle(n: u64) -> u128 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::artifact::manifest::Cost;
+    use crate::artifact::manifest::{Cost, When};
     use crate::artifact::sample;
 
     #[test]
@@ -219,6 +241,30 @@ mod tests {
         assert_eq!(shape.work(&manifest).value_bytes, 16);
         manifest.launches[0].cost = None;
         assert_eq!(shape.work(&manifest), Work::default());
+    }
+
+    #[test]
+    fn launches_for_some_sequences_have_their_rows_alone() {
+        let manifest = sample::manifest();
+        let cost = Cost { weight_bytes: 40, row_bytes: 8, row_flops: 6, ..Cost::default() };
+        let launch = |when| Launch { cost: Some(cost), rows: false, when, ..manifest.launches[0].clone() };
+        let [all, begins, goes_on] = [None, Some(When::FromStart), Some(When::Continued)].map(launch);
+        let step = |sequences: &[(u64, u64)]| StepShape {
+            axes: vec![AxisShape { sequences: sequences.to_vec(), selected: sequences.len() as u64 }],
+        };
+        let rows = |shape: &StepShape| [&all, &begins, &goes_on].map(|launch| shape.rows_of(launch));
+        let mixed = step(&[(0, 5), (9, 1), (4, 2)]);
+        assert_eq!(rows(&mixed), [8, 5, 3]);
+        assert_eq!(rows(&step(&[(0, 7)])), [7, 7, 0]);
+        assert_eq!(rows(&step(&[(7, 1)])), [1, 0, 1]);
+        assert_eq!(mixed.work_of(&goes_on).value_bytes, 3 * 8);
+        assert_eq!(step(&[(0, 7)]).work_of(&goes_on), Work::default());
+        // Selected elements are of no sequence that is meant.
+        assert_eq!(step(&[(0, 7)]).rows_of(&Launch { rows: true, ..goes_on.clone() }), 0);
+        // So many times the same sequence is as many of them.
+        let three = step(&[(9, 4), (9, 4), (9, 4)]);
+        assert_eq!(step(&[(9, 4)]).work_of_copies(&all, 3), three.work_of(&all));
+        assert_eq!(step(&[(9, 4)]).work_of_copies(&all, u64::MAX).value_bytes, u64::MAX);
     }
 
     #[test]

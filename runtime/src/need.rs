@@ -80,17 +80,16 @@ fn weight_bytes(manifest: &Manifest) -> Result<u64> {
 /// As [`Need::of`].
 pub fn largest_context(manifest: &Manifest, options: &CacheOptions, workers: u64, budget: u64) -> Result<Option<u64>> {
     let most = manifest.most_elements(0).unwrap_or(LONGEST).min(LONGEST);
-    let fits = |tokens: u64| -> Result<bool> {
-        let asked = CacheOptions { context_tokens: tokens, ..*options };
-        Ok(Need::of(manifest, &asked, workers)?.total() <= budget)
-    };
-    if !fits(1)? {
+    let need = |tokens: u64| Need::of(manifest, &CacheOptions { context_tokens: tokens, ..*options }, workers);
+    // What cannot be numbered does not fit either.
+    let fits = |tokens: u64| need(tokens).is_ok_and(|need| need.total() <= budget);
+    if need(1)?.total() > budget {
         return Ok(None);
     }
     let (mut low, mut high) = (1, most);
     while low < high {
         let middle = low + (high - low).div_ceil(2);
-        if fits(middle)? { low = middle } else { high = middle - 1 }
+        if fits(middle) { low = middle } else { high = middle - 1 }
     }
     Ok(Some(low))
 }
@@ -114,6 +113,10 @@ mod tests {
             assert!(need(found) <= budget && (found == LONGEST || need(found + 1) > budget), "{budget}: {found}");
         }
         assert_eq!(largest_context(&manifest, &options, 3, need(1) - 1).unwrap(), None);
+        // More pages than can be numbered are too many for any memory.
+        let many = CacheOptions { max_sequences: 1 << 20, ..options };
+        let found = largest_context(&manifest, &many, 3, u64::MAX).unwrap().unwrap();
+        assert!(found > 1 && found < LONGEST, "{found}");
         manifest.max_positions[0] = Some(40);
         assert_eq!(largest_context(&manifest, &options, 3, u64::MAX).unwrap(), Some(40));
     }

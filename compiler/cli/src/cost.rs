@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use xfc_codegen::driver;
 use xfc_codegen::kernels::Outline;
 use xfc_lang::view::digits;
+use xfc_runtime::artifact::manifest::{Launch, When};
 use xfc_runtime::cache::CacheOptions;
 use xfc_runtime::cost::{AxisShape, StepShape, Work};
 use xfc_runtime::memory::human;
@@ -33,11 +34,13 @@ struct Asked {
 }
 
 /// What one launch has to do.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 struct Row {
     name: String,
     /// `linear`, `attention`, `rows`.
     kind: String,
+    /// Of what is computed in one of two forms: which.
+    form: Option<&'static str>,
     work: Work,
     written: u64,
 }
@@ -65,11 +68,12 @@ pub(crate) fn run(loaded: &Loaded, args: &InspectArgs) -> Result<String> {
     let outline = driver::outline(&loaded.model, &fused.program, &**target)?;
     let machine = Machine::named(args.machine.as_deref().unwrap_or("this"), &outline.manifest.target)?;
     let asked = asked(args, &outline)?;
-    let parts = parts(&outline, &shape(&outline, asked));
+    let parts = parts(&outline, asked);
+    let forms = Forms::of(&outline, asked, &machine);
     let budget = Budget::of(&outline, asked, &machine)?;
     match args.format {
-        FormatArg::Text => Ok(text(&outline, asked, &machine, &parts, &budget)),
-        FormatArg::Json => Ok(format!("{:#}", json(&outline, asked, &machine, &parts, &budget))),
+        FormatArg::Text => Ok(text(&outline, asked, &machine, &parts, forms.as_ref(), &budget)),
+        FormatArg::Json => Ok(format!("{:#}", json(&outline, asked, &machine, &parts, forms.as_ref(), &budget))),
         FormatArg::Dot | FormatArg::Svg | FormatArg::Html => {
             Err(CliError::usage("costs are told as text or json", "use `--format text` or `--format json`"))
         }
@@ -102,10 +106,9 @@ fn asked(args: &InspectArgs, outline: &Outline) -> Result<Asked> {
     Ok(Asked { batch: args.batch, context, prompt })
 }
 
-/// The step: of each sequence the prompt, or the last token of the context.
+/// The step of one sequence, of which there are [`Asked::batch`]: the prompt, or the last token of the context.
 fn shape(outline: &Outline, asked: Asked) -> StepShape {
     let manifest = &outline.manifest;
-    let batch = asked.batch as usize;
     let axis = |i: usize| {
         let own = if i == 0 {
             asked.prompt.map_or((asked.context - 1, 1), |n| (0, n))
@@ -118,8 +121,8 @@ fn shape(outline: &Outline, asked: Asked) -> StepShape {
             }
         };
         let all = manifest.whole_sequences || manifest.extents.get(i).copied().flatten().is_some();
-        let selected = if all { own.1 * batch as u64 } else { batch as u64 };
-        AxisShape { sequences: vec![own; batch], selected }
+        let selected = if all { own.1 } else { 1 };
+        AxisShape { sequences: vec![own], selected }
     };
     StepShape { axes: (0..manifest.axes.len()).map(axis).collect() }
 }
@@ -139,23 +142,25 @@ fn place(name: &str) -> Option<(&str, u64, &str)> {
     None
 }
 
-fn parts(outline: &Outline, shape: &StepShape) -> Vec<Part> {
+fn parts(outline: &Outline, asked: Asked) -> Vec<Part> {
+    let (shape, batch) = (shape(outline, asked), u64::from(asked.batch));
     let mut parts: Vec<Part> = Vec::new();
     for (launch, written) in outline.manifest.launches.iter().zip(&outline.written_row_bytes) {
-        let work = shape.work_of(launch);
-        let rows = shape.axes.get(launch.axis).map_or(0, |axis| {
-            if launch.rows { axis.selected } else { axis.sequences.iter().map(|(_, new)| new).sum() }
-        });
+        // A step runs a launch where it has rows of sequences that the launch means.
+        let rows = shape.rows_of(launch).saturating_mul(batch);
         if rows == 0 {
             continue;
         }
+        let work = shape.work_of_copies(launch, batch);
         let (list, layer, name) = match place(&launch.name) {
             Some((list, n, rest)) => (list.to_owned(), Some(n), rest.to_owned()),
             None => (String::new(), None, launch.name.clone()),
         };
         let kernel = launch.variants.first().and_then(|v| outline.manifest.kernels.get(v.kernel));
         let kind = kernel.map_or("", |k| k.name.split('_').next().unwrap_or_default()).to_owned();
-        let row = Row { name, kind, work, written: written.saturating_mul(rows) };
+        let form = launch.when.map(form);
+        let name = form.map_or_else(|| name.clone(), |form| format!("{name} ({form})"));
+        let row = Row { name, kind, form, work, written: written.saturating_mul(rows) };
         let layers: Vec<u64> = layer.into_iter().collect();
         match parts.last_mut() {
             Some(part) if part.list == list && part.layers == layers => part.rows.push(row),
@@ -172,6 +177,68 @@ fn parts(outline: &Outline, shape: &StepShape) -> Vec<Part> {
         }
     }
     told
+}
+
+/// What is made of what is kept, in the form of a step: keys and values of heads for sequences that begin in it, none for those that go on.
+const fn form(when: When) -> &'static str {
+    match when {
+        When::FromStart => "expanded",
+        When::Continued => "absorbed",
+    }
+}
+
+/// Attention to latents: the form that the step takes, and what it takes beside the other.
+struct Forms {
+    taken: When,
+    /// Seconds of the launches of that form, in all layers.
+    seconds: f64,
+    /// Of the absorbed form, where a step could take it but does not.
+    otherwise: Option<f64>,
+}
+
+impl Forms {
+    /// None where nothing has two forms.
+    fn of(outline: &Outline, asked: Asked, machine: &Machine) -> Option<Self> {
+        let (shape, batch) = (shape(outline, asked), u64::from(asked.batch));
+        let begins =
+            |launch: &&Launch| shape.axes.get(launch.axis).is_some_and(|a| a.sequences.iter().all(|s| s.0 == 0));
+        let first = outline.manifest.launches.iter().find(|launch| launch.when.is_some())?;
+        let taken = if begins(&first) { When::FromStart } else { When::Continued };
+        let seconds = |when: When| -> f64 {
+            let launches = outline.manifest.launches.iter().zip(&outline.written_row_bytes);
+            let own = launches.filter(|(launch, _)| launch.when == Some(when)).map(|(launch, written)| {
+                // As if it were for every sequence.
+                let launch = Launch { when: None, ..launch.clone() };
+                let rows = shape.rows_of(&launch).saturating_mul(batch);
+                let work = shape.work_of_copies(&launch, batch);
+                let row = Row { work, written: written.saturating_mul(rows), ..Row::default() };
+                let (moving, multiplying) = row.seconds(machine);
+                moving.max(multiplying)
+            });
+            own.sum()
+        };
+        // Keys and values of heads are made of the step's tokens alone, so only a step that has all of a sequence could take either.
+        let otherwise = (taken == When::FromStart).then(|| seconds(When::Continued));
+        Some(Forms { taken, seconds: seconds(taken), otherwise })
+    }
+
+    fn text(&self) -> String {
+        let own = duration(self.seconds);
+        match self.otherwise {
+            Some(other) => format!(
+                "(expanded): keys and values of heads are made for sequences that begin in this step, {own} in all layers; absorbed it would be {}\n",
+                duration(other)
+            ),
+            None => format!(
+                "(absorbed): sequences that go on are read as what is kept, {own} in all layers; no keys and values of heads are made of it\n"
+            ),
+        }
+    }
+
+    fn json(&self) -> Value {
+        let other = self.otherwise.map(|seconds| json!({"form": form(When::Continued), "seconds": seconds}));
+        json!({"taken": form(self.taken), "seconds": self.seconds, "otherwise": other})
+    }
 }
 
 /// Whether it fits.
@@ -251,7 +318,14 @@ fn duration(seconds: f64) -> String {
     }
 }
 
-fn text(outline: &Outline, asked: Asked, machine: &Machine, parts: &[Part], budget: &Budget) -> String {
+fn text(
+    outline: &Outline,
+    asked: Asked,
+    machine: &Machine,
+    parts: &[Part],
+    forms: Option<&Forms>,
+    budget: &Budget,
+) -> String {
     let manifest = &outline.manifest;
     let mut out = String::new();
     let what = match asked.prompt {
@@ -306,6 +380,7 @@ fn text(outline: &Outline, asked: Asked, machine: &Machine, parts: &[Part], budg
     line("all", sums(all));
     let tokens = f64::from(asked.batch) * asked.prompt.unwrap_or(1) as f64;
     let _ = writeln!(out, "\nat most {} tokens a second", thousands(tokens / all.3.max(f64::MIN_POSITIVE)));
+    out.push_str(&forms.map_or_else(String::new, Forms::text));
     out.push_str(&verdict(outline, asked, machine, budget));
     out
 }
@@ -341,7 +416,8 @@ fn verdict(outline: &Outline, asked: Asked, machine: &Machine, budget: &Budget) 
         .collect();
     let of = format!("{of}{}", once.concat());
     let longest = match budget.longest {
-        None => "the weights alone are too much".to_owned(),
+        None if need.weights > machine.memory_bytes => "the weights alone are too much".to_owned(),
+        None => format!("not even one token{of} fits beside the weights"),
         Some(n) if most == Some(n) => format!("the whole context of {} tokens{of} fits", digits(n)),
         Some(n) if !grows || n >= 1 << 31 => "no context is too long: nothing that is kept grows".to_owned(),
         Some(n) => format!("the largest context that fits is {} tokens{of}", digits(n)),
@@ -355,11 +431,18 @@ fn which(part: &Part) -> String {
     xfc_lang::view::in_short(&paths.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
-fn json(outline: &Outline, asked: Asked, machine: &Machine, parts: &[Part], budget: &Budget) -> Value {
+fn json(
+    outline: &Outline,
+    asked: Asked,
+    machine: &Machine,
+    parts: &[Part],
+    forms: Option<&Forms>,
+    budget: &Budget,
+) -> Value {
     let row = |row: &Row| {
         let (moving, multiplying) = row.seconds(machine);
         json!({
-            "name": row.name, "kernel": row.kind, "flops": row.work.flops(), "weight_bytes": row.work.weight_bytes, "cache_bytes": row.work.cache_bytes,
+            "name": row.name, "kernel": row.kind, "form": row.form, "flops": row.work.flops(), "weight_bytes": row.work.weight_bytes, "cache_bytes": row.work.cache_bytes,
             "read_bytes": row.read(), "written_bytes": row.written, "flops_per_byte": row.work.flops() as f64 / (row.bytes() as f64).max(1.0),
             "seconds": moving.max(multiplying), "bound_by": if multiplying > moving { "arithmetic" } else { "memory" },
         })
@@ -380,7 +463,7 @@ fn json(outline: &Outline, asked: Asked, machine: &Machine, parts: &[Part], budg
         "model": outline.manifest.model, "target": outline.manifest.target.name, "machine": machine.json(),
         "batch": asked.batch, "context_tokens": asked.context, "prompt_tokens": asked.prompt,
         "flops": all.0, "read_bytes": all.1, "written_bytes": all.2, "seconds": all.3,
-        "parts": parts.iter().map(part).collect::<Vec<_>>(),
+        "parts": parts.iter().map(part).collect::<Vec<_>>(), "forms": forms.map(Forms::json),
         "memory": {
             "weight_bytes": need.weights, "cache_bytes": need.caches, "value_bytes": need.values, "scratch_bytes": need.scratch,
             "bytes": need.total(), "fits": need.total() <= machine.memory_bytes, "largest_context_tokens": budget.longest,

@@ -64,6 +64,55 @@ fn a_prompt_is_bound_by_arithmetic() -> Result<()> {
 }
 
 #[test]
+fn latents_take_one_form_in_a_step() -> Result<()> {
+    let shell = Shell::new()?;
+    let machine = repository().join("examples/machines/h200.yaml");
+    let machine = machine.to_str().ok_or("the path is not text")?;
+    let fixed = ["inspect", "deepseek_v3", "--set", "num_hidden_layers=4", "--cost", "--machine", machine, "-c", "512"];
+    for (arguments, taken, other) in [(&["--prompt", "512"][..], "expanded", "absorbed"), (&[], "absorbed", "expanded")]
+    {
+        let all = [&fixed[..], arguments, &["--format", "json"]].concat();
+        let json: Value = serde_json::from_str(&shell.run("xfc", &all)?.success()?)?;
+        let parts = json["parts"].as_array().ok_or("no parts")?;
+        let rows: Vec<&Value> = parts.iter().flat_map(|p| p["kernels"].as_array().into_iter().flatten()).collect();
+        let of = |form: &str| rows.iter().filter(|r| r["form"] == form).count();
+        // Nothing that does not run is told.
+        assert!(of(taken) > 2 && of(other) == 0, "{taken}: {}, {other}: {}", of(taken), of(other));
+        for row in &rows {
+            let multiplies = matches!(row["kernel"].as_str(), Some("linear" | "attention"));
+            assert!(!multiplies || number(row, &["flops"])? > 0.0, "{row}");
+        }
+        assert_eq!(json["forms"]["taken"], taken);
+        let text = shell.run("xfc", &[&fixed[..], arguments].concat())?.success()?;
+        assert!(text.contains(&format!("self_attn ({taken})")) && text.contains(&format!("\n({taken}): ")), "{text}");
+        assert!(!text.contains(&format!("self_attn ({other})")), "{text}");
+        // The other form of a prompt is told with its cost, which is why it is not taken.
+        if taken == "expanded" {
+            let [taken, other] =
+                [&["forms", "seconds"][..], &["forms", "otherwise", "seconds"]].map(|k| number(&json, k));
+            assert!(taken? < other?, "{}", json["forms"]);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn any_number_of_sequences_is_counted_at_once() -> Result<()> {
+    let [one, many] = ["1000", "100000000"].map(|batch| cost(&["-c", "64", "-b", batch]));
+    let (one, many) = (one?, many?);
+    // What is read beside the weights grows with them.
+    close("operations", number(&many, &["flops"])?, 1e5 * number(&one, &["flops"])?, 1e-6);
+    let written = |json: &Value| number(json, &["written_bytes"]);
+    close("bytes written", written(&many)?, 1e5 * written(&one)?, 1e-6);
+    assert_eq!(many["memory"]["fits"], false);
+    let shell = Shell::new()?;
+    shell
+        .run("xfc", &["inspect", "llama", "--cost", "-c", "4096", "-b", "4000000000"])?
+        .failure(2, &["2^32", "fewer sequences"])?;
+    Ok(())
+}
+
+#[test]
 fn the_largest_context_fills_the_memory() -> Result<()> {
     let json = cost(&["-c", "131072"])?;
     let memory = |key: &str| number(&json, &["memory", key]);
