@@ -368,7 +368,7 @@ mod tests {
             ("n.weight: scale", "n.weight", vec!["scale"]),
             ("a: {q: query}", "a.q.bias", vec!["a.query.bias"]),
             ("a.q: query\nq: other", "a.q.bias", vec!["query.bias"]),
-            ("'{k,none}': proj", "a.k.bias", vec!["a.proj.bias"]),
+            ("'{k,norm}': proj", "a.k.bias", vec!["a.proj.bias"]),
             ("e.1: block", "e.1.e_0.weight", vec!["block.e_0.weight"]),
             ("e.*: block.*", "e.1.e_0.weight", vec!["block.1.e_0.weight"]),
             ("e: {'1.**.weight': w}", "e.1.e_0.weight", vec!["e.w"]),
@@ -452,7 +452,7 @@ mod tests {
     #[test]
     fn rules_that_cannot_be() {
         assert_eq!(bound("a.*: x\n'*.q': y").err(), Some(vec![Code::NameTie]));
-        assert_eq!(bound("q.weight + v.weight: qv[in, q | v]").err(), Some(vec![Code::NameParts]));
+        assert_eq!(bound("q.weight + n.weight: qn[in, q | n]").err(), Some(vec![Code::NameParts]));
         assert_eq!(bound("q.weight + k.weight: qk[q | k | v]").err(), Some(vec![Code::NameParts]));
         assert_eq!(bound("q.weight + k.weight: qk[q | q, in]").err(), Some(vec![Code::NameParts]));
         assert_eq!(bound("q.weight + k.weight: qk[q | v, in]").err(), Some(vec![Code::NameParts]));

@@ -70,6 +70,7 @@ codes! {
     NamePattern "E0501" "A pattern or a target of the names is malformed."
     NameTie "E0502" "Two equally long name rules match the same place."
     NameParts "E0503" "The parts of a stored tensor do not fit together."
+    NamePath "E0504" "A key of the names is the path of nothing in the card."
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ pub mod ast;
 mod extends;
 mod library;
 mod names;
+mod paths;
 mod published;
 mod rewire;
 mod syntax_error;
@@ -62,7 +63,7 @@ pub struct Spec {
     pub names: Vec<(Arc<str>, Names)>,
     /// The items of the library.
     pub library: Arc<Vec<ast::Item>>,
-    /// What is wrong with it and left it readable (keys that do not exist): refused when it is expanded, with what is wrong in the wiring.
+    /// What is wrong with it and left it readable (keys that do not exist, names of nothing): refused when it is expanded, with what is wrong in the wiring.
     pub mistakes: Vec<Diagnostic>,
 }
 

@@ -15,6 +15,8 @@ pub struct Names {
     pub prefixes: Vec<Arc<str>>,
     /// The rules, flattened.
     pub rules: Vec<NameRule>,
+    /// Every pattern of the keys as written, those that hold other rules too.
+    pub keys: Vec<(Arc<str>, Span)>,
     /// Patterns of whole checkpoint names that are no parameter.
     pub ignore: Vec<(Arc<str>, Span)>,
 }
@@ -66,7 +68,7 @@ pub(super) fn parse_names(node: &Node, diagnostics: &mut Vec<Diagnostic>) -> Nam
         match &*key.text {
             "prefix" => names.prefixes = prefixes(value, diagnostics),
             "ignore" => names.ignore = strings(value, diagnostics),
-            _ => rule(&[], &key.text, key.span, value, &mut names.rules, diagnostics),
+            _ => rule(&[], &key.text, key.span, value, &mut names, diagnostics),
         }
     }
     names
@@ -106,7 +108,7 @@ fn rule(
     key: &str,
     span: Span,
     value: &Node,
-    rules: &mut Vec<NameRule>,
+    names: &mut Names,
     diagnostics: &mut Vec<Diagnostic>,
 ) {
     let keys: Vec<Arc<str>> = key.split('+').map(|k| Arc::from(k.trim())).collect();
@@ -119,6 +121,7 @@ fn rule(
             return;
         }
     }
+    names.keys.extend(keys.iter().map(|k| (k.clone(), span)));
     if let NodeKind::Map(entries) = &value.kind {
         if keys.len() > 1 {
             diagnostics.push(
@@ -129,7 +132,7 @@ fn rule(
         }
         let within: Vec<Arc<str>> = within.iter().cloned().chain(keys).collect();
         for (key, value) in entries {
-            rule(&within, &key.text, key.span, value, rules, diagnostics);
+            rule(&within, &key.text, key.span, value, names, diagnostics);
         }
         return;
     }
@@ -155,7 +158,7 @@ fn rule(
                 .push(Diagnostic::new(Code::NamePattern, format!("the name `{text}` {why}"), at).label("not a name")),
         }
     }
-    rules.push(NameRule { within: within.to_vec(), keys, targets, span });
+    names.rules.push(NameRule { within: within.to_vec(), keys, targets, span });
 }
 
 fn check_pattern(pattern: &str) -> Result<(), &'static str> {

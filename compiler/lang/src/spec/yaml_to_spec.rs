@@ -11,7 +11,7 @@ use super::extends::{Link, chain, merge, merge_items};
 use super::names::parse_names;
 use super::tree::{Datum, Key, Node, NodeKind};
 use super::xf_to_spec::{Origin, parse_items};
-use super::{ActiveCounts, Count, Library, Matches, Place, Published, Size, Spec};
+use super::{ActiveCounts, Count, Library, Matches, Place, Published, Size, Spec, paths};
 use crate::diagnostic::{Code, Diagnostic, Report, Span, did_you_mean};
 
 const KEYS: &[&str] =
@@ -36,9 +36,9 @@ pub(super) fn parse_card_at(name: &str, text: &str, file: Option<&Path>, library
     let mut diagnostics = library.diagnostics().to_vec();
     let first_card = sources.len();
     let links = chain(name, text, file, library, &mut sources, &mut diagnostics);
-    let spec = read(&links, &mut diagnostics);
+    let spec = read(&links, library, &mut diagnostics);
     match spec {
-        Some(mut spec) if diagnostics.iter().all(|d| d.code == Code::UnknownKey) => {
+        Some(mut spec) if diagnostics.iter().all(|d| matches!(d.code, Code::UnknownKey | Code::NamePath)) => {
             spec.mistakes = diagnostics;
             spec.sources = sources;
             spec.first_card = first_card;
@@ -50,29 +50,43 @@ pub(super) fn parse_card_at(name: &str, text: &str, file: Option<&Path>, library
 }
 
 /// The spec of a chain of cards, each over the next.
-fn read(links: &[Link], diagnostics: &mut Vec<Diagnostic>) -> Option<Spec> {
+fn read(links: &[Link], library: &Library, diagnostics: &mut Vec<Diagnostic>) -> Option<Spec> {
     let card = links.first()?;
     let reader = |link: &Link| Reader { source: link.source, text: link.text.clone(), diagnostics: Vec::new() };
     let mut root = links.last()?.root.clone();
     let mut wiring: Option<(Vec<Item>, Span)> = None;
+    let mut declared: Vec<(&Link, paths::Declared)> = Vec::new();
     for (i, link) in links.iter().enumerate().rev() {
         if i + 1 < links.len() {
             root = merge(&link.root, &root);
         }
-        let NodeKind::Map(entries) = &link.root.kind else { continue };
-        if let Some((_, node)) = entry(entries, "wiring") {
+        if let NodeKind::Map(entries) = &link.root.kind
+            && let Some((_, node)) = entry(entries, "wiring")
+        {
             let mut reader = reader(link);
             let items = reader.wiring(node);
             diagnostics.append(&mut reader.diagnostics);
             let below = wiring.take().map(|(items, _)| items).unwrap_or_default();
             wiring = Some((merge_items(items, below), node.span));
         }
+        if let Some((items, _)) = &wiring {
+            declared.push((link, paths::declared(items, &library.items())));
+        }
     }
     let followed =
         links.last().is_some_and(|l| !matches!(&l.root.kind, NodeKind::Map(e) if entry(e, "extends").is_some()));
     let mut reader = reader(card);
+    // Where equations cannot be read, they bind less than they say.
+    let all_read = followed && diagnostics.is_empty();
     let spec = reader.card(&root, wiring, followed);
     diagnostics.append(&mut reader.diagnostics);
+    if let Some(spec) = spec.as_ref().filter(|_| all_read) {
+        for (link, declared) in &declared {
+            for (_, names) in &spec.names {
+                paths::check(names, link.source, &link.text, declared, diagnostics);
+            }
+        }
+    }
     spec
 }
 

@@ -46,6 +46,10 @@ fn indented(text: &str) -> String {
 
 const SMALLEST: &str = "model(x: f32[tokens, 8]) {\n  return {y: x}\n}\n";
 
+/// What examples of checkpoint names speak of.
+const NAMED: &str = "layer(x) {\n  norm_1, norm_2, final = rms_norm(1.0e-5)\n  q_proj, k_proj, v_proj, lm_head = linear(8, true)\n  mlp = mlp(8, silu)\n\
+    \x20 experts = [gated_mlp(8, silu) for i in 0..2]\n  embed_tokens = embedding(4, 8)\n  return x\n}\n";
+
 /// A card around the equations of an example: a whole wiring, the body of a module of `x` and `ids`, or definitions alone.
 pub(crate) fn card_of(example: &str) -> String {
     let wiring = if example.contains("model(") {
@@ -85,10 +89,8 @@ fn every_card_expands() {
         } else if text.starts_with("sizes:") {
             expand(at, &format!("xfc: 1\nname: Example\n{text}wiring: |\n{}", indented(SMALLEST)));
         } else {
-            expand(
-                at,
-                &format!("xfc: 1\nname: Example\nsizes: {{num_layers: 2}}\nwiring: |\n{}{text}", indented(SMALLEST)),
-            );
+            let wiring = indented(&format!("{NAMED}{SMALLEST}"));
+            expand(at, &format!("xfc: 1\nname: Example\nsizes: {{num_layers: 2}}\nwiring: |\n{wiring}{text}"));
         }
     }
     assert_eq!(n_whole, 1);
