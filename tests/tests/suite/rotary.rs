@@ -27,6 +27,8 @@ struct Case {
     rope: BTreeMap<String, Value>,
     pairs: String,
     width: usize,
+    /// The context that is declared, where it is another than the mapping's.
+    length: Option<usize>,
     rows: Vec<Vec<f64>>,
     attention_scale: f64,
 }
@@ -49,7 +51,8 @@ fn golden() -> Golden {
 fn wiring(golden: &Golden) -> String {
     let mut lines = vec![format!("model(x: f32[tokens, {}]) {{", golden.x.len())];
     for case in &golden.cases {
-        lines.push(format!("  {} = rotary({}, '{}')", case.name, case.rope(), case.pairs));
+        let length = case.length.map_or("none".to_owned(), |n| n.to_string());
+        lines.push(format!("  {} = rotary({}, '{}', {length})", case.name, case.rope(), case.pairs));
     }
     let outputs = golden.cases.iter().map(|c| format!("{0}: {0}(x), {0}_heads: {0}(repeat(split(x, 1), 2))", c.name));
     lines.push(format!("  return {{{}}}\n}}", outputs.collect::<Vec<_>>().join(",\n    ")));
