@@ -190,6 +190,14 @@ impl Case {
         Ok(names)
     }
 
+    /// The outputs of the model that are golden, by their names: `logits`, `last_hidden_state`. What lies within the model has a dot in its name.
+    pub fn outputs(&self) -> Result<BTreeMap<String, Golden>> {
+        let names = self.golden_names()?.into_iter().filter(|name| !name.contains('.'));
+        let outputs: BTreeMap<String, Golden> =
+            names.map(|name| Ok((name.clone(), self.golden(&name)?))).collect::<Result<_>>()?;
+        if outputs.is_empty() { Err(format!("case {} has no output", self.name).into()) } else { Ok(outputs) }
+    }
+
     /// The golden tensor `name` of floats.
     pub fn golden(&self, name: &str) -> Result<Golden> {
         let file = SafeTensors::deserialize(&self.golden)?;

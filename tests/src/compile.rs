@@ -11,7 +11,7 @@ use xfc_runtime::artifact::Artifact;
 use xfc_runtime::cache::SequenceId;
 use xfc_runtime::model::{Model, ModelOptions};
 use xfc_runtime::session::{Session, SessionOptions};
-use xfc_runtime::step::{InputData, StepInput, Wanted};
+use xfc_runtime::step::{InputData, StepInput, StepOutput, Wanted};
 use xfc_runtime::weights::Checkpoint;
 
 use crate::case::{Case, Layout};
@@ -64,6 +64,10 @@ pub struct Runner {
     token_input: String,
 }
 
+fn step_of(sequence: SequenceId, case: &Case) -> StepInput {
+    StepInput { sequence, inputs: case.all_inputs().into_iter().collect(), wanted: Wanted::All }
+}
+
 impl Runner {
     /// A session of at most `sequences` sequences.
     pub fn new(model: &Arc<Model>, sequences: u32) -> Result<Self> {
@@ -99,12 +103,17 @@ impl Runner {
         Ok(self.step_cases(&[(sequence, case)])?.remove(0))
     }
 
+    /// The same: every output by its name.
+    pub fn outputs_of(&mut self, sequence: SequenceId, case: &Case) -> Result<BTreeMap<String, Vec<f32>>> {
+        let outputs = self.session.step(&[step_of(sequence, case)])?;
+        let values = |o: &StepOutput| Ok((o.name.clone(), o.rows_of(0).ok_or("a sequence has no rows")?.to_vec()));
+        outputs.outputs.iter().map(values).collect()
+    }
+
     /// One step of several sequences, each over all inputs of a case.
     pub fn step_cases(&mut self, parts: &[(SequenceId, &Case)]) -> Result<Vec<Vec<f32>>> {
-        let inputs = |case: &Case| case.all_inputs().into_iter().collect();
-        let step =
-            |&(sequence, case): &(SequenceId, &Case)| StepInput { sequence, inputs: inputs(case), wanted: Wanted::All };
-        self.run(&parts.iter().map(step).collect::<Vec<_>>())
+        let parts: Vec<StepInput> = parts.iter().map(|(sequence, case)| step_of(*sequence, case)).collect();
+        self.run(&parts)
     }
 
     /// One step of several sequences: the logits of every token of each.

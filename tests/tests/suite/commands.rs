@@ -33,15 +33,18 @@ pub(crate) fn shell(case: &Case) -> Result<Shell> {
     Ok(shell)
 }
 
-/// Compares the logits in a file with the case's.
-pub(crate) fn logits_match(case: &Case, file: &Path, precision: Precision) -> Result<()> {
-    let (bytes, golden) = (fs::read(file)?, case.golden("logits")?);
-    let logits = SafeTensors::deserialize(&bytes)?;
-    let logits = logits.tensor("logits")?;
-    let values: Vec<f32> = logits.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-    let one = [&[1], &golden.shape[..]].concat();
-    assert!(logits.shape() == golden.shape || logits.shape() == one, "{:?}", logits.shape());
-    Ok(compare("logits", &golden.shape, &values, &golden.values, Tier::Model, precision)?)
+/// Compares the outputs in a file with the case's.
+pub(crate) fn outputs_match(case: &Case, file: &Path, precision: Precision) -> Result<()> {
+    let bytes = fs::read(file)?;
+    let outputs = SafeTensors::deserialize(&bytes)?;
+    for (name, golden) in case.outputs()? {
+        let output = outputs.tensor(&name)?;
+        let values: Vec<f32> = output.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        let one = [&[1], &golden.shape[..]].concat();
+        assert!(output.shape() == golden.shape || output.shape() == one, "{name}: {:?}", output.shape());
+        compare(&name, &golden.shape, &values, &golden.values, Tier::Model, precision)?;
+    }
+    Ok(())
 }
 
 fn ids(json: &str) -> Result<Vec<i64>> {
@@ -56,12 +59,12 @@ fn logits_of_a_checkpoint_folder_and_of_an_artifact() {
         let arguments =
             ["logits", "checkpoint", "--checkpoint", "checkpoint", "--inputs", "inputs.json", "-o", "a.safetensors"];
         shell.run("xfc", &arguments)?.success()?;
-        logits_match(case, &shell.folder().join("a.safetensors"), Precision::F32)?;
+        outputs_match(case, &shell.folder().join("a.safetensors"), Precision::F32)?;
         shell.run("xfc", &["compile", "checkpoint", "-o", "model.xfm"])?.success()?;
         let arguments =
             ["logits", "model.xfm", "--checkpoint", "checkpoint", "--inputs", "inputs.json", "-o", "b.safetensors"];
         shell.run("xfrun", &arguments)?.success()?;
-        logits_match(case, &shell.folder().join("b.safetensors"), Precision::F32)
+        outputs_match(case, &shell.folder().join("b.safetensors"), Precision::F32)
     });
 }
 

@@ -34,17 +34,19 @@ fn alone(runner: &mut Runner, ids: &[i64]) -> Result<Vec<f32>> {
 /// Prints each case's largest difference under `--nocapture`: the table of `bench/RESULTS.md`.
 #[test]
 #[expect(clippy::print_stdout, reason = "a measurement for people, hidden unless asked for")]
-fn logits_match() {
+fn outputs_match() {
     every_case(|case| {
-        let golden = case.golden("logits")?;
         for target in TARGETS {
             let mut runner = Runner::new(&load(case, target, 2)?, 1)?;
             let sequence = runner.session.add_sequence()?;
-            let logits = runner.step_case(sequence, case)?;
-            compare("logits", &golden.shape, &logits, &golden.values, Tier::Model, Precision::F32)
-                .map_err(|e| format!("{target}: {e}"))?;
-            let furthest = measure(&logits, &golden.values, Tier::Model, Precision::F32).largest();
-            println!("{}, {target}: {furthest:.1e}", case.name);
+            let outputs = runner.outputs_of(sequence, case)?;
+            for (name, golden) in case.outputs()? {
+                let got = outputs.get(&name).ok_or_else(|| format!("there is no output `{name}`"))?;
+                compare(&name, &golden.shape, got, &golden.values, Tier::Model, Precision::F32)
+                    .map_err(|e| format!("{target}: {e}"))?;
+                let furthest = measure(got, &golden.values, Tier::Model, Precision::F32).largest();
+                println!("{}, {target}: {furthest:.1e} in {name}", case.name);
+            }
         }
         Ok(())
     });
@@ -206,17 +208,17 @@ fn a_truncated_sequence_continues_from_there() {
 #[test]
 fn threads_and_shards_change_no_bit() {
     every_case(|case| {
-        let logits = |threads, layout| -> Result<Vec<f32>> {
+        let outputs = |threads, layout| -> Result<BTreeMap<String, Vec<f32>>> {
             let folder = case.checkpoint(layout)?;
             let model = load_from(case, "cpu", threads, &Checkpoint::open(folder.path())?)?;
             let mut runner = Runner::new(&model, 1)?;
             let sequence = runner.session.add_sequence()?;
-            runner.step_case(sequence, case)
+            runner.outputs_of(sequence, case)
         };
-        let want = logits(1, Layout::Single)?;
+        let want = outputs(1, Layout::Single)?;
         for (threads, layout) in [(2, Layout::Single), (3, Layout::Sharded(3)), (1, Layout::Sharded(7))] {
-            if logits(threads, layout)? != want {
-                return Err(format!("{threads} threads and {layout:?} give other logits").into());
+            if outputs(threads, layout)? != want {
+                return Err(format!("{threads} threads and {layout:?} give other outputs").into());
             }
         }
         Ok(())

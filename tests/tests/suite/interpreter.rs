@@ -51,23 +51,30 @@ fn inputs(case: &Case) -> BTreeMap<String, Tensor> {
     ints.chain(floats).collect()
 }
 
-fn logits_match<F: Float>(case: &Case, program: &Program, parameters: &Parameters, precision: Precision) -> Result<()> {
+fn outputs_match<F: Float>(
+    case: &Case,
+    program: &Program,
+    parameters: &Parameters,
+    precision: Precision,
+) -> Result<()> {
     let outputs = interpreter::<F>(program, parameters)?.step(&mut State::new(), &inputs(case))?;
-    let logits = outputs.get("logits").ok_or("there is no output `logits`")?;
-    let golden = case.golden("logits")?;
-    // What there is one of in a sequence has a dimension of 1 for it.
-    let one = logits.dims.first() == Some(&1) && logits.dims[1..] == golden.shape;
-    if logits.dims != golden.shape && !one {
-        return Err(format!("logits are {:?}, not {:?}", logits.dims, golden.shape).into());
+    for (name, golden) in case.outputs()? {
+        let got = outputs.get(&name).ok_or_else(|| format!("there is no output `{name}`"))?;
+        // What there is one of in a sequence has a dimension of 1 for it.
+        let one = got.dims.first() == Some(&1) && got.dims[1..] == golden.shape;
+        if got.dims != golden.shape && !one {
+            return Err(format!("{name} is {:?}, not {:?}", got.dims, golden.shape).into());
+        }
+        compare(&name, &golden.shape, &got.to_f64(), &golden.values, Tier::Model, precision)?;
     }
-    Ok(compare("logits", &golden.shape, &logits.to_f64(), &golden.values, Tier::Model, precision)?)
+    Ok(())
 }
 
 #[test]
-fn logits_match_in_f64() {
+fn outputs_match_in_f64() {
     every_case(|case| {
         let model = model::expand(case)?;
-        logits_match::<f64>(case, &model.program, &model::parameters(case, &model)?, Precision::F64)
+        outputs_match::<f64>(case, &model.program, &model::parameters(case, &model)?, Precision::F64)
     });
 }
 
@@ -135,10 +142,10 @@ fn hidden_states_match_in_f64() {
 }
 
 #[test]
-fn logits_match_in_f32() {
+fn outputs_match_in_f32() {
     every_case(|case| {
         let model = model::expand(case)?;
-        logits_match::<f32>(case, &model.program, &model::parameters(case, &model)?, Precision::F32)
+        outputs_match::<f32>(case, &model.program, &model::parameters(case, &model)?, Precision::F32)
     });
 }
 
@@ -147,7 +154,7 @@ fn fused_programs_match_in_f64() {
     every_case(|case| {
         let mut model = model::expand(case)?;
         passes::run(&mut model.program, &mut passes::Options::default())?;
-        logits_match::<f64>(case, &model.program, &model::parameters(case, &model)?, Precision::F64)
+        outputs_match::<f64>(case, &model.program, &model::parameters(case, &model)?, Precision::F64)
     });
 }
 
@@ -161,7 +168,7 @@ fn every_optional_pass_may_be_skipped() {
             let mut program = model.program.clone();
             let mut options = passes::Options { skip: vec![pass.to_owned()], ..passes::Options::default() };
             passes::run(&mut program, &mut options).map_err(|e| format!("without {pass}: {e}"))?;
-            logits_match::<f64>(case, &program, &parameters, Precision::F64)
+            outputs_match::<f64>(case, &program, &parameters, Precision::F64)
                 .map_err(|e| format!("without {pass}: {e}"))?;
         }
         Ok(())

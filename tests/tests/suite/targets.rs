@@ -16,7 +16,7 @@ use xfc_tests::compare::{Precision, Tier, compare};
 use xfc_tests::compile::{Runner, artifact};
 use xfc_tests::emulate::{AARCH64_MAX, CORTEX_A53, Processor, X86_64};
 
-use crate::commands::{logits_match, shell};
+use crate::commands::{outputs_match, shell};
 
 /// One target for each way that code differs: vectors, fused multiply-add, rounding, products of bf16, tuning, architecture. (x86-64-v3 and this
 /// machine's own are compiled by every other suite.)
@@ -134,7 +134,7 @@ fn emulated_processors_compute_the_same() -> Result<()> {
         let shell = compiled(&case, &targets, DType::F32)?;
         for processor in [X86_64, CORTEX_A53, AARCH64_MAX] {
             logits(&shell, &processor)?.success()?;
-            let matched = logits_match(&case, &shell.folder().join("out.safetensors"), Precision::F32);
+            let matched = outputs_match(&case, &shell.folder().join("out.safetensors"), Precision::F32);
             matched.map_err(|e| format!("{name} on {processor:?}: {e}"))?;
         }
     }
@@ -152,7 +152,7 @@ fn emulated_products_of_bf16_are_those_of_the_case() -> Result<()> {
     ] {
         let shell = compiled(&case, &[target], DType::BF16)?;
         logits(&shell, &processor)?.success()?;
-        let matched = logits_match(&case, &shell.folder().join("out.safetensors"), Precision::BF16);
+        let matched = outputs_match(&case, &shell.folder().join("out.safetensors"), Precision::BF16);
         matched.map_err(|e| format!("{target} on {processor:?}: {e}"))?;
     }
     Ok(())
