@@ -109,7 +109,7 @@ fn order(keep: &Keep) -> u64 {
 }
 
 /// Those that see whole sequences keep nothing of a token between steps.
-const WHOLE: [&str; 6] = ["bert", "deberta_v2", "longformer", "modernbert", "siglip", "vit"];
+const WHOLE: [&str; 7] = ["albert", "bert", "deberta_v2", "longformer", "modernbert", "siglip", "vit"];
 
 #[test]
 fn bytes_of_a_token_are_those_of_the_config() {

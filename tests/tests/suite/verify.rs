@@ -168,9 +168,10 @@ fn hidden_states_of_another_implementation_agree() {
         fs::write(shell.folder().join("golden.safetensors"), safetensors::serialize(tensors, None)?)?;
         let arguments = ["verify", "checkpoint", "--reference", "golden.safetensors", "--target", "cpu", "--json"];
         let said: Value = serde_json::from_str(&shell.run("xfc", &arguments)?.success()?)?;
-        // States of several streams are no one value of a model.
+        // States of several streams are no one value of a model, nor are those after a layer that is applied several times.
         let has_streams = golden.tensor("hidden_states.1").is_ok_and(|t| t.shape().len() > 3);
-        let least = if has_streams { 1 } else { 2 };
+        let is_shared = case.config.get("num_hidden_groups").is_some();
+        let least = if has_streams || is_shared { 1 } else { 2 };
         for side in said["sides"].as_array().ok_or("no sides")? {
             let values = side["values"].as_array().ok_or("no values")?;
             assert!(values.iter().filter(|value| value["pass"] == true).count() >= least, "{said}");

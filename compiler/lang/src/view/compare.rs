@@ -85,6 +85,9 @@ fn facets(scene: &Scene, part: Part) -> Vec<(String, String)> {
             add("parameters", cost::digits(frame.parameters));
             if let Some(repeat) = &frame.repeat {
                 add("layers", repeat.times.to_string());
+                if repeat.instances < repeat.times {
+                    add("layers with weights", repeat.instances.to_string());
+                }
             }
         }
         Part::Node(n) => {

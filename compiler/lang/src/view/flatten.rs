@@ -4,7 +4,7 @@
 //! before, with the same bodies again and again, is drawn once and says how often it is run. In the drawing of an architecture, what a
 //! module does elementwise in one go is one atom.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::scene::{Kind, Node, Repeat, Shape, Weight};
 use super::units::{Unit, call, equations, last_component, parent, runs, units};
@@ -182,6 +182,8 @@ impl<'s> Flat<'s> {
     ) -> Result<(), TooLarge> {
         let calls: Vec<(usize, String)> = unit.nodes.iter().filter_map(|n| call(graph, *n)).collect();
         let (period, times) = (unit.period, unit.nodes.len() / unit.period);
+        // The same layer may be applied again: then it has its weights once.
+        let instances = calls.iter().step_by(period).map(|(_, at)| at).collect::<BTreeSet<_>>().len() as u64;
         let mut modules = place.modules.clone();
         let outer = parent(&calls[0].1);
         let mut at = place.at.clone();
@@ -190,7 +192,7 @@ impl<'s> Flat<'s> {
             at = join(&at, component);
             // The innermost is the list of layers itself: a frame of its own for each run.
             let is_list = i + 1 == components.len() && (times > 1 || period > 1);
-            let repeat = is_list.then(|| Repeat { times: times as u64, which: which(&calls) });
+            let repeat = is_list.then(|| Repeat { times: times as u64, instances, which: which(&calls) });
             modules.push(Module { name: (*component).to_owned(), path: at.clone(), repeat });
         }
         for (i, node) in unit.nodes[..period].iter().enumerate() {
@@ -350,11 +352,18 @@ fn arithmetic<'g>(graph: &'g Graph, nodes: &[NodeId]) -> Vec<&'g Core> {
 
 /// `0-31`, `0, 2, .. 30`, `3`.
 fn which(calls: &[(usize, String)]) -> String {
-    let names: Vec<&str> = calls.iter().map(|(_, at)| last_component(at)).collect();
+    let mut names: Vec<&str> = Vec::new();
+    for (_, at) in calls {
+        let name = last_component(at);
+        // One that is applied again is named once.
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
     let numbers: Option<Vec<u64>> = names.iter().map(|n| n.parse().ok()).collect();
     match (numbers.as_deref(), &names[..]) {
         (Some([one]), _) => one.to_string(),
-        (Some([first, second, .., last]), _) if second - first > 1 => format!("{first}, {second}, .. {last}"),
+        (Some([first, second, .., last]), _) if *second > first + 1 => format!("{first}, {second}, .. {last}"),
         (Some([first, .., last]), _) => format!("{first}-{last}"),
         (_, [one]) => (*one).to_owned(),
         (_, names) => format!("{} .. {}", names.first().unwrap_or(&""), names.last().unwrap_or(&"")),

@@ -259,11 +259,12 @@ fn sum(scene: &mut Scene) {
         for node in scene.nodes.iter().filter(|n| scene.is_in(n.frame, frame)) {
             // Repeats around the frame itself do not count: it is drawn once for each of them.
             let inside = scene.around(node.frame).take_while(|f| Some(*f) != scene.frames[frame].parent);
-            let times: u64 =
-                inside.filter_map(|f| scene.frames[f].repeat.as_ref()).map(|r| r.times).fold(1, u64::saturating_mul);
+            let repeats: Vec<_> = inside.filter_map(|f| scene.frames[f].repeat.as_ref()).collect();
+            let times = repeats.iter().map(|r| r.times).fold(1, u64::saturating_mul);
+            let instances = repeats.iter().map(|r| r.instances).fold(1, u64::saturating_mul);
             cost = cost.plus(node.cost, times as f64);
             for weight in &node.weights {
-                let n = if weight.shared { weight.elements } else { weight.elements.saturating_mul(times) };
+                let n = if weight.shared { weight.elements } else { weight.elements.saturating_mul(instances) };
                 let known = weights.entry(weight.path.clone()).or_default();
                 *known = (*known).max(n);
             }

@@ -155,7 +155,8 @@ fn about_frame(frame: &Frame) -> Value {
     add("path", frame.path.clone());
     add("module", frame.module.clone());
     if let Some(repeat) = &frame.repeat {
-        add("layers", format!("{} ({} times)", repeat.which, repeat.times));
+        let shared = repeat.text().split_once(", ").map_or_else(String::new, |(_, shared)| format!(", {shared}"));
+        add("layers", format!("{} ({} times{shared})", repeat.which, repeat.times));
     }
     if frame.parameters > 0 {
         add("parameters", cost::digits(frame.parameters));

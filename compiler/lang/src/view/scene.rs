@@ -48,8 +48,22 @@ pub struct Frame {
 pub struct Repeat {
     /// How often what is drawn is run.
     pub times: u64,
+    /// How many have weights of their own: fewer where a layer is applied again.
+    pub instances: u64,
     /// Which: `0-31`, `0, 2, .. 30`.
     pub which: String,
+}
+
+impl Repeat {
+    /// Behind a name: ` × 12`, ` × 12, shared weights`, ` × 12, weights of 3`. Nothing where it is run once.
+    pub(super) fn text(&self) -> String {
+        match (self.times, self.instances) {
+            (0 | 1, _) => String::new(),
+            (times, 1) => format!(" × {times}, shared weights"),
+            (times, n) if n < times => format!(" × {times}, weights of {n}"),
+            (times, _) => format!(" × {times}"),
+        }
+    }
 }
 
 /// Arithmetic for one token.

@@ -8,7 +8,7 @@ use super::layout::measure::{self, Block, Style};
 use super::layout::place::{path, tenth};
 use super::layout::plan::Item;
 use super::layout::{Layout, Side, layout};
-use super::scene::{Frame, Kind, Node, Scene, Shape};
+use super::scene::{Frame, Kind, Node, Repeat, Scene, Shape};
 
 /// Colours and fonts of a drawing.
 pub(super) const STYLE: &str = include_str!("page/drawing.css");
@@ -304,7 +304,7 @@ fn lines(block: &Block, out: &mut String) {
 
 /// The name of an open frame, over its wires.
 fn header(frame: &Frame, width: f64, out: &mut String) {
-    let times = frame.repeat.as_ref().filter(|r| r.times > 1).map_or_else(String::new, |r| format!(" × {}", r.times));
+    let times = frame.repeat.as_ref().map(Repeat::text).unwrap_or_default();
     let name = measure::shorten(&frame.name, 44);
     let module = frame.module.split('(').next().filter(|m| *m != frame.name).unwrap_or_default();
     let module = measure::shorten(module, 30);

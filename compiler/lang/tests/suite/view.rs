@@ -3,9 +3,10 @@
 use xfc_lang::graph::Program;
 use xfc_lang::graph::parse::parse;
 use xfc_lang::passes::{Options, pipeline, run as run_passes};
+use xfc_lang::spec::parse_card;
 use xfc_lang::view::{
-    Keep, Mark, Scene, Subject, cache_text, caches, compare, diff_text, dot, html, recognised, scene_of, side_by_side,
-    svg,
+    Frame, Keep, Mark, Scene, Subject, cache_text, caches, compare, diff_text, dot, html, recognised, scene_of,
+    side_by_side, svg,
 };
 use xfc_lang::{ElaborateOptions, Library, Model, elaborate, load_card};
 
@@ -76,6 +77,40 @@ fn every_card_is_drawn_with_all_its_parameters() {
             );
         }
     });
+}
+
+#[test]
+fn a_layer_that_is_applied_again_is_one_with_its_weights_once() {
+    let drawn = |order: &str| {
+        let card = format!(
+            "xfc: 1\nname: Again\nsizes: {{}}\nwiring: |\n  layer(x) {{\n    up, down = linear(8)\n    return x + down(tanh(up(x)))\n  }}\n\
+             \x20 model(x: f32[tokens, 8]) {{\n    groups = [layer for i in 0..2]\n    return {{y: [groups[i] for i in {order}](x)}}\n  }}\n"
+        );
+        let spec = parse_card("again.yaml", &card, &Library::embedded()).unwrap_or_else(|e| panic!("{e}"));
+        let model = elaborate(&spec, &ElaborateOptions::default()).unwrap_or_else(|e| panic!("{e}"));
+        ["arch", "graph", "fused"].map(|stage| {
+            for folded in [true, false] {
+                let scene = scene(&model.program, Some(&model), stage, folded);
+                assert_eq!(scene.frames[0].parameters, model.arch.parameter_count(), "{order} {stage} {folded}");
+            }
+            let scene = scene(&model.program, Some(&model), stage, true);
+            let repeat = |f: &Frame| f.repeat.as_ref().map(|r| (r.times, r.instances, r.which.clone()));
+            let repeats: Vec<_> = scene.frames.iter().filter_map(repeat).collect();
+            (repeats, svg(&scene))
+        })
+    };
+    for (repeats, svg) in drawn("[0, 0, 0, 0, 0]") {
+        assert_eq!(repeats, [(5, 1, "0".to_owned())]);
+        assert!(svg.contains(" × 5, shared weights<"), "{svg}");
+    }
+    for (repeats, svg) in drawn("[1, 0, 1, 0, 1]") {
+        assert_eq!(repeats, [(5, 2, "1-0".to_owned())]);
+        assert!(svg.contains(" × 5, weights of 2<"), "{svg}");
+    }
+    for (repeats, svg) in drawn("0..2") {
+        assert_eq!(repeats, [(2, 2, "0-1".to_owned())]);
+        assert!(svg.contains(" × 2<"), "{svg}");
+    }
 }
 
 /// Nodes of a drawing, absolute: left, top, right, bottom. Frames nest as groups do.

@@ -4,7 +4,7 @@
 
 use crate::graph::path::split_last;
 use crate::view::cost;
-use crate::view::scene::{Frame, Kind, Node, Shape, Weight};
+use crate::view::scene::{Frame, Kind, Node, Repeat, Shape, Weight};
 
 /// Width of a character of the proportional font, in thousandths of the font's size.
 fn advance(c: char) -> u32 {
@@ -170,10 +170,7 @@ pub(in crate::view) fn closed(frame: &Frame, n_nodes: usize) -> Block {
 
 /// A frame's name with what it stands for: `layers × 32`.
 pub(in crate::view) fn title(frame: &Frame) -> String {
-    match &frame.repeat {
-        Some(repeat) if repeat.times > 1 => format!("{} × {}", frame.name, repeat.times),
-        _ => frame.name.clone(),
-    }
+    format!("{}{}", frame.name, frame.repeat.as_ref().map(Repeat::text).unwrap_or_default())
 }
 
 /// A number of parameters in words.

@@ -204,7 +204,7 @@ impl Figure {
             parent: Some(0),
             name: if name.is_empty() { title } else { format!("{title} {name}") },
             path: stack.path.clone(),
-            repeat: (times > 1).then_some(Repeat { times, which: name }),
+            repeat: (times > 1).then_some(Repeat { times, instances: times, which: name }),
             ..Frame::default()
         });
         let mut stream = stream;
