@@ -36,6 +36,7 @@ pub mod files;
 pub mod json;
 pub mod memory;
 pub mod artifact;
+pub mod gguf;
 pub mod weights;
 pub mod cache;
 pub mod device;

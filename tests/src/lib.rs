@@ -18,6 +18,7 @@ pub mod emulate;
 pub mod fill;
 pub mod fuzz;
 pub mod generated;
+pub mod gguf;
 pub mod model;
 pub mod program;
 pub mod source;

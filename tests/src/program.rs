@@ -238,9 +238,14 @@ fn fuse(program: &Program) -> Result<Program> {
 
 fn built(fused: &Program, shapes: &HashMap<String, Vec<u64>>, target: &str) -> Result<Built> {
     let stored = |path: &str| {
-        shapes.get(path).map(|shape| Stored { names: vec![path.to_owned()], shape: shape.clone(), steps: Vec::new() })
+        shapes.get(path).map(|shape| Stored {
+            names: vec![path.to_owned()],
+            shape: shape.clone(),
+            steps: Vec::new(),
+            offset: 0.0,
+        })
     };
-    let input = Input { program: fused, stored: &stored, ignore: &[], parameters: 0 };
+    let input = Input { program: fused, stored: &stored, format: "hf", ignore: &[], parameters: 0 };
     Ok(build_for(&input, &*target::parse(target)?, 2, Keep::default())?)
 }
 

@@ -41,10 +41,10 @@ impl Dump {
         let mut dump = Dump::default();
         let Checkpoint::Stored(stored) = Checkpoint::open(path)? else { return Ok(dump) };
         for (name, tensor) in stored.tensors() {
-            let values = floats(tensor.dtype, stored.bytes(tensor)).ok_or_else(|| {
+            let values = tensor.dtype().and_then(|dtype| floats(dtype, stored.bytes(tensor))).ok_or_else(|| {
                 RuntimeError::input(
                     path.display().to_string(),
-                    format!("`{name}` is stored as {:?}", tensor.dtype),
+                    format!("`{name}` is stored as {:?}", tensor.encoding),
                     "store floats, or 64-bit integers for ids",
                 )
             })?;

@@ -10,10 +10,12 @@
 //!
 //! Prints nothing; [`compare`] is the one table of tolerances, which the test suite uses too.
 
+mod blocks;
 pub mod compare;
 pub mod dump;
 pub mod error;
 pub mod eval;
+pub mod gguf;
 pub mod inputs;
 pub mod locate;
 pub mod modules;

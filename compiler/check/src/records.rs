@@ -155,10 +155,10 @@ impl Record {
             return refuse("is no file of logits", "give what `xfc eval --save` wrote");
         };
         let ids = |name: &str| -> Option<Vec<i64>> {
-            let tensor = stored.tensor(name).filter(|t| t.dtype == Dtype::I64)?;
+            let tensor = stored.tensor(name).filter(|t| t.dtype() == Some(Dtype::I64))?;
             Some(stored.bytes(tensor).as_chunks().0.iter().map(|x| i64::from_le_bytes(*x)).collect())
         };
-        let logits = stored.tensor("logits").filter(|t| t.dtype == Dtype::F32 && t.shape.len() == 2);
+        let logits = stored.tensor("logits").filter(|t| t.dtype() == Some(Dtype::F32) && t.shape.len() == 2);
         let (Some(text), Some(cut), Some(logits)) = (ids("tokens"), ids("windows"), logits) else {
             return refuse("is no file of logits", "give what `xfc eval --save` wrote");
         };

@@ -11,7 +11,7 @@ type Found = Result<(Vec<u64>, Vec<f32>), String>;
 pub(crate) fn parameter(stored: &Stored, name: &str) -> Option<Found> {
     let companion = |suffix: &str| stored.tensor(&format!("{name}{suffix}"));
     if let Some(tensor) = stored.tensor(name) {
-        let decode = match tensor.dtype {
+        let decode = match tensor.dtype()? {
             Dtype::F8_E4M3 => |byte: u8| small_float(byte, 4, 3, 7),
             Dtype::F8_E5M2 => |byte: u8| small_float(byte, 5, 2, 15),
             Dtype::I8 => |byte: u8| f64::from(byte.cast_signed()),
@@ -45,7 +45,7 @@ fn small_float(byte: u8, exponent_bits: u32, fraction_bits: u32, bias: i32) -> f
 
 fn scale_values(stored: &Stored, scales: &Tensor) -> Result<Vec<f64>, String> {
     let bytes = stored.bytes(scales);
-    match scales.dtype {
+    match scales.dtype().ok_or("scales in blocks")? {
         Dtype::U8 | Dtype::F8_E8M0 => {
             Ok(bytes.iter().map(|&b| if b == 255 { f64::NAN } else { 2f64.powi(i32::from(b) - 127) }).collect())
         }
@@ -91,7 +91,7 @@ fn pairs(stored: &Stored, blocks: &Tensor, scales: &Tensor) -> Found {
     let values = scale_values(stored, scales)?;
     let [lead @ .., rows, groups, bytes] = &blocks.shape[..] else { return Err(format!("{:?}", blocks.shape)) };
     let columns = 2 * groups * bytes;
-    if blocks.dtype != Dtype::U8 || scales.shape != [lead, &[*rows, *groups]].concat() {
+    if blocks.dtype() != Some(Dtype::U8) || scales.shape != [lead, &[*rows, *groups]].concat() {
         return Err(format!("scales {:?} of {:?}", scales.shape, blocks.shape));
     }
     let count: u64 = lead.iter().product();

@@ -7,9 +7,10 @@ use half::{bf16, f16};
 use safetensors::Dtype;
 use xfc_lang::arch::{Binding, Model, Step};
 use xfc_lang::reference::Tensor;
+use xfc_runtime::gguf::Encoding;
 use xfc_runtime::weights::Checkpoint;
 
-use crate::scaled;
+use crate::{blocks, scaled};
 
 /// The parameter at an absolute path.
 ///
@@ -33,8 +34,12 @@ fn stored(binding: &Binding, checkpoint: &Checkpoint) -> Result<Vec<f32>, String
         Checkpoint::Stored(stored) => {
             let plain = |name: &String| {
                 let tensor = stored.tensor(name)?;
-                let values = floats(tensor.dtype, stored.bytes(tensor));
-                let values = values.ok_or_else(|| format!("{name} is stored as {:?}", tensor.dtype));
+                let values = match tensor.encoding {
+                    Encoding::Plain(dtype) => floats(dtype, stored.bytes(tensor)),
+                    Encoding::Blocks(format) => blocks::floats(format, stored.bytes(tensor)),
+                    Encoding::Unread(_) => None,
+                };
+                let values = values.ok_or_else(|| format!("{name} is stored as {:?}", tensor.encoding));
                 Some(values.map(|values| (tensor.shape.clone(), values.into_iter().map(|x| x as f32).collect())))
             };
             // The first name under which there is anything.
@@ -75,7 +80,8 @@ fn sizes(shape: &[u64]) -> Vec<usize> {
 /// # Errors
 /// In words: a number of elements that the steps do not lead to.
 pub fn bind(binding: &Binding, values: Vec<f32>) -> Result<Tensor, String> {
-    let (mut dims, mut values) = (sizes(&binding.shape), values);
+    let shifted = |x: f32| if binding.offset == 0.0 { x } else { (f64::from(x) + binding.offset) as f32 };
+    let (mut dims, mut values) = (sizes(&binding.shape), values.into_iter().map(shifted).collect::<Vec<f32>>());
     for step in &binding.steps {
         (dims, values) = match step {
             Step::Transpose { perm } => {

@@ -58,7 +58,7 @@ pub(crate) enum Command {
 /// A model, and how it is compiled.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ModelArgs {
-    /// A checkpoint folder, a card (file or name), or an artifact
+    /// A checkpoint folder, a .gguf file, a card (file or name), or an artifact
     #[arg(value_name = "MODEL")]
     pub(crate) model: String,
     /// Sizes from this config.json instead of the card's published ones
@@ -79,6 +79,9 @@ pub(crate) struct ModelArgs {
     /// Cards of this folder before those built in; where it has a `lib`, that instead of the library
     #[arg(long, value_name = "DIR")]
     pub(crate) models: Option<PathBuf>,
+    /// The GGUF file whose names and sizes a card is compiled for; set by a command that has an option for it
+    #[arg(skip)]
+    pub(crate) gguf: Option<PathBuf>,
     /// Leave out an optional pass; may repeat
     #[arg(long = "skip-pass", value_name = "PASS")]
     pub(crate) skip_pass: Vec<String>,

@@ -94,7 +94,7 @@ fn default_output(named: &Named) -> PathBuf {
             dir.file_name().map_or_else(|| "model".into(), |s| s.to_string_lossy().into_owned())
         }
         Named::Card(card) => stem(Path::new(card)),
-        Named::Artifact(path) => stem(path),
+        Named::Artifact(path) | Named::Gguf(path) => stem(path),
     };
     PathBuf::from(format!("{name}.xfm"))
 }

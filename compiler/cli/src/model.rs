@@ -1,15 +1,19 @@
-//! What MODEL means: a checkpoint folder, a card or an artifact; and how the first two are read and expanded.
+//! What MODEL means: a checkpoint folder, a GGUF file, a card or an artifact; and how all but the last are read and expanded.
 
 use std::path::{Path, PathBuf};
 
+use xfc_check::gguf::facts;
 use xfc_codegen::driver;
 use xfc_codegen::target::{self, Target};
 use xfc_lang::arch::nearest;
 use xfc_lang::diagnostic::{Code, Report, did_you_mean};
 use xfc_lang::graph::DType;
 use xfc_lang::spec::apply_sets;
-use xfc_lang::{ElaborateOptions, Library, Model, Spec, elaborate, load_card, pick_card, tiny};
+use xfc_lang::{
+    ElaborateOptions, Library, Model, Spec, elaborate, gguf_config, load_card, pick_card, pick_gguf_card, tiny,
+};
 use xfc_runtime::artifact::container::Artifact;
+use xfc_runtime::gguf::{is_gguf, is_gguf_file};
 use xfc_runtime::weights::Checkpoint;
 
 use crate::args::{DTypeArg, ModelArgs};
@@ -20,6 +24,8 @@ use crate::error::{CliError, Result};
 pub(crate) enum Named {
     /// A folder with a config.json.
     Checkpoint(PathBuf),
+    /// A GGUF file.
+    Gguf(PathBuf),
     /// A card: a file, or a name of the library.
     Card(String),
     /// A compiled artifact.
@@ -46,7 +52,10 @@ pub(crate) fn name(model: &str) -> Result<Named> {
         if Artifact::is_artifact(&head) || path.extension().is_some_and(|e| e == "xfm") {
             return Ok(Named::Artifact(path.to_owned()));
         }
-        if path.extension().is_some_and(|e| e == "gguf" || e == "safetensors") {
+        if is_gguf(&head) || path.extension().is_some_and(|e| e == "gguf") {
+            return Ok(Named::Gguf(path.to_owned()));
+        }
+        if path.extension().is_some_and(|e| e == "safetensors") {
             return Err(CliError::usage(
                 format!("{model} is a file of weights, not a model"),
                 "give the checkpoint's folder, or a card with `--checkpoint`",
@@ -59,6 +68,9 @@ pub(crate) fn name(model: &str) -> Result<Named> {
     }
     if path.extension().is_some_and(|e| e == "xfm") {
         return Err(CliError::file(path, "no such artifact"));
+    }
+    if path.extension().is_some_and(|e| e == "gguf") {
+        return Err(CliError::file(path, "no such file"));
     }
     if model.contains('/') && path.extension().is_none() {
         return Err(CliError::file(path, "no such folder"));
@@ -81,13 +93,15 @@ pub(crate) struct Loaded {
     pub(crate) is_published: bool,
 }
 
-/// The arguments with the config.json of the checkpoint that a card is given, unless another is named: its tensors have these sizes.
+/// The arguments with the config.json of the checkpoint that a card is given, unless another is named: its tensors have these sizes. A GGUF file
+/// is its own.
 pub(crate) fn with_config_of(checkpoint: Option<&str>, named: &Named, args: &ModelArgs) -> ModelArgs {
     let mut args = args.clone();
     let config = checkpoint.map(|path| Path::new(path).join("config.json")).filter(|path| path.is_file());
     if matches!(named, Named::Card(_)) && !args.tiny && args.config.is_none() {
         args.config = config;
     }
+    args.gguf = checkpoint.map(PathBuf::from).filter(|path| is_gguf_file(path));
     args
 }
 
@@ -122,8 +136,18 @@ pub(crate) fn load(named: &Named, args: &ModelArgs) -> Result<Loaded> {
         (Named::Checkpoint(dir), None) => Some(dir.join("config.json")),
         _ => None,
     };
-    let config = config_path.as_deref().map(read_json).transpose()?;
+    let mut config = config_path.as_deref().map(read_json).transpose()?;
+    let gguf = match named {
+        Named::Gguf(path) => Some(path.clone()),
+        _ => args.gguf.clone(),
+    };
+    let opened = gguf.as_deref().map(Checkpoint::open).transpose()?;
+    let facts = opened.as_ref().and_then(facts);
     let mut spec = match (named, &config) {
+        (Named::Gguf(path), _) => match &facts {
+            Some(facts) => pick_gguf_card(facts, &library)?,
+            None => return Err(CliError::file(path, "is not a GGUF file")),
+        },
         (Named::Checkpoint(dir), Some(config)) => pick_card(config, &library).map_err(|mut report| {
             tell_nearest(&mut report, config, config_path.as_deref(), dir, &library);
             // What is said of the config names its file.
@@ -141,6 +165,12 @@ pub(crate) fn load(named: &Named, args: &ModelArgs) -> Result<Loaded> {
             ));
         }
     };
+    // What the file itself says, unless a config.json is named.
+    let mut config_name = config_path.map(|p| p.display().to_string()).unwrap_or_default();
+    if let Some(facts) = facts.as_ref().filter(|_| config.is_none()) {
+        config = Some(gguf_config(&spec, facts)?);
+        config_name.clone_from(&facts.name);
+    }
     if let Some(set) = args.set.iter().find(|set| !set.contains(['=', '{'])) {
         let help = "write `--set SIZE=VALUE`, or a line of the wiring as in `--set 'layer.h = x + attn(x)'`";
         return Err(CliError::usage(format!("`--set {set}` has no value"), help));
@@ -154,15 +184,11 @@ pub(crate) fn load(named: &Named, args: &ModelArgs) -> Result<Loaded> {
     }
     let sets = apply_sets(&mut spec, &args.set)?;
     let texts: Vec<&str> = (0..).map_while(|i| spec.sources.get(i)).map(|s| &*s.text).collect();
-    let key = format!("{}\n{config:?}\n{sets:?}\n{}", texts.join("\n"), args.choices());
+    let format = if gguf.is_some() { "gguf" } else { "" }.to_owned();
+    let key = format!("{}\n{config:?}\n{sets:?}\n{format}\n{}", texts.join("\n"), args.choices());
     let is_published = config.is_none() && args.set.is_empty() && !args.tiny;
     let card = spec.text();
-    let options = ElaborateOptions {
-        config,
-        config_name: config_path.map(|p| p.display().to_string()).unwrap_or_default(),
-        sets,
-        ..ElaborateOptions::default()
-    };
+    let options = ElaborateOptions { config, config_name, sets, format, ..ElaborateOptions::default() };
     let options = if args.tiny { tiny(&spec, &options)? } else { options };
     let model = elaborate(&spec, &options)?;
     Ok(Loaded { spec, model, card, key, is_published })

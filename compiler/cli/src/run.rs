@@ -119,8 +119,8 @@ pub(crate) fn open(args: &ModelArgs, load: &mut LoadArgs, taps: &[String]) -> Re
         // No checkpoint has these sizes.
         load.checkpoint.get_or_insert_with(|| "random".to_owned());
     }
-    if let (Named::Checkpoint(dir), None) = (&named, &load.checkpoint) {
-        load.checkpoint = Some(dir.display().to_string());
+    if let (Named::Checkpoint(path) | Named::Gguf(path), None) = (&named, &load.checkpoint) {
+        load.checkpoint = Some(path.display().to_string());
     }
     let args = &model::with_config_of(load.checkpoint.as_deref(), &named, args);
     let start = Instant::now();

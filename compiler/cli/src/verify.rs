@@ -121,7 +121,9 @@ impl Prepared {
         }
         let checkpoint = match (&args.checkpoint, &named) {
             (Some(given), _) => given.clone(),
-            (None, NamedModel::Checkpoint(dir)) if !args.model.tiny => dir.display().to_string(),
+            (None, NamedModel::Checkpoint(path) | NamedModel::Gguf(path)) if !args.model.tiny => {
+                path.display().to_string()
+            }
             (None, _) => "random".to_owned(),
         };
         let random = checkpoint == "random";

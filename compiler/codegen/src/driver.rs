@@ -222,8 +222,13 @@ fn with_input<T>(model: &Model, fused: &Program, then: impl FnOnce(&Input<'_>) -
     let bindings: std::collections::HashMap<&str, &Binding> =
         model.arch.parameters.iter().zip(&model.bindings).map(|(p, b)| (p.path.as_str(), b)).collect();
     let stored = |path: &str| bindings.get(path).map(|b| stored(b));
-    let input =
-        Input { program: fused, stored: &stored, ignore: &model.ignore, parameters: model.arch.parameter_count() };
+    let input = Input {
+        program: fused,
+        stored: &stored,
+        format: &model.format,
+        ignore: &model.ignore,
+        parameters: model.arch.parameter_count(),
+    };
     then(&input)
 }
 
@@ -235,7 +240,8 @@ fn stored(binding: &Binding) -> Stored {
         Step::Index { dim, index } => manifest::Step::Index { dim: *dim, index: *index },
         Step::Reshape { shape } => manifest::Step::Reshape { shape: shape.clone() },
     });
-    Stored { names: binding.names.clone(), shape: binding.shape.clone(), steps: steps.collect() }
+    let (names, shape) = (binding.names.clone(), binding.shape.clone());
+    Stored { names, shape, steps: steps.collect(), offset: binding.offset }
 }
 
 /// Links what was built for each target and writes the artifact's bytes, the best variant first.

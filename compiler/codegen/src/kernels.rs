@@ -21,6 +21,8 @@ pub struct Input<'a> {
     pub program: &'a Program,
     /// The binding of each parameter, by absolute path.
     pub stored: &'a dyn Fn(&str) -> Option<Stored>,
+    /// The checkpoint format of these names: `hf`, `gguf`.
+    pub format: &'a str,
     /// Checkpoint tensors that nothing needs to read.
     pub ignore: &'a [String],
     /// Total parameters.
@@ -168,6 +170,7 @@ fn manifest(
         whole_sequences: plan.whole_sequences,
         max_positions: plan.max_positions.clone(),
         weights: plan.weights.clone(),
+        format: input.format.to_owned(),
         ignore: input.ignore.to_vec(),
         caches: plan.caches.clone(),
         arenas: plan.arenas.clone(),

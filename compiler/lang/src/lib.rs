@@ -18,4 +18,4 @@ pub mod reference;
 pub mod view;
 
 pub use arch::{ElaborateOptions, Model, elaborate, tiny};
-pub use spec::{Library, Spec, load_card, pick_card};
+pub use spec::{Library, Spec, gguf_config, load_card, pick_card, pick_gguf_card};

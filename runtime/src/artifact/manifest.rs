@@ -55,6 +55,9 @@ pub struct Manifest {
     pub max_positions: Vec<Option<u64>>,
     /// Packed weights, by [`WeightId`].
     pub weights: Vec<Weight>,
+    /// The checkpoint format whose names [`Source::names`] are: `hf` or `gguf`.
+    #[serde(default = "hf", skip_serializing_if = "is_hf")]
+    pub format: String,
     /// Glob patterns of checkpoint tensors that are not an error when nothing reads them (`*` one component, `**` any number).
     pub ignore: Vec<String>,
     /// Cache groups.
@@ -202,6 +205,14 @@ pub struct Weight {
     pub split: Option<usize>,
 }
 
+fn hf() -> String {
+    "hf".to_owned()
+}
+
+fn is_hf(format: &str) -> bool {
+    format == "hf"
+}
+
 /// A tensor taken from a checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -214,6 +225,14 @@ pub struct Source {
     pub shape: Vec<u64>,
     /// Applied to the stored tensor, first to last.
     pub steps: Vec<Step>,
+    /// Added to each stored number.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub offset: f64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(offset: &f64) -> bool {
+    *offset == 0.0
 }
 
 /// A change of shape on the way from a stored tensor to a parameter.

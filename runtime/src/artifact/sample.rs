@@ -20,7 +20,13 @@ pub(crate) fn manifest() -> Manifest {
         page_tokens: 4,
         slots: vec![slot("a.k"), slot("a.v")],
     };
-    let source = |name: &str| Source { path: name.into(), names: vec![name.into()], shape: vec![2, 3], steps: vec![] };
+    let source = |name: &str| Source {
+        path: name.into(),
+        names: vec![name.into()],
+        shape: vec![2, 3],
+        steps: vec![],
+        offset: 0.0,
+    };
     Manifest {
         version: VERSION,
         compiler: "test 0".into(),
@@ -66,6 +72,7 @@ pub(crate) fn manifest() -> Manifest {
             pack: Pack::Panels { columns: 16, depth: 1 },
             split: None,
         }],
+        format: "hf".into(),
         ignore: vec!["rotary.**".into()],
         caches: vec![group("full", Keep::All), group("window 5", Keep::Window(5)), group("step", Keep::Step)],
         arenas: vec![

@@ -162,6 +162,7 @@ fn check_weight(weight: &Weight) -> Check {
         let place = |problem: String| format!("source `{}`: {problem}", source.path);
         ensure(!source.names.is_empty(), || place("has no name in the checkpoint".to_owned()))?;
         elements(&source.shape).map_err(place)?;
+        ensure(source.offset.is_finite(), || place(format!("adds {}", source.offset)))?;
         let mut shape = source.shape.clone();
         for step in &source.steps {
             shape = stepped_shape(&shape, step).map_err(place)?;

@@ -159,7 +159,8 @@ fn from_list(value: &Json) -> Result<Array, String> {
 
 fn from_tensor(stored: &Stored, tensor: &Tensor) -> Result<Array, String> {
     let bytes = stored.bytes(tensor);
-    let values = match tensor.dtype {
+    let dtype = tensor.dtype().ok_or("stored in blocks, expected plain numbers")?;
+    let values = match dtype {
         Dtype::I64 => InputData::Ints(bytes.as_chunks().0.iter().map(|x| i64::from_le_bytes(*x)).collect()),
         Dtype::I32 => InputData::Ints(bytes.as_chunks().0.iter().map(|x| i32::from_le_bytes(*x).into()).collect()),
         Dtype::BOOL | Dtype::U8 => InputData::Ints(bytes.iter().map(|&x| x.into()).collect()),

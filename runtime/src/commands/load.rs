@@ -2,6 +2,7 @@
 
 use crate::artifact::Artifact;
 use crate::error::{Result, RuntimeError};
+use crate::gguf::is_gguf_file;
 use crate::model::{Model, ModelOptions};
 use crate::text::tokenizer::Tokenizer;
 use crate::weights::Checkpoint;
@@ -13,7 +14,7 @@ use std::sync::Arc;
 /// Where weights and words come from, and how many threads work.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct LoadArgs {
-    /// Weights: a checkpoint folder, a safetensors file, or `random`
+    /// Weights: a checkpoint folder, a safetensors or GGUF file, or `random`
     #[arg(long, value_name = "PATH|random")]
     pub checkpoint: Option<String>,
     /// Make up numbers for tensors that the checkpoint lacks, and say which
@@ -76,10 +77,10 @@ impl LoadArgs {
         bar.set_position(bar.position().max(done));
     }
 
-    /// The folder with the checkpoint's other files, if there is a checkpoint.
+    /// The folder with the checkpoint's other files, if there is a checkpoint; a GGUF file, which holds all itself, is the file.
     pub fn folder(&self) -> Option<PathBuf> {
         let path = self.checkpoint.as_deref().filter(|&checkpoint| checkpoint != "random").map(Path::new)?;
-        if path.is_dir() { Some(path.to_owned()) } else { path.parent().map(Path::to_owned) }
+        if path.is_dir() || is_gguf_file(path) { Some(path.to_owned()) } else { path.parent().map(Path::to_owned) }
     }
 
     /// The tokenizer.

@@ -47,6 +47,16 @@ pub fn bind(
     threads: usize,
     progress: Option<Progress<'_>>,
 ) -> Result<PackedWeights> {
+    if let Some(format) = checkpoint.format().filter(|format| *format != manifest.format) {
+        return Err(RuntimeError::input(
+            checkpoint.path(),
+            format!(
+                "its tensors have the names of `{format}`, and the artifact was compiled for those of `{}`",
+                manifest.format
+            ),
+            "compile the checkpoint itself, `xfc compile CHECKPOINT`, or give the card with `--checkpoint`",
+        ));
+    }
     let (jobs, remarks) = find(manifest, checkpoint)?;
     let too_large = |problem: String| RuntimeError::Device {
         device: "cpu",
@@ -122,7 +132,7 @@ fn find<'a>(manifest: &'a Manifest, checkpoint: &'a Checkpoint) -> Result<(Vec<J
             let Ok(lens) = Lens::new(&source.shape, &source.steps) else { continue };
             match checkpoint {
                 Checkpoint::Random(random) => {
-                    sources.push(Found { numbers: made(random, source), lens, larger: None });
+                    sources.push(Found { numbers: made(random, source), lens, offset: source.offset, larger: None });
                 }
                 Checkpoint::Stored(stored) => match (encoded::take(stored, source), stored.instead_of_missing()) {
                     (Some(Ok(found)), _) => {
@@ -133,7 +143,12 @@ fn find<'a>(manifest: &'a Manifest, checkpoint: &'a Checkpoint) -> Result<(Vec<J
                     (Some(Err(problem)), _) => problems.push(problem),
                     (None, Some(random)) => {
                         made_up.push(source.names.first().unwrap_or(&source.path));
-                        sources.push(Found { numbers: made(random, source), lens, larger: None });
+                        sources.push(Found {
+                            numbers: made(random, source),
+                            lens,
+                            offset: source.offset,
+                            larger: None,
+                        });
                     }
                     (None, None) => missing.push(source),
                 },

@@ -1,12 +1,13 @@
-//! Opens a checkpoint: one safetensors file, several with an index, or none (random weights).
+//! Opens a checkpoint: safetensors (one file, or several with an index), GGUF (one file, or the first of several), or none (random weights).
 //!
-//! Given a file or a folder, promises every tensor's name, type, shape and bytes, all checked to lie inside their files. Files are mapped, not
+//! Given a file or a folder, promises every tensor's name, encoding, shape and bytes, all checked to lie inside their files. Files are mapped, not
 //! read.
 
 #![allow(unsafe_code, reason = "maps files")]
 
 use super::random::Random;
 use crate::error::{Result, RuntimeError};
+use crate::gguf::{Encoding, Header, is_gguf_file};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize as _;
@@ -28,7 +29,7 @@ pub enum Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens `path`: a `.safetensors` file, a `.safetensors.index.json`, or a folder with one of them.
+    /// Opens `path`: a `.gguf` file, a `.safetensors` file, a `.safetensors.index.json`, or a folder with one of the latter two.
     ///
     /// # Errors
     /// Nothing to read there, or a file is truncated or damaged; names the file.
@@ -58,6 +59,15 @@ impl Checkpoint {
         self
     }
 
+    /// Whose names its tensors have: `hf` or `gguf`, a column of a card's `names`; `None` where they are made up and have any.
+    pub fn format(&self) -> Option<&'static str> {
+        match self {
+            Self::Stored(stored) if stored.header.is_some() => Some("gguf"),
+            Self::Stored(_) => Some("hf"),
+            Self::Random(_) => None,
+        }
+    }
+
     /// For messages.
     pub fn path(&self) -> String {
         match self {
@@ -67,12 +77,14 @@ impl Checkpoint {
     }
 }
 
-/// Mapped safetensors files.
+/// Mapped files of tensors.
 #[derive(Debug)]
 pub struct Stored {
     path: PathBuf,
     files: Vec<Mmap>,
     tensors: BTreeMap<String, Tensor>,
+    /// What the first file says besides, where it is GGUF.
+    header: Option<Header>,
     instead_of_missing: Option<Random>,
     quantised: Quantised,
 }
@@ -98,11 +110,26 @@ impl Quantised {
 #[derive(Clone, Debug)]
 pub struct Tensor {
     /// As stored.
-    pub dtype: Dtype,
+    pub encoding: Encoding,
     /// As stored.
     pub shape: Vec<u64>,
     file: usize,
     bytes: Range<usize>,
+}
+
+impl Tensor {
+    /// The type of its elements, where each is stored by itself.
+    pub fn dtype(&self) -> Option<Dtype> {
+        if let Encoding::Plain(dtype) = self.encoding { Some(dtype) } else { None }
+    }
+}
+
+/// Maps a file to read it.
+pub(crate) fn map(path: &Path) -> Result<Mmap> {
+    let file = File::open(path).map_err(|source| RuntimeError::io(path, "open", source))?;
+    // SAFETY: the mapping is private and only read. That nobody shortens or rewrites a checkpoint while it is loaded is the
+    // assumption of every program that maps one; what is read is plain numbers, of which any bits are valid.
+    unsafe { Mmap::map(&file) }.map_err(|source| RuntimeError::io(path, "map", source))
 }
 
 impl Stored {
@@ -113,11 +140,14 @@ impl Stored {
             path: path.to_owned(),
             files: Vec::new(),
             tensors: BTreeMap::new(),
+            header: None,
             instead_of_missing: None,
             quantised: Quantised::beside(&file),
         };
         if file.extension().is_some_and(|extension| extension == "json") {
             stored.add_index(&file)?;
+        } else if is_gguf_file(&file) || file.extension().is_some_and(|extension| extension == "gguf") {
+            stored.add_gguf(&file)?;
         } else {
             stored.add_file(&file)?;
         }
@@ -126,10 +156,7 @@ impl Stored {
 
     /// Maps one file and takes in its tensors.
     fn add_file(&mut self, path: &Path) -> Result<()> {
-        let file = File::open(path).map_err(|source| RuntimeError::io(path, "open", source))?;
-        // SAFETY: the mapping is private and only read. That nobody shortens or rewrites a checkpoint while it is loaded is the
-        // assumption of every program that maps one; what is read is plain numbers, of which any bits are valid.
-        let map = unsafe { Mmap::map(&file) }.map_err(|source| RuntimeError::io(path, "map", source))?;
+        let map = map(path)?;
         let damaged = |problem: String| {
             RuntimeError::input(
                 path.display().to_string(),
@@ -158,12 +185,44 @@ impl Stored {
                 return Err(damaged(format!("tensor `{name}` does not lie inside the file")));
             }
             let shape = info.shape.iter().map(|&dim| dim as u64).collect();
-            let tensor = Tensor { dtype: info.dtype, shape, file: self.files.len(), bytes };
+            let tensor = Tensor { encoding: Encoding::Plain(info.dtype), shape, file: self.files.len(), bytes };
             if self.tensors.insert(name.clone(), tensor).is_some() {
                 return Err(damaged(format!("tensor `{name}` is also in another file of the checkpoint")));
             }
         }
         self.files.push(map);
+        Ok(())
+    }
+
+    /// Maps a GGUF file, and the others of its checkpoint where it is the first of several.
+    fn add_gguf(&mut self, path: &Path) -> Result<()> {
+        let refuse =
+            |path: &Path, problem: String, help: &str| RuntimeError::input(path.display().to_string(), problem, help);
+        let read = |path: &Path| {
+            let map = map(path)?;
+            let header = Header::read(&map).map_err(|refusal| refuse(path, refusal.problem, refusal.help))?;
+            Ok((map, header))
+        };
+        let (map, header) = read(path)?;
+        let help = "keep the names that the parts were published with, all in one folder";
+        let parts = header.parts(path).map_err(|problem| refuse(path, problem, help))?;
+        let mut first = Some((map, header));
+        for part in parts {
+            let (map, mut header) = match first.take_if(|_| part == path) {
+                Some(own) => own,
+                None => read(&part)?,
+            };
+            for (name, tensor) in std::mem::take(&mut header.tensors) {
+                let crate::gguf::Tensor { encoding, shape, bytes } = tensor;
+                let tensor = Tensor { encoding, shape, file: self.files.len(), bytes };
+                if self.tensors.insert(name.clone(), tensor).is_some() {
+                    return Err(refuse(&part, format!("has the tensor `{name}`, as another part has"), help));
+                }
+            }
+            // The first part says what the model is.
+            self.header.get_or_insert(header);
+            self.files.push(map);
+        }
         Ok(())
     }
 
@@ -214,6 +273,17 @@ impl Stored {
         self.quantised.method.as_deref()
     }
 
+    /// What a GGUF file says of the model, with the bytes of the file that lists and texts lie in; its tensors are among
+    /// [`Stored::tensors`].
+    pub fn header(&self) -> Option<(&Header, &[u8])> {
+        Some((self.header.as_ref()?, self.files.first()?))
+    }
+
+    /// The numbers of a tensor in f32; `None` where it is not there, or stored in a way that is not read.
+    pub fn numbers(&self, name: &str) -> Option<Vec<f32>> {
+        super::convert::numbers(self, self.tensor(name)?)
+    }
+
     /// All tensors, by name.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
@@ -256,6 +326,7 @@ fn find_in_folder(folder: &Path) -> Result<PathBuf> {
             "holds pickled weights and no safetensors",
             "convert them: `save_pretrained(..., safe_serialization=True)`",
         ),
+        [] if !with("gguf").is_empty() => refuse("holds GGUF files and no safetensors", "give the .gguf file itself"),
         [] => refuse("holds no safetensors file", "give a checkpoint folder with model.safetensors, or `random`"),
         _ => refuse(
             "holds several safetensors files and no index",

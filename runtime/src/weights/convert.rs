@@ -1,9 +1,13 @@
 //! Numbers on their way from a checkpoint to a packed weight: found through a [`Lens`], converted with one rounding to nearest even.
 
+use super::blocks::Blocks;
+use super::checkpoint::{Stored, Tensor};
 use super::lens::Lens;
+use super::pack::Found;
 use super::random::RandomTensor;
 use super::scaled::Scaled;
 use crate::artifact::manifest::DType;
+use crate::gguf::Encoding;
 use half::{bf16, f16};
 use safetensors::Dtype;
 
@@ -14,6 +18,8 @@ pub(super) enum Numbers<'a> {
     Stored(Dtype, &'a [u8]),
     /// Of few bits, with scales.
     Scaled(Scaled<'a>),
+    /// Of few bits, in blocks with scales of their own.
+    Blocks(Blocks<'a>),
     /// Made up.
     Random(RandomTensor),
 }
@@ -23,20 +29,52 @@ pub(super) fn is_supported(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::I64 | Dtype::I32)
 }
 
-/// Writes the view's elements `first .. first + n` to `out` as `dtype`; `out` has exactly `n` elements.
-pub(super) fn fill(numbers: Numbers<'_>, lens: &Lens, first: u64, dtype: DType, out: &mut [u8]) {
+/// The numbers of a tensor in f32; `None` where it is stored in a way that is not read.
+pub(super) fn numbers(stored: &Stored, tensor: &Tensor) -> Option<Vec<f32>> {
+    let bytes = stored.bytes(tensor);
+    let numbers = match tensor.encoding {
+        Encoding::Plain(dtype) if is_supported(dtype) => Numbers::Stored(dtype, bytes),
+        Encoding::Blocks(format) => Numbers::Blocks(Blocks::new(format, bytes)),
+        Encoding::Plain(_) | Encoding::Unread(_) => return None,
+    };
+    // Of a tensor that lies in a file there is memory for all its numbers, or for as many as it has bytes times a few.
+    let n = usize::try_from(tensor.shape.iter().product::<u64>()).ok()?;
+    let mut out = vec![0; n.checked_mul(size_of::<f32>())?];
+    convert_run(numbers, 0, 1, DType::F32, &mut out);
+    Some(out.as_chunks().0.iter().map(|x| f32::from_le_bytes(*x)).collect())
+}
+
+/// Bytes of numbers that something is added to, at a time.
+const WIDE: usize = 1024;
+
+/// Writes the elements `first .. first + n` of what was found to `out` as `dtype`; `out` has exactly `n` elements.
+pub(super) fn fill(found: &Found<'_>, first: u64, dtype: DType, out: &mut [u8]) {
+    if found.offset == 0.0 {
+        return fill_plain(found.numbers, &found.lens, first, dtype, out);
+    }
+    let mut wide = [0; WIDE];
+    let n = WIDE / size_of::<f32>();
+    for (piece, out) in out.chunks_mut(n * dtype.size_bytes()).enumerate() {
+        let count = out.len() / dtype.size_bytes();
+        let wide = &mut wide[..count * size_of::<f32>()];
+        fill_plain(found.numbers, &found.lens, first + (piece * n) as u64, DType::F32, wide);
+        for (x, out) in wide.as_chunks().0.iter().zip(out.chunks_exact_mut(dtype.size_bytes())) {
+            store(f64::from(f32::from_le_bytes(*x)) + found.offset, dtype, out);
+        }
+    }
+}
+
+/// The same, of numbers that are taken as they are.
+fn fill_plain(numbers: Numbers<'_>, lens: &Lens, first: u64, dtype: DType, out: &mut [u8]) {
     let size = dtype.size_bytes();
-    let row = lens.shape().last().copied().unwrap_or(1);
     let mut index = first;
     let mut rest = out;
     while !rest.is_empty() {
-        let (n, stride) = match lens.stride() {
-            Some(stride) => (((row - index % row) as usize).min(rest.len() / size), stride),
-            None => (1, 1),
-        };
-        let (run, after) = rest.split_at_mut(n * size);
-        convert_run(numbers, lens.position(index) as usize, stride as usize, dtype, run);
-        index += n as u64;
+        let (position, n, stride) = lens.run(index);
+        let n = n.min((rest.len() / size) as u64);
+        let (run, after) = rest.split_at_mut(n as usize * size);
+        convert_run(numbers, position as usize, stride as usize, dtype, run);
+        index += n;
         rest = after;
     }
 }
@@ -46,6 +84,7 @@ fn convert_run(numbers: Numbers<'_>, base: usize, stride: usize, to: DType, out:
     let (from, bytes) = match numbers {
         Numbers::Stored(from, bytes) => (from, bytes),
         Numbers::Scaled(scaled) => return scaled.convert_run(base, stride, to, out),
+        Numbers::Blocks(blocks) => return blocks.convert_run(base, stride, to, out),
         Numbers::Random(random) => {
             let value = |k: usize| random.value((base + k * stride) as u64);
             // The two that large models have, without a call an element; the value is an f32, so that one rounding is all there is.
@@ -147,6 +186,24 @@ fn to_odd(value: f64) -> f32 {
 mod tests {
     use super::*;
 
+    fn found<'a>(numbers: Numbers<'a>, lens: &Lens) -> Found<'a> {
+        Found { numbers, lens: lens.clone(), offset: 0.0, larger: None }
+    }
+
+    #[test]
+    fn what_is_added_is_rounded_with_the_sum() {
+        let stored: Vec<u8> = (0..700i16).flat_map(|i| f32::from(i).to_le_bytes()).collect();
+        let lens = Lens::new(&[700], &[]).unwrap();
+        let shifted = Found { offset: -1.0, ..found(Numbers::Stored(Dtype::F32, &stored), &lens) };
+        for to in [DType::F32, DType::BF16, DType::I32] {
+            let size = to.size_bytes();
+            let (mut out, mut expected) = (vec![0; 690 * size], vec![0; 690 * size]);
+            fill(&shifted, 7, to, &mut out);
+            (6i16..).zip(expected.chunks_mut(size)).for_each(|(value, element)| store(value.into(), to, element));
+            assert_eq!(out, expected);
+        }
+    }
+
     #[test]
     fn rounds_once() {
         // One plus half a unit of bf16 plus a little: nearest f32 is the tie, which would go down to 1.0.
@@ -169,7 +226,7 @@ mod tests {
         for to in [DType::F32, DType::F16, DType::BF16] {
             let size = to.size_bytes();
             let (mut out, mut expected) = (vec![0; 500 * size], vec![0; 500 * size]);
-            fill(Numbers::Random(random), &lens, 200, to, &mut out);
+            fill(&found(Numbers::Random(random), &lens), 200, to, &mut out);
             for (k, element) in expected.chunks_mut(size).enumerate() {
                 store(f64::from(random.value(200 + k as u64)), to, element);
             }
@@ -192,7 +249,7 @@ mod tests {
         for (from, bytes) in &stored {
             for to in [DType::F32, DType::F16, DType::BF16, DType::I64, DType::I32] {
                 let mut out = vec![0; 4 * to.size_bytes()];
-                fill(Numbers::Stored(*from, bytes), &transpose, 1, to, &mut out);
+                fill(&found(Numbers::Stored(*from, bytes), &transpose), 1, to, &mut out);
                 let mut expected = vec![0; 4 * to.size_bytes()];
                 for (value, element) in [3.0, 1.0, 4.0, 2.0].into_iter().zip(expected.chunks_mut(to.size_bytes())) {
                     store(value, to, element);

@@ -1,19 +1,23 @@
-//! Finds the stored tensor of a parameter however a checkpoint encodes it: as plain numbers, or as numbers of few bits with scales beside them.
+//! Finds the stored tensor of a parameter however a checkpoint encodes it: as plain numbers, as numbers of few bits with scales beside them, or
+//! in blocks that hold their scales.
 //!
 //! ```text
-//! NAME                             plain numbers
+//! NAME                             plain numbers, or blocks
 //! NAME (8 bits), NAME_scale_inv    a factor for each block of elements; NAME_scale says the same; one alone, one a row, or a grid of blocks
 //! NAME_blocks, NAME_scales         pairs of 4 bits in blocks along the last dimension but one of NAME, whose last two are exchanged
 //! ```
 //!
 //! What the encodings are is told by types and names; the sizes of blocks, where a grid leaves them open, by config.json.
 
+use super::blocks::{self, BlockFormat};
 use super::checkpoint::{Stored, Tensor};
 use super::convert::{Numbers, is_supported};
 use super::lens::Lens;
 use super::pack::Found;
 use super::scaled::{Blocks, Code, MAX_RANK, ScaleCode, Scaled};
 use crate::artifact::manifest::{Source, Step};
+use crate::gguf::Encoding;
+use safetensors::Dtype;
 
 /// Suffixes of the scales of a tensor of 8 bits. All multiply, `inv` names the inverse of what the numbers were multiplied by before.
 const SCALES: [&str; 2] = ["_scale_inv", "_scale"];
@@ -34,7 +38,7 @@ pub(super) fn take<'a>(stored: &'a Stored, source: &Source) -> Option<Result<Fou
 pub(super) fn names_read(stored: &Stored, name: &str) -> Vec<String> {
     let mut names = vec![name.to_owned()];
     match stored.tensor(name) {
-        Some(tensor) if Code::of(tensor.dtype).is_some() => {
+        Some(tensor) if tensor.dtype().is_some_and(|dtype| Code::of(dtype).is_some()) => {
             names.extend(SCALES.iter().map(|suffix| format!("{name}{suffix}")));
             names.extend(name.strip_suffix("weight").map(|path| format!("{path}input_scale")));
         }
@@ -75,23 +79,32 @@ fn whole<'a>(stored: &'a Stored, name: &str, tensor: &'a Tensor, source: &Source
     let bytes = stored.bytes(tensor);
     let lens = Lens::new(&tensor.shape, &source.steps)?;
     let larger = larger(source, name, &tensor.shape);
-    if is_supported(tensor.dtype) {
-        return Ok(Found { numbers: Numbers::Stored(tensor.dtype, bytes), lens, larger });
-    }
-    let code = Code::of(tensor.dtype).ok_or_else(|| {
-        format!(
-            "`{name}`: stored as {:?}, expected F64, F32, F16, BF16, I64, I32, F8_E4M3, F8_E5M2 or I8",
-            tensor.dtype
-        )
+    let offset = source.offset;
+    let dtype = match tensor.encoding {
+        Encoding::Plain(dtype) if is_supported(dtype) => {
+            return Ok(Found { numbers: Numbers::Stored(dtype, bytes), lens, offset, larger });
+        }
+        Encoding::Blocks(format) => {
+            return Ok(Found { numbers: Numbers::Blocks(blocks::Blocks::new(format, bytes)), lens, offset, larger });
+        }
+        Encoding::Plain(dtype) => dtype,
+        Encoding::Unread(encoding) => {
+            let read: Vec<&str> = BlockFormat::ALL.map(BlockFormat::name).to_vec();
+            return Err(format!("`{name}`: stored as {encoding}, expected F32, F16, BF16, {}", read.join(", ")));
+        }
+    };
+    let code = Code::of(dtype).ok_or_else(|| {
+        format!("`{name}`: stored as {dtype:?}, expected F64, F32, F16, BF16, I64, I32, F8_E4M3, F8_E5M2 or I8")
     })?;
     let found = SCALES.iter().map(|suffix| format!("{name}{suffix}")).find_map(|n| Some((stored.tensor(&n)?, n)));
     let (scales, scales_name) =
-        found.ok_or_else(|| format!("`{name}`: stored as {:?}, and there is no `{name}_scale_inv`", tensor.dtype))?;
-    let blocks = blocks(&tensor.shape, &scales.shape, stored.weight_block()).ok_or_else(|| {
+        found.ok_or_else(|| format!("`{name}`: stored as {dtype:?}, and there is no `{name}_scale_inv`"))?;
+    let grid = grid(&tensor.shape, &scales.shape, stored.weight_block()).ok_or_else(|| {
         format!("`{scales_name}`: shape {:?}, which is no grid of scales for {:?}", scales.shape, tensor.shape)
     })?;
-    let scaled = Scaled::new((code, bytes), scale_bytes(stored, &scales_name, scales)?, &blocks);
-    Ok(Found { numbers: Numbers::Scaled(scaled.ok_or_else(|| too_many(name, &tensor.shape))?), lens, larger })
+    let scaled = Scaled::new((code, bytes), scale_bytes(stored, &scales_name, scales)?, &grid);
+    let numbers = Numbers::Scaled(scaled.ok_or_else(|| too_many(name, &tensor.shape))?);
+    Ok(Found { numbers, lens, offset, larger })
 }
 
 /// Pairs of numbers of 4 bits, `[.., rows, groups, bytes]`, with a scale for each group.
@@ -100,12 +113,13 @@ fn pairs<'a>(stored: &'a Stored, name: &str, blocks: &'a Tensor, source: &Source
     let scales = stored.tensor(&scales_name).ok_or_else(|| format!("`{scales_name}`: missing"))?;
     let wrong = || {
         format!(
-            "`{name}_blocks`: {:?} of shape {:?}, expected U8 [.., rows, groups, bytes]",
-            blocks.dtype, blocks.shape
+            "`{name}_blocks`: {} of shape {:?}, expected U8 [.., rows, groups, bytes]",
+            shown(blocks.encoding),
+            blocks.shape
         )
     };
     let [lead @ .., rows, groups, bytes] = blocks.shape.as_slice() else { return Err(wrong()) };
-    if blocks.dtype != safetensors::Dtype::U8 || *groups == 0 || *bytes == 0 {
+    if blocks.dtype() != Some(Dtype::U8) || *groups == 0 || *bytes == 0 {
         return Err(wrong());
     }
     let expected_scales = [lead, &[*rows, *groups]].concat();
@@ -127,14 +141,24 @@ fn pairs<'a>(stored: &'a Stored, name: &str, blocks: &'a Tensor, source: &Source
     let steps: Vec<Step> = std::iter::once(exchange).chain(source.steps.iter().cloned()).collect();
     let lens = Lens::new(&stored_shape, &steps)?;
     let larger = larger(source, name, &published);
-    Ok(Found { numbers: Numbers::Scaled(scaled.ok_or_else(|| too_many(name, &stored_shape))?), lens, larger })
+    let numbers = Numbers::Scaled(scaled.ok_or_else(|| too_many(name, &stored_shape))?);
+    Ok(Found { numbers, lens, offset: source.offset, larger })
 }
 
 fn scale_bytes<'a>(stored: &'a Stored, name: &str, scales: &'a Tensor) -> Result<(ScaleCode, &'a [u8]), String> {
-    let code = ScaleCode::of(scales.dtype);
-    let code =
-        code.ok_or_else(|| format!("`{name}`: stored as {:?}, expected scales of floats or U8", scales.dtype))?;
+    let code = scales.dtype().and_then(ScaleCode::of);
+    let wrong = || format!("`{name}`: stored as {}, expected scales of floats or U8", shown(scales.encoding));
+    let code = code.ok_or_else(wrong)?;
     Ok((code, stored.bytes(scales)))
+}
+
+/// The name of an encoding, for messages.
+fn shown(encoding: Encoding) -> String {
+    match encoding {
+        Encoding::Plain(dtype) => format!("{dtype:?}"),
+        Encoding::Blocks(format) => format.name().to_owned(),
+        Encoding::Unread(name) => name.to_owned(),
+    }
 }
 
 fn too_many(name: &str, shape: &[u64]) -> String {
@@ -142,15 +166,15 @@ fn too_many(name: &str, shape: &[u64]) -> String {
 }
 
 /// The blocks of a tensor of this shape, from the shape of its scales: one for all, one for each index of the first dimension, or a grid.
-pub(super) fn blocks(shape: &[u64], scales: &[u64], block: Option<&[u64]>) -> Option<Vec<Blocks>> {
-    let grid: Vec<u64> = match scales {
+fn grid(shape: &[u64], scales: &[u64], block: Option<&[u64]>) -> Option<Vec<Blocks>> {
+    let counts: Vec<u64> = match scales {
         scales if scales.iter().product::<u64>() == 1 => vec![1; shape.len()],
         &[rows] if shape.first() == Some(&rows) => {
             std::iter::once(rows).chain(std::iter::repeat_n(1, shape.len() - 1)).collect()
         }
         scales => scales.to_vec(),
     };
-    if grid.len() != shape.len() || shape.contains(&0) {
+    if counts.len() != shape.len() || shape.contains(&0) {
         return None;
     }
     // The sizes that config.json says are those of the last dimensions.
@@ -169,7 +193,7 @@ pub(super) fn blocks(shape: &[u64], scales: &[u64], block: Option<&[u64]>) -> Op
         };
         block.map(|block| Blocks { size, block })
     };
-    shape.iter().zip(&grid).enumerate().map(of).collect()
+    shape.iter().zip(&counts).enumerate().map(of).collect()
 }
 
 #[cfg(test)]
@@ -179,7 +203,7 @@ mod tests {
     #[test]
     fn grids_of_scales_say_their_blocks() {
         let of = |shape: &[u64], scales: &[u64], said: Option<&[u64]>| {
-            blocks(shape, scales, said).map(|dims| dims.iter().map(|dim| dim.block).collect::<Vec<_>>())
+            grid(shape, scales, said).map(|dims| dims.iter().map(|dim| dim.block).collect::<Vec<_>>())
         };
         assert_eq!(of(&[300, 200], &[], None), Some(vec![300, 200]));
         assert_eq!(of(&[300, 200], &[1], None), Some(vec![300, 200]));

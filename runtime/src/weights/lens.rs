@@ -95,14 +95,21 @@ impl Lens {
         &self.outer().shape
     }
 
-    /// Stored element of the view's element `index` (row-major).
-    pub(super) fn position(&self, index: u64) -> u64 {
-        self.stages.iter().rev().fold(index, |index, stage| stage.position(index))
-    }
-
-    /// Distance of neighbours along the last dimension in stored elements, where it is the same everywhere.
-    pub(super) fn stride(&self) -> Option<u64> {
-        (self.stages.len() == 1).then(|| self.outer().strides.last().copied().unwrap_or(1))
+    /// Where the view's element `index` (row-major) is stored, how many elements from it on lie the same distance apart (at least one), and
+    /// that distance in stored elements.
+    pub(super) fn run(&self, index: u64) -> (u64, u64, u64) {
+        let (mut at, mut n, mut stride) = (index, u64::MAX, 1);
+        for stage in self.stages.iter().rev() {
+            let (row, step) = match (stage.shape.last(), stage.strides.last()) {
+                (Some(&row), Some(&step)) => (row.max(1), step),
+                _ => (1, 1),
+            };
+            // As long as they stay in one row of this stage.
+            n = n.min((row - at % row).div_ceil(stride));
+            at = stage.position(at);
+            stride = if n > 1 { stride * step } else { 1 };
+        }
+        (at, n, stride)
     }
 }
 
@@ -111,7 +118,18 @@ mod tests {
     use super::*;
 
     fn positions(lens: &Lens) -> Vec<u64> {
-        (0..lens.shape().iter().product()).map(|i| lens.position(i)).collect()
+        (0..lens.shape().iter().product()).map(|i| lens.run(i).0).collect()
+    }
+
+    /// Positions as runs give them, and how many runs there were.
+    fn in_runs(lens: &Lens) -> (Vec<u64>, usize) {
+        let (total, mut all, mut runs) = (lens.shape().iter().product::<u64>(), Vec::new(), 0);
+        while (all.len() as u64) < total {
+            let (at, n, stride) = lens.run(all.len() as u64);
+            all.extend((0..n.min(total - all.len() as u64)).map(|k| at + k * stride));
+            runs += 1;
+        }
+        (all, runs)
     }
 
     #[test]
@@ -119,7 +137,7 @@ mod tests {
         let transposed = Lens::new(&[2, 3], &[Step::Transpose { perm: vec![1, 0] }]).unwrap();
         assert_eq!(transposed.shape(), [3, 2]);
         assert_eq!(positions(&transposed), [0, 3, 1, 4, 2, 5]);
-        assert_eq!(transposed.stride(), Some(3));
+        assert_eq!(transposed.run(0), (0, 2, 3));
         let slice =
             Lens::new(&[2, 3], &[Step::Slice { dim: 1, start: 1, len: 2 }, Step::Index { dim: 0, index: 1 }]).unwrap();
         assert_eq!(positions(&slice), [4, 5]);
@@ -130,10 +148,20 @@ mod tests {
         ];
         let crossing = Lens::new(&[2, 3], &crossing).unwrap();
         assert_eq!(positions(&crossing), [4, 2, 5]);
-        assert_eq!(crossing.stride(), None);
+        assert_eq!(in_runs(&crossing).0, [4, 2, 5]);
+        // Of each pair of rows, one in turn: whole rows are runs.
+        let pairs = [
+            Step::Reshape { shape: vec![2, 3, 2, 5] },
+            Step::Transpose { perm: vec![0, 2, 1, 3] },
+            Step::Reshape { shape: vec![12, 5] },
+        ];
+        let pairs = Lens::new(&[12, 5], &pairs).unwrap();
+        let rows: Vec<u64> =
+            [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11].iter().flat_map(|row| row * 5..row * 5 + 5).collect();
+        assert_eq!((positions(&pairs), in_runs(&pairs)), (rows.clone(), (rows, 12)));
         let plain =
             Lens::new(&[2, 3], &[Step::Slice { dim: 0, start: 1, len: 1 }, Step::Reshape { shape: vec![3] }]).unwrap();
-        assert_eq!((positions(&plain), plain.stride()), (vec![3, 4, 5], Some(1)));
+        assert_eq!((positions(&plain), plain.run(1)), (vec![3, 4, 5], (4, 2, 1)));
         assert_eq!(positions(&Lens::new(&[], &[]).unwrap()), [0]);
         let lead = Lens::new(&[2, 3], &[Step::Lead { dim: 1, len: 2 }, Step::Transpose { perm: vec![1, 0] }]).unwrap();
         assert_eq!(positions(&lead), [0, 3, 1, 4]);

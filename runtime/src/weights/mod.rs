@@ -1,15 +1,16 @@
 //! Checkpoint to buffers: mapping, naming, converting, packing.
 //!
 //! ```text
-//! safetensors ──checkpoint──▶ tensors ──lens──▶ views ──convert──▶ numbers ──pack──▶ one block, as the kernels read it
+//! safetensors, GGUF ──checkpoint──▶ tensors ──lens──▶ views ──convert──▶ numbers ──pack──▶ one block, as the kernels read it
 //! ```
 //!
-//! `encoded` finds a tensor that has scales, `scaled` multiplies them in. Weights are packed straight from the mapped files into their final place: no second copy in memory.
+//! `encoded` finds a tensor that has scales, `scaled` multiplies them in, `blocks` decodes blocks that hold their own. Weights are packed straight from the mapped files into their final place: no second copy in memory.
 
 mod names;
 mod random;
 mod lens;
 mod convert;
+mod blocks;
 mod scaled;
 mod encoded;
 mod pack;
@@ -19,6 +20,7 @@ mod checkpoint;
 pub(crate) mod tests;
 
 pub use bind::{PackedWeights, Progress, bind};
+pub use blocks::{BlockFormat, GROUP};
 pub use checkpoint::{Checkpoint, Stored, Tensor};
 pub(crate) use convert::store;
 pub use random::Random;

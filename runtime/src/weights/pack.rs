@@ -17,6 +17,8 @@ const BLOCK: usize = 64;
 pub(super) struct Found<'a> {
     pub(super) numbers: Numbers<'a>,
     pub(super) lens: Lens,
+    /// Added to each number.
+    pub(super) offset: f64,
     /// Its name and its shape, where it is the leading part of a larger tensor.
     pub(super) larger: Option<(String, Vec<u64>)>,
 }
@@ -94,7 +96,7 @@ impl Job<'_> {
             if at < end && !out.is_empty() {
                 let n = ((end - at) as usize).min(out.len() / size);
                 let (part, rest) = out.split_at_mut(n * size);
-                fill(source.numbers, &source.lens, at - begin, self.weight.dtype, part);
+                fill(source, at - begin, self.weight.dtype, part);
                 at += n as u64;
                 out = rest;
             }
@@ -111,7 +113,7 @@ impl Job<'_> {
             for (column, output) in outputs.clone().enumerate() {
                 let Some((source, row)) = self.source_of_row(output) else { continue };
                 let block = &mut block[..n * size];
-                fill(source.numbers, &source.lens, row * inputs as u64 + from as u64, self.weight.dtype, block);
+                fill(source, row * inputs as u64 + from as u64, self.weight.dtype, block);
                 let first = from / depth * columns + column;
                 match size * depth {
                     // Blocks begin where groups begin, so that whole groups are moved; how many bytes they have must be known here to be fast.

@@ -180,7 +180,7 @@ proptest! {
         let mut manifest = sample::manifest();
         let dtype = if bf16 { DType::BF16 } else { DType::F32 };
         let source = |name: &str, outputs| Source {
-            path: name.into(), names: vec![name.into()], shape: vec![inputs, outputs], steps: vec![Step::Transpose { perm: vec![1, 0] }],
+            path: name.into(), names: vec![name.into()], shape: vec![inputs, outputs], steps: vec![Step::Transpose { perm: vec![1, 0] }], offset: 0.0,
         };
         // The sample's cost is of another weight.
         manifest.launches[0].cost = None;

@@ -4,10 +4,13 @@
 
 use std::sync::OnceLock;
 
+use xfc_check::gguf::facts;
 use xfc_lang::arch::{ElaborateOptions, elaborate};
 use xfc_lang::graph::parse::parse;
 use xfc_lang::graph::verify::verify;
-use xfc_lang::spec::{Library, Origin, Spec, apply_sets, load_card, parse_card, parse_items, pick_card};
+use xfc_lang::spec::{
+    Library, Origin, Spec, apply_sets, gguf_config, load_card, parse_card, parse_items, pick_card, pick_gguf_card,
+};
 use xfc_runtime::artifact::manifest::Manifest;
 use xfc_runtime::artifact::{Artifact, validate};
 use xfc_runtime::text::chat::ChatTemplate;
@@ -127,6 +130,40 @@ pub fn safetensors(data: &[u8]) {
         Ok(Checkpoint::Stored(stored)) => {
             let bytes = stored.tensors().flat_map(|(_, tensor)| stored.bytes(tensor));
             std::hint::black_box(bytes.fold(0u8, |sum, byte| sum.wrapping_add(*byte)));
+        }
+        Ok(Checkpoint::Random(_)) => panic!("a file was taken for random weights"),
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
+
+/// A GGUF file: opened, every tensor decoded, and all that it says of the model read by the cards; its tokenizer and its template.
+pub fn gguf(data: &[u8]) {
+    let Ok(file) = tempfile::Builder::new().suffix(".gguf").tempfile() else { return };
+    if std::fs::write(file.path(), data).is_err() {
+        return;
+    }
+    match Checkpoint::open(file.path()) {
+        Ok(checkpoint @ Checkpoint::Stored(_)) => {
+            let Checkpoint::Stored(stored) = &checkpoint else { return };
+            let numbers = stored.tensors().filter_map(|(name, _)| stored.numbers(name));
+            std::hint::black_box(numbers.flatten().fold(0.0, |sum: f32, x| sum + x));
+            if let Some((header, file)) = stored.header() {
+                header.metadata.values().for_each(|value| assert!(!value.shown(file).is_empty()));
+            }
+            let Some(facts) = facts(&checkpoint) else { return };
+            match pick_gguf_card(&facts, library()).and_then(|spec| Ok((gguf_config(&spec, &facts)?, spec))) {
+                Ok((config, spec)) => {
+                    // Full sizes take long, and what is read here is the metadata.
+                    let sets = spec.sizes.iter().filter(|s| s.name.contains("layer"));
+                    let sets = sets.map(|s| (s.name.to_string(), "1".to_owned())).collect();
+                    let format = "gguf".to_owned();
+                    expand(
+                        &spec,
+                        &ElaborateOptions { config: Some(config), sets, format, ..ElaborateOptions::default() },
+                    );
+                }
+                Err(report) => said(&report),
+            }
         }
         Ok(Checkpoint::Random(_)) => panic!("a file was taken for random weights"),
         Err(error) => assert!(!error.to_string().is_empty()),

@@ -1,9 +1,11 @@
 //! Every reader on mutants of real inputs, for a few seconds each (`XFC_FUZZ_SECONDS`).
 
-use xfc_tests::Result;
+use serde_json::json;
 use xfc_tests::case::{Case, write_tensors};
 use xfc_tests::fuzz::{self, Mutator};
+use xfc_tests::gguf::{Kind, Writer, file, files as gguf_files};
 use xfc_tests::source::files;
+use xfc_tests::{Result, repository};
 
 /// The texts of the files under a folder, as seeds.
 fn corpus(folder: &str, ending: &str) -> Result<Vec<Vec<u8>>> {
@@ -147,6 +149,34 @@ fn safetensors() -> Result<()> {
     ];
     let inputs = fuzz::drive("safetensors", &corpus, &words, fuzz::safetensors);
     assert!(inputs > 100, "only {inputs} inputs in {:?}", fuzz::budget());
+    Ok(())
+}
+
+#[test]
+fn gguf() -> Result<()> {
+    let mut small = Writer::default();
+    small.value("general.architecture", &json!("llama"))?;
+    small.value("llama.rope.freq_base", &json!(0.5))?;
+    small.value("tokenizer.ggml.tokens", &json!(["<s>", "a", "b"]))?;
+    small.value("tokenizer.ggml.scores", &json!([0.5, -1.5]))?;
+    small.tensor("token_embd.weight", &[2, 32], Kind::Q8_0, &[0.5; 64]);
+    small.tensor("rope_freqs.weight", &[2], Kind::F32, &[1.0, 8.0]);
+    let case = Case::load("llama2")?;
+    let whole = file(&case, &gguf_files()?["llama2"], |_| Kind::F16)?;
+    let mut blocks = std::fs::read(repository().join("tests/reference/gguf/blocks.gguf"))?;
+    blocks.truncate(8192);
+    let corpus = [small.bytes(), whole.bytes()[..16 * 1024].to_vec(), blocks];
+    let words = [
+        "GGUF",
+        "general.architecture",
+        "general.alignment",
+        "llama.block_count",
+        "gemma2",
+        "split.count",
+        "token_embd.weight",
+    ];
+    let inputs = fuzz::drive("gguf", &corpus, &words, fuzz::gguf);
+    assert!(inputs > 20, "only {inputs} inputs in {:?}", fuzz::budget());
     Ok(())
 }
 

@@ -20,6 +20,7 @@ mod eval;
 mod experts;
 mod fill;
 mod fuzz;
+mod gguf;
 mod images;
 mod interpreter;
 mod interrupted;

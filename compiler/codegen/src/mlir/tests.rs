@@ -44,6 +44,7 @@ fn run(target: &dyn Target, mlir: &str, xs: &[f32]) -> Vec<f32> {
         whole_sequences: false,
         max_positions: vec![None],
         weights: vec![],
+        format: "hf".into(),
         ignore: vec![],
         caches: vec![],
         arenas: vec![],

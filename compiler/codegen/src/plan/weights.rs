@@ -18,6 +18,8 @@ pub struct Stored {
     pub shape: Vec<u64>,
     /// From the stored tensor to the parameter.
     pub steps: Vec<Step>,
+    /// Added to each stored number.
+    pub offset: f64,
 }
 
 /// A constant expression: parts concatenated along dimension 0. Those of a stack have one element of it each.
@@ -42,7 +44,7 @@ impl WeightExpr {
             let stored = stored(&path)
                 .ok_or_else(|| CodegenError::bug("weights", format!("parameter `{path}` has no binding")))?;
             let steps = stored.steps.into_iter().chain(step).collect();
-            Ok((Source { path, names: stored.names, shape: stored.shape, steps }, shape))
+            Ok((Source { path, names: stored.names, shape: stored.shape, steps, offset: stored.offset }, shape))
         };
         let parts = match Stack::of(path).map_err(|wrong| CodegenError::bug("weights", wrong))? {
             None => vec![one(path.to_owned(), None, shape)?],

@@ -1,7 +1,7 @@
 //! Where a parameter lies in a checkpoint: the stored tensor, and the steps that lead from it to the parameter.
 
 /// Where a parameter lies in a checkpoint.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Binding {
     /// Names of the stored tensor, tried in order.
     pub names: Vec<String>,
@@ -9,6 +9,8 @@ pub struct Binding {
     pub shape: Vec<u64>,
     /// What makes the parameter of it, first to last.
     pub steps: Vec<Step>,
+    /// Added to each stored number.
+    pub offset: f64,
 }
 
 /// A step from a stored tensor to a parameter.

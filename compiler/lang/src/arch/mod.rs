@@ -78,6 +78,8 @@ pub struct Model {
     pub arch: Arch,
     /// What it computes.
     pub program: Program,
+    /// The checkpoint format that the bindings are of: `hf`, `gguf`.
+    pub format: String,
     /// Where each parameter lies in a checkpoint, in the order of [`Arch::parameters`].
     pub bindings: Vec<Binding>,
     /// Patterns of checkpoint names that are no parameter: `*` one component, `**` any number (see [`matches_pattern`]).
@@ -192,7 +194,7 @@ pub fn elaborate(spec: &Spec, options: &ElaborateOptions) -> Result<Model, Repor
     if !diagnostics.is_empty() {
         return fail(diagnostics);
     }
-    Ok(Model { arch, program, bindings: bound.bindings, ignore: bound.ignore })
+    Ok(Model { arch, program, format: format.to_owned(), bindings: bound.bindings, ignore: bound.ignore })
 }
 
 const NOTE: &str = "correct the number, or say in a `note` why it is another than the wiring's";

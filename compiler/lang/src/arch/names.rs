@@ -321,7 +321,9 @@ impl<'a> Binder<'a> {
                 }
             },
         };
-        (Binding { names, shape, steps }, matches.last().map(|m| m.rule.span))
+        let offset = matches.iter().flat_map(|m| &m.rule.targets).map(|t| t.offset).find(|offset| *offset != 0.0);
+        let offset = offset.unwrap_or_default();
+        (Binding { names, shape, steps, offset }, matches.last().map(|m| m.rule.span))
     }
 }
 

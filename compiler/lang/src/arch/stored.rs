@@ -1,5 +1,5 @@
 //! Stored tensors that hold a parameter otherwise than as wired: transposed, stacked, one part after another, pieces of parts in turn, or with
-//! more of a dimension behind it.
+//! more of a dimension behind it; or with the two halves of each piece in turn.
 
 use std::sync::Arc;
 
@@ -33,6 +33,7 @@ impl<'a> Binder<'a> {
         // The first words that are no dimension of the parameter are stacks, as many as it lacks.
         let mut n_stacks = (layout.len() - n_ones).saturating_sub(rank);
         let (mut shape, mut parts, mut stacked, mut perm) = (Vec::new(), Vec::new(), Vec::new(), vec![None; rank]);
+        let mut paired = Vec::new();
         // What is left of the shape once the stacks are gone.
         let mut now = Vec::new();
         // What `*` in the name stands for is no element.
@@ -58,6 +59,19 @@ impl<'a> Binder<'a> {
             }
             let d = single(dim).or_else(|| free.next()).ok_or("more dimensions than the parameter has")?;
             perm[d] = Some(kept);
+            if dim.pairs {
+                let n = parameter.shape[d];
+                let times = self.times(dim, &[n])?;
+                if !n.is_multiple_of(2 * times) {
+                    return Err(format!("{n} elements do not make {times} pieces of two halves"));
+                }
+                paired.push((kept, times));
+            } else if let (1, Some(times)) = (dim.parts.len(), &dim.times) {
+                return Err(format!(
+                    "`{times}` times one part is that part: write `{times} * pairs({})`, or the part alone",
+                    dim.parts[0]
+                ));
+            }
             if dim.parts.len() == 1 {
                 shape.push(parameter.shape[d]);
                 now.push(parameter.shape[d]);
@@ -78,6 +92,9 @@ impl<'a> Binder<'a> {
         let mut steps: Vec<Step> = leads.chain(stacked).collect();
         for part in parts {
             part.steps(&mut now, &mut steps);
+        }
+        for (dim, times) in paired {
+            halves(dim, times, &now, &mut steps);
         }
         if perm.iter().enumerate().any(|(i, p)| i != *p) {
             steps.push(Step::Transpose { perm });
@@ -168,6 +185,17 @@ impl Part {
     }
 }
 
+/// Puts the halves of each of so many pieces one after another, of which the stored dimension has an element each in turn.
+fn halves(dim: usize, times: u64, now: &[u64], steps: &mut Vec<Step>) {
+    let mut nested = now.to_vec();
+    nested.splice(dim..=dim, [times, now[dim] / (2 * times), 2]);
+    let mut perm: Vec<usize> = (0..nested.len()).collect();
+    perm.swap(dim + 1, dim + 2);
+    steps.push(Step::Reshape { shape: nested });
+    steps.push(Step::Transpose { perm });
+    steps.push(Step::Reshape { shape: now.to_vec() });
+}
+
 /// The summands of a key in the order of the labels. A label is the last component in which the summands differ, or its beginning.
 fn part_order(labels: &[Arc<str>], keys: &[Arc<str>]) -> Result<Vec<usize>, String> {
     if labels.len() != keys.len() {
@@ -195,4 +223,52 @@ fn part_order(labels: &[Arc<str>], keys: &[Arc<str>]) -> Result<Vec<usize>, Stri
         order.push(part);
     }
     Ok(order)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::arch::testing::{card, expand};
+    use crate::arch::{Binding, ElaborateOptions, Step};
+    use crate::diagnostic::Code;
+
+    /// What `rule` binds `q.weight` [6, 4] to, in a model with a `gain` [6].
+    fn bound(rule: &str) -> Result<Vec<Binding>, Vec<Code>> {
+        let wiring = "q(x) { weight = param[6, width(x)] gain = param[6] return gain * einsum('ni,oi->no', x, weight) }
+            model(x: f32[tokens, 4]) { return {y: q(x)} }";
+        let text = card(&format!("sizes: {{}}\nnames: {{gguf: {{{rule}}}}}\n"), wiring);
+        let options = ElaborateOptions { format: "gguf".into(), ..ElaborateOptions::default() };
+        let codes = |report: crate::diagnostic::Report| report.diagnostics.iter().map(|d| d.code).collect();
+        expand(&text, &options).map(|model| model.bindings).map_err(codes)
+    }
+
+    #[test]
+    fn halves_in_turn_and_numbers_added() {
+        let found = bound("q.weight: \"a[in, 3 * pairs(out)]\", gain: \"b[pairs(out)] - 1\"")
+            .unwrap_or_else(|e| panic!("{e:?}"));
+        let of = |name: &str| found.iter().find(|b| b.names[0].ends_with(name)).unwrap_or_else(|| panic!("{found:?}"));
+        let gain = [
+            Step::Reshape { shape: vec![1, 3, 2] },
+            Step::Transpose { perm: vec![0, 2, 1] },
+            Step::Reshape { shape: vec![6] },
+        ];
+        assert_eq!((&of("b").shape[..], &of("b").steps[..], of("b").offset), (&[6][..], &gain[..], -1.0));
+        let weight = [
+            Step::Reshape { shape: vec![4, 3, 1, 2] },
+            Step::Transpose { perm: vec![0, 1, 3, 2] },
+            Step::Reshape { shape: vec![4, 6] },
+            Step::Transpose { perm: vec![1, 0] },
+        ];
+        assert_eq!((&of("a").shape[..], &of("a").steps[..], of("a").offset), (&[4, 6][..], &weight[..], 0.0));
+    }
+
+    #[test]
+    fn pieces_that_have_no_halves_are_refused() {
+        for rule in [
+            "q.weight: \"a[2 * pairs(out), in]\"",
+            "q.weight: \"a[4 * pairs(out), in]\"",
+            "q.weight: \"a[3 * (out), in]\"",
+        ] {
+            assert_eq!(bound(rule), Err(vec![Code::NameParts]), "{rule}");
+        }
+    }
 }

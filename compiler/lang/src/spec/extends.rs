@@ -161,7 +161,7 @@ pub(super) fn merge(card: &Node, base: &Node) -> Node {
     let mut entries = own.clone();
     for (key, node) in &mut entries {
         let depth = match &*key.text {
-            "sizes" | "assumes" | "tiny" => 1,
+            "sizes" | "assumes" | "tiny" | "gguf" => 1,
             "names" => 2,
             _ => 0,
         };
@@ -176,7 +176,7 @@ pub(super) fn merge(card: &Node, base: &Node) -> Node {
         let mut node = node.clone();
         // Where the sizes lie in a config is the same; which config it is for is not.
         if let (true, NodeKind::Map(entries)) = (&*key.text == "matches", &mut node.kind) {
-            entries.retain(|(k, _)| &*k.text != "model_type");
+            entries.retain(|(k, _)| !["model_type", "gguf", "gguf_keys"].contains(&&*k.text));
         }
         entries.push((key.clone(), node));
     }

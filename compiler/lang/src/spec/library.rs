@@ -95,6 +95,12 @@ impl Library {
         if self.first.is_empty() { self.cards().collect() } else { self.first.iter().map(String::as_str).collect() }
     }
 
+    /// The names of the cards, those of the library's own folder first.
+    pub(super) fn in_order(&self) -> impl Iterator<Item = &str> {
+        let rest = self.cards().filter(|name| !self.first.iter().any(|first| first == name));
+        self.first.iter().map(String::as_str).chain(rest)
+    }
+
     /// The text of a card.
     pub fn card_text(&self, name: &str) -> Option<&str> {
         self.cards.get(name).map(String::as_str)
@@ -229,7 +235,8 @@ fn match_keys(text: &str) -> Vec<String> {
     matched(text, "keys")
 }
 
-fn matched(text: &str, key: &str) -> Vec<String> {
+/// What a card's `matches` has under a key: one, or a list.
+pub(super) fn matched(text: &str, key: &str) -> Vec<String> {
     let Some(root) = parse_yaml(text, 0, &mut Vec::new()) else { return Vec::new() };
     let NodeKind::Map(entries) = &root.kind else { return Vec::new() };
     let matches = entries.iter().find(|(k, _)| &*k.text == "matches").map(|(_, n)| n.datum());

@@ -9,6 +9,7 @@
 
 pub mod ast;
 mod extends;
+mod gguf;
 mod library;
 mod names;
 mod paths;
@@ -22,6 +23,7 @@ mod yaml_to_spec;
 
 use std::sync::Arc;
 
+pub use self::gguf::{Facts, GgufPlace, gguf_config, pick_gguf_card};
 pub use self::library::{Library, load_card, pick_card};
 pub use self::names::{NameRule, Names, StoredDim, Target};
 pub use self::published::{ActiveCounts, Count, Published};
@@ -53,6 +55,8 @@ pub struct Spec {
     pub sizes: Vec<Size>,
     /// Config keys whose other values would change the result: key, value, place.
     pub assumes: Vec<(Key, Datum)>,
+    /// Config keys, and where GGUF files have their values, first found wins.
+    pub gguf: Vec<(Key, Vec<GgufPlace>)>,
     /// Sizes of its tiny model, where they are not left to be derived: key, value.
     pub tiny: Vec<(Key, Datum)>,
     /// The equations.
@@ -87,6 +91,10 @@ pub struct Matches {
     pub model_type: Vec<Arc<str>>,
     /// Keys by which a config without a `model_type` is known: it has all of them.
     pub keys: Vec<Arc<str>>,
+    /// Values of `general.architecture` in GGUF files.
+    pub gguf: Vec<Arc<str>>,
+    /// Keys that such a file has besides, where another card serves those without them.
+    pub gguf_keys: Vec<Arc<str>>,
     /// Key of the config under which the sizes lie.
     pub under: Option<Arc<str>>,
     /// Whether they may lie at the top too.

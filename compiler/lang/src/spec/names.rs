@@ -35,7 +35,7 @@ pub struct NameRule {
 }
 
 /// What replaces a match.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Target {
     /// The name.
     pub name: Arc<str>,
@@ -43,15 +43,19 @@ pub struct Target {
     pub absolute: bool,
     /// `[in, q | k | v]`: the stored tensor's dimensions.
     pub layout: Option<Vec<StoredDim>>,
+    /// `- 1`: added to each stored number.
+    pub offset: f64,
 }
 
-/// A dimension of a stored tensor as written: `in`, `in..`, `q | k | v`, `heads * (q | k | v)`.
+/// A dimension of a stored tensor as written: `in`, `in..`, `q | k | v`, `heads * (q | k | v)`, `heads * pairs(out)`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredDim {
     /// How many times the parts follow one another, each time a piece of each: a size, or a number.
     pub times: Option<Arc<str>>,
     /// A label, or the parts in the order in which they are stored.
     pub parts: Vec<Arc<str>>,
+    /// `pairs(out)`: of each piece, an element of the first half and one of the second in turn.
+    pub pairs: bool,
     /// `out..`: the stored tensor may have more elements of it, of which the first are taken.
     pub leading: bool,
 }
@@ -158,6 +162,12 @@ fn rule(
                 .push(Diagnostic::new(Code::NamePattern, format!("the name `{text}` {why}"), at).label("not a name")),
         }
     }
+    if targets.iter().any(|t: &Target| t.offset != targets[0].offset) {
+        diagnostics.push(
+            Diagnostic::new(Code::NamePattern, "names that are tried in order add different numbers", value.span)
+                .label("expected the same behind each name"),
+        );
+    }
     names.rules.push(NameRule { within: within.to_vec(), keys, targets, span });
 }
 
@@ -177,8 +187,9 @@ fn check_pattern(pattern: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// `/name[a, b | c]`.
+/// `/name[a, b | c] - 1`.
 fn target(text: &str) -> Result<Target, &'static str> {
+    let (text, offset) = offset(text)?;
     let (name, layout) = match text.split_once('[') {
         Some((name, rest)) => {
             let inside = rest.trim_end().strip_suffix(']').ok_or("has a `[` without its `]`")?;
@@ -193,27 +204,45 @@ fn target(text: &str) -> Result<Target, &'static str> {
     if name.split('.').any(str::is_empty) {
         return Err("has an empty component");
     }
-    Ok(Target { name: name.into(), absolute, layout })
+    Ok(Target { name: name.into(), absolute, layout, offset })
 }
 
-/// `a`, `a..`, `a | b` or `n * (a | b)`.
+/// What stands before ` + NUMBER` or ` - NUMBER`, and that number; 0 without.
+fn offset(text: &str) -> Result<(&str, f64), &'static str> {
+    let signs = [(" - ", -1.0), (" + ", 1.0)];
+    let found = signs.iter().find_map(|(sign, factor)| Some((text.rsplit_once(sign)?, factor)));
+    let Some(((name, number), factor)) = found else { return Ok((text, 0.0)) };
+    let number = number.trim().parse::<f64>().ok().filter(|x| x.is_finite() && *x >= 0.0);
+    let number = number.ok_or("has a `+` or `-` without a number behind it, as in `norm.weight - 1`")?;
+    Ok((name.trim_end(), factor * number))
+}
+
+/// `a`, `a..`, `a | b`, `n * (a | b)`, `pairs(a)` or `n * pairs(a)`.
 fn stored_dim(text: &str) -> Result<StoredDim, &'static str> {
     let (text, leading) = match text.trim_end().strip_suffix("..") {
         Some(label) => (label, true),
         None => (text, false),
     };
-    if leading && (text.contains(['|', '*']) || text.trim() == "1") {
+    if leading && (text.contains(['|', '*', '(']) || text.trim() == "1") {
         return Err("has `..` behind what is no label: the leading part is taken of a whole dimension, as in `out..`");
     }
     let (times, parts) = match text.split_once('*') {
-        Some((times, rest)) => {
-            let inside = rest.trim().strip_prefix('(').and_then(|r| r.strip_suffix(')'));
-            let inside = inside.ok_or("has a `*` without parts in parentheses behind it, as in `n * (a | b)`")?;
-            (Some(Arc::from(times.trim())), inside)
+        Some((times, rest)) => (Some(Arc::from(times.trim())), rest.trim()),
+        None => (None, text.trim()),
+    };
+    let inside = |begin: &str| parts.strip_prefix(begin).and_then(|rest| rest.strip_suffix(')'));
+    let (parts, pairs) = match (inside("pairs("), inside("("), &times) {
+        (Some(inside), ..) => (inside, true),
+        (None, Some(inside), Some(_)) => (inside, false),
+        (None, None, Some(_)) => {
+            return Err("has a `*` without parts in parentheses behind it, as in `n * (a | b)` or `n * pairs(a)`");
         }
-        None => (None, text),
+        (None, _, None) => (parts, false),
     };
     let parts: Vec<Arc<str>> = parts.split('|').map(|p| Arc::from(p.trim())).collect();
+    if pairs && parts.len() > 1 {
+        return Err("has pairs of several parts, where one dimension is expected, as in `n * pairs(out)`");
+    }
     if parts.iter().chain(&times).any(|p| p.is_empty()) {
         return Err("has a dimension without a label");
     }
@@ -223,7 +252,7 @@ fn stored_dim(text: &str) -> Result<StoredDim, &'static str> {
     if parts.iter().chain(&times).any(|p| p.contains("..")) {
         return Err("has `..` where it is not the end of a dimension");
     }
-    Ok(StoredDim { times, parts, leading })
+    Ok(StoredDim { times, parts, pairs, leading })
 }
 
 #[cfg(test)]
@@ -256,7 +285,14 @@ mod tests {
         let (names, diagnostics) = parse("q + k: 'c[n * (q | k), in]'\n");
         assert_eq!(diagnostics, []);
         let dim = names.rules[0].targets[0].layout.as_ref().map(|l| l[0].clone()).expect("it has a layout");
-        assert_eq!((dim.times.as_deref(), dim.parts.len()), (Some("n"), 2));
+        assert_eq!((dim.times.as_deref(), dim.parts.len(), dim.pairs), (Some("n"), 2, false));
+        let (names, diagnostics) = parse("q: 'c[n * pairs(out), in] - 1'\nk: [a + 0.5, b-1 + 0.5]\n");
+        assert_eq!(diagnostics, []);
+        let target = &names.rules[0].targets[0];
+        let dim = target.layout.as_ref().map(|l| l[0].clone()).expect("it has a layout");
+        assert_eq!((dim.times.as_deref(), &*dim.parts[0], dim.pairs, target.offset), (Some("n"), "out", true, -1.0));
+        let said: Vec<(&str, f64)> = names.rules[1].targets.iter().map(|t| (&*t.name, t.offset)).collect();
+        assert_eq!(said, [("a", 0.5), ("b-1", 0.5)]);
     }
 
     #[test]
@@ -270,6 +306,12 @@ mod tests {
             ("q + k: 'c[n * q | k]'", Code::NamePattern),
             ("q + k: 'c[* (q | k)]'", Code::NamePattern),
             ("q + k: 'c[n * (q | (k))]'", Code::NamePattern),
+            ("q: 'c[n * pairs(a | b)]'", Code::NamePattern),
+            ("q: 'c[pairs(out)..]'", Code::NamePattern),
+            ("q: 'c[pairs()]'", Code::NamePattern),
+            ("q: c - one", Code::NamePattern),
+            ("q: c - -1", Code::NamePattern),
+            ("q: [c - 1, d]", Code::NamePattern),
             ("q: 'c[..]'", Code::NamePattern),
             ("q: 'c[..out]'", Code::NamePattern),
             ("q: 'c[1.., out]'", Code::NamePattern),

@@ -8,15 +8,28 @@ use std::sync::Arc;
 
 use super::ast::Item;
 use super::extends::{Link, chain, merge, merge_items};
+use super::gguf;
 use super::names::parse_names;
 use super::tree::{Datum, Key, Node, NodeKind};
 use super::xf_to_spec::{Origin, parse_items};
 use super::{ActiveCounts, Count, Library, Matches, Place, Published, Size, Spec, paths};
 use crate::diagnostic::{Code, Diagnostic, Report, Span, did_you_mean};
 
-const KEYS: &[&str] =
-    &["xfc", "name", "extends", "source", "matches", "published", "sizes", "assumes", "tiny", "wiring", "names"];
-const MATCHES_KEYS: &[&str] = &["model_type", "keys", "under", "optional"];
+const KEYS: &[&str] = &[
+    "xfc",
+    "name",
+    "extends",
+    "source",
+    "matches",
+    "published",
+    "sizes",
+    "assumes",
+    "gguf",
+    "tiny",
+    "wiring",
+    "names",
+];
+const MATCHES_KEYS: &[&str] = &["model_type", "keys", "gguf", "gguf_keys", "under", "optional"];
 const PUBLISHED_KEYS: &[&str] =
     &["model", "part", "parameters", "active", "active_counts", "cache_bytes_per_token", "note"];
 const SIZE_KEYS: &[&str] = &["example", "default", "optional", "list", "from"];
@@ -170,6 +183,7 @@ impl Reader {
         let published = entry(entries, "published").and_then(|(_, n)| self.published(n));
         let sizes = entry(entries, "sizes").map(|(_, n)| self.sizes(n)).unwrap_or_default();
         let assumes = entry(entries, "assumes").map(|(_, n)| self.values(n, "assumes")).unwrap_or_default();
+        let gguf = entry(entries, "gguf").map(|(_, n)| gguf::parse(n, &mut self.diagnostics)).unwrap_or_default();
         let tiny = entry(entries, "tiny").map(|(_, n)| self.values(n, "tiny")).unwrap_or_default();
         let names = entry(entries, "names").map(|(_, n)| self.names(n)).unwrap_or_default();
         let (wiring, wiring_span) = wiring?;
@@ -183,6 +197,7 @@ impl Reader {
             published,
             sizes,
             assumes,
+            gguf,
             tiny,
             wiring,
             wiring_span,
@@ -196,23 +211,24 @@ impl Reader {
         let Some(entries) = self.map(node, "matches") else { return Matches::default() };
         self.known(entries, MATCHES_KEYS, "`matches`");
         let mut matches = Matches::default();
-        match entry(entries, "model_type").map(|(_, n)| n) {
-            Some(Node { kind: NodeKind::List(items), .. }) => {
-                matches.model_type = items.iter().filter_map(|n| self.string(n, "model_type")).collect();
-            }
-            Some(node) => matches.model_type.extend(self.string(node, "model_type")),
-            None => {}
-        }
-        matches.keys = match entry(entries, "keys").map(|(_, n)| n) {
-            Some(Node { kind: NodeKind::List(items), .. }) => {
-                items.iter().filter_map(|n| self.string(n, "keys")).collect()
-            }
-            Some(node) => self.string(node, "keys").into_iter().collect(),
-            None => Vec::new(),
-        };
+        matches.model_type = self.strings(entries, "model_type");
+        matches.keys = self.strings(entries, "keys");
+        matches.gguf = self.strings(entries, "gguf");
+        matches.gguf_keys = self.strings(entries, "gguf_keys");
         matches.under = entry(entries, "under").and_then(|(_, n)| self.string(n, "under"));
         matches.optional = self.flag(entries, "optional");
         matches
+    }
+
+    /// One string, or a list of them.
+    fn strings(&mut self, entries: &Entries, key: &str) -> Vec<Arc<str>> {
+        match entry(entries, key).map(|(_, n)| n) {
+            Some(Node { kind: NodeKind::List(items), .. }) => {
+                items.iter().filter_map(|n| self.string(n, key)).collect()
+            }
+            Some(node) => self.string(node, key).into_iter().collect(),
+            None => Vec::new(),
+        }
     }
 
     fn flag(&mut self, entries: &Entries, key: &str) -> bool {
