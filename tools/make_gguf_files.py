@@ -22,7 +22,7 @@ except ImportError as error:
 # Case, architecture of the file.
 CASES = {
     "gpt2": MODEL_ARCH.GPT2, "llama2": MODEL_ARCH.LLAMA, "llama3": MODEL_ARCH.LLAMA, "llama3_2_tied": MODEL_ARCH.LLAMA,
-    "mixtral": MODEL_ARCH.LLAMA, "phi3": MODEL_ARCH.PHI3, "qwen2": MODEL_ARCH.QWEN2, "qwen3": MODEL_ARCH.QWEN3,
+    "mixtral": MODEL_ARCH.LLAMA, "phi3": MODEL_ARCH.PHI3, "phi3_longrope": MODEL_ARCH.PHI3, "qwen2": MODEL_ARCH.QWEN2, "qwen3": MODEL_ARCH.QWEN3,
     "qwen3_moe": MODEL_ARCH.QWEN3MOE, "gemma2": MODEL_ARCH.GEMMA2, "gemma3": MODEL_ARCH.GEMMA3,
 }
 
@@ -65,6 +65,9 @@ def metadata(config, arch, heads):
         if full.get("rope_type") in ("linear", "yarn"):
             said[Keys.Rope.SCALING_TYPE.format(arch=name)] = full["rope_type"]
             said[Keys.Rope.SCALING_FACTOR.format(arch=name)] = float(full["factor"])
+    if arch == MODEL_ARCH.PHI3:
+        trained = full.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
+        said[Keys.Rope.SCALING_ORIG_CTX_LEN.format(arch=name)] = trained or config["max_position_embeddings"]
     if "sliding_attention" in rope:
         said[Keys.Rope.FREQ_BASE_SWA.format(arch=name)] = float(rope["sliding_attention"]["rope_theta"])
     return said
@@ -125,6 +128,9 @@ def tensors(case, config, arch, heads, stored):
         if name is None:
             sys.exit(f"{case}: the package has no name for {forms}")
         made.append({"name": name, "from": [numbered[i] for i in sorted(numbered)], "stacked": True})
+    for kind, key in ((gguf.MODEL_TENSOR.ROPE_FACTORS_LONG, "long_factor"), (gguf.MODEL_TENSOR.ROPE_FACTORS_SHORT, "short_factor")):
+        if factors := (config.get("rope_parameters") or {}).get(key):
+            made.append({"name": gguf.TENSOR_NAMES[kind] + ".weight", "numbers": factors})
     if (config.get("rope_parameters") or {}).get("rope_type") == "llama3":
         made.append({"name": gguf.TENSOR_NAMES[gguf.MODEL_TENSOR.ROPE_FREQS] + ".weight", "numbers": frequency_factors(config, heads)})
     return made
@@ -140,6 +146,14 @@ def main():
         stored = [t["name"] for t in json.loads((folder / "params.json").read_text())["tensors"]]
         heads = config.get("num_attention_heads") or config["n_head"]
         files[case] = {"metadata": metadata(config, arch, heads), "tensors": tensors(case, config, arch, heads, stored)}
+    # A trained model of the repository, whose tensors the file of its checkpoint lists.
+    folder = Path(__file__).parent.parent / "examples/demo/dense"
+    config = json.loads((folder / "config.json").read_text())
+    with open(folder / "model.safetensors", "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    stored, heads = [name for name in header if name != "__metadata__"], config["num_attention_heads"]
+    described = tensors("demo", config, MODEL_ARCH.LLAMA, heads, stored)
+    files["demo"] = {"metadata": metadata(config, MODEL_ARCH.LLAMA, heads), "tensors": described}
     lines = [f"{json.dumps(case)}: {json.dumps(file)}" for case, file in files.items()]
     Path(sys.argv[2]).write_text("{\n" + ",\n".join(lines) + "\n}\n")
 

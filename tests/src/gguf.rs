@@ -88,6 +88,32 @@ impl Writer {
         self.n_tensors += 1;
     }
 
+    /// Adds a tensor that `files.json` describes, of the numbers of those that it is made of.
+    pub fn reordered(&mut self, tensor: &Value, shape: &[usize], kind: Kind, values: Vec<f32>) -> Result<()> {
+        let name = tensor["name"].as_str().ok_or("a tensor without a name")?;
+        let (mut shape, mut values) = (shape.to_vec(), values);
+        if tensor["transposed"] == true {
+            let (rows, columns) = (shape[0], shape[1]);
+            values = (0..rows * columns).map(|i| values[i % rows * columns + i / rows]).collect();
+            shape.swap(0, 1);
+        }
+        if let Some(pieces) = tensor["pairs"].as_u64() {
+            values = in_turn(&values, shape[0], pieces as usize);
+        }
+        if let Some(added) = tensor["plus"].as_f64() {
+            values.iter_mut().for_each(|x| *x += added as f32);
+        }
+        self.tensor(name, &shape, kind, &values);
+        Ok(())
+    }
+
+    /// Adds a list of f32, whatever their values.
+    pub fn floats(&mut self, key: &str, values: &[f32]) {
+        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let list = [&6u32.to_le_bytes()[..], &(values.len() as u64).to_le_bytes(), &bytes].concat();
+        self.entries.push([&text(key)[..], &9u32.to_le_bytes(), &list].concat());
+    }
+
     /// The file.
     pub fn bytes(&self) -> Vec<u8> {
         let n_entries = self.entries.len() as u64;
@@ -141,19 +167,8 @@ pub fn file(case: &Case, described: &Value, kind: impl Fn(&[usize]) -> Kind) -> 
         if tensor["stacked"] == true {
             shape.insert(0, from.len());
         }
-        if tensor["transposed"] == true {
-            let (rows, columns) = (shape[0], shape[1]);
-            values = (0..rows * columns).map(|i| values[i % rows * columns + i / rows]).collect();
-            shape.swap(0, 1);
-        }
-        if let Some(pieces) = tensor["pairs"].as_u64() {
-            values = in_turn(&values, shape[0], pieces as usize);
-        }
-        if let Some(added) = tensor["plus"].as_f64() {
-            values.iter_mut().for_each(|x| *x += added as f32);
-        }
         let kind = if shape.len() > 1 { kind(&shape) } else { Kind::F32 };
-        writer.tensor(name, &shape, kind, &values);
+        writer.reordered(tensor, &shape, kind, values)?;
     }
     Ok(writer)
 }

@@ -35,6 +35,7 @@ fn survey(name: &str, args: &CompareArgs) -> Result<Survey> {
         target: Vec::new(),
         dtype: DTypeArg::F32,
         models: args.models.clone(),
+        gguf: None,
         skip_pass: Vec::new(),
     };
     let loaded = see::load(name, &model)?;

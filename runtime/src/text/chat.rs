@@ -1,10 +1,12 @@
 //! The checkpoint's chat template: messages to the text that the model was trained on.
 //!
-//! Read from `chat_template.jinja`, else from `tokenizer_config.json`. Templates are written for Python's jinja2 as Hugging Face transformers sets it up: blocks
+//! Read from `chat_template.jinja`, else from `tokenizer_config.json`; or from a GGUF file. Templates are written for Python's jinja2 as Hugging Face transformers sets it up: blocks
 //! trimmed, loop controls, Python's string and dictionary methods, `raise_exception`, `strftime_now`, `tojson` without HTML escapes.
 
+use super::gguf::TextFile;
 use super::time;
 use crate::error::{Result, RuntimeError};
+use crate::gguf::is_gguf_file;
 use minijinja::value::Kwargs;
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value};
 use serde::Serialize;
@@ -41,11 +43,15 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// The template of a checkpoint folder, or `None` where it has none.
+    /// The template of a checkpoint folder or a GGUF file, or `None` where it has none.
     ///
     /// # Errors
     /// It cannot be read or is not a template.
     pub fn open(folder: &Path) -> Result<Option<Self>> {
+        if is_gguf_file(folder) {
+            let found = TextFile::open(folder)?.template();
+            return found.map(|(source, tokens)| Self::new(&source, tokens, folder.display().to_string())).transpose();
+        }
         let config_path = folder.join("tokenizer_config.json");
         let config = read_json(&config_path)?.unwrap_or(Json::Null);
         let file = folder.join("chat_template.jinja");

@@ -1,5 +1,6 @@
 //! Between people and tokens: tokenizer, chat template, end tokens, sampler.
 
+mod gguf;
 pub mod tokenizer;
 pub mod chat;
 pub mod settings;

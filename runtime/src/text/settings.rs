@@ -1,16 +1,22 @@
-//! What a checkpoint folder says about generating and embedding: first and end tokens, pooling, length.
+//! What a checkpoint folder or a GGUF file says about generating and embedding: first and end tokens, pooling, length.
 
 use super::chat::read_json;
+use super::gguf::TextFile;
 use crate::embed::{EmbedSettings, Pooling};
 use crate::error::{Result, RuntimeError};
+use crate::gguf::is_gguf_file;
 use serde_json::Value as Json;
 use std::path::Path;
 
-/// Tokens that end a text: `eos_token_id` of `generation_config.json`, else of `config.json`; none where neither says.
+/// Tokens that end a text: `eos_token_id` of `generation_config.json`, else of `config.json`; none where neither says. Of a GGUF file its end
+/// tokens of texts, turns and messages.
 ///
 /// # Errors
 /// A file is there but cannot be read.
 pub fn stop_ids(folder: &Path) -> Result<Vec<u32>> {
+    if is_gguf_file(folder) {
+        return Ok(TextFile::open(folder)?.stop_ids());
+    }
     for name in ["generation_config.json", "config.json"] {
         let Some(config) = read_json(&folder.join(name))? else { continue };
         let here = config.get("eos_token_id").filter(|value| !value.is_null());
@@ -28,6 +34,9 @@ pub fn stop_ids(folder: &Path) -> Result<Vec<u32>> {
 /// # Errors
 /// A file is there but cannot be read.
 pub fn start_ids(folder: &Path) -> Result<Vec<u32>> {
+    if is_gguf_file(folder) {
+        return Ok(Vec::new());
+    }
     let mut configs = Vec::new();
     for name in ["generation_config.json", "config.json"] {
         configs.extend(read_json(&folder.join(name))?);
@@ -42,6 +51,9 @@ pub fn start_ids(folder: &Path) -> Result<Vec<u32>> {
 /// # Errors
 /// A file is there but cannot be read.
 pub fn suppressed_ids(folder: &Path) -> Result<Vec<u32>> {
+    if is_gguf_file(folder) {
+        return Ok(Vec::new());
+    }
     for name in ["generation_config.json", "config.json"] {
         let Some(config) = read_json(&folder.join(name))? else { continue };
         let list = |key: &str| config.get(key).and_then(Json::as_array).cloned().unwrap_or_default();
@@ -63,6 +75,9 @@ pub fn suppressed_ids(folder: &Path) -> Result<Vec<u32>> {
 /// # Errors
 /// A file cannot be read, or asks for a module or pooling that is not supported.
 pub fn embed_settings(folder: &Path) -> Result<Option<EmbedSettings>> {
+    if is_gguf_file(folder) {
+        return Ok(None);
+    }
     let path = folder.join("modules.json");
     let Some(modules) = read_json(&path)? else { return Ok(None) };
     let refuse = |problem: String| {

@@ -1,6 +1,8 @@
-//! Text to token ids and back, as the checkpoint's `tokenizer.json` says.
+//! Text to token ids and back, as the checkpoint's `tokenizer.json` or a GGUF file says.
 
+use super::gguf::TextFile;
 use crate::error::{Result, RuntimeError};
+use crate::gguf::is_gguf_file;
 use serde_json::Value as Json;
 use std::path::{Path, PathBuf};
 use tokenizers::TruncationParams;
@@ -34,11 +36,15 @@ pub struct Encoded {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`: the file, or the one in a folder.
+    /// Reads `tokenizer.json`: the file, or the one in a folder; or what a GGUF file holds.
     ///
     /// # Errors
     /// There is none, or it cannot be read.
     pub fn open(path: &Path) -> Result<Self> {
+        if is_gguf_file(path) {
+            let inner = TextFile::open(path)?.tokenizer()?;
+            return Ok(Self { inner, path: path.display().to_string() });
+        }
         let file: PathBuf = if path.is_dir() { path.join("tokenizer.json") } else { path.to_owned() };
         let bytes = std::fs::read(&file).map_err(|source| match source.kind() {
             std::io::ErrorKind::NotFound => RuntimeError::input(

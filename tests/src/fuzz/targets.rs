@@ -142,6 +142,14 @@ pub fn gguf(data: &[u8]) {
     if std::fs::write(file.path(), data).is_err() {
         return;
     }
+    match Tokenizer::open(file.path()) {
+        Ok(tokenizer) => {
+            let _ = tokenizer.encode("to be, or not to be: é", SpecialTokens::Add).map(|e| tokenizer.decode(&e.ids));
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+    let _ = ChatTemplate::open(file.path()).map_err(|error| assert!(!error.to_string().is_empty()));
+    let _ = stop_ids(file.path()).map_err(|error| assert!(!error.to_string().is_empty()));
     match Checkpoint::open(file.path()) {
         Ok(checkpoint @ Checkpoint::Stored(_)) => {
             let Checkpoint::Stored(stored) = &checkpoint else { return };

@@ -157,15 +157,27 @@ fn gguf() -> Result<()> {
     let mut small = Writer::default();
     small.value("general.architecture", &json!("llama"))?;
     small.value("llama.rope.freq_base", &json!(0.5))?;
-    small.value("tokenizer.ggml.tokens", &json!(["<s>", "a", "b"]))?;
-    small.value("tokenizer.ggml.scores", &json!([0.5, -1.5]))?;
+    small.value("tokenizer.ggml.model", &json!("llama"))?;
+    small.value("tokenizer.ggml.tokens", &json!(["<s>", "▁", "t", "▁t", "<u>"]))?;
+    small.floats("tokenizer.ggml.scores", &[0.0, -1.0, -2.0, -3.0, 0.0]);
+    small.value("tokenizer.ggml.token_type", &json!([3, 1, 1, 1, 4]))?;
+    small.value("tokenizer.ggml.bos_token_id", &json!(0))?;
+    small.value(
+        "tokenizer.chat_template",
+        &json!("{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"),
+    )?;
+    let mut pairs = Writer::default();
+    pairs.value("tokenizer.ggml.model", &json!("gpt2"))?;
+    pairs.value("tokenizer.ggml.pre", &json!("llama-bpe"))?;
+    pairs.value("tokenizer.ggml.tokens", &json!(["t", "o", "to", "Ġ", "<|im_end|>"]))?;
+    pairs.value("tokenizer.ggml.merges", &json!(["t o", "Ġ to"]))?;
     small.tensor("token_embd.weight", &[2, 32], Kind::Q8_0, &[0.5; 64]);
     small.tensor("rope_freqs.weight", &[2], Kind::F32, &[1.0, 8.0]);
     let case = Case::load("llama2")?;
     let whole = file(&case, &gguf_files()?["llama2"], |_| Kind::F16)?;
     let mut blocks = std::fs::read(repository().join("tests/reference/gguf/blocks.gguf"))?;
     blocks.truncate(8192);
-    let corpus = [small.bytes(), whole.bytes()[..16 * 1024].to_vec(), blocks];
+    let corpus = [small.bytes(), pairs.bytes(), whole.bytes()[..16 * 1024].to_vec(), blocks];
     let words = [
         "GGUF",
         "general.architecture",

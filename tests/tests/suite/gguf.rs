@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use safetensors::SafeTensors;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use xfc_check::gguf::facts;
 use xfc_check::subject::{Subject, run};
@@ -14,15 +15,19 @@ use xfc_lang::graph::DType;
 use xfc_lang::spec::{Library, load_card, parse_card};
 use xfc_lang::{ElaborateOptions, Model, elaborate, gguf_config, pick_gguf_card};
 use xfc_runtime::step::InputData;
+use xfc_runtime::text::settings::stop_ids;
+use xfc_runtime::text::tokenizer::{SpecialTokens, Tokenizer};
 use xfc_runtime::weights::{BlockFormat, Checkpoint};
 use xfc_tests::case::{Case, Layout};
+use xfc_tests::command::Shell;
 use xfc_tests::compare::{Precision, Tier, compare};
 use xfc_tests::compile::{Runner, load_from};
-use xfc_tests::gguf::{Kind, file, files};
+use xfc_tests::gguf::{Kind, Writer, file, files};
+use xfc_tests::model::card;
 use xfc_tests::{Result, repository};
 
 /// What a card is called that serves a case, where that is not its architecture's name.
-const SERVED: [(&str, &str); 11] = [
+const SERVED: [(&str, &str); 12] = [
     ("gemma2", "Gemma 2"),
     ("gemma3", "Gemma 3"),
     ("gpt2", "GPT-2"),
@@ -31,6 +36,7 @@ const SERVED: [(&str, &str); 11] = [
     ("llama3_2_tied", "Llama"),
     ("mixtral", "Mixtral"),
     ("phi3", "Phi-3"),
+    ("phi3_longrope", "Phi-3"),
     ("qwen2", "Qwen2"),
     ("qwen3", "Qwen3"),
     ("qwen3_moe", "Qwen3 MoE"),
@@ -72,7 +78,8 @@ fn logits(subject: &Subject<'_>, case: &Case) -> Result<Vec<f32>> {
 #[test]
 fn families_compute_what_another_implementation_does() -> Result<()> {
     let described = files()?;
-    assert_eq!(described.keys().map(String::as_str).collect::<Vec<_>>(), SERVED.map(|(case, _)| case));
+    let cases = described.keys().map(String::as_str).filter(|name| *name != "demo");
+    assert_eq!(cases.collect::<Vec<_>>(), SERVED.map(|(case, _)| case));
     for (name, card) in SERVED {
         let case = Case::load(name)?;
         let (_folder, path) = written(&case, &described[name], |_| Kind::F32)?;
@@ -158,8 +165,131 @@ fn every_column_names_every_parameter_of_the_released_model() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn pieces_are_cut_as_their_own_implementation_cuts_them() -> Result<()> {
+    let made: Value = serde_json::from_slice(&std::fs::read(repository().join("tests/reference/gguf/pieces.json"))?)?;
+    let mut writer = Writer::default();
+    writer.value("tokenizer.ggml.model", &json!("llama"))?;
+    for (key, list) in [("tokens", "tokens"), ("token_type", "types")] {
+        writer.value(&format!("tokenizer.ggml.{key}"), &made[list])?;
+    }
+    // Scores of special tokens are whole numbers.
+    let scores = made["scores"].as_array().ok_or("no scores")?.iter().filter_map(Value::as_f64);
+    writer.floats("tokenizer.ggml.scores", &scores.map(|x| x as f32).collect::<Vec<_>>());
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("pieces.gguf");
+    std::fs::write(&path, writer.bytes())?;
+    let tokenizer = Tokenizer::open(&path)?;
+    for case in made["texts"].as_array().ok_or("no texts")? {
+        let text = case["text"].as_str().ok_or("no text")?;
+        let ids = tokenizer.encode(text, SpecialTokens::AsWritten)?.ids;
+        assert_eq!(json!(ids), case["ids"], "{text:?}");
+        assert_eq!(tokenizer.decode(&ids)?, text);
+    }
+    Ok(())
+}
+
+/// The trained model of the repository as a GGUF file, tokenizer and all.
+fn demo() -> Result<Writer> {
+    let folder = repository().join("examples/demo/dense");
+    let bytes = std::fs::read(folder.join("model.safetensors"))?;
+    let (stored, described) = (SafeTensors::deserialize(&bytes)?, &files()?["demo"]);
+    let words: Value = serde_json::from_slice(&std::fs::read(folder.join("tokenizer.json"))?)?;
+    let vocabulary: BTreeMap<String, usize> = serde_json::from_value(words["model"]["vocab"].clone())?;
+    let mut tokens = vec![String::new(); vocabulary.len()];
+    vocabulary.into_iter().for_each(|(token, id)| tokens[id] = token);
+    let special = words["added_tokens"].as_array().ok_or("no added tokens")?;
+    let is_special = |token: &String| special.iter().any(|added| added["content"] == **token);
+    let types: Vec<u32> = tokens.iter().map(|token| if is_special(token) { 3 } else { 1 }).collect();
+    let merges = words["model"]["merges"].as_array().ok_or("no merges")?.iter().map(|merge| match merge {
+        Value::Array(two) => two.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" "),
+        one => one.as_str().unwrap_or_default().to_owned(),
+    });
+    let mut writer = Writer::default();
+    for (key, value) in described["metadata"].as_object().ok_or("no metadata")? {
+        writer.value(key, value)?;
+    }
+    for (key, value) in [
+        ("model", json!("gpt2")),
+        ("pre", json!("gpt-2")),
+        ("merges", json!(merges.collect::<Vec<_>>())),
+        ("token_type", json!(types)),
+        ("tokens", json!(tokens)),
+        ("eos_token_id", json!(0)),
+    ] {
+        writer.value(&format!("tokenizer.ggml.{key}"), &value)?;
+    }
+    for tensor in described["tensors"].as_array().ok_or("no tensors")? {
+        let view = stored.tensor(tensor["from"][0].as_str().unwrap_or_default())?;
+        let values: Vec<f32> =
+            view.data().as_chunks().0.iter().map(|x| half::bf16::from_le_bytes(*x).to_f32()).collect();
+        let kind = if view.shape().len() > 1 { Kind::BF16 } else { Kind::F32 };
+        writer.reordered(tensor, view.shape(), kind, values)?;
+    }
+    Ok(writer)
+}
+
+#[test]
+fn a_trained_model_is_the_same_in_both_formats() -> Result<()> {
+    let folder = repository().join("examples/demo/dense");
+    let written = tempfile::tempdir()?;
+    let path = written.path().join("demo.gguf");
+    std::fs::write(&path, demo()?.bytes())?;
+    let (theirs, ours) = (Tokenizer::open(&folder)?, Tokenizer::open(&path)?);
+    for text in ["def sorted_names(items):\n    return", "  x = 10000 # it's  fine\n\n", "é 漢 🦀<|end|>"] {
+        let ids = ours.encode(text, SpecialTokens::Add)?;
+        assert_eq!(ids, theirs.encode(text, SpecialTokens::Add)?, "{text:?}");
+        assert_eq!(ours.decode(&ids.ids)?, theirs.decode(&ids.ids)?);
+    }
+    assert_eq!(stop_ids(&path)?, [0]);
+    let (model, checkpoint) = expanded(&path, Vec::new())?;
+    let spec = card(&serde_json::from_slice(&std::fs::read(folder.join("config.json"))?)?)?;
+    let config = Some(serde_json::from_slice(&std::fs::read(folder.join("config.json"))?)?);
+    let same = elaborate(&spec, &ElaborateOptions { config, ..ElaborateOptions::default() })?;
+    let options = Options { dtype: DType::BF16, ..Options::default() };
+    let ids: Vec<i64> = ours.encode("def main(", SpecialTokens::Add)?.ids.iter().map(|id| i64::from(*id)).collect();
+    let inputs = BTreeMap::from([("input_ids".to_owned(), InputData::Ints(ids.clone()))]);
+    let mut results = Vec::new();
+    for (model, checkpoint) in [(&model, &checkpoint), (&same, &Checkpoint::open(&folder)?)] {
+        let subject = Subject { model, checkpoint, truth: None, options: &options, threads: Some(2) };
+        let loaded = subject.compile(&subject.program(&[]), &*target::parse("cpu")?)?;
+        assert!(loaded.remarks().is_empty(), "{:?}", loaded.remarks());
+        results.push(run(&loaded, &[&inputs], &vec![vec![ids.len() as u64]])?.remove(0));
+    }
+    assert!(results[0] == results[1], "the logits differ");
+    Ok(())
+}
+
+#[test]
+fn commands_take_a_file_as_the_model_and_as_the_checkpoint() -> Result<()> {
+    let shell = Shell::new()?;
+    std::fs::write(shell.folder().join("demo.gguf"), demo()?.bytes())?;
+    let folder = repository().join("examples/demo/dense");
+    let run = |words: &[&str]| shell.run("xfc", &[words, &["-p", "def main(", "-n", "8"]].concat())?.success();
+    let expected = run(&["run", &folder.display().to_string()])?;
+    assert_eq!(run(&["run", "demo.gguf"])?, expected);
+    assert_eq!(run(&["run", "llama", "--checkpoint", "demo.gguf"])?, expected);
+    shell.run("xfc", &["compile", "demo.gguf", "-o", "demo.xfm"])?.success()?;
+    let ran = shell.run("xfrun", &["run", "demo.xfm", "--checkpoint", "demo.gguf", "-p", "def main(", "-n", "8"])?;
+    assert_eq!(ran.success()?, expected);
+    let names = shell.run("xfc", &["inspect", "demo.gguf", "--names"])?.success()?;
+    assert!(names.contains("blk.0.attn_q.weight"), "{names}");
+    // Code for one format's names does not read the other's.
+    let ran = shell.run("xfrun", &["run", "demo.xfm", "--checkpoint", &folder.display().to_string(), "-p", "x"])?;
+    assert!(ran.code == Some(3) && ran.stderr.contains("names of `hf`"), "{ran:?}");
+    std::fs::write(shell.folder().join("cut.gguf"), &demo()?.bytes()[..100])?;
+    let ran = shell.run("xfc", &["run", "cut.gguf", "-p", "x"])?;
+    assert!(ran.code == Some(3) && ran.stderr.contains("cut.gguf: byte 8: the number of tensors is"), "{ran:?}");
+    let mut other = Writer::default();
+    other.value("general.architecture", &json!("lama"))?;
+    std::fs::write(shell.folder().join("other.gguf"), other.bytes())?;
+    let ran = shell.run("xfc", &["run", "other.gguf", "-p", "x"])?;
+    assert!(ran.code != Some(0) && ran.stderr.contains("did you mean `llama`"), "{ran:?}");
+    Ok(())
+}
+
 /// A product with each tensor of `tests/reference/gguf/blocks.gguf`.
-fn card() -> String {
+fn card_of_blocks() -> String {
     let names: Vec<String> = BlockFormat::ALL.iter().map(|format| format.name().to_lowercase()).collect();
     let outputs: Vec<String> = names.iter().map(|name| format!("{name}: {name}(x)")).collect();
     let columns: Vec<String> =
@@ -176,7 +306,7 @@ fn card() -> String {
 fn blocks_stand_for_what_the_format_says() -> Result<()> {
     let checkpoint = Checkpoint::open(&repository().join("tests/reference/gguf/blocks.gguf"))?;
     let options = ElaborateOptions { format: "gguf".to_owned(), ..ElaborateOptions::default() };
-    let model = elaborate(&parse_card("test.yaml", &card(), &Library::embedded())?, &options)?;
+    let model = elaborate(&parse_card("test.yaml", &card_of_blocks(), &Library::embedded())?, &options)?;
     let Checkpoint::Stored(stored) = &checkpoint else { return Err("a file was expected".into()) };
     let x = InputData::Floats((0..512 * 512).map(|i| f32::from(u8::from(i / 512 == i % 512))).collect());
     let inputs = BTreeMap::from([("x".to_owned(), x)]);

@@ -47,7 +47,7 @@ fn indented(text: &str) -> String {
 const SMALLEST: &str = "model(x: f32[tokens, 8]) {\n  return {y: x}\n}\n";
 
 /// What examples of checkpoint names speak of.
-const NAMED: &str = "layer(x) {\n  norm_1, norm_2, final = rms_norm(1.0e-5)\n  q_proj, k_proj, v_proj, lm_head = linear(8, true)\n  mlp = mlp(8, silu)\n\
+const NAMED: &str = "layer(x) {\n  norm_1, norm_2, scale_norm, final = rms_norm(1.0e-5)\n  q_proj, k_proj, v_proj, o_proj, lm_head = linear(8, true)\n  mlp = mlp(8, silu)\n\
     \x20 experts = [gated_mlp(8, silu) for i in 0..2]\n  embed_tokens = embedding(4, 8)\n  return x\n}\n";
 
 /// A card around the equations of an example: a whole wiring, the body of a module of `x` and `ids`, or definitions alone.
