@@ -2,6 +2,7 @@
 //!
 //! Given a manifest and what a session is asked for, promises the bytes that loading and the session allocate; nothing is allocated.
 
+use crate::artifact::abi::ROWS_ALIGN;
 use crate::artifact::manifest::Manifest;
 use crate::artifact::validate::packed_elements;
 use crate::cache::{CacheOptions, CacheStore, page_bytes};
@@ -9,8 +10,6 @@ use crate::error::{Result, RuntimeError};
 
 /// Weights begin at multiples of so many bytes.
 const ALIGN: u64 = 64;
-/// Rows of an arena are a multiple of this.
-const ROWS_ALIGN: u64 = 64;
 /// Longest context that is looked for.
 const LONGEST: u64 = 1 << 31;
 

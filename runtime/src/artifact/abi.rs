@@ -12,6 +12,9 @@ use std::ffi::c_void;
 /// [`scratch_bytes`](super::manifest::Kernel::scratch_bytes).
 pub type KernelFn = unsafe extern "C" fn(args: *const XfmArgs, tile_begin: u32, tile_end: u32, scratch: *mut c_void);
 
+/// An arena over an axis whose number of elements is not known before has room for a multiple of so many rows.
+pub const ROWS_ALIGN: u64 = 64;
+
 /// What a launch works on.
 #[repr(C)]
 #[derive(Debug)]

@@ -1,15 +1,12 @@
 //! A session's memory on a device: arenas and cache pages, laid out as the manifest says, and the launches of a step over them.
 
 use super::{AxisStep, Device, Launch, Memory, Step};
-use crate::artifact::abi::XfmBuffer;
+use crate::artifact::abi::{ROWS_ALIGN, XfmBuffer};
 use crate::artifact::manifest::{BufferRef, CacheGroup, DType, Keep, Manifest, Pack, Weight, When};
 use crate::cache::{BlockTable, PageCopy};
 use crate::error::{Result, RuntimeError};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-
-/// Rows of an arena are a multiple of this.
-const ROWS_ALIGN: u64 = 64;
 
 /// The weights of a model in a device's memory. Only ever read.
 #[derive(Debug)]

@@ -4,6 +4,7 @@ mod ablation;
 mod architectures;
 mod artifact;
 mod bench;
+mod blocks;
 mod cards;
 mod case;
 mod cases;

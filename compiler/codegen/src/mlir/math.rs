@@ -70,6 +70,34 @@ impl Writer {
         self.select(under, zero, y)
     }
 
+    /// `2^x` for `x` up to 127. Error: 2 ulp; 2^-126 from -126 down.
+    pub fn exp2(&mut self, x: Val) -> Val {
+        let lanes = x.ty.lanes;
+        let low = self.f32(-126.0, lanes);
+        let under = self.cmp(Cmp::Lt, x, low);
+        let x = self.select(under, low, x);
+        // Added, the whole part lies in the lowest bits, with the bias of an exponent.
+        let magic = self.f32(12_582_912.0 + 127.0, lanes);
+        let rounded = self.add(x, magic);
+        let whole = self.sub(rounded, magic);
+        let r = self.sub(x, whole);
+        let bits = self.bitcast(rounded, x.ty.with(Elem::I32));
+        let exponent = self.shl(bits, 23);
+        let power = self.bitcast(exponent, x.ty);
+        let p = self.polynomial(
+            r,
+            &[
+                1.0,
+                0.693_147_003_650_665_3,
+                0.240_222_424_268_722_53,
+                0.055_507_335_811_853_41,
+                0.009_671_512_991_189_957,
+                0.001_326_472_731_307_149,
+            ],
+        );
+        self.mul(p, power)
+    }
+
     /// Natural logarithm. Error: 2 ulp for normal positive `x`; minus infinity at 0, NaN below.
     pub fn log(&mut self, x: Val) -> Val {
         let lanes = x.ty.lanes;

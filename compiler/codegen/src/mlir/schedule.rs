@@ -26,7 +26,7 @@ pub fn panel_depth(bf16: bool) -> u64 {
     if bf16 { 2 } else { 1 }
 }
 
-/// Tiling of attention.
+/// Tiling of attention. What a row asks for one head is a *query*: the queries of a tile are its rows times its heads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AttentionSchedule {
     /// f32 lanes of a vector.
@@ -35,12 +35,41 @@ pub struct AttentionSchedule {
     pub rows_per_tile: u64,
     /// Most query heads of a tile, of those that read one head of keys and values.
     pub heads_per_tile: u64,
+    /// Blocks of keys, or every query by itself.
+    pub blocks: Option<BlockSchedule>,
+}
+
+/// Tiling of the keys of an attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BlockSchedule {
+    /// Queries of a register tile.
+    pub queries: u32,
+    /// Pages of keys in a register tile of scores.
+    pub pages_per_tile: u32,
+    /// Pages of a block, for which a query's maximum and sum are brought up to date once: a multiple of `pages_per_tile`.
+    pub pages: u32,
+    /// Most vectors of values in a register tile.
+    pub value_vectors: u32,
+    /// The next block is fetched while one is worked on.
+    pub prefetch: bool,
+    /// Parts that the keys of a query are divided into, tiles of their own.
+    pub key_parts: u32,
 }
 
 impl AttentionSchedule {
     /// Tiles for each block of rows, where `group` query heads read each of `kv_heads`.
     pub fn tiles_per_block(&self, kv_heads: u64, group: u64) -> u64 {
-        kv_heads * group.div_ceil(self.heads_per_tile)
+        kv_heads * self.parts(group) * self.key_parts()
+    }
+
+    /// Parts that the keys of a query are divided into.
+    pub fn key_parts(&self) -> u64 {
+        self.blocks.map_or(1, |blocks| u64::from(blocks.key_parts))
+    }
+
+    /// Tiles that the query heads of a group are divided into.
+    pub fn parts(&self, group: u64) -> u64 {
+        group.div_ceil(self.heads_per_tile)
     }
 }
 

@@ -120,6 +120,15 @@ fn erf(x: f64) -> f64 {
 fn functions_are_as_accurate_as_they_say() {
     let cases = [
         Case { name: "exp", kernel: Writer::exp, truth: f64::exp, low: -87.3, high: 88.3, ulps: 2.0, absolute: 0.0 },
+        Case {
+            name: "exp2",
+            kernel: Writer::exp2,
+            truth: f64::exp2,
+            low: -126.0,
+            high: 126.0,
+            ulps: 2.0,
+            absolute: 0.0,
+        },
         Case { name: "log", kernel: Writer::log, truth: f64::ln, low: 1e-30, high: 1e4, ulps: 2.0, absolute: 1e-7 },
         Case { name: "tanh", kernel: Writer::tanh, truth: f64::tanh, low: -12.0, high: 12.0, ulps: 3.0, absolute: 0.0 },
         Case { name: "erf", kernel: Writer::erf, truth: erf, low: -6.0, high: 6.0, ulps: 3.0, absolute: 0.0 },
@@ -243,8 +252,9 @@ fn whole_numbers_below_are_exact() {
 #[test]
 fn no_target_calls_a_library() {
     type Function = fn(&mut Writer, Val) -> Val;
-    let functions: [(&str, Function); 9] = [
+    let functions: [(&str, Function); 10] = [
         ("exp", Writer::exp),
+        ("exp2", Writer::exp2),
         ("log", Writer::log),
         ("tanh", Writer::tanh),
         ("erf", Writer::erf),

@@ -377,6 +377,10 @@ impl Planner<'_> {
         Ok(id)
     }
 
+    pub(super) fn spec(&self, kernel: usize) -> &KernelSpec {
+        &self.kernels[kernel]
+    }
+
     pub(super) fn intern_kernel(&mut self, spec: KernelSpec) -> usize {
         let text = spec.text();
         if let Some(id) = self.kernel_index.get(&text) {

@@ -52,7 +52,8 @@ struct Kept {
     heads: u64,
     dim: u64,
     dtype: DType,
-    layout: Option<PageLayout>,
+    /// Read as keys, as values, and as rows that masks or scores gather from.
+    roles: [bool; 3],
     reach: Option<Reach>,
     /// Queries of another axis read it.
     across: bool,
@@ -88,7 +89,8 @@ pub fn derive(program: &Program, page_tokens: u64) -> Result<Caches, CodegenErro
 
 impl Caches {
     fn add(&mut self, kept: &Kept, page_tokens: u64) -> Result<(), CodegenError> {
-        let (Some(layout), Some(reach)) = (kept.layout, kept.reach) else { return Ok(()) };
+        let Some(reach) = kept.reach else { return Ok(()) };
+        let layout = kept.layout();
         let (keep, name) = match reach {
             _ if is_for_step(&kept.path) => (Keep::Step, "step".to_owned()),
             // All of the first axis is there when queries of another look at it: a sequence is given whole.
@@ -211,7 +213,7 @@ fn kept_as(ty: &Type, path: String, alias: Option<usize>) -> Result<Kept, Codege
         heads,
         dim,
         dtype: ty.dtype,
-        layout: None,
+        roles: [false; 3],
         reach: None,
         across: false,
         from_start: true,
@@ -220,6 +222,17 @@ fn kept_as(ty: &Type, path: String, alias: Option<usize>) -> Result<Kept, Codege
 }
 
 impl Kept {
+    /// How its pages are laid out: as whoever reads it likes best, and as values where these are among several.
+    fn layout(&self) -> PageLayout {
+        let paired = self.dtype == DType::BF16;
+        match self.roles {
+            [true, false, false] if paired && self.dim.is_multiple_of(2) => PageLayout::DimPairs,
+            [false, true, false] if paired => PageLayout::TokenPairs,
+            [_, true, _] => PageLayout::TokensMiddle,
+            _ => PageLayout::TokensLast,
+        }
+    }
+
     /// Notes that a node reads it.
     fn read(&mut self, graph: &Graph, user: NodeId, operand: usize) -> Result<(), CodegenError> {
         let unsupported = |what: String| CodegenError::unsupported(what, self.path.clone());
@@ -230,9 +243,7 @@ impl Kept {
         };
         let attention = graph.op(user).as_fused::<Attention>().filter(kept);
         let attention = attention.ok_or_else(|| unsupported(format!("a cache read by `{}`", graph.op(user).name())))?;
-        let wanted = if operand == 2 { PageLayout::TokensMiddle } else { PageLayout::TokensLast };
-        // What is read as values too lies as they do.
-        self.layout = Some(self.layout.map_or(wanted, |l| l.max(wanted)));
+        self.roles[operand.saturating_sub(1).min(2)] = true;
         self.reach = Some(self.reach.map_or(attention.reach, |r| widest(r, attention.reach)));
         let queries = graph.operands(user).first().and_then(|q| graph.ty(*q).dims.first().copied());
         self.from_start &= attention.from_start;

@@ -21,6 +21,8 @@ pub fn cost(spec: &KernelSpec, caches: &[CacheGroup]) -> Cost {
         KernelSpec::Linear(spec) => linear(spec),
         // Keys may be of another axis than queries: of a source.
         KernelSpec::Attention(spec) => attention(spec, caches.get(spec.group).map_or(spec.axis, |group| group.axis)),
+        // Results are counted where they are made.
+        KernelSpec::Combine(_) => Cost::default(),
         KernelSpec::Rows(spec) => rows(spec),
         KernelSpec::Scan(spec) => scan(spec),
     }
@@ -31,6 +33,7 @@ pub fn written_row_bytes(spec: &KernelSpec) -> u64 {
     match spec {
         KernelSpec::Linear(spec) => spec.heads * spec.outputs * dtype_bytes(spec.result) * spec.times,
         KernelSpec::Attention(spec) => spec.heads * spec.value_dim * dtype_bytes(spec.result),
+        KernelSpec::Combine(_) => 0,
         KernelSpec::Rows(spec) => {
             let outputs = spec.body.outputs();
             let bytes = |output: &usize| outputs.get(*output).map_or(0, |o| fixed_bytes(spec.body.ty(o.value)));

@@ -15,6 +15,8 @@ pub enum KernelSpec {
     Linear(LinearSpec),
     /// Attention over pages.
     Attention(Box<AttentionSpec>),
+    /// Results of parts of the keys, made one.
+    Combine(CombineSpec),
     /// Token-wise operations.
     Rows(RowsSpec),
     /// A step for each token in order.
@@ -41,7 +43,7 @@ impl KernelSpec {
                 body_text(&s.epilogue)
             ),
             KernelSpec::Attention(s) => format!(
-                "attention{} axis {} heads {}/{} dims {}/{} keys {:?} values {:?} when {:?} scale {} {:?} {} {} -> {} group {} pages of {} tables {:?}\n{}{}{}",
+                "attention{} axis {} heads {}/{} dims {}/{} keys {:?} values {:?} {:?} when {:?} scale {} {:?} {} {} -> {} group {} pages of {} parts {} tables {:?}\n{}{}{}",
                 if s.softmax { "" } else { " without softmax" },
                 s.axis,
                 s.heads,
@@ -49,6 +51,7 @@ impl KernelSpec {
                 s.key_dim,
                 s.value_dim,
                 s.key_layout,
+                s.value_layout,
                 s.value_in_key,
                 s.when,
                 s.scale,
@@ -58,11 +61,13 @@ impl KernelSpec {
                 s.result,
                 s.group,
                 s.page_tokens,
+                s.parts,
                 s.tables,
                 body_text(&s.mask),
                 body_text(&s.score),
                 s.sink.as_ref().map(body_text).unwrap_or_default()
             ),
+            KernelSpec::Combine(s) => format!("{s:?}"),
             KernelSpec::Scan(s) => format!(
                 "scan axis {} parts {} states {} group {} pages {:?} {:?} {:?}\n{}",
                 s.axis,
@@ -88,6 +93,7 @@ impl KernelSpec {
                 format!("linear_{}_{of}{parts}{heads}{}x{}", s.operand, s.outputs, s.inputs)
             }
             KernelSpec::Attention(s) => format!("attention_{}_{}x{}x{}", s.kept, s.heads, s.kv_heads, s.key_dim),
+            KernelSpec::Combine(s) => format!("combine_{}x{}x{}", s.parts, s.heads, s.value_dim),
             KernelSpec::Rows(s) => format!("rows_{}", s.label),
             KernelSpec::Scan(s) => {
                 let state = s.step.params().first().map_or(&[][..], |p| &s.step.ty(p.value).dims[..]);
@@ -172,6 +178,8 @@ pub struct AttentionSpec {
     pub value_dim: u64,
     /// How keys lie in a page.
     pub key_layout: PageLayout,
+    /// How values lie in a page.
+    pub value_layout: PageLayout,
     /// Values are elements of the keys, from this one on, and lie where they do. Otherwise they have a slot of their own.
     pub value_in_key: Option<u64>,
     /// The sequences whose rows are computed; `None`: all.
@@ -200,6 +208,50 @@ pub struct AttentionSpec {
     pub group: usize,
     /// Tokens a page.
     pub page_tokens: u64,
+    /// Parts that the keys of a query are divided into in steps of few rows, which a [`CombineSpec`] makes one; 1: none.
+    pub parts: u64,
+}
+
+/// Most rows of a step in which the keys of a query are divided into parts.
+pub const PARTED_ROWS: u64 = 8;
+
+/// The results of parts of the keys, made one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CombineSpec {
+    /// Ragged axis of the queries.
+    pub axis: usize,
+    /// Query heads.
+    pub heads: u64,
+    /// Key and value heads.
+    pub kv_heads: u64,
+    /// Width of a value head.
+    pub value_dim: u64,
+    /// Parts of each head's result.
+    pub parts: u64,
+    /// Whether weights are relative to a maximum.
+    pub softmax: bool,
+    /// Element type stored.
+    pub result: DType,
+}
+
+impl CombineSpec {
+    /// What follows an attention.
+    pub fn of(spec: &AttentionSpec) -> CombineSpec {
+        CombineSpec {
+            axis: spec.axis,
+            heads: spec.heads,
+            kv_heads: spec.kv_heads,
+            value_dim: spec.value_dim,
+            parts: spec.parts,
+            softmax: spec.softmax,
+            result: spec.result,
+        }
+    }
+
+    /// f32 elements of a row of parts: of each head and part the values, their maximum and the sum of weights.
+    pub fn row_elements(&self) -> u64 {
+        self.heads * self.parts * (self.value_dim + 2)
+    }
 }
 
 /// What a mask or a score of an attention reads.
@@ -349,6 +401,10 @@ pub enum PageLayout {
     TokensLast,
     /// `[head][token][dim]`: a weighted sum of tokens is over consecutive elements (values, and keys that values are a part of).
     TokensMiddle,
+    /// `[head][dim / 2][token][2]`: keys of bf16, so that two elements of a token lie in the 32 bits of a lane.
+    DimPairs,
+    /// `[head][token / 2][dim][2]`: values of bf16, so that an element of two tokens lies in the 32 bits of a lane.
+    TokenPairs,
 }
 
 /// Bytes of a page of `heads x dim x tokens` elements, rounded to a multiple of 64.

@@ -3,16 +3,18 @@
 use std::collections::hash_map::Entry;
 
 use xfc_lang::graph::path::join;
-use xfc_lang::graph::{DType, Dim, Graph, NodeId, Type, ValueId};
+use xfc_lang::graph::{AxisId, DType, Dim, Graph, NodeId, Type, ValueId};
 use xfc_lang::ops::fused::{Attention, Linear, Rows};
 use xfc_lang::ops::{Core, Op, UnaryOp};
+use xfc_runtime::artifact::abi::ROWS_ALIGN;
 use xfc_runtime::artifact::manifest::{Pack, When};
 
 use super::build::Planner;
 use super::caches;
 use super::flatten::flatten;
 use super::kernel::{
-    AttentionSpec, Extra, KernelSpec, KeyRow, LinearSpec, PageLayout, RowParam, RowsSpec, Sink, Table,
+    AttentionSpec, CombineSpec, Extra, KernelSpec, KeyRow, LinearSpec, PARTED_ROWS, PageLayout, RowParam, RowsSpec,
+    Sink, Table,
 };
 use super::place::{Operand, Place, row_type};
 use crate::error::CodegenError;
@@ -187,7 +189,7 @@ impl Planner<'_> {
                 };
                 table.ok_or_else(|| CodegenError::unsupported("a mask or score that reads tensors", name))
             });
-            Ok(KernelSpec::Attention(Box::new(AttentionSpec {
+            let mut spec = AttentionSpec {
                 tables: tables.collect::<Result<_, _>>()?,
                 axis: space.axis,
                 heads,
@@ -195,6 +197,7 @@ impl Planner<'_> {
                 key_dim,
                 value_dim: *value_dim,
                 key_layout: k.layout,
+                value_layout: v.layout,
                 value_in_key,
                 when,
                 scale: attention.scale,
@@ -208,8 +211,18 @@ impl Planner<'_> {
                 result: result_ty.dtype,
                 group: k.group,
                 page_tokens: this.target.page_tokens(),
-            })))
+                parts: 1,
+            };
+            // Of an axis with a known number of elements there is room for these alone.
+            if this.program.extent(AxisId(space.axis)).is_none() {
+                spec.parts = this.target.key_parts(&spec);
+            }
+            Ok(KernelSpec::Attention(Box::new(spec)))
         })?;
+        let parts = match self.spec(kernel) {
+            KernelSpec::Attention(spec) if spec.parts > 1 => Some(CombineSpec::of(spec)),
+            _ => None,
+        };
         let q = self.dense(q.clone(), graph.ty(values[0]), name)?;
         // The rows of other sequences are there already.
         let out = match otherwise {
@@ -238,9 +251,24 @@ impl Planner<'_> {
                 | Place::Nowhere => {}
             }
         }
-        let outer = std::mem::replace(&mut self.when, when);
+        let Some(combine) = parts else {
+            let outer = std::mem::replace(&mut self.when, when);
+            self.launch(name, space, kernel, list);
+            self.when = outer;
+            return Ok(out);
+        };
+        // Only few rows have parts, while there is room for a multiple of `ROWS_ALIGN`: the rows of parts are longer than those of the buffer.
+        let elements = (combine.row_elements() * PARTED_ROWS).div_ceil(ROWS_ALIGN);
+        let parts = self.new_buffer(&Type::new(DType::F32, [Dim::Axis(AxisId(space.axis)), Dim::Fixed(elements)]))?;
+        list.push(Operand::Place(parts.clone()));
         self.launch(name, space, kernel, list);
-        self.when = outer;
+        let kernel = self.intern_kernel(KernelSpec::Combine(combine));
+        self.launch(
+            &format!("{name} (parts)"),
+            space,
+            kernel,
+            vec![Operand::Place(parts), Operand::Place(out.clone())],
+        );
         Ok(out)
     }
 

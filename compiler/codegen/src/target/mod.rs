@@ -8,7 +8,7 @@ pub mod cpu;
 use xfc_runtime::artifact::manifest::{self, Pack};
 
 use crate::error::CodegenError;
-use crate::plan::kernel::KernelSpec;
+use crate::plan::kernel::{AttentionSpec, KernelSpec};
 
 /// Rows of a tile, and tiles for each block of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +44,9 @@ pub trait Target: Sync {
 
     /// Tokens of a cache page.
     fn page_tokens(&self) -> u64;
+
+    /// Parts that an attention divides the keys of a query into in steps of few rows, where it has too few heads for the threads of a machine.
+    fn key_parts(&self, spec: &AttentionSpec) -> u64;
 
     /// Regimes of steps, ascending.
     fn phases(&self) -> Vec<manifest::Phase>;

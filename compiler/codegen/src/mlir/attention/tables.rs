@@ -31,6 +31,12 @@ pub(super) fn brings_integers(table: &Table) -> bool {
     )
 }
 
+/// Operands of the launch that tables are.
+pub(super) fn operands(tables: &[Table]) -> usize {
+    let is_operand = |table: &&Table| matches!(table, Table::Weight { .. } | Table::Query { .. } | Table::Key { .. });
+    tables.iter().filter(is_operand).count()
+}
+
 /// Finds the tables among the operands of the launch, where they lie behind the result.
 pub(super) fn open<'a>(w: &mut Writer, args: Val, tables: &'a [Table]) -> Vec<Read<'a>> {
     let mut operand = 4;
@@ -136,6 +142,9 @@ impl Attention<'_> {
         let (stride, apart) = match row.layout {
             PageLayout::TokensLast => (tokens, 1),
             PageLayout::TokensMiddle => (1, row.size),
+            PageLayout::DimPairs | PageLayout::TokenPairs => {
+                return Err(CodegenError::bug("attention", "pairs that are gathered from"));
+            }
         };
         let first: Vec<i64> = (0..self.lanes).map(|l| (i64::from(v as u32 * self.lanes + l)) * apart as i64).collect();
         Ok((at, Spread { stride, first: w.lanes(&first, self.ints) }))

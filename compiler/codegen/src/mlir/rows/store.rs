@@ -127,11 +127,26 @@ impl Body<'_> {
                     [heads, dim] => (*heads, *dim),
                     _ => return Err(CodegenError::unsupported(format!("a cached value of dimensions {dims:?}"), "")),
                 };
-                let (token_stride, strides) = match layout {
-                    PageLayout::TokensLast => (1, [dim * page_tokens, page_tokens]),
-                    PageLayout::TokensMiddle => (dim, [page_tokens * dim, 1]),
+                let (elem, dim, base, strides) = match layout {
+                    PageLayout::TokensLast => {
+                        (elem, dim, w.element(base, token, elem.bytes()), [dim * page_tokens, page_tokens])
+                    }
+                    PageLayout::TokensMiddle => {
+                        (elem, dim, w.element(base, token, dim * elem.bytes()), [page_tokens * dim, 1])
+                    }
+                    // Pairs are moved as what they fill.
+                    PageLayout::DimPairs => {
+                        let base = w.element(base, token, 2 * elem.bytes());
+                        (Elem::I32, dim / 2, base, [dim / 2 * page_tokens, page_tokens])
+                    }
+                    PageLayout::TokenPairs => {
+                        let two = w.i64(2);
+                        let pair = w.div_unsigned(token, two);
+                        let half = w.rem_unsigned(token, two);
+                        let base = w.element(base, pair, 2 * dim * elem.bytes());
+                        (elem, dim, w.element(base, half, elem.bytes()), [page_tokens * dim, 2])
+                    }
                 };
-                let base = w.element(base, token, token_stride * elem.bytes());
                 let view = View { base, elem, dims: vec![heads, dim], strides: strides.to_vec() };
                 Ok((dims.len()..2).fold(view, |view, _| view.drop_first()))
             }
@@ -154,7 +169,11 @@ impl Body<'_> {
                 continue;
             }
             let target = self.sink_view(w, *s, elem, &dims)?;
-            if target.unit_last() || matches!(self.values.get(&value), Some(Row::Memory(_))) {
+            if target.elem != elem {
+                let copy = self.scratch(w, elem, &dims);
+                self.fill(w, value, &copy)?;
+                self.copy(w, &View::contiguous(copy.base, target.elem, &target.dims), &target)?;
+            } else if target.unit_last() || matches!(self.values.get(&value), Some(Row::Memory(_))) {
                 self.fill(w, value, &target)?;
             } else {
                 // Scattered: compute whole vectors first.

@@ -18,7 +18,7 @@ use crate::error::CodegenError;
 use crate::mlir::pipeline::Lowering;
 use crate::mlir::schedule::panel_depth;
 use crate::mlir::{attention, linear, rows};
-use crate::plan::kernel::KernelSpec;
+use crate::plan::kernel::{AttentionSpec, KernelSpec, PARTED_ROWS};
 
 /// Code for one instruction set.
 #[derive(Clone, Debug)]
@@ -60,6 +60,10 @@ impl Target for Cpu {
         schedule::PAGE_TOKENS
     }
 
+    fn key_parts(&self, spec: &AttentionSpec) -> u64 {
+        schedule::key_parts(spec)
+    }
+
     fn phases(&self) -> Vec<Phase> {
         Regime::ALL.iter().map(|r| Phase { name: r.name().to_owned(), max_rows: r.max_rows() }).collect()
     }
@@ -67,7 +71,8 @@ impl Target for Cpu {
     fn schedule(&self, spec: &KernelSpec, phase: usize) -> String {
         match spec {
             KernelSpec::Linear(s) => format!("{:?}", schedule::linear(&self.isa, Regime::ALL[phase], s.parts)),
-            KernelSpec::Attention(_) => format!("{:?}", schedule::attention(&self.isa)),
+            KernelSpec::Attention(s) => format!("{:?}", schedule::attention(&self.isa, Regime::ALL[phase], s)),
+            KernelSpec::Combine(_) => format!("{:?}, parted: {}", self.isa.machine, is_parted(phase)),
             KernelSpec::Rows(_) | KernelSpec::Scan(_) => format!("{:?}", schedule::rows(&self.isa)),
         }
     }
@@ -85,12 +90,14 @@ impl Target for Cpu {
                 Tiling { rows_per_tile, tiles_per_block: blocks * panels }
             }
             KernelSpec::Attention(s) => {
-                let schedule = schedule::attention(&self.isa);
+                let schedule = schedule::attention(&self.isa, Regime::ALL[phase], s);
                 Tiling {
                     rows_per_tile: schedule.rows_per_tile,
                     tiles_per_block: schedule.tiles_per_block(s.kv_heads, s.heads / s.kv_heads),
                 }
             }
+            KernelSpec::Combine(s) if is_parted(phase) => Tiling { rows_per_tile: 1, tiles_per_block: s.kv_heads },
+            KernelSpec::Combine(_) => Tiling { rows_per_tile: schedule::ALL_ROWS, tiles_per_block: 1 },
             // Every part goes over all tokens.
             KernelSpec::Scan(s) => Tiling { rows_per_tile: schedule::ALL_ROWS, tiles_per_block: s.parts },
             KernelSpec::Rows(_) => {
@@ -109,8 +116,9 @@ impl Target for Cpu {
                 linear::emit(SYMBOL, s, machine, &schedule::linear(&self.isa, Regime::ALL[phase], s.parts))?
             }
             KernelSpec::Attention(s) => {
-                (attention::emit(SYMBOL, s, machine, &schedule::attention(&self.isa))?, attention::scratch_bytes(s))
+                attention::emit(SYMBOL, s, machine, &schedule::attention(&self.isa, Regime::ALL[phase], s))?
             }
+            KernelSpec::Combine(s) => (attention::combine::emit(SYMBOL, s, machine, is_parted(phase))?, 0),
             KernelSpec::Rows(s) => rows::emit(SYMBOL, s, machine, &schedule::rows(&self.isa))?,
             KernelSpec::Scan(s) => rows::scan::emit(SYMBOL, s, machine, &schedule::rows(&self.isa))?,
         };
@@ -120,6 +128,11 @@ impl Target for Cpu {
     fn compiler(&self) -> Result<Box<dyn Compiler>, CodegenError> {
         Ok(Box::new(CpuCompiler { lowering: Lowering::new(), writer: ObjectWriter::new(&self.isa)? }))
     }
+}
+
+/// Whether steps of a phase are of rows so few that the keys of a query may be divided into parts.
+fn is_parted(phase: usize) -> bool {
+    Regime::ALL[phase].max_rows().is_some_and(|rows| rows <= PARTED_ROWS)
 }
 
 struct CpuCompiler {

@@ -1,7 +1,9 @@
 //! How kernels are tiled on a CPU: chosen from the instruction set and the sizes.
 
 use super::isa::Isa;
-use crate::mlir::schedule::{AttentionSchedule, LinearSchedule, RowsSchedule};
+use crate::mlir::machine::PairDot;
+use crate::mlir::schedule::{AttentionSchedule, BlockSchedule, LinearSchedule, RowsSchedule};
+use crate::plan::kernel::{AttentionSpec, PageLayout};
 
 /// A regime of steps, by how many rows a launch has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -68,9 +70,80 @@ pub fn linear(isa: &Isa, regime: Regime, parts: usize) -> LinearSchedule {
 /// Tokens in a page of the caches: one vector of the widest instruction set, four of the narrowest.
 pub const PAGE_TOKENS: u64 = 16;
 
-/// The schedule of attention.
-pub fn attention(isa: &Isa) -> AttentionSchedule {
-    AttentionSchedule { lanes: isa.machine.lanes, rows_per_tile: 4, heads_per_tile: 8 }
+/// The schedule of attention in a regime.
+pub fn attention(isa: &Isa, regime: Regime, spec: &AttentionSpec) -> AttentionSchedule {
+    let lanes = isa.machine.lanes;
+    let group = spec.heads / spec.kv_heads;
+    if !is_blocked(spec) {
+        return AttentionSchedule { lanes, rows_per_tile: 4, heads_per_tile: 8, blocks: None };
+    }
+    // A register tile holds queries x vectors accumulators; the vectors of keys or values, of pairs both halves; and what multiplies them.
+    let wide = isa.registers >= 32;
+    let page_vectors = (PAGE_TOKENS / u64::from(lanes)) as u32;
+    let paired = spec.value_layout == PageLayout::TokenPairs;
+    let queries = match (regime, wide) {
+        // One row's heads, whose number is small.
+        (Regime::One, true) => (group as u32).clamp(1, 8),
+        (Regime::One, false) => (group as u32).clamp(1, 4),
+        (Regime::Few, true) => (group as u32).clamp(4, 8),
+        (Regime::Few, false) => 4,
+        (Regime::Many, true) => 6,
+        (Regime::Many, false) if page_vectors > 2 => 2,
+        (Regime::Many, false) => {
+            if paired {
+                4
+            } else {
+                6
+            }
+        }
+    };
+    let halves = if paired { 2 } else { 1 };
+    let value_vectors = ((isa.registers - halves) / (queries + halves)).clamp(1, 8);
+    let key_halves = if isa.machine.pair_dot == PairDot::Widened { halves } else { 1 };
+    let most = ((isa.registers - key_halves) / (queries + key_halves)).max(page_vectors);
+    let heads_per_tile = 64;
+    let heads = group.div_ceil(group.div_ceil(heads_per_tile));
+    let rows_per_tile = match regime {
+        Regime::One => 1,
+        Regime::Few => 8,
+        // About 60 queries, so that a block of keys is worth fetching, in whole register tiles.
+        Regime::Many => {
+            let whole = u64::from(queries) / gcd(u64::from(queries), heads);
+            (60 / (heads * whole)).max(1) * whole
+        }
+    };
+    let pages = (most / page_vectors).clamp(1, 4);
+    AttentionSchedule {
+        lanes,
+        rows_per_tile,
+        heads_per_tile,
+        blocks: Some(BlockSchedule {
+            queries,
+            pages_per_tile: 1 << pages.ilog2(),
+            pages: 4,
+            value_vectors,
+            prefetch: regime != Regime::Many,
+            key_parts: if regime == Regime::Many { 1 } else { spec.parts as u32 },
+        }),
+    }
+}
+
+/// Tiles that a step of one row has at least, so that they divide evenly among some threads.
+const LEAST_TILES: u64 = 16;
+
+/// Parts that the keys of a query are divided into in steps of few rows.
+pub fn key_parts(spec: &AttentionSpec) -> u64 {
+    // Of sequences of one kind alone, the results of others must stay.
+    if !is_blocked(spec) || spec.when.is_some() { 1 } else { (LEAST_TILES / spec.kv_heads).max(1) }
+}
+
+/// Whether keys lie so that they are multiplied block by block.
+fn is_blocked(spec: &AttentionSpec) -> bool {
+    matches!(spec.key_layout, PageLayout::TokensLast | PageLayout::DimPairs)
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// Rows of a tile that takes those of the whole step: more than a step has.

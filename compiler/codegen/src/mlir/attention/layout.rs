@@ -1,0 +1,104 @@
+//! What a tile of an attention keeps in the worker's scratch, and in which form products want it.
+
+use super::super::machine::{Machine, PairDot};
+use super::super::schedule::BlockSchedule;
+use super::Attention;
+use crate::plan::kernel::PageLayout;
+
+/// How products are made of what a page holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// Element by element, in f32.
+    Plain,
+    /// Of pairs of bf16, each half widened to f32.
+    Widened,
+    /// Of pairs of bf16, by this instruction.
+    Paired(&'static str),
+}
+
+impl Form {
+    pub(super) fn of(layout: PageLayout, paired: PageLayout, narrow: bool, machine: &Machine) -> Form {
+        match machine.pair_dot {
+            _ if layout != paired => Form::Plain,
+            PairDot::Intrinsic(name) if narrow => Form::Paired(name),
+            _ => Form::Widened,
+        }
+    }
+
+    /// Elements that are multiplied at a time.
+    pub(super) fn depth(self) -> u64 {
+        if self == Form::Plain { 1 } else { 2 }
+    }
+
+    /// Bytes of a factor that is made for it.
+    pub(super) fn bytes(self) -> u64 {
+        if matches!(self, Form::Paired(_)) { 2 } else { 4 }
+    }
+}
+
+/// Where things lie in scratch: first bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Layout {
+    /// Of each query: its elements.
+    pub(super) queries: u64,
+    /// Bytes of one query.
+    pub(super) query_bytes: u64,
+    /// The weighted sum of values.
+    pub(super) out: u64,
+    /// Bytes of one.
+    pub(super) out_bytes: u64,
+    /// A vector of sums of weights.
+    pub(super) sums: u64,
+    /// What exponents are relative to, in powers of two.
+    pub(super) maxima: u64,
+    /// Position, first key, one past the last.
+    pub(super) positions: u64,
+    pub(super) lows: u64,
+    pub(super) highs: u64,
+    /// Of each register tile: keys that some query of it sees, keys that all do.
+    pub(super) bounds: u64,
+    /// Of the queries of a register tile, for the keys of a block.
+    pub(super) scores: u64,
+    pub(super) weights: u64,
+    /// Addresses of the values of the block's pages, and of the next block's.
+    pub(super) pages: u64,
+    pub(super) next_pages: u64,
+    /// All of it.
+    pub(super) bytes: u64,
+}
+
+impl Layout {
+    /// For so many queries.
+    pub(super) fn new(at: &Attention<'_>, blocks: &BlockSchedule, queries: u64, (keys, values): (Form, Form)) -> Self {
+        let spec = at.spec;
+        let queries = queries.next_multiple_of(u64::from(blocks.queries));
+        let tiles = queries / u64::from(blocks.queries);
+        let vector = u64::from(at.lanes) * 4;
+        let tokens = u64::from(blocks.pages) * spec.page_tokens;
+        let mut layout = Layout {
+            query_bytes: (spec.key_dim * keys.bytes()).next_multiple_of(64),
+            out_bytes: spec.value_dim.div_ceil(u64::from(at.lanes)) * vector,
+            ..Layout::default()
+        };
+        let mut end = 0;
+        let mut take = |bytes: u64| {
+            let first = end;
+            end = (end + bytes).next_multiple_of(64);
+            first
+        };
+        layout.queries = take(queries * layout.query_bytes);
+        layout.out = take(queries * layout.out_bytes);
+        layout.sums = take(queries * vector);
+        layout.maxima = take(queries * 4);
+        layout.positions = take(queries * 8);
+        layout.lows = take(queries * 8);
+        layout.highs = take(queries * 8);
+        layout.bounds = take(tiles * 32);
+        layout.scores = take(u64::from(blocks.queries) * tokens * 4);
+        layout.weights = take(u64::from(blocks.queries) * tokens * values.bytes());
+        layout.pages = take(u64::from(blocks.pages) * 8);
+        layout.next_pages = take(u64::from(blocks.pages) * 8);
+        layout.bytes = end;
+        layout
+    }
+}

@@ -1,0 +1,307 @@
+//! The products of a register tile of queries: with the keys of a block, and of their weights with its values.
+
+use super::super::writer::{Elem, Ty, Val, Writer};
+use super::Attention;
+use super::blocks::{Block, Blocks, Micro};
+use super::layout::Form;
+use crate::error::CodegenError;
+
+/// Steps of the loop over a query's elements that are written out.
+const UNROLL: u64 = 4;
+
+impl Attention<'_> {
+    /// Loads pairs of bf16: the first of each and the second, as f32.
+    pub(super) fn load_pair(&self, w: &mut Writer, at: Val, mask: Option<Val>) -> (Val, Val) {
+        let words = self.load_words(w, at, mask);
+        halves(w, words)
+    }
+
+    fn load_words(&self, w: &mut Writer, at: Val, mask: Option<Val>) -> Val {
+        let ty = Ty::of(Elem::I32, self.lanes);
+        match mask {
+            None => w.load(ty, at),
+            Some(mask) => w.load_masked(ty, at, mask),
+        }
+    }
+}
+
+/// Both halves of pairs of bf16 as f32.
+fn halves(w: &mut Writer, words: Val) -> (Val, Val) {
+    let mask = w.int(i64::from(0xFFFF_0000_u32 as i32), words.ty);
+    let low = w.shl(words, 16);
+    let high = w.and(words, mask);
+    let ty = words.ty.with(Elem::F32);
+    (w.bitcast(low, ty), w.bitcast(high, ty))
+}
+
+/// Vectors of what a page holds, as they are multiplied.
+enum Loaded {
+    Plain(Vec<Val>),
+    Widened(Vec<(Val, Val)>),
+    Paired(&'static str, Vec<Val>),
+}
+
+impl Blocks<'_> {
+    /// Adds to `sums`, vector by vector of each query, the products of what was loaded with a query's factors at `factors[i]`.
+    fn multiply(&self, w: &mut Writer, loaded: &Loaded, factors: &[Val], sums: &mut [Val]) {
+        let lanes = self.at.lanes;
+        let n = sums.len() / factors.len();
+        for (at, sums) in factors.iter().zip(sums.chunks_exact_mut(n)) {
+            match loaded {
+                Loaded::Plain(vectors) => {
+                    let x = w.load(Ty::scalar(Elem::F32), *at);
+                    let x = w.splat(x, lanes);
+                    for (sum, vector) in sums.iter_mut().zip(vectors) {
+                        *sum = w.fma(x, *vector, *sum);
+                    }
+                }
+                Loaded::Widened(vectors) => {
+                    let second = w.offset_const(*at, 4);
+                    let [low, high] = [*at, second].map(|at| {
+                        let x = w.load(Ty::scalar(Elem::F32), at);
+                        w.splat(x, lanes)
+                    });
+                    for (sum, (first, second)) in sums.iter_mut().zip(vectors) {
+                        *sum = w.fma(low, *first, *sum);
+                        *sum = w.fma(high, *second, *sum);
+                    }
+                }
+                Loaded::Paired(name, vectors) => {
+                    let packed = Ty::of(Elem::BF16, lanes * 2);
+                    let pair = w.load(Ty::scalar(Elem::I32), *at);
+                    let pair = w.splat(pair, lanes);
+                    let pair = w.bitcast(pair, packed);
+                    for (sum, vector) in sums.iter_mut().zip(vectors) {
+                        let vector = w.bitcast(*vector, packed);
+                        *sum = w.intrinsic(name, &[*sum, vector, pair], sum.ty);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Loads vectors at the given addresses, each with the lanes of its mask. `half`: of pairs only the first exists.
+    fn load_vectors(
+        &self,
+        w: &mut Writer,
+        form: Form,
+        at: &[(Val, Option<Val>)],
+        half: bool,
+    ) -> Result<Loaded, CodegenError> {
+        let words = |w: &mut Writer, at: Val, mask: Option<Val>| {
+            let words = self.at.load_words(w, at, mask);
+            if !half {
+                return words;
+            }
+            let first = w.int(0xFFFF, words.ty);
+            w.and(words, first)
+        };
+        Ok(match form {
+            Form::Plain => {
+                let vectors = at.iter().map(|(at, mask)| self.at.load_kept(w, *at, self.at.lanes, *mask));
+                Loaded::Plain(vectors.collect::<Result<_, _>>()?)
+            }
+            Form::Widened => Loaded::Widened(
+                at.iter()
+                    .map(|(at, mask)| {
+                        let words = words(w, *at, *mask);
+                        halves(w, words)
+                    })
+                    .collect(),
+            ),
+            Form::Paired(name) => Loaded::Paired(name, at.iter().map(|(at, mask)| words(w, *at, *mask)).collect()),
+        })
+    }
+
+    /// Bytes of a vector of what a page holds.
+    fn vector_bytes(&self, form: Form) -> u64 {
+        u64::from(self.at.lanes) * self.at.kept_bytes() * form.depth()
+    }
+
+    /// Products of the queries with the keys of a block, into scratch. Register tiles of keys that no query sees are left out.
+    pub(super) fn scores(&self, w: &mut Writer, block: &Block, micro: Micro) -> Result<(), CodegenError> {
+        let together = self.schedule.pages_per_tile as usize;
+        for first in (0..self.schedule.pages as usize).step_by(together) {
+            if first == 0 {
+                self.score_pages(w, block, micro, first, together)?;
+                continue;
+            }
+            let before = w.i64((first as u64 * self.at.spec.page_tokens) as i64);
+            let some = w.cmp(super::Cmp::Lt, before, micro.n_keys);
+            w.if_then(some, |w| self.score_pages(w, block, micro, first, together))?;
+        }
+        Ok(())
+    }
+
+    fn score_pages(
+        &self,
+        w: &mut Writer,
+        block: &Block,
+        micro: Micro,
+        first: usize,
+        together: usize,
+    ) -> Result<(), CodegenError> {
+        let (at, layout) = (self.at, &self.layout);
+        let queries = self.schedule.queries as usize;
+        let (page_vectors, depth) = (at.page_vectors(), self.keys.depth());
+        let line = at.spec.page_tokens * at.kept_bytes() * depth;
+        let steps = at.spec.key_dim / depth;
+        let base = self.cell(w, layout.queries, micro.first, layout.query_bytes);
+        let keys = &block.keys[first..first + together];
+        let next = if block.next_keys.is_empty() { &[][..] } else { &block.next_keys[first..first + together] };
+        let step = |w: &mut Writer, base: Val, keys: &[Val], next: &[Val], sums: &mut [Val]| {
+            let mut vectors = Vec::new();
+            for page in keys {
+                for v in 0..page_vectors {
+                    vectors.push((w.offset_const(*page, v as u64 * self.vector_bytes(self.keys)), None));
+                }
+            }
+            let loaded = self.load_vectors(w, self.keys, &vectors, false)?;
+            for page in next {
+                w.prefetch(*page);
+            }
+            let factors: Vec<Val> = (0..queries).map(|i| w.offset_const(base, i as u64 * layout.query_bytes)).collect();
+            self.multiply(w, &loaded, &factors, sums);
+            Ok::<(), CodegenError>(())
+        };
+        let zero = w.f32(0.0, at.lanes);
+        let mut sums = vec![zero; queries * together * page_vectors];
+        let looped = steps / UNROLL * UNROLL;
+        let move_to = |w: &mut Writer, pages: &[Val], d: Val| -> Vec<Val> {
+            pages.iter().map(|page| w.element(*page, d, line)).collect()
+        };
+        let skip = |w: &mut Writer, pages: &[Val], d: u64| -> Vec<Val> {
+            pages.iter().map(|page| w.offset_const(*page, d * line)).collect()
+        };
+        let factor_bytes = self.keys.bytes() * depth;
+        if looped > 0 {
+            let (begin, end) = (w.i64(0), w.i64(looped as i64));
+            sums = w.for_loop(begin, end, UNROLL as i64, &sums, |w, d, sums| {
+                let mut sums = sums.to_vec();
+                let (keys, next) = (move_to(w, keys, d), move_to(w, next, d));
+                let base = w.element(base, d, factor_bytes);
+                for u in 0..UNROLL {
+                    let (keys, next) = (skip(w, &keys, u), skip(w, &next, u));
+                    let base = w.offset_const(base, u * factor_bytes);
+                    step(w, base, &keys, &next, &mut sums)?;
+                }
+                Ok(sums)
+            })?;
+        }
+        for d in looped..steps {
+            let (keys, next) = (skip(w, keys, d), skip(w, next, d));
+            let base = w.offset_const(base, d * factor_bytes);
+            step(w, base, &keys, &next, &mut sums)?;
+        }
+        let per_query = together * page_vectors;
+        for (i, sum) in sums.iter().enumerate() {
+            let (query, vector) = ((i / per_query) as u64, (i % per_query) as u64);
+            let tokens = first as u64 * at.spec.page_tokens + vector * u64::from(at.lanes);
+            let to = w.offset_const(at.scratch, layout.scores + (query * self.block_keys() + tokens) * 4);
+            w.store(*sum, to);
+        }
+        Ok(())
+    }
+
+    /// Adds the values of a block, each with its weight, to the results of the queries.
+    pub(super) fn weigh(&self, w: &mut Writer, micro: Micro) -> Result<(), CodegenError> {
+        let n = self.at.spec.value_dim.div_ceil(u64::from(self.at.lanes)) as usize;
+        let masks = self.at.results.masks(w);
+        // As even as they can be.
+        let parts = n.div_ceil(self.schedule.value_vectors as usize);
+        let mut first = 0;
+        for part in 0..parts {
+            let end = (part + 1) * n / parts;
+            self.weigh_vectors(w, micro, first, &masks[first..end])?;
+            first = end;
+        }
+        Ok(())
+    }
+
+    /// Vectors of the values from `first` on, with the given masks.
+    fn weigh_vectors(
+        &self,
+        w: &mut Writer,
+        micro: Micro,
+        first: usize,
+        masks: &[Option<Val>],
+    ) -> Result<(), CodegenError> {
+        let (at, layout) = (self.at, &self.layout);
+        let queries = u64::from(self.schedule.queries);
+        let (tokens, depth, bytes) = (at.spec.page_tokens, self.values.depth(), self.values.bytes());
+        let skipped = first as u64 * self.vector_bytes(self.values);
+        let row = at.spec.value_dim * depth * at.kept_bytes();
+        let out = self.cell(w, layout.out, micro.first, layout.out_bytes);
+        let vector = u64::from(at.lanes) * 4;
+        let cells: Vec<Val> = (0..queries)
+            .flat_map(|i| (0..masks.len()).map(move |v| i * layout.out_bytes + (first + v) as u64 * vector))
+            .map(|offset| w.offset_const(out, offset))
+            .collect();
+        let sums: Vec<Val> = cells.iter().map(|cell| w.load(Ty::of(Elem::F32, at.lanes), *cell)).collect();
+        // The values of a token, or of two, and their weights, from the addresses of both.
+        let step = |w: &mut Writer, values: Val, weights: Val, half: bool, sums: &[Val]| {
+            let mut sums = sums.to_vec();
+            let vectors: Vec<(Val, Option<Val>)> = masks
+                .iter()
+                .enumerate()
+                .map(|(v, mask)| (w.offset_const(values, v as u64 * self.vector_bytes(self.values)), *mask))
+                .collect();
+            let loaded = self.load_vectors(w, self.values, &vectors, half)?;
+            let factors: Vec<Val> =
+                (0..queries).map(|i| w.offset_const(weights, i * self.block_keys() * bytes)).collect();
+            self.multiply(w, &loaded, &factors, &mut sums);
+            Ok::<Vec<Val>, CodegenError>(sums)
+        };
+        let (zero, page_tokens, per_step) = (w.i64(0), w.i64(tokens as i64), w.i64(depth as i64));
+        let weights = w.offset_const(at.scratch, layout.weights);
+        let n_pages = w.ceil_div(micro.n_keys, tokens);
+        let page_of = |w: &mut Writer, array: u64, page: Val| {
+            let cell = self.cell(w, array, page, 8);
+            let page = w.load(Ty::scalar(Elem::Ptr), cell);
+            w.offset_const(page, skipped)
+        };
+        let mut sums = w.for_loop(zero, n_pages, 1, &sums, |w, page, sums| {
+            let values = page_of(w, layout.pages, page);
+            let next = self.schedule.prefetch.then(|| page_of(w, layout.next_pages, page));
+            let before = w.mul(page, page_tokens);
+            let left = w.sub(micro.n_keys, before);
+            let left = w.min(left, page_tokens);
+            let steps = w.div_unsigned(left, per_step);
+            let weights = w.element(weights, before, bytes);
+            w.for_loop(zero, steps, 1, sums, |w, j, sums| {
+                let values = w.element(values, j, row);
+                let weights = w.element(weights, j, bytes * depth);
+                if let Some(next) = next {
+                    let next = w.element(next, j, row);
+                    let end = masks.len() as u64 * self.vector_bytes(self.values);
+                    for line in (0..end).step_by(64) {
+                        let at = w.offset_const(next, line);
+                        w.prefetch(at);
+                    }
+                }
+                step(w, values, weights, false, sums)
+            })
+        })?;
+        if depth > 1 {
+            // Of the last pair only one token may exist.
+            let two = w.i64(2);
+            let rest = w.rem_unsigned(micro.n_keys, two);
+            let odd = w.cmp(super::Cmp::Ne, rest, zero);
+            sums = w.if_else(odd, &sums, |w| {
+                let one = w.i64(1);
+                let last = w.sub(micro.n_keys, one);
+                let page = w.div_unsigned(last, page_tokens);
+                let token = w.rem_unsigned(last, page_tokens);
+                let values = page_of(w, layout.pages, page);
+                let pair = w.div_unsigned(token, two);
+                let values = w.element(values, pair, row);
+                let weights = w.element(weights, last, bytes);
+                step(w, values, weights, true, &sums)
+            })?;
+        }
+        for (sum, cell) in sums.iter().zip(cells) {
+            w.store(*sum, cell);
+        }
+        Ok(())
+    }
+}
