@@ -188,7 +188,7 @@ pub(crate) fn load(named: &Named, args: &ModelArgs) -> Result<Loaded> {
     let key = format!("{}\n{config:?}\n{sets:?}\n{format}\n{}", texts.join("\n"), args.choices());
     let is_published = config.is_none() && args.set.is_empty() && !args.tiny;
     let card = spec.text();
-    let options = ElaborateOptions { config, config_name, sets, format, ..ElaborateOptions::default() };
+    let options = ElaborateOptions { config, config_name, sets, format };
     let options = if args.tiny { tiny(&spec, &options)? } else { options };
     let model = elaborate(&spec, &options)?;
     Ok(Loaded { spec, model, card, key, is_published })

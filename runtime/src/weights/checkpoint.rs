@@ -84,7 +84,7 @@ pub struct Stored {
     files: Vec<Mmap>,
     tensors: BTreeMap<String, Tensor>,
     /// What the first file says besides, where it is GGUF.
-    header: Option<Header>,
+    header: Option<Box<Header>>,
     instead_of_missing: Option<Random>,
     quantised: Quantised,
 }
@@ -220,7 +220,7 @@ impl Stored {
                 }
             }
             // The first part says what the model is.
-            self.header.get_or_insert(header);
+            self.header.get_or_insert_with(|| Box::new(header));
             self.files.push(map);
         }
         Ok(())
@@ -276,7 +276,7 @@ impl Stored {
     /// What a GGUF file says of the model, with the bytes of the file that lists and texts lie in; its tensors are among
     /// [`Stored::tensors`].
     pub fn header(&self) -> Option<(&Header, &[u8])> {
-        Some((self.header.as_ref()?, self.files.first()?))
+        Some((self.header.as_deref()?, self.files.first()?))
     }
 
     /// The numbers of a tensor in f32; `None` where it is not there, or stored in a way that is not read.

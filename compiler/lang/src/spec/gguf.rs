@@ -19,6 +19,9 @@ use crate::diagnostic::{Code, Diagnostic, Report, did_you_mean};
 /// The metadata key of a file's family.
 const ARCHITECTURE: &str = "general.architecture";
 
+/// Gives the numbers of a tensor by its name.
+type Numbers<'a> = dyn Fn(&str) -> Option<Vec<f64>> + 'a;
+
 /// A GGUF file as descriptions see it.
 pub struct Facts<'a> {
     /// What messages call it, a path.
@@ -30,7 +33,7 @@ pub struct Facts<'a> {
     /// Shapes of the tensors, the last dimension contiguous.
     pub tensors: BTreeMap<String, Vec<u64>>,
     /// The numbers of a tensor.
-    pub numbers: Box<dyn Fn(&str) -> Option<Vec<f64>> + 'a>,
+    pub numbers: Box<Numbers<'a>>,
 }
 
 impl std::fmt::Debug for Facts<'_> {

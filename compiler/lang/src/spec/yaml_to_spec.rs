@@ -210,14 +210,14 @@ impl Reader {
     fn matches(&mut self, node: &Node) -> Matches {
         let Some(entries) = self.map(node, "matches") else { return Matches::default() };
         self.known(entries, MATCHES_KEYS, "`matches`");
-        let mut matches = Matches::default();
-        matches.model_type = self.strings(entries, "model_type");
-        matches.keys = self.strings(entries, "keys");
-        matches.gguf = self.strings(entries, "gguf");
-        matches.gguf_keys = self.strings(entries, "gguf_keys");
-        matches.under = entry(entries, "under").and_then(|(_, n)| self.string(n, "under"));
-        matches.optional = self.flag(entries, "optional");
-        matches
+        Matches {
+            model_type: self.strings(entries, "model_type"),
+            keys: self.strings(entries, "keys"),
+            gguf: self.strings(entries, "gguf"),
+            gguf_keys: self.strings(entries, "gguf_keys"),
+            under: entry(entries, "under").and_then(|(_, n)| self.string(n, "under")),
+            optional: self.flag(entries, "optional"),
+        }
     }
 
     /// One string, or a list of them.
