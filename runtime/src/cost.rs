@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use crate::artifact::manifest::{AttentionCost, ChosenCost, DType, Launch, Manifest};
+use crate::artifact::manifest::{AttentionCost, ChosenCost, Launch, Manifest, Products};
 use crate::device::AxisStep;
 
 /// One ragged axis of a step.
@@ -37,6 +37,8 @@ pub struct Work {
     pub f32_flops: u64,
     /// Floating-point operations on 16-bit numbers, summed in 32 bits.
     pub half_flops: u64,
+    /// Operations on 8-bit integers, summed in 32 bits.
+    pub byte_ops: u64,
 }
 
 impl Work {
@@ -47,6 +49,7 @@ impl Work {
         self.value_bytes = self.value_bytes.saturating_add(other.value_bytes);
         self.f32_flops = self.f32_flops.saturating_add(other.f32_flops);
         self.half_flops = self.half_flops.saturating_add(other.half_flops);
+        self.byte_ops = self.byte_ops.saturating_add(other.byte_ops);
     }
 
     /// Bytes that must come from memory: weights and caches.
@@ -56,7 +59,7 @@ impl Work {
 
     /// Operations of any width.
     pub fn flops(&self) -> u64 {
-        self.f32_flops.saturating_add(self.half_flops)
+        self.f32_flops.saturating_add(self.half_flops).saturating_add(self.byte_ops)
     }
 }
 
@@ -100,7 +103,7 @@ impl StepShape {
         let (pairs_flops, cache_bytes) =
             cost.attention.as_ref().map_or((0, 0), |attention| self.attention(&axis, attention, launch.axis));
         let flops = cost.row_flops.saturating_mul(rows).saturating_add(pairs_flops.saturating_mul(copies));
-        let half = matches!(cost.products, Some(DType::BF16 | DType::F16));
+        let of = |products| if cost.products.unwrap_or(Products::Single) == products { flops } else { 0 };
         Work {
             weight_bytes: cost
                 .weight_bytes
@@ -108,8 +111,9 @@ impl StepShape {
                 .saturating_add(cost.chosen.as_ref().map_or(0, |chosen| chosen_bytes(chosen, rows))),
             cache_bytes: cache_bytes.saturating_mul(copies),
             value_bytes: cost.row_bytes.saturating_mul(rows),
-            f32_flops: if half { 0 } else { flops },
-            half_flops: if half { flops } else { 0 },
+            f32_flops: of(Products::Single),
+            half_flops: of(Products::Half),
+            byte_ops: of(Products::Byte),
         }
     }
 
@@ -212,7 +216,7 @@ mod tests {
             row_weight_bytes: 3,
             row_bytes: 8,
             row_flops: 24,
-            products: Some(DType::BF16),
+            products: Some(Products::Half),
             attention: Some(AttentionCost { axis: 0, window: None, future: false, key_bytes: 5, pair_flops: 7 }),
         });
         let axis = AxisStep {
@@ -234,6 +238,7 @@ mod tests {
             value_bytes: 24,
             f32_flops: 0,
             half_flops: 3 * 24 + 13 * 7,
+            byte_ops: 0,
         };
         assert_eq!(work, expected);
         assert_eq!((work.memory_bytes(), work.flops()), (48 + 9 + 500 + 60, 163));

@@ -4,7 +4,7 @@
 
 use crate::artifact::abi::ROWS_ALIGN;
 use crate::artifact::manifest::Manifest;
-use crate::artifact::validate::packed_elements;
+use crate::artifact::validate::packed_bytes;
 use crate::cache::{CacheOptions, CacheStore, page_bytes};
 use crate::error::{Result, RuntimeError};
 
@@ -63,10 +63,9 @@ impl Need {
 fn weight_bytes(manifest: &Manifest) -> Result<u64> {
     let mut sum = 0u64;
     for weight in &manifest.weights {
-        let elements = packed_elements(&weight.shape, weight.pack).map_err(|problem| {
+        let bytes = packed_bytes(weight).map_err(|problem| {
             RuntimeError::request(format!("weight `{}`: {problem}", weight.name), "compile the model again")
         })?;
-        let bytes = elements.saturating_mul(weight.dtype.size_bytes() as u64);
         sum = sum.saturating_add(bytes.next_multiple_of(ALIGN));
     }
     Ok(sum)

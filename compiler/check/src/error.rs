@@ -1,7 +1,7 @@
 //! What a check itself can fail with; a value that departs is a result, not an error.
 
 use xfc_codegen::error::CodegenError;
-use xfc_lang::ops::ShapeError;
+use xfc_lang::passes::quantise::QuantiseError;
 use xfc_lang::reference::InterpretError;
 use xfc_runtime::error::RuntimeError;
 
@@ -22,8 +22,8 @@ pub enum CheckError {
     Interpret(#[from] InterpretError),
 }
 
-impl From<ShapeError> for CheckError {
-    fn from(error: ShapeError) -> Self {
+impl From<QuantiseError> for CheckError {
+    fn from(error: QuantiseError) -> Self {
         CheckError::Codegen(error.into())
     }
 }

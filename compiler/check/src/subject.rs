@@ -9,7 +9,7 @@ use xfc_lang::arch::Model;
 use xfc_lang::graph::named::{Named, tap};
 use xfc_lang::graph::verify::verify;
 use xfc_lang::graph::{DType, Program};
-use xfc_lang::passes::precision;
+use xfc_lang::passes::quantise;
 use xfc_lang::reference::{Float, Interpreter, State};
 use xfc_runtime::artifact::Artifact;
 use xfc_runtime::model::{Model as Loaded, ModelOptions};
@@ -52,7 +52,9 @@ pub struct Subject<'a> {
 impl Subject<'_> {
     /// The precision that its values have.
     pub fn precision(&self) -> Precision {
-        if self.options.dtype == DType::F32 { Precision::F32 } else { Precision::BF16 }
+        // What is rounded to 8 bits in groups is about as narrow as bf16.
+        let narrow = self.options.dtype != DType::F32 || !self.options.quant.is_empty();
+        if narrow { Precision::BF16 } else { Precision::F32 }
     }
 
     /// The program with `taps` among its outputs.
@@ -66,7 +68,7 @@ impl Subject<'_> {
     /// Weights or inputs that do not fit.
     pub fn interpret<F: Float>(&self, program: &Program, sequences: &[&Inputs]) -> Result<Vec<Outputs>> {
         let mut program = program.clone();
-        precision::apply(&mut program, self.options.dtype)?;
+        quantise::prepare(&mut program, self.options.dtype, &self.options.quant)?;
         let verified = verify(&program).map_err(|v| CheckError::request(v.to_string(), "this is a defect of xfc"))?;
         let checkpoint = self.truth.unwrap_or(self.checkpoint);
         let weights = |path: &str| parameter(self.model, checkpoint, path).map_err(Into::into);

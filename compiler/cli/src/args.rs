@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, value_parser};
+use xfc_lang::passes::quantise::Plan;
 use xfc_runtime::commands::{BenchArgs, EXIT_CODES, EmbedArgs, LogitsArgs, RunArgs};
 
 use crate::eval::EvalArgs;
@@ -76,6 +77,10 @@ pub(crate) struct ModelArgs {
     /// Type of weights and of the inputs of products
     #[arg(long, value_enum, default_value_t = DTypeArg::F32)]
     pub(crate) dtype: DTypeArg,
+    /// Hold the matrices of products in integers of few bits, in groups with a scale: `int4:g64`, for some modules otherwise:
+    /// `int4:g64,down_proj=int8:g32,lm_head=none`. Formats are int8, int4, uint8 and uint4 (with a minimum), groups 32, 64 and 128
+    #[arg(long, value_name = "FORMAT[,PATTERN=FORMAT]", value_parser = parse_plan)]
+    pub(crate) quant: Option<Plan>,
     /// Cards of this folder before those built in; where it has a `lib`, that instead of the library
     #[arg(long, value_name = "DIR")]
     pub(crate) models: Option<PathBuf>,
@@ -85,6 +90,10 @@ pub(crate) struct ModelArgs {
     /// Leave out an optional pass; may repeat
     #[arg(long = "skip-pass", value_name = "PASS")]
     pub(crate) skip_pass: Vec<String>,
+}
+
+pub(crate) fn parse_plan(text: &str) -> Result<Plan, String> {
+    text.parse().map_err(|wrong: xfc_lang::passes::quantise::PlanError| wrong.to_string())
 }
 
 fn target_help() -> String {

@@ -34,6 +34,7 @@ fn survey(name: &str, args: &CompareArgs) -> Result<Survey> {
         tiny: false,
         target: Vec::new(),
         dtype: DTypeArg::F32,
+        quant: None,
         models: args.models.clone(),
         gguf: None,
         skip_pass: Vec::new(),

@@ -278,9 +278,7 @@ impl Row {
 
     /// Seconds of moving and of multiplying.
     fn seconds(&self, machine: &Machine) -> (f64, f64) {
-        let multiplied =
-            self.work.f32_flops as f64 / machine.f32_flops + self.work.half_flops as f64 / machine.half_flops;
-        (self.bytes() as f64 / machine.bytes_per_second, multiplied)
+        (self.bytes() as f64 / machine.bytes_per_second, machine.seconds_of_products(&self.work))
     }
 }
 

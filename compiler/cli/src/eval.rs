@@ -10,12 +10,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use xfc_check::eval::{Against, CLEAR_MARGIN, Evaluation, Window, evaluate, vocabulary, windows};
 use xfc_check::records::{Record, Recorder};
+use xfc_lang::passes::quantise::Plan;
 use xfc_runtime::commands::LoadArgs;
 use xfc_runtime::files::check_writable;
 use xfc_runtime::model::Model;
 use xfc_runtime::text::tokenizer::SpecialTokens;
 
-use crate::args::{DTypeArg, ModelArgs};
+use crate::args::{DTypeArg, ModelArgs, parse_plan};
 use crate::error::{CliError, Result};
 use crate::output::print;
 use crate::run::open;
@@ -55,6 +56,9 @@ pub(crate) struct EvalArgs {
     /// Type of the other model's weights
     #[arg(long, value_enum, value_name = "DTYPE", default_value_t = DTypeArg::F32)]
     against_dtype: DTypeArg,
+    /// How the other model's matrices are held, as `--quant`
+    #[arg(long, value_name = "FORMAT", value_parser = parse_plan)]
+    against_quant: Option<Plan>,
     /// Weights of the other model [default: its own folder, else those of this one]
     #[arg(long, value_name = "PATH|random")]
     against_checkpoint: Option<String>,
@@ -160,7 +164,12 @@ fn against(args: &EvalArgs, other: &str, load: &LoadArgs, tokens: &[i64], window
     if path.is_file() && path.extension().is_none_or(|e| e != "xfm" && e != "yaml") {
         return Ok(Against::Record(Record::open(path, tokens, windows)?));
     }
-    let model = ModelArgs { model: other.to_owned(), dtype: args.against_dtype, ..args.model.clone() };
+    let model = ModelArgs {
+        model: other.to_owned(),
+        dtype: args.against_dtype,
+        quant: args.against_quant.clone(),
+        ..args.model.clone()
+    };
     let own = args.against_checkpoint.clone();
     let own = own.or_else(|| if path.is_dir() { None } else { load.checkpoint.clone() });
     let mut load = LoadArgs { checkpoint: own, target: None, ..load.clone() };

@@ -267,7 +267,7 @@ fn plan_text(m: &xfc_runtime::artifact::manifest::Manifest, only: Option<usize>)
     let _ = writeln!(out, "weights {} packed tensors", m.weights.len());
     let mut weight_bytes = 0;
     for weight in &m.weights {
-        weight_bytes += weight.shape.iter().product::<u64>() * weight.dtype.size_bytes() as u64;
+        weight_bytes += weight.stored_bytes();
     }
     let _ = writeln!(out, "        {weight_bytes} bytes without padding");
     for (i, launch) in m.launches.iter().enumerate().filter(|(_, l)| only.is_none_or(|n| layer::is_in(&l.name, n))) {

@@ -7,7 +7,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use xfc_runtime::artifact::manifest::Target;
 use xfc_runtime::bench;
-use xfc_runtime::bench::limits::{Effort, Isa, Prober, has_half};
+use xfc_runtime::bench::limits::{Effort, Isa, Narrow, Prober};
+use xfc_runtime::cost::Work;
 use xfc_runtime::device::cpu::ThreadPool;
 use xfc_runtime::memory;
 
@@ -28,6 +29,8 @@ pub(crate) struct Machine {
     pub(crate) f32_flops: f64,
     /// Operations a second on 16-bit numbers, summed in 32 bits.
     pub(crate) half_flops: f64,
+    /// Operations a second on 8-bit integers, summed in 32 bits.
+    byte_ops: f64,
     /// Threads that have memory of their own.
     pub(crate) workers: u64,
 }
@@ -43,6 +46,8 @@ struct File {
     bytes_per_second: f64,
     f32_flops_per_second: f64,
     bf16_flops_per_second: f64,
+    /// As in bf16 where it is not given.
+    int8_ops_per_second: Option<f64>,
 }
 
 impl Machine {
@@ -59,7 +64,7 @@ impl Machine {
         let pool = ThreadPool::new(workers)
             .map_err(|e| CliError::usage(format!("cannot start {workers} threads: {e}"), "give `--machine FILE`"))?;
         let isa = Isa::of(&target.arch, &target.features);
-        let prober = Prober::new(Arc::new(pool), isa, has_half(&target.features), Effort::default())?;
+        let prober = Prober::new(Arc::new(pool), isa, Narrow::of(&target.features), Effort::default())?;
         let limits = prober.probe()?;
         let available = memory::available_bytes().or_else(memory::total_bytes).ok_or_else(|| {
             CliError::usage("the system does not say how much memory there is", "give `--machine FILE`")
@@ -71,6 +76,7 @@ impl Machine {
             bytes_per_second: limits.read,
             f32_flops: limits.f32_flops,
             half_flops: limits.half_flops,
+            byte_ops: limits.byte_ops,
             workers: workers as u64,
         })
     }
@@ -84,11 +90,13 @@ impl Machine {
         })?;
         let file: File = serde_yaml::from_str(&text)
             .map_err(|e| CliError::file(path, format!("is no description of a machine: {e}")))?;
+        let byte_ops = file.int8_ops_per_second.unwrap_or(file.bf16_flops_per_second);
         let limits = [
             ("memory_bytes", file.memory_bytes),
             ("bytes_per_second", file.bytes_per_second),
             ("f32_flops_per_second", file.f32_flops_per_second),
             ("bf16_flops_per_second", file.bf16_flops_per_second),
+            ("int8_ops_per_second", byte_ops),
         ];
         if let Some((key, value)) = limits.into_iter().find(|(_, v)| !(v.is_finite() && *v >= 1.0)) {
             return Err(CliError::file(path, format!("`{key}` is {value}, expected a number above 0")));
@@ -100,18 +108,27 @@ impl Machine {
             bytes_per_second: file.bytes_per_second,
             f32_flops: file.f32_flops_per_second,
             half_flops: file.bf16_flops_per_second,
+            byte_ops,
             workers: 1,
         })
+    }
+
+    /// The least time of the products of `work`, each width at its own rate.
+    pub(crate) fn seconds_of_products(&self, work: &Work) -> f64 {
+        work.f32_flops as f64 / self.f32_flops
+            + work.half_flops as f64 / self.half_flops
+            + work.byte_ops as f64 / self.byte_ops
     }
 
     /// Its limits on one line.
     pub(crate) fn text(&self) -> String {
         format!(
-            "{}: {}B/s, {}FLOP/s in f32, {}FLOP/s in bf16, {} ({})",
+            "{}: {}B/s, {}FLOP/s in f32, {}FLOP/s in bf16, {}OP/s in int8, {} ({})",
             self.name,
             unit(self.bytes_per_second),
             unit(self.f32_flops),
             unit(self.half_flops),
+            unit(self.byte_ops),
             memory::human(self.memory_bytes),
             self.source
         )
@@ -121,6 +138,7 @@ impl Machine {
         json!({
             "name": self.name, "source": self.source, "memory_bytes": self.memory_bytes, "bytes_per_second": self.bytes_per_second,
             "f32_flops_per_second": self.f32_flops, "bf16_flops_per_second": self.half_flops,
+            "int8_ops_per_second": self.byte_ops,
         })
     }
 }

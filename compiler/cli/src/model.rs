@@ -212,7 +212,8 @@ fn tell_nearest(report: &mut Report, config: &serde_json::Value, path: Option<&P
 impl ModelArgs {
     /// What of the arguments decides the artifact, besides the texts.
     fn choices(&self) -> String {
-        format!("{:?} {:?} {}", self.dtype, self.skip_pass, self.tiny)
+        let quant = self.quant.as_ref().map(ToString::to_string).unwrap_or_default();
+        format!("{:?} {:?} {} {quant}", self.dtype, self.skip_pass, self.tiny)
     }
 
     /// The targets named, or this host.
@@ -250,6 +251,7 @@ impl ModelArgs {
                 DTypeArg::F32 => DType::F32,
                 DTypeArg::Bf16 => DType::BF16,
             },
+            quant: self.quant.clone().unwrap_or_default(),
             skip_passes: self.skip_pass.clone(),
             dump: std::env::var_os("XFC_DUMP").map(PathBuf::from),
             ..driver::Options::default()

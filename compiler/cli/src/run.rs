@@ -98,6 +98,7 @@ pub(crate) fn open(args: &ModelArgs, load: &mut LoadArgs, taps: &[String]) -> Re
             ("--config", args.config.is_some()),
             ("--set", !args.set.is_empty()),
             ("--dtype", args.dtype != DTypeArg::F32),
+            ("--quant", args.quant.is_some()),
             ("--models", args.models.is_some()),
             ("--skip-pass", !args.skip_pass.is_empty()),
         ];

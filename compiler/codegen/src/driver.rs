@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use xfc_lang::arch::{Binding, Model, Step};
 use xfc_lang::graph::{DType, Program};
+use xfc_lang::passes::quantise::Plan;
 use xfc_lang::passes::{self, Event, Moment, Report};
 use xfc_runtime::artifact::container::{self, CodeImage, VariantParts};
 use xfc_runtime::artifact::manifest;
@@ -82,6 +83,8 @@ impl FromStr for Stage {
 pub struct Options {
     /// Of weights and of the inputs of contractions: f32 or bf16.
     pub dtype: DType,
+    /// Which matrices are held in blocks.
+    pub quant: Plan,
     /// Compiling threads.
     pub threads: usize,
     /// Passes to leave out.
@@ -99,6 +102,7 @@ impl Default for Options {
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Options {
             dtype: DType::F32,
+            quant: Plan::default(),
             threads,
             skip_passes: Vec::new(),
             pass_limit: None,
@@ -128,7 +132,7 @@ pub struct Fused {
 pub fn fuse(model: &Model, options: &Options) -> Result<Fused, CodegenError> {
     let start = Instant::now();
     let mut graph = model.program.clone();
-    passes::precision::apply(&mut graph, options.dtype)?;
+    passes::quantise::prepare(&mut graph, options.dtype, &options.quant)?;
     let mut program = graph.clone();
     let mut dump_error = None;
     let mut dump = |event: Event<'_>| {

@@ -48,9 +48,9 @@ pub enum CodegenError {
     /// A pass could not run, or left an invalid graph.
     #[error(transparent)]
     Pass(#[from] xfc_lang::passes::PassError),
-    /// A graph could not be rewritten for a dtype.
+    /// A program could not be rewritten for a dtype, or its matrices not be put into blocks.
     #[error(transparent)]
-    Shape(#[from] xfc_lang::ops::ShapeError),
+    Precision(#[from] xfc_lang::passes::quantise::QuantiseError),
     /// A dump could not be written.
     #[error("{}: cannot write: {source}", path.display())]
     Dump {

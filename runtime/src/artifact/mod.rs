@@ -4,6 +4,7 @@
 //! beside the code. Whoever changes any of them raises [`VERSION`].
 
 pub mod abi;
+mod blocks;
 pub mod manifest;
 pub mod validate;
 pub mod features;
@@ -24,4 +25,4 @@ pub use features::HostFeatures;
 
 /// Version of the container, the manifest and the kernel ABI together. A runtime refuses any other.
 /// 2: launches say what they cost. 3: plans of further variants say what differs from the first.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;

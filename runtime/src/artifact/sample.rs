@@ -97,7 +97,7 @@ pub(crate) fn manifest() -> Manifest {
                 weight_bytes: 48,
                 row_bytes: 8,
                 row_flops: 24,
-                products: Some(DType::F32),
+                products: Some(Products::Single),
                 ..Cost::default()
             }),
         }],

@@ -186,16 +186,36 @@ fn check_weight(weight: &Weight) -> Check {
         format!("its sources make {:?}, expected {:?}", joined.unwrap_or_default(), weight.shape)
     })?;
     ensure(!matches!(weight.dtype, DType::Bool), || "weights of booleans are not supported".to_owned())?;
-    packed_elements(&weight.shape, weight.pack).map(|_| ())
+    packed_bytes(weight).map(|_| ())
 }
 
-/// Elements of the packed form of a weight of this shape, padding included.
+/// Bytes of the packed form of a weight, padding included.
 ///
 /// # Errors
 /// The layout does not suit the shape, or is too large.
-pub fn packed_elements(shape: &[u64], pack: Pack) -> Check<u64> {
-    match pack {
+pub fn packed_bytes(weight: &Weight) -> Check<u64> {
+    let shape = &weight.shape[..];
+    let whole = match weight.pack {
         Pack::Plain => elements(shape),
+        Pack::Blocks(blocks) => {
+            count("columns", blocks.columns, MAX_TILE)?;
+            count("group", blocks.group, MAX_TILE)?;
+            ensure(matches!(blocks.bits, 4 | 8) && blocks.group.is_multiple_of(8), || {
+                format!(
+                    "groups of {} integers of {} bits, expected a multiple of 8, of 4 or 8",
+                    blocks.group, blocks.bits
+                )
+            })?;
+            ensure(weight.dtype == DType::F32 || weight.dtype == DType::BF16, || {
+                format!("integers made of {:?}, expected of f32 or bf16", weight.dtype)
+            })?;
+            let [lead @ .., outputs, inputs] = shape else {
+                return Err(format!("panels need a matrix, the shape is {shape:?}"));
+            };
+            elements(shape)?;
+            let panels = elements(&[lead, &[outputs.div_ceil(blocks.columns)]].concat())?;
+            return elements(&[panels, inputs.div_ceil(blocks.group), blocks.group_bytes()]);
+        }
         Pack::Panels { columns, depth } => {
             count("columns", columns, MAX_TILE)?;
             count("depth", depth, MAX_TILE)?;
@@ -205,7 +225,8 @@ pub fn packed_elements(shape: &[u64], pack: Pack) -> Check<u64> {
             let whole = [outputs.next_multiple_of(columns), inputs.next_multiple_of(depth)];
             elements(&[lead, &whole[..]].concat())
         }
-    }
+    };
+    whole?.checked_mul(weight.dtype.size_bytes() as u64).ok_or_else(|| "is too large".to_owned())
 }
 
 fn check_cache(m: &Manifest, group: &CacheGroup) -> Check {

@@ -26,7 +26,7 @@ use crate::error::{Result, RuntimeError};
 use crate::model::{Model, ModelOptions, new_pool};
 use crate::profile::{Recorder, Recording, Summary};
 use crate::weights::{Checkpoint, Progress};
-use limits::{Effort, Isa, Limits, Prober, has_half};
+use limits::{Effort, Isa, Limits, Narrow, Prober};
 use std::fmt;
 use std::sync::Arc;
 
@@ -169,7 +169,7 @@ fn time_all(
 ) -> Result<()> {
     let manifest = model.manifest();
     let isa = Isa::of(&manifest.target.arch, &manifest.target.features);
-    let prober = Prober::new(Arc::clone(pool), isa, has_half(&manifest.target.features), options.effort)?;
+    let prober = Prober::new(Arc::clone(pool), isa, Narrow::of(&manifest.target.features), options.effort)?;
     let mut used = Use::now();
     let mut probe = || {
         let limits = prober.probe()?;

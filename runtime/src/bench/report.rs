@@ -6,7 +6,7 @@ use super::machine::Machine;
 use super::settle::Bracketed;
 use super::workload::Test;
 use super::{BenchOptions, Profile, limits::Regime};
-use crate::artifact::manifest::{DType, Manifest};
+use crate::artifact::manifest::{DType, Manifest, Pack, Weight};
 use crate::cost::Work;
 use crate::memory::human;
 use crate::profile;
@@ -83,19 +83,14 @@ impl Row {
 
     /// The share of the speed of products, each width against its own limit.
     pub fn of_products(&self) -> Spread {
-        let least = |run: &Bracketed| {
-            let limits = run.limits();
-            self.work.f32_flops as f64 / limits.f32_flops + self.work.half_flops as f64 / limits.half_flops
-        };
-        Spread::of(&self.each(|run| least(run) / run.seconds))
+        Spread::of(&self.each(|run| run.limits().seconds_of_products(&self.work) / run.seconds))
     }
 
     /// The limit of products for this row's mixture of widths.
     fn products_limit(&self, run: &Bracketed) -> f64 {
         let limits = run.limits();
-        let (f32_flops, half_flops) = (self.work.f32_flops as f64, self.work.half_flops as f64);
-        let least = f32_flops / limits.f32_flops + half_flops / limits.half_flops;
-        if least > 0.0 { (f32_flops + half_flops) / least } else { limits.f32_flops }
+        let least = limits.seconds_of_products(&self.work);
+        if least > 0.0 { self.work.flops() as f64 / least } else { limits.f32_flops }
     }
 
     /// Why runs do not count; empty when all do.
@@ -124,6 +119,7 @@ impl Row {
         let limits = |l: &super::limits::Limits| {
             json!({
                 "read_bytes_per_second": l.read, "f32_flops_per_second": l.f32_flops, "half_flops_per_second": l.half_flops,
+                "byte_ops_per_second": l.byte_ops,
                 "round_trip_ns": l.round_trip_ns, "regime": l.regime().name(),
             })
         };
@@ -139,7 +135,7 @@ impl Row {
             "bytes_per_second": spread(self.bytes_rate()), "flops_per_second": spread(self.flops_rate()),
             "of_read": spread(self.of_read()), "of_products": spread(self.of_products()),
             "weight_bytes": self.work.weight_bytes, "cache_bytes": self.work.cache_bytes, "f32_flops": self.work.f32_flops,
-            "half_flops": self.work.half_flops, "runs": self.runs.iter().map(run).collect::<Vec<_>>(),
+            "half_flops": self.work.half_flops, "byte_ops": self.work.byte_ops, "runs": self.runs.iter().map(run).collect::<Vec<_>>(),
         })
     }
 }
@@ -178,22 +174,21 @@ pub struct Report {
 impl Report {
     /// Of nothing yet.
     pub fn new(manifest: &Manifest, weights: String, options: &BenchOptions) -> Self {
-        let bytes = |weight: &crate::artifact::manifest::Weight| {
-            weight.shape.iter().product::<u64>().saturating_mul(weight.dtype.size_bytes() as u64)
-        };
+        let bytes = Weight::stored_bytes;
         // Of matrices; gains and tables of positions may be wider.
         let widest = manifest.weights.iter().filter(|w| w.shape.len() > 1).max_by_key(|w| bytes(w));
-        let dtype = match widest.map(|weight| weight.dtype) {
-            Some(DType::BF16) => "bf16",
-            Some(DType::F16) => "f16",
-            Some(DType::F32) => "f32",
-            Some(DType::I64 | DType::I32 | DType::Bool) | None => "-",
+        let dtype = match widest.map(|weight| (weight.pack, weight.dtype)) {
+            Some((Pack::Blocks(blocks), _)) => blocks.name(),
+            Some((_, DType::BF16)) => "bf16".to_owned(),
+            Some((_, DType::F16)) => "f16".to_owned(),
+            Some((_, DType::F32)) => "f32".to_owned(),
+            Some((_, DType::I64 | DType::I32 | DType::Bool)) | None => "-".to_owned(),
         };
         Self {
             machine: Machine::here(),
             model: manifest.model.clone(),
             parameters: manifest.parameters,
-            dtype: dtype.to_owned(),
+            dtype,
             weight_bytes: manifest.weights.iter().map(bytes).sum(),
             target: manifest.target.name.clone(),
             compiler: manifest.compiler.clone(),
@@ -333,7 +328,8 @@ mod tests {
     use crate::artifact::sample;
 
     fn run(seconds: f64, before: f64, after: f64) -> Bracketed {
-        let limits = |read| Limits { read, f32_flops: 10e9, half_flops: 20e9, round_trip_ns: Some(100.0) };
+        let limits =
+            |read| Limits { read, f32_flops: 10e9, half_flops: 20e9, byte_ops: 40e9, round_trip_ns: Some(100.0) };
         Bracketed { seconds, before: limits(before), after: limits(after), others: Some(0.0), attempts: 1 }
     }
 
@@ -346,6 +342,7 @@ mod tests {
             half_flops: 8_000_000_000,
             f32_flops: 1_000_000_000,
             value_bytes: 1,
+            byte_ops: 0,
         };
         report.rows.push(Row { threads: 2, test, work, runs });
         report

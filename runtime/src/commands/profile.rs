@@ -2,7 +2,7 @@
 
 use super::Output;
 use crate::artifact::manifest::Manifest;
-use crate::bench::limits::{Effort, Isa, Limits, Prober, has_half};
+use crate::bench::limits::{Effort, Isa, Limits, Narrow, Prober};
 use crate::device::cpu::ThreadPool;
 use crate::error::{Result, RuntimeError};
 use crate::files::{check_writable, write_atomic};
@@ -103,11 +103,12 @@ impl<'a> Recorded<'a> {
             let limits = limits(&self.model)?;
             let summary = Summary::of(&recording, manifest, Some(&limits));
             output.note(format_args!(
-                "{} steps; limits afterwards: {:.1} GB/s read, {:.0} GFLOP/s in f32, {:.0} in 16 bits\n{}",
+                "{} steps; limits afterwards: {:.1} GB/s read, {:.0} GFLOP/s in f32, {:.0} in 16 bits, {:.0} in 8\n{}",
                 summary.steps,
                 limits.read * 1e-9,
                 limits.f32_flops * 1e-9,
                 limits.half_flops * 1e-9,
+                limits.byte_ops * 1e-9,
                 table(&summary),
             ))?;
         }
@@ -120,5 +121,5 @@ fn limits(model: &Model) -> Result<Limits> {
     let target = &model.manifest().target;
     let no_threads = |error: std::io::Error| RuntimeError::Device { device: "cpu", problem: error.to_string() };
     let pool = Arc::new(ThreadPool::new(model.device().n_workers()).map_err(no_threads)?);
-    Prober::new(pool, Isa::of(&target.arch, &target.features), has_half(&target.features), Effort::default())?.probe()
+    Prober::new(pool, Isa::of(&target.arch, &target.features), Narrow::of(&target.features), Effort::default())?.probe()
 }

@@ -294,10 +294,11 @@ fn slot_memory(group: &CacheGroup) -> (Vec<u64>, Vec<usize>) {
     (sizes, of_slot)
 }
 
-/// Elements from one row of a packed weight to the next: of the matrix, or of its panels.
+/// Elements from one row of a packed weight to the next: of the matrix, or of its panels; bytes, of panels of integers.
 fn weight_row_stride(weight: &Weight) -> u64 {
     match (weight.pack, weight.shape.as_slice()) {
         (Pack::Panels { columns, depth }, [.., _, inputs]) => columns * inputs.next_multiple_of(depth),
+        (Pack::Blocks(blocks), [.., inputs]) => blocks.panel_bytes(*inputs),
         (_, shape) => shape.iter().skip(1).product(),
     }
 }

@@ -41,7 +41,7 @@ fn moves_values(work: &Work) -> bool {
 /// The least time that `work` takes, and what binds it.
 pub(super) fn least_seconds(work: &Work, limits: &Limits) -> (f64, Bound) {
     let read = work.memory_bytes() as f64 / limits.read;
-    let products = work.f32_flops as f64 / limits.f32_flops + work.half_flops as f64 / limits.half_flops;
+    let products = limits.seconds_of_products(work);
     if moves_values(work) {
         (0.0, Bound::Values)
     } else if read >= products {
@@ -223,7 +223,7 @@ mod tests {
     #[test]
     fn times_and_shares_add_up() {
         let manifest = sample::manifest();
-        let limits = Limits { read: 1e9, f32_flops: 1e9, half_flops: 2e9, round_trip_ns: None };
+        let limits = Limits { read: 1e9, f32_flops: 1e9, half_flops: 2e9, byte_ops: 4e9, round_trip_ns: None };
         let summary = Summary::of(&recording(), &manifest, Some(&limits));
         let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-12, "{a} {b}");
         near(summary.seconds, 8e-6);
@@ -256,7 +256,7 @@ mod tests {
 
     #[test]
     fn the_slower_limit_binds() {
-        let limits = Limits { read: 100.0, f32_flops: 10.0, half_flops: 20.0, round_trip_ns: None };
+        let limits = Limits { read: 100.0, f32_flops: 10.0, half_flops: 20.0, byte_ops: 40.0, round_trip_ns: None };
         let work = Work { weight_bytes: 100, half_flops: 40, f32_flops: 10, ..Work::default() };
         assert_eq!(least_seconds(&work, &limits), (3.0, Bound::Products));
         let work = Work { weight_bytes: 300, cache_bytes: 100, ..work };

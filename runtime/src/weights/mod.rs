@@ -13,6 +13,7 @@ mod convert;
 mod blocks;
 mod scaled;
 mod encoded;
+mod quantise;
 mod pack;
 mod bind;
 mod checkpoint;

@@ -1,11 +1,14 @@
-//! Lays out one piece of one weight as kernels read it: row-major, or in panels.
+//! Lays out one piece of one weight as kernels read it: row-major, or in panels, of numbers or of integers of few bits.
 //!
 //! Pieces are independent, so that any number of threads pack one checkpoint.
 
+use half::bf16;
+
 use super::convert::{Numbers, fill};
 use super::lens::Lens;
-use crate::artifact::manifest::{Pack, Weight};
-use crate::artifact::validate::packed_elements;
+use super::quantise::pack_group;
+use crate::artifact::manifest::{Blocks, DType, Pack, Weight};
+use crate::artifact::validate::packed_bytes;
 
 /// Bytes of a piece of work, about.
 const PIECE_BYTES: u64 = 1 << 20;
@@ -40,21 +43,22 @@ pub(super) struct Piece {
 impl Job<'_> {
     /// Bytes of the packed weight.
     pub(super) fn bytes(&self) -> Result<u64, String> {
-        let elements = packed_elements(&self.weight.shape, self.weight.pack)?;
-        elements.checked_mul(self.weight.dtype.size_bytes() as u64).ok_or_else(|| "is too large".to_owned())
+        packed_bytes(self.weight)
     }
 
-    /// Elements in one unit of work.
-    fn unit_elements(&self) -> u64 {
+    /// Bytes of one unit of work: a panel, or an element.
+    fn unit_bytes(&self) -> u64 {
+        let size = self.weight.dtype.size_bytes() as u64;
         match (self.weight.pack, self.weight.shape.as_slice()) {
-            (Pack::Panels { columns, depth }, [.., _, inputs]) => columns * inputs.next_multiple_of(depth),
-            _ => 1,
+            (Pack::Panels { columns, depth }, [.., _, inputs]) => columns * inputs.next_multiple_of(depth) * size,
+            (Pack::Blocks(blocks), [.., inputs]) => blocks.panel_bytes(*inputs),
+            _ => size,
         }
     }
 
     /// The pieces, in order of memory; their bytes add up to `bytes`.
     pub(super) fn pieces(&self, bytes: u64) -> Vec<Piece> {
-        let unit_bytes = self.unit_elements() * self.weight.dtype.size_bytes() as u64;
+        let unit_bytes = self.unit_bytes();
         let units = (PIECE_BYTES / unit_bytes).max(1);
         (0..bytes.div_ceil(unit_bytes))
             .step_by(units as usize)
@@ -64,25 +68,55 @@ impl Job<'_> {
 
     /// Packs one piece into `out`, which is zeroed and has the piece's bytes.
     pub(super) fn pack(&self, piece: Piece, out: &mut [u8]) {
-        match (self.weight.pack, self.weight.shape.as_slice()) {
-            (Pack::Panels { columns, depth }, &[.., outputs, inputs]) => {
-                let panel_bytes = self.unit_elements() as usize * self.weight.dtype.size_bytes();
-                let panels = outputs.div_ceil(columns);
-                for (panel, out) in out.chunks_exact_mut(panel_bytes).enumerate() {
-                    // Rows of all matrices, one below the other; a panel holds rows of one.
-                    let panel = piece.first + panel as u64;
-                    let matrix = panel / panels * outputs;
-                    let first = panel % panels * columns;
-                    self.pack_panel(
-                        matrix + first..matrix + outputs.min(first + columns),
-                        inputs as usize,
-                        columns as usize,
-                        depth as usize,
-                        out,
-                    );
+        let (columns, &[.., outputs, inputs]) = (
+            match self.weight.pack {
+                Pack::Plain => return self.pack_plain(piece.first, out),
+                Pack::Panels { columns, .. } | Pack::Blocks(Blocks { columns, .. }) => columns,
+            },
+            self.weight.shape.as_slice(),
+        ) else {
+            return;
+        };
+        let panels = outputs.div_ceil(columns);
+        for (panel, out) in out.chunks_exact_mut(self.unit_bytes() as usize).enumerate() {
+            // Rows of all matrices, one below the other; a panel holds rows of one.
+            let panel = piece.first + panel as u64;
+            let matrix = panel / panels * outputs;
+            let first = panel % panels * columns;
+            let rows = matrix + first..matrix + outputs.min(first + columns);
+            match self.weight.pack {
+                Pack::Blocks(blocks) => self.pack_blocks(rows, inputs as usize, blocks, out),
+                Pack::Panels { depth, .. } => {
+                    self.pack_panel(rows, inputs as usize, columns as usize, depth as usize, out);
+                }
+                Pack::Plain => {}
+            }
+        }
+    }
+
+    /// One panel of integers: rows `outputs` of the joined matrix.
+    fn pack_blocks(&self, outputs: std::ops::Range<u64>, inputs: usize, blocks: Blocks, out: &mut [u8]) {
+        let dtype = self.weight.dtype;
+        let size = dtype.size_bytes();
+        let mut stored = vec![0u8; inputs * size];
+        let mut row = vec![0f32; inputs];
+        for (column, output) in outputs.enumerate() {
+            let Some((source, at)) = self.source_of_row(output) else { continue };
+            fill(source, at * inputs as u64, dtype, &mut stored);
+            match dtype {
+                DType::BF16 => {
+                    let halves = stored.as_chunks::<2>().0;
+                    row.iter_mut().zip(halves).for_each(|(x, bytes)| *x = bf16::from_le_bytes(*bytes).to_f32());
+                }
+                _ => {
+                    let words = stored.as_chunks::<4>().0;
+                    row.iter_mut().zip(words).for_each(|(x, bytes)| *x = f32::from_le_bytes(*bytes));
                 }
             }
-            _ => self.pack_plain(piece.first, out),
+            let groups = row.chunks(blocks.group as usize).zip(out.chunks_exact_mut(blocks.group_bytes() as usize));
+            for (group, out) in groups {
+                pack_group(group, blocks, column, out);
+            }
         }
     }
 

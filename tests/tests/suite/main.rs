@@ -34,6 +34,7 @@ mod nested;
 mod pooling;
 mod programs;
 mod readme;
+mod quantised;
 mod requests;
 mod roofline;
 mod rotary;

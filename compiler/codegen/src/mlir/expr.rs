@@ -20,7 +20,7 @@ pub fn elem_of(dtype: DType, ints: Elem) -> Result<Elem, CodegenError> {
         DType::I64 => Ok(ints),
         DType::I32 => Ok(Elem::I32),
         DType::Bool => Ok(Elem::I1),
-        DType::F16 => Err(CodegenError::unsupported("arithmetic on f16", "")),
+        DType::F16 | DType::Blocks(_) => Err(CodegenError::unsupported(format!("arithmetic on {dtype}"), "")),
     }
 }
 

@@ -7,9 +7,13 @@
 //!
 //! Operands of the launch: `x`, the packed matrices, the index of the experts where rows choose them, the extras, the result.
 
+mod blocks;
 mod experts;
 
 use xfc_lang::graph::DType;
+use xfc_lang::graph::blocks::Blocks;
+
+pub use self::blocks::packed;
 
 use super::expr::{cast, elem_of, scalar_graph};
 use super::frame::Buffer;
@@ -17,7 +21,7 @@ use super::machine::{Machine, PairDot};
 use super::schedule::{LinearSchedule, panel_depth};
 use super::writer::{Cmp, Elem, Ty, Val, Writer};
 use crate::error::CodegenError;
-use crate::plan::kernel::{Extra, LinearSpec, dtype_bytes};
+use crate::plan::kernel::{Extra, LinearSpec, dtype_bytes, row_elements};
 
 /// More rows than a step has: a tile of all of them.
 pub const ALL_ROWS: u64 = 1 << 40;
@@ -32,7 +36,7 @@ pub fn emit(
     machine: &Machine,
     schedule: &LinearSchedule,
 ) -> Result<(String, u64), CodegenError> {
-    if !matches!(spec.operand, DType::F32 | DType::BF16) {
+    if !matches!(spec.operand, DType::F32 | DType::BF16 | DType::Blocks(_)) {
         return Err(CodegenError::unsupported(format!("a product of {} operands", spec.operand), ""));
     }
     let (mut w, params) = Writer::kernel(symbol, machine);
@@ -83,6 +87,8 @@ struct Linear<'a> {
     /// Of the columns being worked on: expert, first output, start of the weights of each part, masks.
     expert: Option<Val>,
     column: Option<Val>,
+    /// Number of the register tile in its panel.
+    step: u64,
     starts: Vec<Val>,
     masks: Vec<Option<Val>>,
     /// The head that the columns are of, where there are several.
@@ -107,6 +113,7 @@ impl<'a> Linear<'a> {
             out,
             expert: None,
             column: None,
+            step: 0,
             starts: Vec::new(),
             masks: Vec::new(),
             head: None,
@@ -126,6 +133,23 @@ impl<'a> Linear<'a> {
         self.spec.operand == DType::BF16
     }
 
+    fn blocks(&self) -> Option<Blocks> {
+        self.spec.operand.blocks()
+    }
+
+    /// Elements from one row of inputs to the next.
+    fn width_of_x(&self) -> u64 {
+        row_elements(self.spec.operand, self.spec.inputs)
+    }
+
+    /// Bytes of a panel.
+    fn panel_bytes(&self) -> u64 {
+        match self.blocks() {
+            Some(blocks) => packed(blocks, self.schedule.panel_columns).panel_bytes(self.spec.inputs),
+            None => self.group_bytes() * self.groups(),
+        }
+    }
+
     /// Bytes of one group of inputs of a panel.
     fn group_bytes(&self) -> u64 {
         self.schedule.panel_columns * panel_depth(self.bf16()) * dtype_bytes(self.spec.operand)
@@ -138,6 +162,7 @@ impl<'a> Linear<'a> {
     fn enter_columns(&mut self, w: &mut Writer, panel: Val, step: u64, expert: Option<Val>) {
         let s = self.schedule;
         self.expert = expert;
+        self.step = step;
         let columns = u64::from(s.lanes * s.vectors);
         let panel_columns = w.i64(s.panel_columns as i64);
         let mut of_head = panel;
@@ -150,7 +175,11 @@ impl<'a> Linear<'a> {
         let shift = w.i64((step * columns) as i64);
         let column = w.add(first, shift);
         self.column = Some(column);
-        let offset = step * columns * panel_depth(self.bf16()) * dtype_bytes(self.spec.operand);
+        // In blocks, columns have scales and integers, which lie apart.
+        let offset = match self.blocks() {
+            Some(_) => 0,
+            None => step * columns * panel_depth(self.bf16()) * dtype_bytes(self.spec.operand),
+        };
         let panel = match expert {
             None => panel,
             Some(expert) => {
@@ -163,7 +192,7 @@ impl<'a> Linear<'a> {
             .weights
             .iter()
             .map(|b| {
-                let at = w.element(b.data, panel, self.group_bytes() * self.groups());
+                let at = w.element(b.data, panel, self.panel_bytes());
                 w.offset_const(at, offset)
             })
             .collect();
@@ -200,7 +229,7 @@ impl<'a> Linear<'a> {
                 let r = if s.micro_rows == 1 { *r } else { w.min(*r, last) };
                 let x = w.row(self.x, r, dtype_bytes(self.spec.operand));
                 match self.head {
-                    Some(head) => w.element(x, head, self.spec.inputs * dtype_bytes(self.spec.operand)),
+                    Some(head) => w.element(x, head, self.width_of_x() * dtype_bytes(self.spec.operand)),
                     None => x,
                 }
             })
@@ -211,7 +240,10 @@ impl<'a> Linear<'a> {
 
     /// Products of rows at `xs`. Each goes to a place, if its number is below `end`.
     fn block(&self, w: &mut Writer, xs: &[Val], places: &[(Val, Place)], end: Val) -> Result<(), CodegenError> {
-        let sums = self.products(w, xs)?;
+        let sums = match self.blocks() {
+            Some(blocks) => self.products_of_groups(w, xs, blocks)?,
+            None => self.products(w, xs)?,
+        };
         let per_row = (self.schedule.vectors as usize) * self.spec.parts;
         for ((number, place), mine) in places.iter().zip(sums.chunks_exact(per_row)) {
             let inside = w.cmp(Cmp::Lt, *number, end);

@@ -14,6 +14,10 @@ pub struct Machine {
     pub round: bool,
     /// Products of pairs of bf16.
     pub pair_dot: PairDot,
+    /// Products of bytes.
+    pub byte_dot: ByteDot,
+    /// There is an instruction that widens f16 to f32.
+    pub half: bool,
 }
 
 /// How `sum + a.low * b.low + a.high * b.high` is computed for each f32 lane of `sum` and the pairs of bf16 in the same 32 bits of `a` and `b`.
@@ -22,5 +26,14 @@ pub enum PairDot {
     /// As f32: each half is widened, multiplied and added.
     Widened,
     /// By an instruction: the name of LLVM's intrinsic `(sum, a, b) -> sum` on vectors of `Machine::lanes`.
+    Intrinsic(&'static str),
+}
+
+/// How the products of four bytes without a sign by four with one are added to each 32-bit lane of a sum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ByteDot {
+    /// As f32, byte after byte: a group's sum is below 2^24 and exact.
+    Widened,
+    /// By an instruction: the name of LLVM's intrinsic `(sum, unsigned, signed) -> sum` on vectors of `Machine::lanes` words.
     Intrinsic(&'static str),
 }

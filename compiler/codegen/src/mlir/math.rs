@@ -391,6 +391,34 @@ impl Writer {
         self.bitcast(high, bits.ty.with(Elem::F32))
     }
 
+    /// f16 bits (i16) to f32, exact.
+    pub fn from_half(&mut self, bits: Val) -> Val {
+        if self.machine().half {
+            let half = self.bitcast(bits, bits.ty.with(Elem::F16));
+            return self.convert("arith.extf", half, bits.ty.with(Elem::F32));
+        }
+        let wide = self.widen_unsigned(bits, Elem::I32);
+        let mask = self.int(0x7FFF, wide.ty);
+        let magnitude = self.and(wide, mask);
+        let shifted = self.shl(magnitude, 13);
+        let shifted = self.bitcast(shifted, wide.ty.with(Elem::F32));
+        // From the exponent of f16 to that of f32, subnormal numbers too.
+        let rebias = self.f32(f64::from(2u32).powi(112), wide.ty.lanes);
+        let value = self.mul(shifted, rebias);
+        let value = self.bitcast(value, wide.ty);
+        // Infinities and NaN keep the highest exponent.
+        let finite = self.int(0x7C00, wide.ty);
+        let special = self.cmp(Cmp::Ge, magnitude, finite);
+        let exponent = self.int(0x7F80_0000, wide.ty);
+        let highest = self.or(value, exponent);
+        let value = self.select(special, highest, value);
+        let sign = self.int(0x8000, wide.ty);
+        let sign = self.and(wide, sign);
+        let sign = self.shl(sign, 16);
+        let value = self.or(value, sign);
+        self.bitcast(value, wide.ty.with(Elem::F32))
+    }
+
     /// f32 to bf16 bits (i16), to nearest even; NaN stays NaN.
     pub fn to_bf16(&mut self, x: Val) -> Val {
         let bits = self.bitcast(x, x.ty.with(Elem::I32));

@@ -6,6 +6,7 @@
 //!
 //! Operands of the launch: the parameters, then one for each sink.
 
+mod blocks;
 mod choose;
 mod nest;
 mod product;
@@ -160,6 +161,10 @@ impl Body<'_> {
         let operands = graph.operands(node);
         let dims = self.dims(value)?;
         let sinks = self.sinks_of(value);
+        if graph.ty(value).dtype.blocks().is_some() {
+            let [x] = operands[..] else { return Err(CodegenError::bug("rows", "blocks of several values")) };
+            return self.round_to_blocks(w, x, value, &sinks);
+        }
         let mut in_place = false;
         let row = match op {
             Core::Arg { index } => match self.values.get(&value) {

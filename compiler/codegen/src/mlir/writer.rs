@@ -14,12 +14,14 @@ use crate::error::CodegenError;
 pub enum Elem {
     /// Boolean.
     I1,
-    /// A boolean in memory.
+    /// A boolean in memory, or an integer of a product of bytes.
     I8,
     /// bf16 bits, or part of a pair.
     I16,
     /// bf16 as an operand of a dot product, never of arithmetic.
     BF16,
+    /// f16, only to be widened.
+    F16,
     /// Positions in masks, float bits.
     I32,
     /// Indices and ids.
@@ -39,6 +41,7 @@ impl Elem {
             Elem::I8 => "i8",
             Elem::I16 => "i16",
             Elem::BF16 => "bf16",
+            Elem::F16 => "f16",
             Elem::I32 => "i32",
             Elem::I64 => "i64",
             Elem::F32 => "f32",
@@ -56,7 +59,7 @@ impl Elem {
     pub fn bytes(self) -> u64 {
         match self {
             Elem::I1 | Elem::I8 => 1,
-            Elem::I16 | Elem::BF16 => 2,
+            Elem::I16 | Elem::BF16 | Elem::F16 => 2,
             Elem::I32 | Elem::F32 => 4,
             Elem::I64 | Elem::F64 | Elem::Ptr => 8,
         }

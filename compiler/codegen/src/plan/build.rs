@@ -13,7 +13,7 @@ use xfc_runtime::artifact::manifest::{Arena, BufferRef, CacheGroup, Input, Outpu
 use super::caches::{self, Caches};
 use super::kernel::{KernelSpec, RowParam, RowsSpec, Sink, dtype_bytes};
 use super::memory::{self, Buffer};
-use super::place::{Operand, Place, fixed_dims, row_type};
+use super::place::{Operand, Place, fixed_dims, row_type, stride_of_rows};
 use super::step_caches;
 use super::weights::{Stored, WeightExpr, Weights, manifest_dtype};
 use super::whole;
@@ -188,7 +188,7 @@ impl Planner<'_> {
             let (space, dims) = row_type(&input.ty)?;
             inputs.push(Input {
                 name: input.name.clone(),
-                dtype: manifest_dtype(input.ty.dtype),
+                dtype: manifest_dtype(input.ty.dtype)?,
                 axis: space.axis,
                 dims,
                 default: input.default,
@@ -202,7 +202,7 @@ impl Planner<'_> {
                 let (space, dims) = row_type(ty)?;
                 Ok(Output {
                     name: name.clone(),
-                    dtype: manifest_dtype(ty.dtype),
+                    dtype: manifest_dtype(ty.dtype)?,
                     axis: space.axis,
                     rows: space.selected,
                     dims,
@@ -226,7 +226,7 @@ impl Planner<'_> {
 
     pub(super) fn new_buffer(&mut self, ty: &Type) -> Result<Place, CodegenError> {
         let (space, dims) = row_type(ty)?;
-        let elements: u64 = dims.iter().product();
+        let elements = stride_of_rows(ty, &dims);
         let now = self.drafts.len();
         let element_bytes = dtype_bytes(ty.dtype);
         let bytes_per_row = elements * element_bytes;

@@ -8,12 +8,11 @@ use std::collections::BTreeMap;
 use xfc_lang::graph::{DType, Dim, Graph, Type, ValueId};
 use xfc_lang::ops::Core;
 use xfc_lang::ops::shape::ContractSpec;
-use xfc_runtime::artifact::manifest::{AttentionCost, CacheGroup, ChosenCost, Cost};
+use xfc_runtime::artifact::manifest::{AttentionCost, CacheGroup, ChosenCost, Cost, Products};
 
 use super::kernel::{
     AttentionSpec, Experts, KernelSpec, LinearSpec, RowParam, RowsSpec, ScanOperand, ScanSpec, Sink, Table, dtype_bytes,
 };
-use super::weights::manifest_dtype;
 
 /// The cost of one launch of a kernel of a plan with these cache groups.
 pub fn cost(spec: &KernelSpec, caches: &[CacheGroup]) -> Cost {
@@ -52,18 +51,44 @@ fn linear(spec: &LinearSpec) -> Cost {
         return expert_linear(spec, experts);
     }
     let weights = spec.heads * spec.inputs * spec.outputs * spec.parts as u64;
-    let (mut weight_bytes, mut row_bytes) = (weights * dtype_bytes(spec.operand), 0);
+    let (mut weight_bytes, mut row_bytes) = (matrix_bytes(spec) * spec.heads, 0);
     for extra in &spec.extras {
         let bytes = dtype_bytes(extra.dtype) * if extra.per_column { spec.outputs } else { 1 };
         *(if extra.per_row { &mut row_bytes } else { &mut weight_bytes }) += bytes;
     }
-    row_bytes += spec.heads * (spec.inputs * dtype_bytes(spec.operand) + spec.outputs * dtype_bytes(spec.result));
+    row_bytes += spec.heads * (input_bytes(spec) + spec.outputs * dtype_bytes(spec.result));
     Cost {
         weight_bytes,
         row_bytes: row_bytes * spec.times,
         row_flops: 2 * weights * spec.times,
-        products: Some(manifest_dtype(spec.operand)),
+        products: Some(products_of(spec.operand)),
         ..Cost::default()
+    }
+}
+
+/// The width of products of such operands.
+fn products_of(dtype: DType) -> Products {
+    match dtype {
+        DType::F16 | DType::BF16 => Products::Half,
+        DType::Blocks(_) => Products::Byte,
+        DType::F32 | DType::I64 | DType::I32 | DType::Bool => Products::Single,
+    }
+}
+
+/// Bytes of the matrices of all parts of a product, of one head or expert.
+fn matrix_bytes(spec: &LinearSpec) -> u64 {
+    let of_row = match spec.operand {
+        DType::Blocks(blocks) => blocks.row_bytes(spec.inputs),
+        operand => spec.inputs * dtype_bytes(operand),
+    };
+    spec.outputs * spec.parts as u64 * of_row
+}
+
+/// Bytes of a row of inputs.
+fn input_bytes(spec: &LinearSpec) -> u64 {
+    match spec.operand {
+        DType::Blocks(blocks) => blocks.of_tokens().row_bytes(spec.inputs),
+        operand => spec.inputs * dtype_bytes(operand),
     }
 }
 
@@ -74,9 +99,8 @@ fn expert_linear(spec: &LinearSpec, experts: Experts) -> Cost {
         row_bytes: 0,
         ..linear(&LinearSpec { experts: None, extras: Vec::new(), times: 1, ..spec.clone() })
     };
-    let weights = spec.inputs * spec.outputs * spec.parts as u64;
     let mut cost = Cost { row_flops: one.row_flops * experts.chosen, ..one };
-    let mut of_expert = weights * dtype_bytes(spec.operand);
+    let mut of_expert = matrix_bytes(spec);
     for extra in &spec.extras {
         let bytes = dtype_bytes(extra.dtype) * if extra.per_column { spec.outputs } else { 1 };
         match (extra.per_expert, extra.per_row) {
@@ -86,7 +110,7 @@ fn expert_linear(spec: &LinearSpec, experts: Experts) -> Cost {
         }
     }
     let rows_of_x = if experts.by_choice { experts.chosen } else { 1 };
-    cost.row_bytes += rows_of_x * spec.inputs * dtype_bytes(spec.operand)
+    cost.row_bytes += rows_of_x * input_bytes(spec)
         + experts.chosen * (spec.outputs * dtype_bytes(spec.result) + dtype_bytes(DType::I64));
     Cost { chosen: Some(ChosenCost { of: experts.count, each: experts.chosen, bytes: of_expert }), ..cost }
 }
@@ -109,7 +133,7 @@ fn attention(spec: &AttentionSpec, key_axis: usize) -> Cost {
     }
     Cost {
         row_bytes: queries + results + query_rows,
-        products: Some(manifest_dtype(spec.kept)),
+        products: Some(products_of(spec.kept)),
         attention: Some(AttentionCost {
             axis: key_axis,
             window: spec.reach.window,
@@ -139,7 +163,7 @@ fn rows(spec: &RowsSpec) -> Cost {
         let operands: Vec<&Type> = spec.body.operands(node).into_iter().map(|v| spec.body.ty(v)).collect();
         let (Some(Core::Contract { spec }), [a, _]) = (spec.body.op(node).as_core(), &operands[..]) else { continue };
         cost.row_flops += product_flops(spec, &operands);
-        cost.products = Some(manifest_dtype(a.dtype));
+        cost.products = Some(products_of(a.dtype));
     }
     let outputs = spec.body.outputs();
     for (output, sink) in &spec.sinks {

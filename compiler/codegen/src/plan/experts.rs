@@ -29,7 +29,6 @@ impl Planner<'_> {
             return Err(CodegenError::unsupported(format!("a product of {} with {}", ty(0), ty(1)), name));
         };
         let experts = Experts { count: *count, chosen, by_choice: ExpertLinear::by_choice(ty(0), ty(index)) };
-        let bf16 = ty(0).dtype == DType::BF16;
         let kernel = self.kernel((graph_idx, node), Vec::new(), |_| {
             let extras = values[1 + index..].iter().enumerate().map(|(i, v)| {
                 if !product.stacked.contains(&i) {
@@ -50,13 +49,13 @@ impl Planner<'_> {
                 inputs: *inputs,
                 outputs,
                 parts: product.parts,
-                operand: ty(0).dtype,
+                operand: ty(1).dtype,
                 epilogue: product.epilogue.clone(),
                 extras: extras.collect::<Result<_, _>>()?,
                 result: result_ty.dtype,
             }))
         })?;
-        let pack = self.target.pack(bf16);
+        let pack = self.target.pack(ty(1).dtype);
         let mut list = Vec::new();
         for (i, place) in operands.into_iter().enumerate() {
             list.push(match place {

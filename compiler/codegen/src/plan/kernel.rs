@@ -2,6 +2,7 @@
 //!
 //! Specifications are compared by their rendered text, so that equal bodies of different layers become one kernel.
 
+use xfc_lang::graph::blocks::Blocks;
 use xfc_lang::graph::{DType, Graph};
 use xfc_lang::ops::fused::Reach;
 use xfc_runtime::artifact::manifest::When;
@@ -129,7 +130,7 @@ pub struct LinearSpec {
     pub outputs: u64,
     /// Weight matrices.
     pub parts: usize,
-    /// Of `x` and the weights: f32 or bf16.
+    /// Of `x` and the weights: f32 or bf16. Of weights in blocks, `x` is in groups of the same size.
     pub operand: DType,
     /// Graph of scalars: accumulators, then extras.
     pub epilogue: Graph,
@@ -418,6 +419,39 @@ pub fn dtype_bytes(dtype: DType) -> u64 {
         DType::I64 => 8,
         DType::F32 | DType::I32 => 4,
         DType::F16 | DType::BF16 => 2,
-        DType::Bool => 1,
+        // Of groups of elements the layout says what they take.
+        DType::Bool | DType::Blocks(_) => 1,
+    }
+}
+
+/// How far apart rows of so many elements lie, in units of [`dtype_bytes`]: as many as there are, but for rows in blocks.
+pub fn row_elements(dtype: DType, elements: u64) -> u64 {
+    match dtype {
+        DType::Blocks(blocks) => TokenRow::new(elements, blocks).bytes,
+        _ => elements,
+    }
+}
+
+/// A row of what tokens bring, in blocks: its integers, then the scale of each group in f32, then the sum of the integers of each group in i32.
+/// The last group is padded with zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenRow {
+    /// Groups.
+    pub groups: u64,
+    /// First byte of the scales.
+    pub scales_at: u64,
+    /// First byte of the sums.
+    pub sums_at: u64,
+    /// From one row to the next.
+    pub bytes: u64,
+}
+
+impl TokenRow {
+    /// Of a row of so many elements in groups of that size.
+    pub fn new(elements: u64, blocks: Blocks) -> Self {
+        let groups = elements.div_ceil(u64::from(blocks.group));
+        let scales_at = groups * u64::from(blocks.group);
+        let sums_at = scales_at + groups * 4;
+        TokenRow { groups, scales_at, sums_at, bytes: (sums_at + groups * 4).next_multiple_of(64) }
     }
 }

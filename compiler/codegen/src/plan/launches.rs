@@ -16,7 +16,7 @@ use super::kernel::{
     AttentionSpec, CombineSpec, Extra, KernelSpec, KeyRow, LinearSpec, PARTED_ROWS, PageLayout, RowParam, RowsSpec,
     Sink, Table,
 };
-use super::place::{Operand, Place, row_type};
+use super::place::{Operand, Place, row_type, stride_of_rows};
 use crate::error::CodegenError;
 use crate::mlir::frame::RowSpace;
 
@@ -32,7 +32,6 @@ impl Planner<'_> {
         let result_ty = graph.ty(ValueId { node, port: 0 });
         let (space, out_dims) = row_type(result_ty)?;
         let x_ty = graph.ty(values[0]);
-        let bf16 = x_ty.dtype == DType::BF16;
         let (_, x_dims) = row_type(x_ty)?;
         // Of heads and of windows too: so many rows for each element.
         let (Some((&inputs, lead)), Some((&outputs, out_lead))) = (x_dims.split_last(), out_dims.split_last()) else {
@@ -55,13 +54,13 @@ impl Planner<'_> {
                 inputs,
                 outputs,
                 parts: linear.parts,
-                operand: x_ty.dtype,
+                operand: graph.ty(values[1]).dtype,
                 epilogue: linear.epilogue.clone(),
                 extras,
                 result: result_ty.dtype,
             }))
         })?;
-        let pack = self.target.pack(bf16);
+        let pack = self.target.pack(graph.ty(values[1]).dtype);
         let mut list = Vec::new();
         for (i, place) in operands.into_iter().enumerate() {
             let ty = graph.ty(values[i]);
@@ -116,7 +115,7 @@ impl Planner<'_> {
             return Err(CodegenError::bug("plan", format!("matrices that are not weights (at `{name}`)")));
         };
         let x = self.dense(x, x_ty, name)?;
-        let pack = self.target.pack(x_ty.dtype == DType::BF16);
+        let pack = self.target.pack(w_ty.dtype);
         let matrices = self.weights.intern(&matrices, w_ty.dtype, pack)?;
         let out = self.new_buffer(result_ty)?;
         let list = vec![Operand::Place(x), Operand::Weight(matrices), Operand::Place(out.clone())];
@@ -376,7 +375,7 @@ fn rows_within(place: Place, ty: &Type, times: u64, name: &str) -> Result<Place,
     let has_rows = matches!(ty.dims.first(), Some(Dim::Axis(_) | Dim::Rows(_)));
     match place {
         Place::Buffer { id, column_bytes, row_stride } if times > 1 && has_rows => {
-            let elements: u64 = row_type(ty)?.1.iter().product();
+            let elements = stride_of_rows(ty, &row_type(ty)?.1);
             if row_stride != elements || !elements.is_multiple_of(times) {
                 return Err(CodegenError::bug("plan", format!("rows with gaps in a product of heads (at `{name}`)")));
             }

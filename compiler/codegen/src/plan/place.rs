@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use xfc_lang::graph::{Dim, Type};
 
+use super::kernel::row_elements;
 use super::weights::WeightExpr;
 use crate::error::CodegenError;
 use crate::mlir::frame::RowSpace;
@@ -52,6 +53,14 @@ const MAX_DIM: u64 = i32::MAX as u64;
 
 pub(super) fn fixed_dims(ty: &Type) -> Vec<u64> {
     ty.dims.iter().filter_map(|d| if let Dim::Fixed(n) = d { Some(*n) } else { None }).collect()
+}
+
+/// Elements from one row of a type to the next, where rows have these dimensions and lie without gaps.
+pub(super) fn stride_of_rows(ty: &Type, dims: &[u64]) -> u64 {
+    match dims.split_last() {
+        Some((last, lead)) => lead.iter().product::<u64>() * row_elements(ty.dtype, *last),
+        None => 1,
+    }
 }
 
 /// The rows of a type, and its other dimensions.

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use xfc_lang::graph::blocks::Blocks;
 use xfc_lang::graph::path::Stack;
 use xfc_lang::graph::{DType, Dim, Type};
 use xfc_lang::ops::Core;
@@ -26,7 +27,9 @@ pub struct Stored {
 #[derive(Clone, Debug, PartialEq)]
 pub struct WeightExpr {
     parts: Vec<(Source, Vec<u64>)>,
+    /// Before they are put into blocks.
     dtype: DType,
+    blocks: Option<Blocks>,
 }
 
 fn fixed(ty: &Type) -> Option<Vec<u64>> {
@@ -54,7 +57,7 @@ impl WeightExpr {
                 stack.paths().map(element).collect::<Result<_, CodegenError>>()?
             }
         };
-        Ok(WeightExpr { parts, dtype: ty.dtype })
+        Ok(WeightExpr { parts, dtype: ty.dtype, blocks: None })
     }
 
     /// Applies an operation to constant operands; `to` is the type of the result.
@@ -65,10 +68,19 @@ impl WeightExpr {
         let result = fixed(to).ok_or_else(|| CodegenError::bug("weights", format!("a constant of type {to}")))?;
         let unsupported = || CodegenError::unsupported(format!("{op:?} of weights of several tensors"), "");
         match (op, operands) {
-            (Core::Concat { dim: 0 }, _) => Ok(WeightExpr {
-                parts: operands.iter().flat_map(|o| o.parts.iter().cloned()).collect(),
-                dtype: to.dtype,
-            }),
+            (Core::Concat { dim: 0 }, [first, rest @ ..])
+                if rest.iter().all(|o| (o.dtype, o.blocks) == (first.dtype, first.blocks)) =>
+            {
+                Ok(WeightExpr {
+                    parts: operands.iter().flat_map(|o| o.parts.iter().cloned()).collect(),
+                    ..(*first).clone()
+                })
+            }
+            (Core::Cast, [x]) if to.dtype.blocks().is_some() => {
+                Ok(WeightExpr { blocks: to.dtype.blocks(), ..(*x).clone() })
+            }
+            // Groups are of neighbours as they lie.
+            (_, [x]) if x.blocks.is_some() => Err(unsupported()),
             // Storage is converted when it is packed; a type that holds less has no way back.
             (Core::Cast, [x]) if to.dtype != DType::F32 || x.dtype == DType::F32 => {
                 Ok(WeightExpr { dtype: to.dtype, ..(*x).clone() })
@@ -102,7 +114,7 @@ impl WeightExpr {
                     Ok((Source { steps, ..source.clone() }, shape))
                 };
                 let parts = x.parts.iter().map(change).collect::<Result<Vec<_>, CodegenError>>()?;
-                Ok(WeightExpr { parts, dtype: to.dtype })
+                Ok(WeightExpr { parts, dtype: to.dtype, blocks: None })
             }
             _ => Err(unsupported()),
         }
@@ -123,7 +135,8 @@ impl Weights {
     /// # Errors
     /// A dtype that weights cannot have.
     pub fn intern(&mut self, expr: &WeightExpr, dtype: DType, pack: Pack) -> Result<WeightId, CodegenError> {
-        let dtype = manifest_dtype(dtype);
+        // Integers of few bits are made of numbers of the type that the graph says.
+        let dtype = manifest_dtype(if dtype.blocks().is_some() { expr.dtype } else { dtype })?;
         let key = format!("{dtype:?} {pack:?} {:?}", expr.parts);
         if let Some(id) = self.index.get(&key) {
             return Ok(*id);
@@ -140,7 +153,7 @@ impl Weights {
             sources: expr.parts.iter().map(|(s, _)| s.clone()).collect(),
             pack,
             // Outputs of a product are independent of each other.
-            split: matches!(pack, Pack::Panels { .. }).then_some(0),
+            split: (pack != Pack::Plain).then_some(0),
         });
         self.index.insert(key, self.list.len() - 1);
         Ok(self.list.len() - 1)
@@ -148,13 +161,17 @@ impl Weights {
 }
 
 /// The artifact's name of a dtype.
-pub fn manifest_dtype(dtype: DType) -> manifest::DType {
-    match dtype {
+///
+/// # Errors
+/// Blocks: they are a layout of weights, and no type of a tensor.
+pub fn manifest_dtype(dtype: DType) -> Result<manifest::DType, CodegenError> {
+    Ok(match dtype {
         DType::F32 => manifest::DType::F32,
         DType::F16 => manifest::DType::F16,
         DType::BF16 => manifest::DType::BF16,
         DType::I64 => manifest::DType::I64,
         DType::I32 => manifest::DType::I32,
         DType::Bool => manifest::DType::Bool,
-    }
+        DType::Blocks(_) => return Err(CodegenError::bug("plan", format!("a tensor of {dtype}"))),
+    })
 }

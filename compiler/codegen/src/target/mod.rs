@@ -5,6 +5,7 @@
 
 pub mod cpu;
 
+use xfc_lang::graph::DType;
 use xfc_runtime::artifact::manifest::{self, Pack};
 
 use crate::error::CodegenError;
@@ -40,7 +41,7 @@ pub trait Target: Sync {
     fn rank(&self) -> u32;
 
     /// Layout of weight matrices of linears.
-    fn pack(&self, bf16: bool) -> Pack;
+    fn pack(&self, dtype: DType) -> Pack;
 
     /// Tokens of a cache page.
     fn page_tokens(&self) -> u64;

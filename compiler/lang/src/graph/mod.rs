@@ -6,6 +6,7 @@
 //!
 //! petgraph holds the nodes and edges; nothing outside this file names it. Edges carry ports: `{result, operand}`.
 
+pub mod blocks;
 pub mod build;
 pub mod named;
 pub mod parse;
@@ -19,6 +20,7 @@ use petgraph::Direction;
 use petgraph::stable_graph::{NodeIndex, StableDiGraph};
 use petgraph::visit::EdgeRef;
 
+use self::blocks::Blocks;
 use crate::diagnostic::Span;
 use crate::ops::Op;
 
@@ -32,6 +34,7 @@ pub enum DType {
     I64,
     I32,
     Bool,
+    Blocks(Blocks),
 }
 
 /// A named ragged axis of the program's inputs (`tokens`, `source`), by index into [`Program::axes`].
@@ -437,6 +440,7 @@ impl fmt::Display for Type {
 impl fmt::Display for DType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            DType::Blocks(blocks) => return blocks.fmt(f),
             DType::F32 => "f32",
             DType::F16 => "f16",
             DType::BF16 => "bf16",

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use super::blocks::Blocks;
 use super::{AxisId, DType, Dim, Graph, InputDecl, Origin, Program, Type, ValueId};
 use crate::ops::attributes::{Attributes, parse_number, unquote};
 use crate::ops::fused::PARSERS;
@@ -205,12 +206,15 @@ impl<'t> Parser<'t> {
             "i64" => DType::I64,
             "i32" => DType::I32,
             "bool" => DType::Bool,
-            other => {
-                let message = format!("'{other}' is not an element type");
-                self.at = start;
-                self.rest();
-                return self.fail(message);
-            }
+            other => match Blocks::parse(other) {
+                Some(blocks) => DType::Blocks(blocks),
+                None => {
+                    let message = format!("'{other}' is not an element type");
+                    self.at = start;
+                    self.rest();
+                    return self.fail(message);
+                }
+            },
         };
         let mut dims = Vec::new();
         if self.eat("[") {

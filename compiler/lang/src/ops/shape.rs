@@ -7,6 +7,7 @@
 use thiserror::Error;
 
 use super::core::{BinaryOp, Core, ReduceOp, UnaryOp};
+use crate::graph::blocks::Blocks;
 use crate::graph::{DType, Dim, Type};
 
 /// Operands that an operation does not take. The message is lowercase, without the name of the operation.
@@ -37,8 +38,14 @@ impl DType {
             DType::I64 => 8,
             DType::F32 | DType::I32 => 4,
             DType::F16 | DType::BF16 => 2,
-            DType::Bool => 1,
+            // Less, of weights of 4 bits, and scales are not counted: what blocks take is theirs to say.
+            DType::Bool | DType::Blocks(_) => 1,
         }
+    }
+
+    /// The blocks that elements are held in.
+    pub fn blocks(self) -> Option<Blocks> {
+        if let DType::Blocks(blocks) = self { Some(blocks) } else { None }
     }
 }
 
@@ -167,7 +174,14 @@ pub fn result_type(op: &Core, operands: &[Type], stated: &Type) -> Result<Type> 
             same_dtype(a, b)?;
             Ok(Type::new(a.dtype, broadcast(&c.dims, &broadcast(&a.dims, &b.dims)?)?))
         }
-        Core::Cast => arity(1).map(|()| Type::new(stated.dtype, operands[0].dims.clone())),
+        Core::Cast => arity(1).and_then(|()| {
+            let x = &operands[0];
+            let grouped = x.dtype.is_float() && matches!(x.dims.last(), Some(Dim::Fixed(_)));
+            if x.dtype.blocks().is_some() || stated.dtype.blocks().is_some() && !grouped {
+                return fail(format!("{x} as {}", stated.dtype));
+            }
+            Ok(Type::new(stated.dtype, x.dims.clone()))
+        }),
         Core::Reshape => {
             arity(1)?;
             if !same_elements(&operands[0].dims, &stated.dims) {
@@ -412,7 +426,16 @@ fn concat(dim: usize, operands: &[Type]) -> Result<Type> {
 
 fn contract(spec: &str, a: &Type, b: &Type) -> Result<Type> {
     let spec = ContractSpec::parse(spec)?;
-    if !a.dtype.is_float() || a.dtype != b.dtype {
+    let in_blocks = match (a.dtype.blocks(), b.dtype.blocks()) {
+        // What tokens bring and weights in groups of the same elements: the last of both, summed over.
+        (Some(x), Some(w)) => {
+            let same = (spec.a.last() == spec.b.last()).then(|| spec.summed());
+            w.is_weights() && x == w.of_tokens() && same.is_some_and(|c| c.len() == 1 && spec.a.last() == c.first())
+        }
+        _ => false,
+    };
+    let alike = a.dtype.is_float() && a.dtype == b.dtype;
+    if !alike && !in_blocks {
         return fail(format!("products of {} by {}", a.dtype, b.dtype));
     }
     if spec.a.len() != a.dims.len() || spec.b.len() != b.dims.len() {

@@ -22,6 +22,7 @@ mod matching;
 mod merge_linears;
 pub mod precision;
 mod product;
+pub mod quantise;
 mod region;
 mod run;
 mod scan_constants;

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::float::Float;
-use super::tensor::{Elements, Value, map_elements, round};
+use super::tensor::{Elements, Value, in_blocks, map_elements, round};
 use super::{Result, fail};
 use crate::graph::DType;
 use crate::ops::{BinaryOp, ReduceOp, UnaryOp};
@@ -126,6 +126,11 @@ pub(super) fn select<F: Float>(c: &Value<F>, a: &Value<F>, b: &Value<F>, dims: &
 pub(super) fn cast<F: Float>(x: &Value<F>, dtype: DType) -> Value<F> {
     let narrow = |x: i64| if dtype == DType::I32 { i64::from(x as i32) } else { x };
     let data = match (&x.data, dtype) {
+        (Elements::Float(v), DType::Blocks(blocks)) => {
+            Elements::Float(in_blocks(v, x.dims.last().copied().unwrap_or(1), blocks))
+        }
+        // The verifier lets nothing else through.
+        (Elements::Int(_) | Elements::Bool(_), DType::Blocks(_)) => x.data.clone(),
         (Elements::Float(v), DType::F32 | DType::F16 | DType::BF16) => {
             Elements::Float(v.iter().map(|x| round(*x, dtype)).collect())
         }

@@ -2,6 +2,7 @@
 
 use super::float::Float;
 use crate::graph::DType;
+use crate::graph::blocks::Blocks;
 
 /// Elements in row-major order.
 #[derive(Clone, Debug, PartialEq)]
@@ -109,7 +110,7 @@ impl<F: Float> Value<F> {
     /// Numbers as elements of `dtype`.
     pub(super) fn from_f64(values: &[f64], dtype: DType, dims: Vec<usize>) -> Self {
         let data = match dtype {
-            DType::F32 | DType::F16 | DType::BF16 => {
+            DType::F32 | DType::F16 | DType::BF16 | DType::Blocks(_) => {
                 Elements::Float(values.iter().map(|x| round(F::from_f64(*x), dtype)).collect())
             }
             DType::I64 | DType::I32 => Elements::Int(values.iter().map(|x| *x as i64).collect()),
@@ -248,12 +249,23 @@ fn strided<T: Copy>(data: &[T], dims: &[usize], strides: &[usize], offset: usize
     }
 }
 
-/// Rounds to nearest even to what `dtype` holds.
+/// Rounds the elements of rows of `width` to what blocks hold, group by group, as numbers of f32.
+pub(super) fn in_blocks<F: Float>(elements: &[F], width: usize, blocks: Blocks) -> Vec<F> {
+    let mut out = Vec::with_capacity(elements.len());
+    for group in elements.chunks(width.max(1)).flat_map(|row| row.chunks(usize::from(blocks.group))) {
+        let mut narrow: Vec<f32> = group.iter().map(|x| x.to_f64() as f32).collect();
+        blocks.round(&mut narrow);
+        out.extend(narrow.into_iter().map(|x| F::from_f64(f64::from(x))));
+    }
+    out
+}
+
+/// Rounds to nearest even to what `dtype` holds; to blocks, which are of many elements, with [`in_blocks`].
 pub(super) fn round<F: Float>(x: F, dtype: DType) -> F {
     match dtype {
         DType::BF16 => F::from_f64(half::bf16::from_f32(to_odd(x.to_f64())).to_f64()),
         DType::F16 => F::from_f64(half::f16::from_f32(to_odd(x.to_f64())).to_f64()),
-        DType::F32 | DType::I64 | DType::I32 | DType::Bool => x,
+        DType::F32 | DType::I64 | DType::I32 | DType::Bool | DType::Blocks(_) => x,
     }
 }
 

@@ -76,7 +76,7 @@ pub(crate) fn input(program: &Program, name: &str, ty: &Type, n: usize, seed: u6
     match ty.dtype {
         DType::I64 | DType::I32 => Tensor::i64(dims, x.iter().map(|x| most.min(i64::from(*x > 0.0))).collect()),
         DType::Bool => Tensor::i64(dims, x.iter().map(|x| i64::from(*x > 0.0)).collect()),
-        DType::F32 | DType::F16 | DType::BF16 => Tensor::f64(dims, x),
+        DType::F32 | DType::F16 | DType::BF16 | DType::Blocks(_) => Tensor::f64(dims, x),
     }
 }
 

@@ -13,6 +13,8 @@ mod arm;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+use crate::artifact::manifest::Products;
+
 /// Vector instructions that loops exist for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each is the extension it is named after")]
@@ -23,15 +25,6 @@ pub enum Isa {
     Neon,
     /// None: plain Rust.
     Plain,
-}
-
-/// What is multiplied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Products {
-    /// f32.
-    Single,
-    /// bf16, summed in f32, by an instruction of its own.
-    Half,
 }
 
 /// In what order memory is read.
@@ -96,6 +89,24 @@ impl Isa {
         }
     }
 
+    /// Whether this processor has an instruction for sums of products of bytes.
+    pub fn has_bytes(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => self.is_here() && std::is_x86_feature_detected!("avx512vnni"),
+            _ => false,
+        }
+    }
+
+    /// Whether it has an instruction for these.
+    fn has(self, products: Products) -> bool {
+        match products {
+            Products::Single => true,
+            Products::Half => self.has_half(),
+            Products::Byte => self.has_bytes(),
+        }
+    }
+
     /// As in reports.
     pub fn name(self) -> &'static str {
         match self {
@@ -136,7 +147,7 @@ pub(super) fn read(isa: Isa, streams: Streams, bytes: &[u8]) {
 
 /// Multiplies and adds in registers, `turns` times round a loop. Returns the floating-point operations done: 0 where there is no loop for it.
 pub(super) fn multiply(isa: Isa, products: Products, turns: u32) -> u64 {
-    if turns == 0 || !isa.is_here() || (products == Products::Half && !isa.has_half()) {
+    if turns == 0 || !isa.is_here() || !isa.has(products) {
         return 0;
     }
     let turns = u64::from(turns);
@@ -152,6 +163,12 @@ pub(super) fn multiply(isa: Isa, products: Products, turns: u32) -> u64 {
             // SAFETY: as above.
             unsafe { x86::bf16_avx512(turns) };
             turns * 24 * 32 * 2
+        }
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512, Products::Byte) => {
+            // SAFETY: as above.
+            unsafe { x86::bytes_avx512(turns) };
+            turns * 24 * 64 * 2
         }
         #[cfg(target_arch = "x86_64")]
         (Isa::Avx2, Products::Single) => {
@@ -197,6 +214,7 @@ mod tests {
             let flops = multiply(isa, Products::Single, 10);
             assert_eq!(flops > 0, isa.is_here() && isa != Isa::Plain, "{isa:?}");
             assert_eq!(multiply(isa, Products::Half, 10) > 0, isa.has_half(), "{isa:?}");
+            assert_eq!(multiply(isa, Products::Byte, 10) > 0, isa.has_bytes(), "{isa:?}");
         }
         assert!(Isa::host().is_here());
         // What multiplies twice as wide does twice as much a turn.

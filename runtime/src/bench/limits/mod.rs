@@ -8,10 +8,12 @@ mod kernels;
 
 pub use kernels::Isa;
 
+use crate::artifact::manifest::Products;
+use crate::cost::Work;
 use crate::device::cpu::ThreadPool;
 use crate::error::{Result, RuntimeError};
 use crate::memory;
-use kernels::{Products, READ_UNIT, Streams, multiply, read};
+use kernels::{READ_UNIT, Streams, multiply, read};
 use memmap2::MmapMut;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -51,6 +53,8 @@ pub struct Limits {
     pub f32_flops: f64,
     /// Operations a second on 16-bit numbers: of the instruction for them, or else as for 32 bits.
     pub half_flops: f64,
+    /// Operations a second on 8-bit integers: of the instruction for them, or else as for 32 bits.
+    pub byte_ops: f64,
     /// Nanoseconds until one thread has the answer of another; `None` with one thread.
     pub round_trip_ns: Option<f64>,
 }
@@ -81,6 +85,13 @@ impl Regime {
 }
 
 impl Limits {
+    /// The least time of the products of `work`, each width at its own rate.
+    pub fn seconds_of_products(&self, work: &Work) -> f64 {
+        work.f32_flops as f64 / self.f32_flops
+            + work.half_flops as f64 / self.half_flops
+            + work.byte_ops as f64 / self.byte_ops
+    }
+
     /// Below 250 ns for an answer two processors share a cache; above 750 ns no processor is that far away.
     pub fn regime(&self) -> Regime {
         match self.round_trip_ns {
@@ -98,6 +109,7 @@ impl Limits {
             read: mean(self.read, other.read),
             f32_flops: mean(self.f32_flops, other.f32_flops),
             half_flops: mean(self.half_flops, other.half_flops),
+            byte_ops: mean(self.byte_ops, other.byte_ops),
             round_trip_ns: self.round_trip_ns.zip(other.round_trip_ns).map(|(a, b)| mean(a, b)),
         }
     }
@@ -109,7 +121,8 @@ pub fn disagreement(a: &Limits, b: &Limits) -> f64 {
         return f64::INFINITY;
     }
     let apart = |a: f64, b: f64| (a - b).abs() / a.max(b).max(f64::MIN_POSITIVE);
-    apart(a.read, b.read).max(apart(a.f32_flops, b.f32_flops)).max(apart(a.half_flops, b.half_flops))
+    let rates = [(a.f32_flops, b.f32_flops), (a.half_flops, b.half_flops), (a.byte_ops, b.byte_ops)];
+    rates.into_iter().fold(apart(a.read, b.read), |most, (a, b)| most.max(apart(a, b)))
 }
 
 /// Measures [`Limits`] again and again.
@@ -117,18 +130,18 @@ pub fn disagreement(a: &Limits, b: &Limits) -> f64 {
 pub struct Prober {
     pool: Arc<ThreadPool>,
     isa: Isa,
-    half: bool,
+    narrow: Narrow,
     effort: Effort,
     memory: MmapMut,
 }
 
 impl Prober {
-    /// A prober of the threads of `pool`, for code of `isa` that has an instruction for 16-bit products when `half` says so. Takes some
+    /// A prober of the threads of `pool`, for code of `isa` that has the instructions for narrow products that `narrow` says. Takes some
     /// hundred megabytes, as `effort` says.
     ///
     /// # Errors
     /// There is no memory for it.
-    pub fn new(pool: Arc<ThreadPool>, isa: Isa, half: bool, effort: Effort) -> Result<Self> {
+    pub fn new(pool: Arc<ThreadPool>, isa: Isa, narrow: Narrow, effort: Effort) -> Result<Self> {
         let caches = TIMES_CACHE * memory::last_cache_bytes().unwrap_or(0);
         // Not more than is worth waiting for; nor less than a chunk.
         let bytes = effort.buffer_bytes.max(caches.min(8 * effort.buffer_bytes)).max(CHUNK as u64);
@@ -149,8 +162,8 @@ impl Prober {
                 scope.spawn(|| part.fill(1));
             }
         });
-        let half = half && isa.has_half();
-        Ok(Self { pool, isa, half, effort, memory })
+        let narrow = Narrow { half: narrow.half && isa.has_half(), bytes: narrow.bytes && isa.has_bytes() };
+        Ok(Self { pool, isa, narrow, effort, memory })
     }
 
     /// The instruction set whose products are measured.
@@ -165,8 +178,9 @@ impl Prober {
     pub fn probe(&self) -> Result<Limits> {
         let read = self.read(Streams::One)?.max(self.read(Streams::Four)?);
         let f32_flops = self.multiply(Products::Single)?;
-        let half_flops = if self.half { self.multiply(Products::Half)? } else { f32_flops };
-        Ok(Limits { read, f32_flops, half_flops, round_trip_ns: self.round_trip()? })
+        let half_flops = if self.narrow.half { self.multiply(Products::Half)? } else { f32_flops };
+        let byte_ops = if self.narrow.bytes { self.multiply(Products::Byte)? } else { f32_flops };
+        Ok(Limits { read, f32_flops, half_flops, byte_ops, round_trip_ns: self.round_trip()? })
     }
 
     /// Runs `body` for `tiles` tiles on the pool; seconds.
@@ -252,10 +266,22 @@ impl Prober {
     }
 }
 
-/// Whether the instruction set of a target has products of 16-bit numbers that a loop measures.
-pub fn has_half(features: &[String]) -> bool {
-    // `avx512bf16` of one family, `bf16` of another.
-    features.iter().any(|feature| ["avx512bf16", "bf16"].contains(&feature.as_str()))
+/// Which narrow products code has instructions for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Narrow {
+    /// Of 16-bit numbers.
+    pub half: bool,
+    /// Of 8-bit integers.
+    pub bytes: bool,
+}
+
+impl Narrow {
+    /// Those of a target with these features that a loop measures.
+    pub fn of(features: &[String]) -> Self {
+        let has = |names: &[&str]| features.iter().any(|feature| names.contains(&feature.as_str()));
+        // `avx512bf16` of one family, `bf16` of another.
+        Narrow { half: has(&["avx512bf16", "bf16"]), bytes: has(&["avx512vnni"]) }
+    }
 }
 
 /// A flag on cache lines of its own: some processors fetch two at a time.
@@ -282,7 +308,7 @@ pub(crate) mod tests {
         Effort { buffer_bytes: 8 << 20, read: Duration::from_millis(2), short: Duration::from_millis(2) };
 
     fn limits(read: f64, round_trip_ns: Option<f64>) -> Limits {
-        Limits { read, f32_flops: 100.0, half_flops: 200.0, round_trip_ns }
+        Limits { read, f32_flops: 100.0, half_flops: 200.0, byte_ops: 400.0, round_trip_ns }
     }
 
     #[test]
@@ -301,9 +327,12 @@ pub(crate) mod tests {
     fn every_limit_is_measured() {
         for threads in [1, 2, 3] {
             let pool = Arc::new(ThreadPool::new(threads).unwrap());
-            let prober = Prober::new(pool, Isa::host(), true, QUICK).unwrap();
+            let prober = Prober::new(pool, Isa::host(), Narrow { half: true, bytes: true }, QUICK).unwrap();
             let limits = prober.probe().unwrap();
-            assert!(limits.read > 0.0 && limits.f32_flops > 0.0 && limits.half_flops > 0.0, "{limits:?}");
+            assert!(
+                limits.read > 0.0 && limits.f32_flops > 0.0 && limits.half_flops > 0.0 && limits.byte_ops > 0.0,
+                "{limits:?}"
+            );
             assert_eq!(limits.round_trip_ns.is_some(), threads > 1);
             assert!(limits.round_trip_ns.is_none_or(|ns| ns > 0.0));
         }

@@ -137,7 +137,7 @@ impl Linear<'_> {
 
     fn x_at(&self, w: &mut Writer, place: Place, experts: Experts) -> Val {
         let place = Place { choice: place.choice.filter(|_| experts.by_choice), ..place };
-        self.row_at(w, self.x, place, self.spec.inputs, dtype_bytes(self.spec.operand))
+        self.row_at(w, self.x, place, self.width_of_x(), dtype_bytes(self.spec.operand))
     }
 
     /// The expert of a choice.

@@ -5,7 +5,7 @@ use xfc_runtime::artifact::HostFeatures;
 
 use super::levels::{FEATURES, LEVELS, Level, PROCESSORS, level};
 use crate::error::CodegenError;
-use crate::mlir::machine::{Machine, PairDot};
+use crate::mlir::machine::{ByteDot, Machine, PairDot};
 
 /// A CPU that code is generated for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,6 +86,12 @@ impl Isa {
             4 if extra.contains(&"bf16") => PairDot::Intrinsic("llvm.aarch64.neon.bfdot.v4f32.v8bf16"),
             _ => PairDot::Widened,
         };
+        let byte_dot = match level.machine.lanes {
+            16 if extra.contains(&"avx512vnni") => ByteDot::Intrinsic("llvm.x86.avx512.vpdpbusd.512"),
+            8 if extra.contains(&"avxvnni") => ByteDot::Intrinsic("llvm.x86.avx512.vpdpbusd.256"),
+            4 if extra.contains(&"i8mm") => ByteDot::Intrinsic("llvm.aarch64.neon.usdot.v4i32.v16i8"),
+            _ => ByteDot::Widened,
+        };
         let suffix: String = extra.iter().map(|feature| format!("+{feature}")).collect();
         Isa {
             name: format!("cpu:{}{suffix}", level.name),
@@ -95,7 +101,7 @@ impl Isa {
             needs: level.features().map(str::to_owned).chain(extra.iter().map(|f| (*f).to_owned())).collect(),
             extra: extra.into_iter().map(str::to_owned).collect(),
             registers: level.registers,
-            machine: Machine { pair_dot, ..level.machine },
+            machine: Machine { pair_dot, byte_dot, ..level.machine },
         }
     }
 

@@ -3,7 +3,7 @@
 //! Code is generated for a level and the features that a name adds, and only tuned for the processor: so whatever LLVM knows of a
 //! processor besides, the code uses nothing that the runtime was not told to look for.
 
-use crate::mlir::machine::{Machine, PairDot};
+use crate::mlir::machine::{ByteDot, Machine, PairDot};
 
 /// What every processor of a level can do.
 #[derive(Debug)]
@@ -22,8 +22,9 @@ pub(super) struct Level {
     pub(super) machine: Machine,
 }
 
-const fn machine(lanes: u32, fma: bool, round: bool) -> Machine {
-    Machine { lanes, fma, round, pair_dot: PairDot::Widened }
+/// `whole`: with instructions for fused products, rounding and f16.
+const fn machine(lanes: u32, round: bool, whole: bool) -> Machine {
+    Machine { lanes, fma: whole, round, pair_dot: PairDot::Widened, byte_dot: ByteDot::Widened, half: whole }
 }
 
 /// Of each architecture, ascending: each has all features of those before it.
@@ -42,7 +43,7 @@ pub(super) const LEVELS: [Level; 5] = [
         llvm_cpu: "x86-64-v2",
         adds: &["popcnt", "sse3", "sse4.1", "sse4.2", "ssse3"],
         registers: 16,
-        machine: machine(4, false, true),
+        machine: machine(4, true, false),
     },
     Level {
         name: "x86-64-v3",
@@ -100,7 +101,7 @@ pub(super) const FEATURES: [Feature; 28] = [
     feature("avx512vpopcntdq", "x86-64-v4", &[], false),
     feature("avxifma", "x86-64-v3", &[], false),
     feature("avxneconvert", "x86-64-v3", &[], false),
-    feature("avxvnni", "x86-64-v3", &[], false),
+    feature("avxvnni", "x86-64-v3", &[], true),
     feature("avxvnniint16", "x86-64-v3", &[], false),
     feature("avxvnniint8", "x86-64-v3", &[], false),
     feature("gfni", "x86-64-v3", &[], false),

@@ -52,8 +52,12 @@ impl Target for Cpu {
         isa.machine.lanes * 1000 + isa.needs.len() as u32 * 2 + u32::from(isa.tune.is_some())
     }
 
-    fn pack(&self, bf16: bool) -> Pack {
-        Pack::Panels { columns: schedule::panel_columns(&self.isa), depth: panel_depth(bf16) }
+    fn pack(&self, dtype: DType) -> Pack {
+        let columns = schedule::panel_columns(&self.isa);
+        match dtype {
+            DType::Blocks(blocks) => Pack::Blocks(linear::packed(blocks, columns)),
+            _ => Pack::Panels { columns, depth: panel_depth(dtype == DType::BF16) },
+        }
     }
 
     fn page_tokens(&self) -> u64 {
@@ -70,7 +74,7 @@ impl Target for Cpu {
 
     fn schedule(&self, spec: &KernelSpec, phase: usize) -> String {
         match spec {
-            KernelSpec::Linear(s) => format!("{:?}", schedule::linear(&self.isa, Regime::ALL[phase], s.parts)),
+            KernelSpec::Linear(s) => format!("{:?}", schedule::linear(&self.isa, Regime::ALL[phase], s)),
             KernelSpec::Attention(s) => format!("{:?}", schedule::attention(&self.isa, Regime::ALL[phase], s)),
             KernelSpec::Combine(_) => format!("{:?}, parted: {}", self.isa.machine, is_parted(phase)),
             KernelSpec::Rows(_) | KernelSpec::Scan(_) => format!("{:?}", schedule::rows(&self.isa)),
@@ -80,7 +84,7 @@ impl Target for Cpu {
     fn tiling(&self, spec: &KernelSpec, phase: usize) -> Tiling {
         match spec {
             KernelSpec::Linear(s) => {
-                let schedule = schedule::linear(&self.isa, Regime::ALL[phase], s.parts);
+                let schedule = schedule::linear(&self.isa, Regime::ALL[phase], s);
                 let panels = s.outputs.div_ceil(schedule.panel_columns);
                 let (rows_per_tile, blocks) = match s.experts {
                     Some(experts) if schedule.by_expert => (linear::ALL_ROWS, experts.count),
@@ -113,7 +117,7 @@ impl Target for Cpu {
                 if s.operand == DType::F16 {
                     return Err(CodegenError::unsupported("a product of f16 operands", ""));
                 }
-                linear::emit(SYMBOL, s, machine, &schedule::linear(&self.isa, Regime::ALL[phase], s.parts))?
+                linear::emit(SYMBOL, s, machine, &schedule::linear(&self.isa, Regime::ALL[phase], s))?
             }
             KernelSpec::Attention(s) => {
                 attention::emit(SYMBOL, s, machine, &schedule::attention(&self.isa, Regime::ALL[phase], s))?

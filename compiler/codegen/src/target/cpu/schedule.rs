@@ -3,7 +3,7 @@
 use super::isa::Isa;
 use crate::mlir::machine::PairDot;
 use crate::mlir::schedule::{AttentionSchedule, BlockSchedule, LinearSchedule, RowsSchedule};
-use crate::plan::kernel::{AttentionSpec, PageLayout};
+use crate::plan::kernel::{AttentionSpec, LinearSpec, PageLayout};
 
 /// A regime of steps, by how many rows a launch has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -44,14 +44,18 @@ pub fn panel_columns(isa: &Isa) -> u64 {
     u64::from(isa.machine.lanes) * 4
 }
 
-/// The schedule of a linear of `parts` matrices in a regime.
-pub fn linear(isa: &Isa, regime: Regime, parts: usize) -> LinearSchedule {
-    // The register tile holds rows x vectors x parts accumulators, one vector of weights for each column and one of inputs.
-    let parts = parts as u32;
+/// The schedule of a linear in a regime.
+pub fn linear(isa: &Isa, regime: Regime, spec: &LinearSpec) -> LinearSchedule {
+    // The register tile holds rows x vectors x parts accumulators, one vector of weights for each column and one of inputs. Of weights in
+    // blocks it holds sums of integers besides, for one group.
+    let in_blocks = spec.operand.blocks().is_some();
+    let parts = spec.parts as u32 * if in_blocks { 2 } else { 1 };
     let wide = isa.registers >= 32;
     let (micro_rows, vectors, chains, rows_per_tile) = match regime {
+        Regime::One if in_blocks => (1, if wide { 4 } else { 2 }, 1, 1),
         Regime::One => (1, 4, if wide && parts == 1 { 2 } else { 1 }, 1),
         Regime::Few => (4, if wide { 4 / parts } else { 2 / parts }, 1, 8),
+        Regime::Many if in_blocks && wide => (7, 4 / parts, 1, 49),
         Regime::Many => (6, if wide { 4 / parts } else { 2 / parts }, 1, 48),
     };
     LinearSchedule {

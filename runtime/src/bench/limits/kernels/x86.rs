@@ -145,6 +145,9 @@ accumulate!(fma_avx512, "avx512f", "zmm", "vfmadd213ps", 1.000_000_1_f32.to_bits
 // Pairs of 2^-7 and about as much.
 accumulate!(bf16_avx512, "avx512f,avx512bf16", "zmm", "vdpbf16ps", 0x3c00_3c00, 0x3c01_3c01, "30", "31",
     ["0" "1" "2" "3" "4" "5" "6" "7" "8" "9" "10" "11" "12" "13" "14" "15" "16" "17" "18" "19" "20" "21" "22" "23"]);
+// Bytes of 1 and 2.
+accumulate!(bytes_avx512, "avx512f,avx512vnni", "zmm", "vpdpbusd", 0x0101_0101, 0x0202_0202, "30", "31",
+    ["0" "1" "2" "3" "4" "5" "6" "7" "8" "9" "10" "11" "12" "13" "14" "15" "16" "17" "18" "19" "20" "21" "22" "23"]);
 accumulate!(fma_avx2, "avx2,fma", "ymm", "vfmadd213ps", 1.000_000_1_f32.to_bits(), 1e-9_f32.to_bits(), "14", "15",
     ["0" "1" "2" "3" "4" "5" "6" "7" "8" "9" "10" "11"]);
 

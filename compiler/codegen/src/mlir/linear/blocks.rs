@@ -1,0 +1,238 @@
+//! Products of integers in groups: weights of 4 or 8 bits by what tokens bring, rounded to 8.
+//!
+//! Within a group everything is whole numbers, summed exactly: by an instruction for sums of four products of bytes, or in f32, which holds them.
+//! A group's sum is multiplied by the scale of the token's group and added, multiplied by the scales of the outputs, to sums of f32. Weights are
+//! stored without a sign, so that sums begin at what was added to them: minus half their range times the sum of the token's integers. With
+//! minima nothing was added, and each minimum is multiplied by that sum instead.
+
+use xfc_lang::graph::blocks::Blocks;
+use xfc_runtime::artifact::manifest;
+
+use super::Linear;
+use crate::error::CodegenError;
+use crate::mlir::machine::ByteDot;
+use crate::mlir::writer::{Elem, Ty, Val, Writer};
+use crate::plan::kernel::TokenRow;
+
+/// Runs of inputs that are written out; more are a loop.
+const UNROLL: u64 = 8;
+
+/// How the runtime lays out weights in blocks, in panels of so many columns.
+pub fn packed(blocks: Blocks, columns: u64) -> manifest::Blocks {
+    manifest::Blocks {
+        columns,
+        bits: blocks.form.bits(),
+        group: u64::from(blocks.group),
+        minimum: blocks.form.has_minimum(),
+    }
+}
+
+/// Where the rows and the weights of a product lie, and how they are laid out.
+struct Groups<'a> {
+    xs: &'a [Val],
+    token: TokenRow,
+    panel: manifest::Blocks,
+    group: u64,
+}
+
+impl Linear<'_> {
+    /// Accumulators in the order row, part, vector.
+    pub(super) fn products_of_groups(
+        &self,
+        w: &mut Writer,
+        xs: &[Val],
+        blocks: Blocks,
+    ) -> Result<Vec<Val>, CodegenError> {
+        let s = self.schedule;
+        let of = Groups {
+            xs,
+            token: TokenRow::new(self.spec.inputs, blocks),
+            panel: packed(blocks, s.panel_columns),
+            group: u64::from(blocks.group),
+        };
+        let zero = w.f32(0.0, s.lanes);
+        let sums = vec![zero; xs.len() * self.spec.parts * s.vectors as usize];
+        let (begin, end) = (w.i64(0), w.i64(of.token.groups as i64));
+        w.for_loop(begin, end, 1, &sums, |w, group, sums| {
+            let starts: Vec<Val> =
+                self.starts.iter().map(|start| w.element(*start, group, of.panel.group_bytes())).collect();
+            let sums_of_tokens: Vec<Val> = xs
+                .iter()
+                .map(|x| {
+                    let at = w.offset_const(*x, of.token.sums_at);
+                    let at = w.element(at, group, 4);
+                    w.load(Ty::scalar(Elem::I32), at)
+                })
+                .collect();
+            let integers = self.group_sums(w, &of, &starts, group, &sums_of_tokens)?;
+            Ok(self.scaled(w, &of, &starts, group, &sums_of_tokens, &integers, sums))
+        })
+    }
+
+    /// Bytes from a panel's start to the columns being worked on, in lists of words and of halves.
+    fn column_shift(&self) -> u64 {
+        self.step * u64::from(self.schedule.lanes * self.schedule.vectors)
+    }
+
+    /// Sums over one group in whole numbers, as f32.
+    fn group_sums(
+        &self,
+        w: &mut Writer,
+        of: &Groups<'_>,
+        starts: &[Val],
+        group: Val,
+        sums_of_tokens: &[Val],
+    ) -> Result<Vec<Val>, CodegenError> {
+        let s = self.schedule;
+        let per_row = self.spec.parts * s.vectors as usize;
+        let byte_dot = w.machine().byte_dot;
+        let mut sums = Vec::new();
+        for sum in sums_of_tokens {
+            // What was added to each weight, times the token's integers.
+            let added = if of.panel.minimum { 0 } else { 1 << (of.panel.bits - 1) };
+            let minus = w.int(-added, sum.ty);
+            let first = w.mul(*sum, minus);
+            let first = if byte_dot == ByteDot::Widened { w.to_float(first) } else { first };
+            let first = w.splat(first, s.lanes);
+            sums.extend(vec![first; per_row]);
+        }
+        let shift = of.panel.integers_at() + self.column_shift() * 4;
+        let words: Vec<Val> = starts.iter().map(|start| w.offset_const(*start, shift)).collect();
+        let xs: Vec<Val> = of.xs.iter().map(|x| w.element(*x, group, of.group)).collect();
+        let runs = of.group * of.panel.bits / 32;
+        if runs <= UNROLL {
+            for run in 0..runs {
+                self.add_run(w, of, &words, &xs, run, &mut sums);
+            }
+        } else {
+            let (begin, end) = (w.i64(0), w.i64(runs as i64));
+            sums = w.for_loop(begin, end, UNROLL as i64, &sums, |w, first, sums| {
+                let mut sums = sums.to_vec();
+                let words: Vec<Val> = words.iter().map(|at| w.element(*at, first, of.panel.columns * 4)).collect();
+                let xs: Vec<Val> = xs.iter().map(|x| w.element(*x, first, 32 / of.panel.bits)).collect();
+                for run in 0..UNROLL {
+                    self.add_run(w, of, &words, &xs, run, &mut sums);
+                }
+                Ok(sums)
+            })?;
+        }
+        Ok(if byte_dot == ByteDot::Widened { sums } else { sums.into_iter().map(|sum| w.to_float(sum)).collect() })
+    }
+
+    /// Adds the products of one word of each column.
+    fn add_run(&self, w: &mut Writer, of: &Groups<'_>, words: &[Val], xs: &[Val], run: u64, sums: &mut [Val]) {
+        let s = self.schedule;
+        let word = Ty::of(Elem::I32, s.lanes);
+        let vector_bytes = u64::from(s.lanes) * 4;
+        // The words of each column as words of bytes: themselves, or their low and their high halves.
+        let mut bytes: Vec<Vec<Val>> = Vec::new();
+        for start in words {
+            for v in 0..u64::from(s.vectors) {
+                let at = w.offset_const(*start, run * of.panel.columns * 4 + v * vector_bytes);
+                let stored = w.load(word, at);
+                bytes.push(if of.panel.bits == 8 {
+                    vec![stored]
+                } else {
+                    let mask = w.int(0x0F0F_0F0F, word);
+                    let low = w.and(stored, mask);
+                    let high = w.shr(stored, 4);
+                    vec![low, w.and(high, mask)]
+                });
+            }
+        }
+        let planes = 8 / of.panel.bits;
+        for plane in 0..planes {
+            let columns: Vec<Val> = bytes.iter().map(|b| b[plane as usize]).collect();
+            let first = (run * planes + plane) * 4;
+            match w.machine().byte_dot {
+                ByteDot::Intrinsic(name) => {
+                    let packed = Ty::of(Elem::I8, s.lanes * 4);
+                    let columns: Vec<Val> = columns.into_iter().map(|c| w.bitcast(c, packed)).collect();
+                    for (x, mine) in xs.iter().zip(sums.chunks_exact_mut(columns.len())) {
+                        let at = w.offset_const(*x, first);
+                        let four = w.load(Ty::scalar(Elem::I32), at);
+                        let four = w.splat(four, s.lanes);
+                        let four = w.bitcast(four, packed);
+                        for (sum, column) in mine.iter_mut().zip(&columns) {
+                            *sum = w.intrinsic(name, &[*sum, *column, four], sum.ty);
+                        }
+                    }
+                }
+                ByteDot::Widened => {
+                    for byte in 0..4 {
+                        let columns: Vec<Val> = columns
+                            .iter()
+                            .map(|c| {
+                                let shifted = if byte == 0 { *c } else { w.shr(*c, byte * 8) };
+                                let mask = w.int(0xFF, word);
+                                let one = w.and(shifted, mask);
+                                w.to_float(one)
+                            })
+                            .collect();
+                        for (x, mine) in xs.iter().zip(sums.chunks_exact_mut(columns.len())) {
+                            let at = w.offset_const(*x, first + u64::from(byte));
+                            let one = w.load(Ty::scalar(Elem::I8), at);
+                            let one = w.resize(one, Elem::I32);
+                            let one = w.to_float(one);
+                            let one = w.splat(one, s.lanes);
+                            for (sum, column) in mine.iter_mut().zip(&columns) {
+                                *sum = w.fma(one, *column, *sum);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// `sums` and those of a group, with its scales.
+    #[expect(clippy::too_many_arguments, reason = "all of them differ from group to group")]
+    fn scaled(
+        &self,
+        w: &mut Writer,
+        of: &Groups<'_>,
+        starts: &[Val],
+        group: Val,
+        sums_of_tokens: &[Val],
+        integers: &[Val],
+        sums: &[Val],
+    ) -> Vec<Val> {
+        let s = self.schedule;
+        let halves = |w: &mut Writer, behind: u64| -> Vec<Val> {
+            let mut list = Vec::new();
+            for start in starts {
+                for v in 0..u64::from(s.vectors) {
+                    let at = behind + (self.column_shift() + v * u64::from(s.lanes)) * 2;
+                    let at = w.offset_const(*start, at);
+                    let half = w.load(Ty::of(Elem::I16, s.lanes), at);
+                    list.push(w.from_half(half));
+                }
+            }
+            list
+        };
+        let scales = halves(w, 0);
+        let minima = if of.panel.minimum { halves(w, of.panel.scales_bytes()) } else { Vec::new() };
+        let mut out = Vec::with_capacity(sums.len());
+        for (row, x) in of.xs.iter().enumerate() {
+            let at = w.offset_const(*x, of.token.scales_at);
+            let at = w.element(at, group, 4);
+            let scale = w.load(Ty::scalar(Elem::F32), at);
+            let minimum = of.panel.minimum.then(|| {
+                let sum = w.to_float(sums_of_tokens[row]);
+                let sum = w.mul(sum, scale);
+                w.splat(sum, s.lanes)
+            });
+            let scale = w.splat(scale, s.lanes);
+            for (column, of_column) in scales.iter().enumerate() {
+                let i = row * scales.len() + column;
+                let product = w.mul(integers[i], scale);
+                let mut sum = w.fma(product, *of_column, sums[i]);
+                if let Some(token) = minimum {
+                    sum = w.fma(token, minima[column], sum);
+                }
+                out.push(sum);
+            }
+        }
+        out
+    }
+}

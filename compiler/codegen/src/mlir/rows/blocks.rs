@@ -1,0 +1,156 @@
+//! What tokens bring to products with weights in blocks: rows rounded to integers of 8 bits, with a scale and a sum for each group.
+
+use xfc_lang::graph::blocks::Blocks;
+use xfc_lang::graph::{DType, ValueId};
+
+use super::Body;
+use super::view::View;
+use crate::error::CodegenError;
+use crate::mlir::expr::cast;
+use crate::mlir::writer::{Elem, Val, Writer};
+use crate::plan::kernel::{Sink, TokenRow};
+
+/// Added to a small float it leaves, in the low bits, the nearest integer.
+const TO_NEAREST: f64 = 12_582_912.0;
+
+impl Body<'_> {
+    /// Rounds a value to blocks, right where it goes: nothing in the row reads it.
+    pub(super) fn round_to_blocks(
+        &mut self,
+        w: &mut Writer,
+        x: ValueId,
+        value: ValueId,
+        sinks: &[usize],
+    ) -> Result<(), CodegenError> {
+        let DType::Blocks(blocks) = self.graph.ty(value).dtype else {
+            return Err(CodegenError::bug("rows", "blocks of another type"));
+        };
+        let mut view = self.view_of(w, x)?;
+        if !view.unit_last() {
+            let copy = self.scratch(w, view.elem, &view.dims);
+            self.copy(w, &view, &copy)?;
+            view = copy;
+        }
+        for sink in sinks {
+            if self.spec.sinks[*sink].1 != Sink::Buffer {
+                return Err(CodegenError::bug("rows", "blocks that go elsewhere than to a buffer"));
+            }
+            let buffer = self.buffers[self.spec.params.len() + sink];
+            let base = w.row(buffer, self.row, 1);
+            self.outer(w, &view.dims, view.dims.len().saturating_sub(1), Vec::new(), &mut |w, outer| {
+                let mut row = w.i64(0);
+                for (at, n) in outer.iter().zip(&view.dims) {
+                    let n = w.i64(*n as i64);
+                    let before = w.mul(row, n);
+                    row = w.add(before, *at);
+                }
+                self.row_in_blocks(w, &view, &outer, blocks, (base, row))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// One row: the elements at `outer`, to row `row` of those at `base`.
+    fn row_in_blocks(
+        &self,
+        w: &mut Writer,
+        view: &View,
+        outer: &[Val],
+        blocks: Blocks,
+        (base, row): (Val, Val),
+    ) -> Result<(), CodegenError> {
+        let n = view.dims.last().copied().unwrap_or(1);
+        let token = TokenRow::new(n, blocks);
+        let group = u64::from(blocks.group);
+        let base = w.element(base, row, token.bytes);
+        let whole = n / group;
+        let (zero, end) = (w.i64(0), w.i64(whole as i64));
+        w.for_loop(zero, end, 1, &[], |w, at, _| {
+            self.group_in_blocks(w, view, outer, (base, token), at, group, group)?;
+            Ok(vec![])
+        })?;
+        if whole < token.groups {
+            let at = w.i64(whole as i64);
+            self.group_in_blocks(w, view, outer, (base, token), at, group, n - whole * group)?;
+        }
+        Ok(())
+    }
+
+    /// One group, of which the first `present` elements exist.
+    #[expect(clippy::too_many_arguments, reason = "a place in two layouts")]
+    fn group_in_blocks(
+        &self,
+        w: &mut Writer,
+        view: &View,
+        outer: &[Val],
+        (base, token): (Val, TokenRow),
+        index: Val,
+        group: u64,
+        present: u64,
+    ) -> Result<(), CodegenError> {
+        let lanes = u64::from(self.lanes);
+        let size = w.i64(group as i64);
+        let first = w.mul(index, size);
+        let nothing = w.f32(0.0, self.lanes);
+        let mut elements = Vec::new();
+        for start in (0..group).step_by(self.lanes as usize) {
+            if start >= present {
+                elements.push(nothing);
+                continue;
+            }
+            let mask = (start + lanes > present).then(|| {
+                let inside: Vec<i64> = (0..lanes).map(|l| i64::from(start + l < present)).collect();
+                w.lanes(&inside, Elem::I1)
+            });
+            let shift = w.i64(start as i64);
+            let at = w.add(first, shift);
+            let x = view.load(w, &[outer, &[at]].concat(), self.lanes, mask);
+            let x = w.splat(x, self.lanes);
+            elements.push(cast(w, x, Elem::F32)?);
+        }
+        let mut most = nothing;
+        for x in &elements {
+            let x = w.fabs(*x);
+            most = w.max(most, x);
+        }
+        let most = w.reduce_max(most);
+        let (zero, one) = (w.f32(0.0, 0), w.f32(1.0, 0));
+        let range = w.f32(127.0, 0);
+        let scale = w.div(most, range);
+        let inverse = w.div(one, scale);
+        let is_zero = w.cmp(crate::mlir::writer::Cmp::Eq, scale, zero);
+        let inverse = w.select(is_zero, zero, inverse);
+        let inverse = w.splat(inverse, self.lanes);
+        let nearest = w.f32(TO_NEAREST, self.lanes);
+        let at = w.element(base, index, group);
+        let mut sum = None;
+        for (i, x) in elements.into_iter().enumerate() {
+            let x = w.mul(x, inverse);
+            let x = w.add(x, nearest);
+            let bits = w.bitcast(x, x.ty.with(Elem::I32));
+            let offset = w.int(i64::from((TO_NEAREST as f32).to_bits()), bits.ty);
+            let integer = w.sub(bits, offset);
+            // What is no number has a scale that is none.
+            let (least, most) = (w.int(-127, bits.ty), w.int(127, bits.ty));
+            let integer = w.max(integer, least);
+            let integer = w.min(integer, most);
+            sum = Some(match sum {
+                None => integer,
+                Some(sum) => w.add(sum, integer),
+            });
+            let byte = w.resize(integer, Elem::I8);
+            let to = w.offset_const(at, i as u64 * lanes);
+            w.store(byte, to);
+        }
+        let scales = w.offset_const(base, token.scales_at);
+        let to = w.element(scales, index, 4);
+        w.store(scale, to);
+        if let Some(sum) = sum {
+            let sum = w.reduce_add(sum);
+            let sums = w.offset_const(base, token.sums_at);
+            let to = w.element(sums, index, 4);
+            w.store(sum, to);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,210 @@
+//! Narrow integers in groups: how quantised weights are held, and what tokens bring to products with them.
+
+use std::fmt;
+
+/// Integers of a few bits in groups of consecutive elements of the last dimension. Each group has a scale; the last one may be shorter.
+///
+/// An element is `q * scale`, or `q * scale + minimum`. Rounding to blocks is a cast: what the [interpreter](crate::reference) does and what the
+/// runtime does when it packs weights are the same function of f32 numbers.
+///
+/// # Source
+/// Dettmers et al. 2022 (arXiv:2208.07339) for integer products with scales of rows; group-wise scales as GGML's Q8_0, Q4_0 and Q4_1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Blocks {
+    /// What an element is made of.
+    pub form: BlockForm,
+    /// Elements in a group: 32, 64 or 128.
+    pub group: u16,
+}
+
+/// What the elements of [`Blocks`] are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum BlockForm {
+    /// Weights `-127 ..= 127` with a scale of f16: the largest magnitude is 127.
+    Int8,
+    /// Weights `-8 ..= 7` with a scale of f16: the element of largest magnitude is -8.
+    Int4,
+    /// Weights `0 ..= 255` with a scale and a minimum of f16.
+    Uint8,
+    /// Weights `0 ..= 15` with a scale and a minimum of f16.
+    Uint4,
+    /// What a token brings, `-127 ..= 127` with a scale of f32.
+    Token8,
+}
+
+impl BlockForm {
+    /// All forms.
+    pub const ALL: [BlockForm; 5] =
+        [BlockForm::Int8, BlockForm::Int4, BlockForm::Uint8, BlockForm::Uint4, BlockForm::Token8];
+
+    /// Name, of the form alone: `int4`.
+    pub fn name(self) -> &'static str {
+        match self {
+            BlockForm::Int8 => "int8",
+            BlockForm::Int4 => "int4",
+            BlockForm::Uint8 => "uint8",
+            BlockForm::Uint4 => "uint4",
+            BlockForm::Token8 => "token8",
+        }
+    }
+
+    /// Bits of an element.
+    pub fn bits(self) -> u64 {
+        match self {
+            BlockForm::Int8 | BlockForm::Uint8 | BlockForm::Token8 => 8,
+            BlockForm::Int4 | BlockForm::Uint4 => 4,
+        }
+    }
+
+    /// Whether each group has a minimum beside its scale.
+    pub fn has_minimum(self) -> bool {
+        matches!(self, BlockForm::Uint8 | BlockForm::Uint4)
+    }
+}
+
+impl Blocks {
+    /// Groups that may be asked for.
+    pub const GROUPS: [u16; 3] = [32, 64, 128];
+
+    /// Weights in blocks.
+    pub fn weights(form: BlockForm, group: u16) -> Self {
+        Blocks { form, group }
+    }
+
+    /// What tokens bring to products with these weights.
+    pub fn of_tokens(self) -> Self {
+        Blocks { form: BlockForm::Token8, ..self }
+    }
+
+    /// Whether these are weights.
+    pub fn is_weights(self) -> bool {
+        self.form != BlockForm::Token8
+    }
+
+    /// Reads a name as [`Display`](fmt::Display) writes it.
+    pub fn parse(name: &str) -> Option<Self> {
+        let (form, group) = BlockForm::ALL.into_iter().find_map(|f| Some((f, name.strip_prefix(f.name())?)))?;
+        let group = group.strip_prefix('g')?.parse().ok()?;
+        Self::GROUPS.contains(&group).then_some(Blocks { form, group })
+    }
+
+    /// Bits that an element of a full group takes, its share of the scale and the minimum counted.
+    pub fn bits_per_element(self) -> f64 {
+        let shared = match self.form {
+            BlockForm::Int8 | BlockForm::Int4 => 16,
+            BlockForm::Uint8 | BlockForm::Uint4 | BlockForm::Token8 => 32,
+        };
+        self.form.bits() as f64 + f64::from(shared) / f64::from(self.group)
+    }
+
+    /// Bytes of a row of so many elements with the scales and minima of its groups, without padding.
+    pub fn row_bytes(self, elements: u64) -> u64 {
+        let shared = if self.form.has_minimum() || !self.is_weights() { 4 } else { 2 };
+        elements * self.form.bits() / 8 + elements.div_ceil(u64::from(self.group)) * shared
+    }
+
+    /// Rounds the elements of one group to what it holds. A NaN among them makes all of them NaN.
+    pub fn round(self, group: &mut [f32]) {
+        let half = |x: f32| half::f16::from_f32(x).to_f32();
+        let (scale, minimum) = match self.form {
+            BlockForm::Int8 => (half(magnitude(group) / 127.0), 0.0),
+            BlockForm::Int4 => (half(extreme(group) / -8.0), 0.0),
+            BlockForm::Uint8 | BlockForm::Uint4 => {
+                let (low, high) = range(group);
+                (half((high - low) / self.levels()), half(low))
+            }
+            BlockForm::Token8 => (magnitude(group) / 127.0, 0.0),
+        };
+        let (first, last) = match self.form {
+            BlockForm::Int8 | BlockForm::Token8 => (-127.0, 127.0),
+            BlockForm::Int4 => (-8.0, 7.0),
+            BlockForm::Uint8 | BlockForm::Uint4 => (0.0, self.levels()),
+        };
+        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+        for x in group {
+            *x = ((*x - minimum) * inverse).round_ties_even().clamp(first, last) * scale + minimum;
+        }
+    }
+
+    /// The largest element of a form without a sign.
+    fn levels(self) -> f32 {
+        if self.form.bits() == 4 { 15.0 } else { 255.0 }
+    }
+}
+
+/// Largest magnitude, or NaN.
+fn magnitude(group: &[f32]) -> f32 {
+    group.iter().fold(0.0, |most: f32, x| if x.is_nan() || x.abs() > most { x.abs() } else { most })
+}
+
+/// The element of largest magnitude, the first one of several, or NaN.
+fn extreme(group: &[f32]) -> f32 {
+    group.iter().fold(0.0, |most: f32, x| if x.is_nan() || x.abs() > most.abs() { *x } else { most })
+}
+
+/// Least and largest element, or NaN.
+fn range(group: &[f32]) -> (f32, f32) {
+    let pick = |better: fn(f32, f32) -> bool| {
+        group.iter().copied().reduce(|best, x| if x.is_nan() || better(x, best) { x } else { best }).unwrap_or(0.0)
+    };
+    (pick(|x, best| x < best), pick(|x, best| x > best))
+}
+
+impl fmt::Display for Blocks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}g{}", self.form.name(), self.group)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rounded(form: BlockForm, values: &[f32]) -> Vec<f32> {
+        let mut group = values.to_vec();
+        Blocks { form, group: 32 }.round(&mut group);
+        group
+    }
+
+    #[test]
+    fn names_round_trip() {
+        for form in BlockForm::ALL {
+            for group in Blocks::GROUPS {
+                let blocks = Blocks { form, group };
+                assert_eq!(Blocks::parse(&blocks.to_string()), Some(blocks));
+            }
+        }
+        for wrong in ["int4", "int4g", "int4g33", "int2g32", "g32", "int8g32x"] {
+            assert_eq!(Blocks::parse(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn groups_round_to_their_levels() {
+        // Exact: the scale is 1.
+        assert_eq!(rounded(BlockForm::Int8, &[127.0, -3.4, 0.5, 1.5]), [127.0, -3.0, 0.0, 2.0]);
+        assert_eq!(rounded(BlockForm::Int4, &[-8.0, 8.0, 3.5, -0.2]), [-8.0, 7.0, 4.0, -0.0]);
+        assert_eq!(rounded(BlockForm::Int4, &[8.0, -7.9, 1.0]), [8.0, -7.0, 1.0]);
+        assert_eq!(rounded(BlockForm::Uint4, &[2.0, 17.0, 9.4]), [2.0, 17.0, 9.0]);
+        assert_eq!(rounded(BlockForm::Uint8, &[-55.0, 200.0, 0.25]), [-55.0, 200.0, 0.0]);
+        assert_eq!(rounded(BlockForm::Token8, &[254.0, 1.0, 2.9]), [254.0, 0.0, 2.0]);
+    }
+
+    #[test]
+    fn degenerate_groups() {
+        for form in BlockForm::ALL {
+            assert_eq!(rounded(form, &[0.0, 0.0]), [0.0, 0.0], "{form:?}");
+            assert_eq!(rounded(form, &[]), [0.0; 0], "{form:?}");
+            assert!(rounded(form, &[1.0, f32::NAN, 2.0]).iter().all(|x| x.is_nan()), "{form:?}");
+        }
+        // A constant is its minimum.
+        assert_eq!(rounded(BlockForm::Uint4, &[0.5, 0.5]), [0.5, 0.5]);
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(Blocks::weights(BlockForm::Int4, 32).bits_per_element(), 4.5);
+        assert_eq!(Blocks::weights(BlockForm::Int8, 32).row_bytes(65), 65 + 3 * 2);
+        assert_eq!(Blocks::weights(BlockForm::Uint4, 64).row_bytes(64), 36);
+    }
+}

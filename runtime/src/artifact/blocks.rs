@@ -1,0 +1,64 @@
+//! Weights of few bits: how a panel of them is laid out, and what they take.
+
+use serde::{Deserialize, Serialize};
+
+use super::manifest::{Pack, Weight};
+
+/// A matrix in panels of integers of few bits, which are what the weight's numbers, first rounded to its dtype, are rounded to. A panel holds, for
+/// each group of inputs, the scales of its `columns` outputs in f16, their minima in f16 where there are any, and then for each run of
+/// `32 / bits` inputs `columns` words of 32 bits: of 8 bits the bytes of a word are the inputs in order, of 4 bits the low halves of its bytes
+/// are the first four inputs and the high halves the next. Stored integers are unsigned: without minima, half their range was added.
+/// The last group is padded with zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Blocks {
+    /// Outputs a panel.
+    pub columns: u64,
+    /// Bits of an integer: 4 or 8.
+    pub bits: u64,
+    /// Inputs of a group: a multiple of 8.
+    pub group: u64,
+    /// Each group has a minimum, which is added to its integers times its scale; without, integers have a sign.
+    pub minimum: bool,
+}
+
+impl Blocks {
+    /// As `--quant` names them: `int4:g64`.
+    pub fn name(&self) -> String {
+        format!("{}int{}:g{}", if self.minimum { "u" } else { "" }, self.bits, self.group)
+    }
+
+    /// Bytes of the scales, or of the minima, of a group of a panel.
+    pub fn scales_bytes(&self) -> u64 {
+        self.columns * 2
+    }
+
+    /// Bytes of a group of a panel before its integers.
+    pub fn integers_at(&self) -> u64 {
+        self.scales_bytes() * if self.minimum { 2 } else { 1 }
+    }
+
+    /// Bytes of a group of a panel.
+    pub fn group_bytes(&self) -> u64 {
+        self.integers_at() + self.columns * self.group * self.bits / 8
+    }
+
+    /// Bytes of a panel of so many inputs.
+    pub fn panel_bytes(&self, inputs: u64) -> u64 {
+        inputs.div_ceil(self.group) * self.group_bytes()
+    }
+}
+
+impl Weight {
+    /// Bytes of the weight in this layout, without padding of outputs and inputs.
+    pub fn stored_bytes(&self) -> u64 {
+        let elements = self.shape.iter().fold(1u64, |n, dim| n.saturating_mul(*dim));
+        match (self.pack, self.shape.last()) {
+            (Pack::Blocks(blocks), Some(&inputs)) if inputs > 0 => {
+                let shared = inputs.div_ceil(blocks.group) * if blocks.minimum { 4 } else { 2 };
+                elements / inputs * (inputs * blocks.bits / 8 + shared)
+            }
+            _ => elements.saturating_mul(self.dtype.size_bytes() as u64),
+        }
+    }
+}

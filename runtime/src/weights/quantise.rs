@@ -1,0 +1,119 @@
+//! Rounds groups of weights to integers of few bits with a scale, in the layout of [`Pack::Blocks`](crate::artifact::manifest::Pack::Blocks).
+//!
+//! The rule is that of the compiler's interpreter, in f32 throughout: with a sign, 8 bits reach from -127 to 127 times the scale and 4 bits from -8
+//! to 7, where the element of largest magnitude is -8; with a minimum, from the least element to the greatest. Scale and minimum are rounded to f16
+//! first, so that integers are the nearest for what is kept. A NaN makes its whole group NaN.
+
+use half::f16;
+
+use crate::artifact::manifest::Blocks;
+
+/// Writes a group of one output's weights to its column in the group of a panel. Weights that are missing at the end are zeros of no effect.
+pub(super) fn pack_group(group: &[f32], blocks: Blocks, column: usize, out: &mut [u8]) {
+    let (scale, minimum) = scale_of(group, blocks);
+    let scales = blocks.scales_bytes() as usize;
+    out[2 * column..2 * column + 2].copy_from_slice(&scale.to_le_bytes());
+    if blocks.minimum {
+        out[scales + 2 * column..scales + 2 * column + 2].copy_from_slice(&minimum.to_le_bytes());
+    }
+    let (scale, minimum) = (scale.to_f32(), minimum.to_f32());
+    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+    let (least, most) = range(blocks);
+    let code = |x: &f32| {
+        let integer = ((x - minimum) * inverse).round_ties_even().clamp(least, most);
+        // A NaN becomes 0 here; its group's scale is one.
+        (integer - stored_zero(blocks)) as u8
+    };
+    let words = &mut out[blocks.integers_at() as usize..];
+    let at = |word: usize, byte: usize| (word * blocks.columns as usize + column) * 4 + byte;
+    if blocks.bits == 8 {
+        for (word, inputs) in group.chunks(4).enumerate() {
+            for (byte, x) in inputs.iter().enumerate() {
+                words[at(word, byte)] = code(x);
+            }
+        }
+    } else {
+        for (word, inputs) in group.chunks(8).enumerate() {
+            for (byte, x) in inputs.iter().take(4).enumerate() {
+                words[at(word, byte)] = code(x) | inputs.get(byte + 4).map_or(0, code) << 4;
+            }
+        }
+    }
+}
+
+/// Scale and minimum of a group.
+fn scale_of(group: &[f32], blocks: Blocks) -> (f16, f16) {
+    // The first element for which no other is better; a NaN is better than all.
+    let best = |better: fn(f32, f32) -> bool| {
+        group.iter().copied().reduce(|best, x| if x.is_nan() || better(x, best) { x } else { best }).unwrap_or(0.0)
+    };
+    if blocks.minimum {
+        let (low, high) = (best(|x, best| x < best), best(|x, best| x > best));
+        return (f16::from_f32((high - low) / range(blocks).1), f16::from_f32(low));
+    }
+    let extreme = best(|x, best| x.abs() > best.abs());
+    let scale = if blocks.bits == 8 { extreme.abs() / 127.0 } else { extreme / -8.0 };
+    (f16::from_f32(scale), f16::ZERO)
+}
+
+/// Least and greatest integer.
+fn range(blocks: Blocks) -> (f32, f32) {
+    match (blocks.bits, blocks.minimum) {
+        (4, false) => (-8.0, 7.0),
+        (4, true) => (0.0, 15.0),
+        (_, false) => (-127.0, 127.0),
+        (_, true) => (0.0, 255.0),
+    }
+}
+
+/// The integer that is stored as 0.
+fn stored_zero(blocks: Blocks) -> f32 {
+    match (blocks.bits, blocks.minimum) {
+        (_, true) => 0.0,
+        (4, false) => -8.0,
+        (_, false) => -128.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Packs a group as column 1 of 2 and reads it back.
+    fn through(values: &[f32], bits: u64, minimum: bool) -> Vec<f32> {
+        let blocks = Blocks { columns: 2, bits, group: 16, minimum };
+        let mut out = vec![0; blocks.group_bytes() as usize];
+        pack_group(values, blocks, 1, &mut out);
+        let half = |at: usize| f16::from_le_bytes([out[at], out[at + 1]]).to_f32();
+        let (scale, low) = (half(2), if minimum { half(6) } else { 0.0 });
+        let words = &out[blocks.integers_at() as usize..];
+        assert!(out[..2].iter().all(|b| *b == 0), "column 0 is untouched");
+        (0..values.len())
+            .map(|i| {
+                let code = match bits {
+                    8 => words[(i / 4 * 2 + 1) * 4 + i % 4],
+                    _ => words[(i / 8 * 2 + 1) * 4 + i % 4] >> (i % 8 / 4 * 4) & 15,
+                };
+                (f32::from(code) + stored_zero(blocks)) * scale + low
+            })
+            .collect()
+    }
+
+    #[test]
+    fn groups_come_back_as_the_nearest_of_their_levels() {
+        let values = [-8.0, 7.0, 0.4, 3.5, -2.5, 6.0, 1.0, -1.0, 2.0, 5.0, -3.0];
+        assert_eq!(through(&values, 4, false), [-8.0, 7.0, 0.0, 4.0, -2.0, 6.0, 1.0, -1.0, 2.0, 5.0, -3.0]);
+        assert_eq!(through(&[127.0, -126.6, 0.5, 1.5, -64.0], 8, false), [127.0, -127.0, 0.0, 2.0, -64.0]);
+        assert_eq!(through(&[2.0, 17.0, 9.4], 4, true), [2.0, 17.0, 9.0]);
+        assert_eq!(through(&[-55.0, 200.0, 0.25], 8, true), [-55.0, 200.0, 0.0]);
+    }
+
+    #[test]
+    fn degenerate_groups() {
+        for (bits, minimum) in [(4, false), (4, true), (8, false), (8, true)] {
+            assert_eq!(through(&[0.0, -0.0, 0.0], bits, minimum), [0.0; 3]);
+            assert!(through(&[1.0, f32::NAN], bits, minimum).iter().all(|x| x.is_nan()));
+            assert!((through(&[0.5; 16], bits, minimum)[3] - 0.5).abs() < 1e-4);
+        }
+    }
+}
