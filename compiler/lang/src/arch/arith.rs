@@ -218,11 +218,12 @@ impl Expander {
     }
 }
 
-/// Whether one is of the new elements of an axis, and the other of everything kept of it.
+/// Whether it is one number of each key: of everything kept of an axis.
 fn is_number_of_key(v: &Value) -> bool {
     matches!(v, Value::Tensor(t) if matches!(t.axes[..], [Axis { name: AxisName::Visible(_), .. }]))
 }
 
+/// Whether one is of the new elements of an axis, and the other of everything kept of it.
 fn query_meets_key(a: &Value, b: &Value) -> bool {
     let (Value::Tensor(a), Value::Tensor(b)) = (a, b) else { return false };
     let kept = |t: &Tensor, of: &Tensor| {

@@ -69,7 +69,7 @@ impl Builders {
     pub(super) fn parameter(&mut self, name: &str, dtype: DType, axes: Vec<Axis>) -> Tensor {
         let top = self.top();
         let value = top.graph.add_param(name, Type::new(dtype, dims(&axes)));
-        Tensor { graph: top.id, value, dtype, axes, uncached: None, of_experts: false }
+        Tensor::new(top.id, value, dtype, axes)
     }
 
     /// The tensor's value in the top graph; `None` for a tensor of a graph that is finished.
@@ -111,7 +111,7 @@ impl Builders {
                 operands = top.graph.operands(operands[0].node);
             }
             if *top.graph.ty(operands[0]) == ty {
-                return Tensor { graph: top.id, value: operands[0], dtype, axes, uncached: None, of_experts: false };
+                return Tensor::new(top.id, operands[0], dtype, axes);
             }
         }
         let key = format!("{op:?} {operands:?} {ty:?}");
@@ -123,7 +123,7 @@ impl Builders {
                 value
             }
         };
-        Tensor { graph: top.id, value, dtype, axes, uncached: None, of_experts: false }
+        Tensor::new(top.id, value, dtype, axes)
     }
 
     /// Names a tensor that the top graph computes after an absolute path. A body's own result is named by its caller.

@@ -2,10 +2,12 @@
 //!
 //! Everything else (norms, rotary embedding, attention modules, activations) is written over these in the library.
 
+use std::sync::Arc;
+
 use super::calls::Given;
 use super::expand::{Eval, Expander};
 use super::value::{Axis, Place, Tensor, Value};
-use crate::diagnostic::{Code, Diagnostic, Span};
+use crate::diagnostic::{Code, Diagnostic, Span, did_you_mean};
 use crate::graph::Dim;
 use crate::ops::{BinaryOp, UnaryOp};
 use crate::spec::ast::BinOp;
@@ -178,8 +180,7 @@ impl Expander {
                 }
                 // A list stands for its elements.
                 "join" | "stack" => {
-                    let one = |value: &Value| Given { name: None, value: value.clone(), span: *at, written: None };
-                    given = items.iter().map(one).collect();
+                    given = items.iter().map(|value| Given::of(value.clone(), *at)).collect();
                 }
                 _ => {}
             }
@@ -219,12 +220,7 @@ impl Expander {
                 let (c, a, b) = (self.need(&mut args, 0)?, self.need(&mut args, 1)?, self.need(&mut args, 2)?);
                 self.select(c.value, a.value, b.value, span, place)
             }
-            "error" => {
-                let mut args = self.args(name, &["message"], given, span)?;
-                let message = self.need(&mut args, 0)?;
-                let text = if let Value::Str(s) = &message.value { s.to_string() } else { message.value.show() };
-                self.fail(Code::Raised, span, text, "raised here")
-            }
+            "error" => self.raised(given, span),
             "len" => {
                 let mut args = self.args(name, &["list"], given, span)?;
                 match self.need(&mut args, 0)?.value {
@@ -274,6 +270,45 @@ impl Expander {
             "unfold" | "stack" | "sequence" | "first" | "last" => self.across(name, given, span, place),
             _ => self.shaping(name, given, span, place),
         }
+    }
+
+    /// What the description itself calls an error: a message; the value that it is about, with the place that it comes from; what is
+    /// known instead. What the library says is shown where the card led there.
+    fn raised(&mut self, given: Vec<Given>, span: Span) -> Eval {
+        let mut args = self.args("error", &["message", "value", "known"], given, span)?;
+        let mut text = match self.need(&mut args, 0)?.value {
+            Value::Str(s) => s.to_string(),
+            other => other.show(),
+        };
+        let (value, known) = (args.values[1].take().map(|g| g.value), args.values[2].take().map(|g| g.value));
+        if let Some(value) = &value {
+            text = format!("{text}: {}", value.show());
+        }
+        if let Some(Value::Str(s)) = &value
+            && let Some((_, origin)) = self.origins.iter().find(|(known, _)| Arc::ptr_eq(known, s))
+        {
+            text = format!("{text}, {origin}");
+        }
+        let known: Vec<String> = match &known {
+            Some(Value::List(items)) => {
+                let word = |v: &Value| if let Value::Str(s) = v { s.to_string() } else { v.show() };
+                items.iter().map(word).collect()
+            }
+            _ => Vec::new(),
+        };
+        let close = match &value {
+            Some(Value::Str(s)) => did_you_mean(s, known.iter().map(String::as_str)).map(|close| format!("{close} ")),
+            _ => None,
+        };
+        let help = format!("{}known are {}", close.unwrap_or_default(), known.join(", "));
+        let led_here = self.calls.iter().rev().find(|call| call.source >= self.first_card).copied();
+        let d = match led_here.filter(|_| span.source < self.first_card) {
+            Some(call) => {
+                Diagnostic::new(Code::Raised, text, call).label("expanded from here").other(span, "raised here")
+            }
+            None => Diagnostic::new(Code::Raised, text, span).label("raised here"),
+        };
+        Err(self.report(d.maybe_help((!known.is_empty()).then_some(help))))
     }
 
     /// A list of sizes as it is, and a size so many times.

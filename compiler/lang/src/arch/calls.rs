@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::expand::{Eval, Expander, Failed};
+use super::inputs::is_known;
 use super::scope::hides;
 use super::value::{Def, Func, Place, Scope, Value};
 use crate::diagnostic::{Code, Diagnostic, Span, did_you_mean};
@@ -11,6 +12,9 @@ use crate::spec::ast::{Ident, Param, TypeExpr};
 
 /// Deepest nesting of bodies and functions.
 const MAX_DEPTH: usize = 48;
+
+/// The library's function from a word of config.json to a module.
+const ACTIVATION: &str = "activation";
 
 /// An argument as evaluated.
 #[derive(Clone)]
@@ -23,6 +27,11 @@ pub(super) struct Given {
 }
 
 impl Given {
+    /// A value by position, made at a place rather than written as a name.
+    pub(super) fn of(value: Value, span: Span) -> Self {
+        Given { name: None, value, span, written: None }
+    }
+
     fn applies(&self) -> bool {
         match &self.value {
             Value::Tensor(_) | Value::Param(_) => true,
@@ -256,13 +265,13 @@ impl Expander {
                     return Err(self.report(d.other(param.name.span, "has no default")));
                 }
             };
-            self.check_type(&param.name, param.ty.as_ref(), &value, at)?;
+            self.check_type(&param.name, param.ty.as_ref(), &value, at, place)?;
             place.scope.set(param.name.name.clone(), value);
         }
         Ok(())
     }
 
-    fn check_type(&mut self, name: &Ident, ty: Option<&TypeExpr>, value: &Value, at: Span) -> Eval<()> {
+    fn check_type(&mut self, name: &Ident, ty: Option<&TypeExpr>, value: &Value, at: Span, place: &Place) -> Eval<()> {
         let (fits, expected) = match ty {
             None | Some(TypeExpr::Tensor { .. }) => return Ok(()),
             Some(TypeExpr::Choice { options, optional }) => {
@@ -293,7 +302,12 @@ impl Expander {
         let shown = if let Value::Str(s) = value { format!("'{s}'") } else { value.kind().to_string() };
         let d = Diagnostic::new(Code::WrongType, format!("`{}` must be {expected}, not {shown}", name.name), at)
             .label(format!("expected {expected}"));
-        Err(self.report(d.other(name.span, "declared here")))
+        // What config.json calls an activation is a word, and the library has the module of it.
+        let word =
+            matches!(value, Value::Str(_)) && expected.starts_with("module") && is_known(ACTIVATION, &place.scope);
+        let help =
+            word.then(|| format!("the module that a word of config.json stands for is `{ACTIVATION}(..)` of it"));
+        Err(self.report(d.other(name.span, "declared here").maybe_help(help)))
     }
 }
 

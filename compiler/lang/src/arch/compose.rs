@@ -55,14 +55,14 @@ impl Expander {
                     let inputs = values.into_iter().map(|v| self.carried(v, span, place)).collect::<Eval<Vec<_>>>()?;
                     if self.experts.is_some() {
                         // The parameters of experts are stacks of the body around them.
-                        let given = inputs.into_iter().map(|value| Given { name: None, value, span, written: None });
+                        let given = inputs.into_iter().map(|value| Given::of(value, span));
                         self.apply(&instance, given.collect(), span)?
                     } else {
                         self.call_body(&instance, inputs, span)?
                     }
                 }
                 None => {
-                    let given = values.into_iter().map(|value| Given { name: None, value, span, written: None });
+                    let given = values.into_iter().map(|value| Given::of(value, span));
                     let name = name.map(|n| format!("{n}.{i}").into());
                     self.call(item.clone(), name, given.collect(), span, span, place)?
                 }
@@ -122,7 +122,7 @@ impl Expander {
                 other => Ok(other),
             });
             match value {
-                Ok(value) => given.push(Given { name: None, value, span, written: None }),
+                Ok(value) => given.push(Given::of(value, span)),
                 Err(Failed) => {
                     self.builders.stack.pop();
                     return Err(Failed);
@@ -151,14 +151,7 @@ impl Expander {
             Value::Tensor(t) => {
                 port += 1;
                 let value = ValueId { node, port: port - 1 };
-                Ok(Value::Tensor(Tensor {
-                    graph: id,
-                    value,
-                    dtype: t.dtype,
-                    axes: t.axes,
-                    uncached: None,
-                    of_experts: false,
-                }))
+                Ok(Value::Tensor(Tensor::new(id, value, t.dtype, t.axes)))
             }
             other => Ok(other),
         })?;

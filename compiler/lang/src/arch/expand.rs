@@ -64,6 +64,8 @@ pub(super) struct Expander {
     pub(super) expanding: Vec<(Ident, Span)>,
     /// The first source that is not of the library.
     pub(super) first_card: u32,
+    /// The strings of the sizes, known by their address, and where each comes from.
+    pub(super) origins: Vec<(Arc<str>, String)>,
 }
 
 /// What stands in the place of an index into a tensor.
@@ -92,6 +94,7 @@ impl Expander {
             calls: Vec::new(),
             expanding: Vec::new(),
             first_card,
+            origins: Vec::new(),
         }
     }
 
@@ -215,12 +218,12 @@ impl Expander {
     fn comprehension(&mut self, body: &Expr, variable: &Ident, list: &Expr, place: &Place) -> Eval {
         self.check_bindable(variable);
         let items = match self.eval(list, &place.part())? {
-            Value::List(items) => items,
+            Value::List(items) | Value::Tuple(items) => items,
             other => {
                 return self.fail(
                     Code::WrongType,
                     list.span,
-                    format!("`for` goes over a list or a range, not {}", other.kind()),
+                    format!("`for` goes over a list, a tuple or a range, not {}", other.kind()),
                     "expected a list",
                 );
             }

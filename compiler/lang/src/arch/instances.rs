@@ -126,6 +126,15 @@ impl Expander {
         let parent = &frame.instance;
         match value {
             Value::Def(def) => self.child(frame, name, &def, span).map(Value::Instance),
+            Value::List(items) if items.iter().any(|item| matches!(item, Value::Instance(_))) => {
+                let known =
+                    items.iter().find_map(|i| if let Value::Instance(i) = i { Some(i.path.clone()) } else { None });
+                let message = format!("`{}` would get a second name", known.unwrap_or_default());
+                let d = Diagnostic::new(Code::SecondName, message, ident.span).label("the second name");
+                Err(self.report(
+                    d.help("a list of instances that have names is applied where it is written, as in `[a, b](x)`"),
+                ))
+            }
             Value::List(items) if items.iter().any(holds_instances) => {
                 let mut named = Vec::with_capacity(items.len());
                 for (i, item) in items.iter().enumerate() {

@@ -195,7 +195,7 @@ impl Expander {
             *first.stands_for.borrow_mut() = Some(stack.path(""));
         }
         self.experts = Some(Rc::new(Experts { stack }));
-        let given = Given { name: None, value: Value::Tensor(x.clone()), span, written: None };
+        let given = Given::of(Value::Tensor(x.clone()), span);
         let value = match &expert {
             Value::Instance(first) => self.apply(first, vec![given], span),
             other => self.call(other.clone(), None, vec![given], span, m.span, place),

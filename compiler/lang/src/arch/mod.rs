@@ -19,6 +19,7 @@ mod contract;
 mod einsum;
 mod elementwise;
 mod expand;
+mod inputs;
 mod instances;
 mod limits;
 mod mix;
@@ -45,17 +46,17 @@ use std::sync::Arc;
 
 pub use self::binding::{Binding, Step};
 pub use self::builtins::NAMES as FUNCTIONS;
-pub use self::nearest::{Near, Unserved, nearest};
+pub use self::nearest::{Ignored, Near, Unserved, ignored, nearest};
 pub use self::numbers::Numbers;
 pub use self::patterns::matches_pattern;
 pub use self::tiny::tiny;
 
 use self::expand::{Eval, Expander, Failed};
-use self::value::{Axis, AxisName, Def, Entry, Frame, Instance, Place, Scope, Value};
+use self::value::{Def, Entry, Frame, Instance, Place, Scope, Value};
 use crate::diagnostic::{Code, Diagnostic, Report, Span};
 use crate::graph::{AxisId, DType, Dim, Graph, InputDecl, Program, Type};
 use crate::ops::Core;
-use crate::spec::ast::{Expr, ExprKind, Item, Module, Param, TypeExpr};
+use crate::spec::ast::{Expr, ExprKind, Item, Module};
 use crate::spec::{Datum, Published, Spec};
 
 /// What is chosen when a card is expanded.
@@ -146,15 +147,19 @@ impl Arch {
 /// Everything that is wrong with the card's keys, the sizes, the wiring and the names.
 pub fn elaborate(spec: &Spec, options: &ElaborateOptions) -> Result<Model, Report> {
     let mut diagnostics = spec.mistakes.clone();
-    let sizes = sizes::resolve(spec, options, &mut diagnostics);
+    let sizes::Resolved { sizes, origins } = sizes::resolve(spec, options, &mut diagnostics);
     let fail = |diagnostics| Err(Report::new(spec.sources.clone(), diagnostics));
     // A size that is wrong is the published one from here on, so that mistakes in the wiring are found in the same run.
     let mut expander = Expander::new(spec.first_card);
+    expander.origins = origins;
     let root = expander.model(spec, &sizes);
     diagnostics.append(&mut expander.diagnostics);
     let root = match root {
         Ok(root) if diagnostics.is_empty() => root,
-        _ => return fail(diagnostics),
+        _ => {
+            diagnostics.extend(sizes::quoted(spec, &sizes));
+            return fail(diagnostics);
+        }
     };
     let mut parameters: Vec<_> = std::mem::take(&mut expander.params).into_iter().collect();
     parameters.sort_by_key(|(_, used)| used.order);
@@ -289,6 +294,16 @@ impl Expander {
                 return Err(self.report(d.maybe_help(help)));
             }
             let tensor = self.tensor(value.clone(), span, place.frame.as_deref())?;
+            if !tensor.axes.first().is_some_and(|a| a.size.is_ragged()) {
+                let shape = self.show_shape(&tensor.axes);
+                let d = Diagnostic::new(
+                    Code::AxisMismatch,
+                    format!("the output `{name}` is {shape}, the same for every sequence"),
+                    span,
+                )
+                .label("follows from no input");
+                return Err(self.report(d.help("an output is a value of each token, or one a sequence")));
+            }
             if tensor.axes.iter().any(|a| matches!(a.size, Dim::Visible(_))) {
                 return self.misread_cache(format!("the output `{name}` would be a cache"), span);
             }
@@ -306,80 +321,6 @@ impl Expander {
             );
         }
         Ok(Root { instance, inputs, numbers: Vec::new() })
-    }
-
-    /// An input of the model: its tensor and its declaration.
-    fn input_decl(&mut self, param: &Param, card: &Rc<Scope>) -> Eval<(value::Tensor, InputDecl)> {
-        let Some(TypeExpr::Tensor { dtype, dims }) = &param.ty else {
-            return self.fail(
-                Code::MissingOption,
-                param.name.span,
-                format!("the input `{}` has no type", param.name.name),
-                "expected a type, as in `i64[tokens]`",
-            );
-        };
-        let mut axes = Vec::new();
-        for (i, dim) in dims.iter().enumerate() {
-            axes.push(self.input_axis(dim, i + 1 == dims.len(), card)?);
-        }
-        // One a sequence.
-        if axes.iter().all(|a| !a.size.is_ragged()) {
-            let each = self.each_sequence(param.name.span)?;
-            axes.insert(0, each);
-        }
-        let default = match &param.default {
-            None => None,
-            Some(expr) => {
-                let place = Place { scope: card.clone(), frame: None, binds: None };
-                match self.eval(expr, &place)? {
-                    Value::Bool(b) => Some(f64::from(u8::from(b))),
-                    value => match arith::number(&value) {
-                        Some(v) => Some(v),
-                        None => {
-                            return self.fail(
-                                Code::WrongType,
-                                expr.span,
-                                format!("the default of an input is a number, not {}", value.kind()),
-                                "expected a number",
-                            );
-                        }
-                    },
-                }
-            }
-        };
-        let tensor = self.builders.parameter(&param.name.name, *dtype, axes);
-        let decl = InputDecl { name: param.name.name.to_string(), ty: tensor.ty(), default };
-        Ok((tensor, decl))
-    }
-
-    /// Gives the axis `tokens` the first number, wherever it stands among the inputs: it is the one that a sequence grows by.
-    fn first_axis(&mut self, model: &Module, card: &Rc<Scope>) {
-        let named_tokens = |e: &Expr| matches!(&*e.kind, ExprKind::Name(name) if &**name == "tokens");
-        for param in &model.inputs {
-            if let Some(TypeExpr::Tensor { dims, .. }) = &param.ty
-                && dims.iter().any(named_tokens)
-                && !is_known("tokens", card)
-                && self.axes.is_empty()
-            {
-                self.ragged_axis("tokens", None);
-            }
-        }
-    }
-
-    /// A name that is no size is a ragged axis.
-    fn input_axis(&mut self, dim: &Expr, last: bool, card: &Rc<Scope>) -> Eval<Axis> {
-        if let ExprKind::Name(name) = &*dim.kind
-            && !is_known(name, card)
-        {
-            let known = self.axes.iter().position(|a| **a == **name);
-            let id = known.unwrap_or_else(|| self.ragged_axis(name, None));
-            return Ok(Axis::new(AxisName::Ragged(id), Dim::Axis(AxisId(id))));
-        }
-        let place = Place { scope: card.clone(), frame: None, binds: None };
-        let value = self.eval(dim, &place)?;
-        let size = self.size(&value, dim.span)?;
-        let name = if last { AxisName::Width } else { self.other_axis() };
-        Ok(Axis::new(name, Dim::Fixed(size)))
     }
 
     /// Evaluates top-level bindings that the model did not need, for names that do not exist. Nothing else in them is a mistake: a
@@ -407,18 +348,6 @@ fn numbers(scope: &Scope) -> Vec<(Arc<str>, Datum)> {
         _ => None,
     };
     scope.names.borrow().iter().filter_map(|(name, entry)| Some((name.clone(), whole(entry)?))).collect()
-}
-
-/// Whether a name means something at a place.
-fn is_known(name: &str, scope: &Rc<Scope>) -> bool {
-    let mut at = Some(scope.clone());
-    while let Some(scope) = at {
-        if scope.names.borrow().contains_key(name) {
-            return true;
-        }
-        at = scope.parent.clone();
-    }
-    false
 }
 
 /// The place of an entry of a mapping as written; of the whole expression when it is something else.

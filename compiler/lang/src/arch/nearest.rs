@@ -44,6 +44,78 @@ pub struct Unserved {
     pub tensors: usize,
 }
 
+/// A key of a config that its card does not read and another card does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ignored {
+    /// The key.
+    pub key: String,
+    /// Its value in short.
+    pub value: String,
+    /// A card that reads it.
+    pub card: String,
+}
+
+/// The keys of a config that a card does not read though others do, with values that change something: what the card computes, it computes
+/// without them.
+pub fn ignored(config: &serde_json::Value, spec: &Spec, library: &Library) -> Vec<Ignored> {
+    let whole = Datum::from(config);
+    let part = spec.matches.under.as_deref().and_then(|key| whole.get(key)).unwrap_or(&whole);
+    let read = keys_read(spec);
+    let Datum::Map(entries) = part else { return Vec::new() };
+    let counted = |key: &str| !is_bookkeeping(key) && !REPEATED.contains(&key) && !read.contains(key);
+    let unread = entries.iter().filter(|(key, value)| counted(key) && !is_neutral(value));
+    let mut found = Vec::new();
+    for (key, value) in unread {
+        // Only cards that name it are read.
+        let names = |card: &&str| library.card_text(card).is_some_and(|text| text.contains(&**key));
+        let readers = library.cards().filter(names).filter_map(|card| Some((card, load_card(card, library).ok()?)));
+        let reader =
+            readers.into_iter().find(|(_, spec)| keys_read(spec).contains(&**key) && !is_usual(spec, key, value));
+        if let Some((card, _)) = reader {
+            found.push(Ignored { key: key.to_string(), value: shorten(&value.to_string()), card: card.to_owned() });
+        }
+    }
+    found
+}
+
+/// Keys that configs carry whether their model reads them or not: lengths, and what other keys say again.
+const REPEATED: [&str; 9] = [
+    "head_dim",
+    "hidden_act",
+    "intermediate_size",
+    "layer_types",
+    "max_position_embeddings",
+    "n_positions",
+    "num_key_value_heads",
+    "time_step_rank",
+    "vocab_size",
+];
+
+/// Whether a value says that there is nothing of what its key is about.
+fn is_neutral(value: &Datum) -> bool {
+    match value {
+        Datum::Null | Datum::Bool(false) => true,
+        Datum::Int(n) => matches!(n, 0 | 1),
+        Datum::Float(x) => *x == 0.0 || *x == 1.0,
+        Datum::Str(s) => s.is_empty() || &**s == "default",
+        Datum::List(items) => items.is_empty(),
+        Datum::Map(entries) => entries.is_empty(),
+        Datum::Bool(true) => false,
+    }
+}
+
+/// Whether a value is the one that a card that reads the key takes where there is none, or the only one it is for.
+fn is_usual(spec: &Spec, key: &str, value: &Datum) -> bool {
+    let places = |size: &Size| size.from.iter().any(|place| matches!(place, Place::Key(k) if **k == *key));
+    let size = spec.sizes.iter().find(|size| places(size) || (size.from.is_empty() && *size.name == *key));
+    let default = size.and_then(|size| size.default.as_ref());
+    let assumed = spec.assumes.iter().find(|(k, _)| *k.text == *key).map(|(_, v)| v);
+    default.into_iter().chain(assumed).any(|usual| match usual {
+        Datum::List(several) if !matches!(value, Datum::List(_)) => several.contains(value),
+        one => one == value,
+    })
+}
+
 /// What is near to a config; `tensors` are names and shapes, none where there is no checkpoint.
 pub fn nearest(config: &serde_json::Value, tensors: &[(String, Vec<u64>)], library: &Library) -> Unserved {
     let whole = Datum::from(config);
@@ -179,6 +251,7 @@ fn keys_read(spec: &Spec) -> BTreeSet<String> {
         }
     }
     spec.assumes.iter().for_each(|(key, _)| add(&key.text));
+    spec.matches.keys.iter().for_each(|key| add(key));
     read
 }
 

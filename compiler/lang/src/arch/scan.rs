@@ -178,8 +178,7 @@ impl Expander {
             let own = value.axes.iter().filter(|a| !a.size.is_ragged()).copied().collect();
             inner.push(self.builders.parameter(&format!("x{i}"), value.dtype, own));
         }
-        let given =
-            inner.into_iter().map(|t| Given { name: None, value: Value::Tensor(t), span, written: None }).collect();
+        let given = inner.into_iter().map(|t| Given::of(Value::Tensor(t), span)).collect();
         let around = (self.at, self.depth);
         let result = self.call(step.value.clone(), step.written.clone(), given, span, step.span, place);
         let result = result.and_then(|value| self.step_outputs(value, states.len(), step.span, place));
@@ -264,16 +263,11 @@ impl Expander {
             results.iter().zip(&made.outputs[states..]).map(|(axes, t)| Type::new(t.dtype, dims(axes))).collect();
         let node = top.graph.add_node(Core::Scan { path, states, step: Arc::new(graph) }, &inputs, types, origin);
         let id = top.id;
-        let made = results.into_iter().zip(&made.outputs[states..]).enumerate().map(|(port, (axes, t))| {
-            Value::Tensor(Tensor {
-                graph: id,
-                value: ValueId { node, port },
-                dtype: t.dtype,
-                axes,
-                uncached: None,
-                of_experts: false,
-            })
-        });
+        let made = results
+            .into_iter()
+            .zip(&made.outputs[states..])
+            .enumerate()
+            .map(|(port, (axes, t))| Value::Tensor(Tensor::new(id, ValueId { node, port }, t.dtype, axes)));
         let made: Vec<Value> = made.collect();
         Ok(match <[Value; 1]>::try_from(made) {
             Ok([one]) => one,

@@ -8,19 +8,25 @@ use super::ElaborateOptions;
 use crate::diagnostic::{Code, Diagnostic, did_you_mean};
 use crate::spec::{Datum, Place, Size, Spec, parse_yaml};
 
-/// The value of each size in the card's order.
-pub(super) fn resolve(
-    spec: &Spec,
-    options: &ElaborateOptions,
-    diagnostics: &mut Vec<Diagnostic>,
-) -> Vec<(Arc<str>, Datum)> {
+/// Sizes, and where their strings come from.
+pub(super) struct Resolved {
+    /// The value of each in the card's order.
+    pub(super) sizes: Vec<(Arc<str>, Datum)>,
+    /// The strings in them, known by their address: `hidden_act` of a file, of `--set` or of the card.
+    pub(super) origins: Vec<(Arc<str>, String)>,
+}
+
+/// The sizes of a card.
+pub(super) fn resolve(spec: &Spec, options: &ElaborateOptions, diagnostics: &mut Vec<Diagnostic>) -> Resolved {
     let called = if options.config_name.is_empty() { "the config" } else { &options.config_name };
-    let config = options.config.as_ref().map(|c| Config { values: under(spec, &Datum::from(c)), called });
+    let whole = options.config.as_ref().map(Datum::from);
+    let config = whole.as_ref().map(|c| Config { values: under(spec, c), called });
     let sets = read_sets(spec, &options.sets, diagnostics);
     if let Some(config) = &config {
         check_assumptions(spec, config, diagnostics);
     }
-    spec.sizes
+    let sizes: Vec<(Arc<str>, Datum)> = spec
+        .sizes
         .iter()
         .map(|size| {
             let set = sets.iter().rfind(|(name, _)| *name == size.name).map(|(_, v)| v.clone());
@@ -34,7 +40,42 @@ pub(super) fn resolve(
             let value = check_type(size, normalise(value), from, diagnostics);
             (size.name.clone(), value)
         })
-        .collect()
+        .collect();
+    let mut origins = Vec::new();
+    let mut of = |values: &Datum, path: &str, from: &str| {
+        strings(values, path, &mut |string, key| origins.push((string.clone(), format!("`{key}` {from}"))));
+    };
+    whole.iter().for_each(|config| of(config, "", &format!("of {called}")));
+    sets.iter().for_each(|(name, value)| of(value, name, "of `--set`"));
+    sizes.iter().for_each(|(name, value)| of(value, name, "of the card"));
+    Resolved { sizes, origins }
+}
+
+/// The strings in a value, each with the keys that lead to it.
+fn strings(value: &Datum, path: &str, found: &mut dyn FnMut(&Arc<str>, &str)) {
+    match value {
+        Datum::Str(s) => found(s, path),
+        Datum::List(items) => items.iter().for_each(|item| strings(item, path, found)),
+        Datum::Map(entries) => {
+            for (key, value) in entries {
+                strings(value, &if path.is_empty() { key.to_string() } else { format!("{path}.{key}") }, found);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Sizes whose value in the card is a number in quotes: where something does not fit, that is why.
+pub(super) fn quoted(spec: &Spec, sizes: &[(Arc<str>, Datum)]) -> Vec<Diagnostic> {
+    let wrong = spec.sizes.iter().filter(|size| {
+        let value = sizes.iter().find(|(name, _)| *name == size.name).map(|(_, value)| value);
+        matches!(value, Some(Datum::Str(s)) if s.parse::<f64>().is_ok_and(f64::is_finite))
+    });
+    let said = |size: &Size| {
+        let message = format!("`{}` is a number in quotes, which makes it a string", size.name);
+        Diagnostic::new(Code::WrongSize, message, size.span).label("a number is written without quotes")
+    };
+    wrong.map(said).collect()
 }
 
 /// A config and what messages call it.

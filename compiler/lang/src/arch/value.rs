@@ -98,6 +98,11 @@ pub(super) struct Tensor {
 }
 
 impl Tensor {
+    /// A value of a graph that is neither what was cached nor of experts alone.
+    pub(super) fn new(graph: usize, value: ValueId, dtype: DType, axes: Vec<Axis>) -> Self {
+        Tensor { graph, value, dtype, axes, uncached: None, of_experts: false }
+    }
+
     pub(super) fn ty(&self) -> Type {
         Type::new(self.dtype, dims(&self.axes))
     }

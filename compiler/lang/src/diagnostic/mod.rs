@@ -11,7 +11,7 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use self::codes::Code;
-pub use self::suggest::{closest, did_you_mean};
+pub use self::suggest::{all_closest, closest, did_you_mean};
 
 /// A range of bytes in one source of the [`SourceMap`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]

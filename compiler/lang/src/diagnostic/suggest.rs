@@ -2,19 +2,32 @@
 
 /// The candidate closest to `word`: at most a third of the letters, or 2 (of up to 4 letters 1), differ; else one that `word` begins, or that begins
 /// `word`.
+///
+/// Of equally close ones it is one that begins with the same letter, then the first of the alphabet.
 pub fn closest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    all_closest(word, candidates).first().copied()
+}
+
+/// All candidates that are as close as the closest, in the order of [`closest`].
+pub fn all_closest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
     let letters = word.chars().count();
     let limit = (letters / 3).max(if letters > 4 { 2 } else { 1 });
     let begins = |a: &str, b: &str| a.len() >= 4 && b.starts_with(a);
-    candidates
+    let first = |word: &str| word.chars().next().map(|c| c.to_ascii_lowercase());
+    let mut found: Vec<(usize, bool, &str)> = candidates
         .into_iter()
         .filter_map(|candidate| match distance(word, candidate) {
-            d if d <= limit && d < candidate.chars().count() => Some((d, candidate)),
-            d if begins(word, candidate) || begins(candidate, word) => Some((limit + d, candidate)),
+            d if d <= limit && d < candidate.chars().count() => Some((d, first(candidate) != first(word), candidate)),
+            d if begins(word, candidate) || begins(candidate, word) => {
+                Some((limit + d, first(candidate) != first(word), candidate))
+            }
             _ => None,
         })
-        .min()
-        .map(|(_, candidate)| candidate)
+        .collect();
+    found.sort_unstable();
+    found.dedup();
+    let best = found.first().map(|(d, ..)| *d);
+    found.into_iter().filter(|(d, ..)| Some(*d) == best).map(|(.., candidate)| candidate).collect()
 }
 
 /// The advice that names the closest candidate.
@@ -57,6 +70,8 @@ mod tests {
         assert_eq!(closest("rope", sizes), None);
         assert_eq!(closest("rank", ["tanh", "conv"]), None);
         assert_eq!(closest("rnak", ["rank"]), Some("rank"));
+        assert_eq!(closest("water", ["later", "wafer"]), Some("wafer"));
+        assert_eq!(all_closest("water", ["later", "wafer", "hater", "waiter2"]), ["wafer", "hater", "later"]);
     }
 
     #[test]

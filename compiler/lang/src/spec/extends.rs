@@ -115,7 +115,8 @@ fn follow(target: &str, from: Option<&Path>, library: &Library) -> Result<(Strin
             help: Some("name a card of the library".to_string()),
         });
     };
-    let path = from.parent().unwrap_or(Path::new("")).join(target);
+    // Without the steps that lead nowhere: `./` in the middle.
+    let path: PathBuf = from.parent().unwrap_or(Path::new("")).join(target).components().collect();
     let text = read_text(&path)?;
     Ok((path.display().to_string(), text, Some(path)))
 }

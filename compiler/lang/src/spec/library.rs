@@ -101,6 +101,17 @@ impl Library {
         self.first.iter().map(String::as_str).chain(rest)
     }
 
+    /// Every `model_type` that a card serves, with the card; those of the folder first that the library was made of.
+    pub fn served(&self) -> Vec<(String, &str)> {
+        let types = |name| model_types(self.card_text(name).unwrap_or_default()).into_iter().map(move |t| (t, name));
+        self.in_order().flat_map(types).collect()
+    }
+
+    /// The card that serves a `model_type`.
+    pub fn card_of(&self, model_type: &str) -> Option<&str> {
+        self.served().into_iter().find(|(served, _)| served == model_type).map(|(_, name)| name)
+    }
+
     /// The text of a card.
     pub fn card_text(&self, name: &str) -> Option<&str> {
         self.cards.get(name).map(String::as_str)
@@ -162,7 +173,7 @@ fn stem(path: &Path) -> String {
     path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// Reads a card, and those that it extends: the path of a file, or the name of a card of the library.
+/// Reads a card, and those that it extends: the path of a file, the name of a card of the library, or a `model_type` that one serves.
 ///
 /// # Errors
 /// A file that cannot be read, a name that no card has, and everything that is wrong with the card.
@@ -172,6 +183,10 @@ pub fn load_card(name_or_path: &str, library: &Library) -> Result<Spec, Report> 
     }
     let path = Path::new(name_or_path);
     if !is_path(name_or_path) && !path.is_file() {
+        // A config's name of the family.
+        if let Some(name) = library.card_of(name_or_path) {
+            return load_card(name, library);
+        }
         let message = format!("no card is named `{name_or_path}`");
         let help = did_you_mean(name_or_path, library.cards()).unwrap_or_else(|| cards_are(library));
         let mut report = Report::unplaced(Code::UnknownModel, message);
@@ -208,14 +223,10 @@ pub fn pick_card(config: &serde_json::Value, library: &Library) -> Result<Spec, 
             "the config has no `model_type`, so that its family is unknown",
         ));
     };
-    let mut served = Vec::new();
-    for name in library.first.iter().map(String::as_str).chain(library.cards()) {
-        let types = model_types(library.card_text(name).unwrap_or_default());
-        if types.iter().any(|t| t == model_type) {
-            return load_card(name, library);
-        }
-        served.extend(types);
+    if let Some(name) = library.card_of(model_type) {
+        return load_card(name, library);
     }
+    let served: Vec<String> = library.served().into_iter().map(|(model_type, _)| model_type).collect();
     let mut report = Report::unplaced(Code::UnknownModel, format!("no card serves model_type `{model_type}`"));
     let help = did_you_mean(model_type, served.iter().map(String::as_str));
     report.diagnostics[0].help =

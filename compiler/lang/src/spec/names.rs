@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::tree::{Datum, Node, NodeKind};
-use crate::diagnostic::{Code, Diagnostic, Span};
+use crate::diagnostic::{Code, Diagnostic, Span, did_you_mean};
 
 /// The rules of one checkpoint format.
 #[derive(Clone, Debug, Default)]
@@ -158,8 +158,12 @@ fn rule(
                     .help("`*` in a name is what the same `*` of its own key matched, the enclosing keys' left out"),
             ),
             Ok(t) => targets.push(t),
-            Err(why) => diagnostics
-                .push(Diagnostic::new(Code::NamePattern, format!("the name `{text}` {why}"), at).label("not a name")),
+            Err(why) => {
+                // What is no rule at the margin may be meant as one of the two other keys.
+                let meant = did_you_mean(key, ["prefix", "ignore"]).filter(|_| within.is_empty());
+                let d = Diagnostic::new(Code::NamePattern, format!("the name `{text}` {why}"), at).label("not a name");
+                diagnostics.push(d.maybe_help(meant));
+            }
         }
     }
     if targets.iter().any(|t: &Target| t.offset != targets[0].offset) {

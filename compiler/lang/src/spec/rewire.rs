@@ -13,10 +13,10 @@
 
 use std::sync::Arc;
 
-use super::Spec;
 use super::ast::{Expr, Ident, Item, Module};
 use super::extends::without;
 use super::xf_to_spec::{Origin, parse_items};
+use super::{Datum, Spec};
 use crate::diagnostic::{Code, Diagnostic, Report, Span, did_you_mean};
 
 /// Applies what `--set` says, in order: changes the wiring, and returns what sets sizes, name and value.
@@ -30,13 +30,20 @@ pub fn apply_sets(spec: &mut Spec, sets: &[String]) -> Result<Vec<(String, Strin
         let path = path(text);
         if path.is_empty() || (path.len() == 1 && !is_wiring(spec, text, path[0])) {
             match text.split_once('=') {
+                Some((name, _)) if name.trim().is_empty() => {
+                    let message = format!("`--set {text}` names nothing");
+                    diagnostics.push(Diagnostic::unplaced(Code::Syntax, message).help(FORMS));
+                }
                 Some((name, value)) => sizes.push((name.trim().to_string(), value.trim().to_string())),
                 None => {
-                    let help = "write `SIZE=VALUE`, or a line of the wiring as in `layer.h = x + attn(x)`";
                     let message = format!("`--set {text}` has no value");
-                    diagnostics.push(Diagnostic::unplaced(Code::Syntax, message).help(help));
+                    diagnostics.push(Diagnostic::unplaced(Code::Syntax, message).help(FORMS));
                 }
             }
+            continue;
+        }
+        if let Some(d) = part_of_size(spec, text, &path) {
+            diagnostics.push(d);
             continue;
         }
         let source = spec.sources.add("--set", text.as_str());
@@ -65,6 +72,26 @@ pub fn apply_sets(spec: &mut Spec, sets: &[String]) -> Result<Vec<(String, Strin
         diagnostics.extend(names.iter().filter_map(|name| unused(spec, &modules, name)));
     }
     if diagnostics.is_empty() { Ok(sizes) } else { Err(Report::new(spec.sources.clone(), diagnostics)) }
+}
+
+const FORMS: &str = "write `SIZE=VALUE`, or a line of the wiring as in `layer.h = x + attn(x)`";
+
+/// What is wrong with a text that sets a part of a size: a size is set as a whole.
+fn part_of_size(spec: &Spec, text: &str, path: &[&str]) -> Option<Diagnostic> {
+    let (first, rest) = path.split_first()?;
+    let size = spec.sizes.iter().find(|s| *s.name == **first)?;
+    if find(&spec.wiring, first).is_some() || find(&spec.library, first).is_some() {
+        return None;
+    }
+    let value = text.split_once('=').map_or("..", |(_, value)| value.trim());
+    let (kind, help) = match size.example.as_ref().or(size.default.as_ref()) {
+        Some(Datum::Map(_)) => (
+            "a mapping, which is set as a whole",
+            format!("write `--set '{first}={{{}: {value}}}'`, with all keys that it is to have", rest.join(".")),
+        ),
+        _ => ("a size without parts", format!("write `--set {first}={value}`")),
+    };
+    Some(Diagnostic::unplaced(Code::UnknownSize, format!("`--set {text}`: `{first}` is {kind}")).help(help))
 }
 
 /// The names with dots at the beginning of a text.

@@ -85,13 +85,21 @@ pub fn contents(library: &Library) -> String {
             let _ = writeln!(out, "  {source}");
             of = source;
         }
-        let about = text.lines().next().and_then(|l| l.strip_prefix("# ")).unwrap_or_default();
-        let _ = writeln!(out, "    {name:<20} {about}");
+        let _ = writeln!(out, "    {name:<20} {}", about(&text));
     }
     out.push_str("\nFused operations, in `--emit fused`:\n");
     let fused: Vec<&str> = PARSERS.iter().map(|(name, _)| *name).collect();
     let _ = writeln!(out, "  {}", fused.join(", "));
     out
+}
+
+/// A definition in a line: its comment, or the beginning of what it says.
+fn about(text: &str) -> String {
+    let first = text.lines().next().unwrap_or_default();
+    match first.strip_prefix("# ") {
+        Some(comment) => comment.to_owned(),
+        None => first.split(" # ").next().unwrap_or_default().trim_end().to_owned(),
+    }
 }
 
 fn names(library: &Library) -> Vec<String> {
@@ -124,7 +132,7 @@ fn section(page: &str, wanted: impl Fn(&str) -> bool) -> Option<Section> {
     Some(Section { text: plain(text.trim_end()) })
 }
 
-/// The section of the language reference that is about a name: named in its heading, else first in its text.
+/// The section of the language reference that is about a name: named in its heading, else the first that names it in code, else in words.
 fn section_of(name: &str) -> Option<Section> {
     let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let names = |text: &str| text.split(|c| !is_word(c)).any(|word| word == name);
@@ -132,8 +140,10 @@ fn section_of(name: &str) -> Option<Section> {
         return Some(section);
     }
     let headings: Vec<&str> = LANGUAGE.lines().filter_map(|l| l.strip_prefix("### ")).collect();
-    let told = headings.into_iter().filter_map(|h| section(LANGUAGE, |heading| heading == h)).find(|s| names(&s.text));
-    told.or_else(|| paragraph(LANGUAGE, names))
+    let sections = || headings.iter().filter_map(|h| section(LANGUAGE, |heading| heading == *h));
+    let in_code = |text: &str| text.split('`').skip(1).step_by(2).any(&names);
+    let told = sections().find(|s| in_code(&s.text)).or_else(|| paragraph(LANGUAGE, names));
+    told.or_else(|| sections().find(|s| names(&s.text)))
 }
 
 /// The first paragraph that names something in code, and the example behind it.

@@ -8,6 +8,7 @@ mod generated;
 mod graph;
 mod language;
 mod mask;
+mod messages;
 mod passes;
 mod reject;
 mod scan;
