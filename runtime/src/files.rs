@@ -29,9 +29,22 @@ pub fn check_writable(path: &Path) -> Result<()> {
     }
     match fs::metadata(folder) {
         Ok(found) if found.is_dir() => Ok(()),
-        Ok(_) => Err(RuntimeError::io(path, "write", std::io::ErrorKind::NotADirectory.into())),
-        Err(error) => Err(RuntimeError::io(path, "write", error)),
+        Ok(_) => Err(cannot_write(path, std::io::ErrorKind::NotADirectory.into())),
+        Err(error) => Err(cannot_write(path, error)),
     }
+}
+
+/// The error of a file that cannot be written, which names its folder where that is what is wrong.
+fn cannot_write(path: &Path, error: std::io::Error) -> RuntimeError {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir());
+    let error = match folder {
+        Some(folder) if folder.exists() => {
+            std::io::Error::new(error.kind(), format!("{} is no folder", folder.display()))
+        }
+        Some(folder) => std::io::Error::new(error.kind(), format!("there is no folder {}", folder.display())),
+        None => error,
+    };
+    RuntimeError::io(path, "write", error)
 }
 
 fn is_folder(path: &Path) -> RuntimeError {
@@ -49,7 +62,7 @@ pub fn write_atomic_with(path: &Path, fill: impl FnOnce(&mut File) -> std::io::R
     if path.is_dir() {
         return Err(is_folder(path));
     }
-    let fail = |error| RuntimeError::io(path, "write", error);
+    let fail = |error| cannot_write(path, error);
     // A device is not replaced by a file of its name.
     if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
         return OpenOptions::new().write(true).open(path).and_then(|mut file| fill(&mut file)).map_err(fail);
@@ -201,7 +214,10 @@ mod tests {
     fn names_the_path() {
         let folder = tempfile::tempdir().unwrap();
         let error = write_atomic(&folder.path().join("none/out.bin"), b"").unwrap_err();
-        assert!(error.to_string().contains("none/out.bin: cannot write"), "{error}");
+        assert!(error.to_string().contains("none/out.bin: cannot write: there is no folder"), "{error}");
+        write_atomic(&folder.path().join("file"), b"one").unwrap();
+        let error = check_writable(&folder.path().join("file/out.bin")).unwrap_err();
+        assert!(error.to_string().contains("file is no folder"), "{error}");
         assert!(write_atomic(folder.path(), b"").is_err());
     }
 }

@@ -175,6 +175,16 @@ impl Artifact {
     /// # Errors
     /// The file cannot be read, or is not a whole, undamaged artifact of this [`VERSION`].
     pub fn open(path: &Path) -> Result<Self> {
+        if path.is_dir() {
+            return Err(RuntimeError::Artifact {
+                path: path.display().to_string(),
+                problem: "is a folder, and an artifact is a file".to_owned(),
+                help: format!(
+                    "`xfc compile {0}` makes an artifact of a checkpoint's folder; `xfc run {0}` compiles on the way",
+                    path.display()
+                ),
+            });
+        }
         let bytes = std::fs::read(path).map_err(|source| RuntimeError::io(path, "read", source))?;
         Self::read(path.display().to_string(), bytes.into())
     }

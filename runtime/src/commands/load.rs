@@ -4,6 +4,7 @@ use crate::artifact::Artifact;
 use crate::error::{Result, RuntimeError};
 use crate::gguf::is_gguf_file;
 use crate::model::{Model, ModelOptions};
+use crate::text::settings::trained_tokens;
 use crate::text::tokenizer::Tokenizer;
 use crate::weights::Checkpoint;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -79,8 +80,37 @@ impl LoadArgs {
 
     /// The folder with the checkpoint's other files, if there is a checkpoint; a GGUF file, which holds all itself, is the file.
     pub fn folder(&self) -> Option<PathBuf> {
-        let path = self.checkpoint.as_deref().filter(|&checkpoint| checkpoint != "random").map(Path::new)?;
-        if path.is_dir() || is_gguf_file(path) { Some(path.to_owned()) } else { path.parent().map(Path::to_owned) }
+        let path = self.path()?;
+        if path.is_dir() || is_gguf_file(path) {
+            return Some(path.to_owned());
+        }
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        Some(folder.unwrap_or(Path::new(".")).to_owned())
+    }
+
+    /// The checkpoint's path, if it has one.
+    fn path(&self) -> Option<&Path> {
+        self.checkpoint.as_deref().filter(|&checkpoint| checkpoint != "random").map(Path::new)
+    }
+
+    /// Refuses what is no checkpoint, before anything is looked for beside it or compiled for it.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn check(&self) -> Result<()> {
+        self.path().map_or(Ok(()), |path| Checkpoint::open(path).map(drop))
+    }
+
+    /// What is to be said where more positions are used than the model was trained for; `None` where they are not more, or nothing is known.
+    ///
+    /// # Errors
+    /// The checkpoint's config.json cannot be read.
+    pub fn beyond_training(&self, tokens: u64) -> Result<Option<String>> {
+        let folder = self.folder().filter(|folder| folder.is_dir());
+        let trained = folder.as_deref().map(trained_tokens).transpose()?.flatten();
+        Ok(trained.filter(|trained| tokens > *trained).map(|trained| {
+            format!("warning: {tokens} positions, where config.json says max_position_embeddings {trained}: the model was not trained for more")
+        }))
     }
 
     /// The tokenizer.
@@ -88,6 +118,7 @@ impl LoadArgs {
     /// # Errors
     /// There is none, or it cannot be read.
     pub fn open_tokenizer(&self) -> Result<Tokenizer> {
+        self.check()?;
         match self.tokenizer.clone().or_else(|| self.folder()) {
             Some(path) => Tokenizer::open(&path),
             None => Err(RuntimeError::request(

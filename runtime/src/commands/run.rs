@@ -41,7 +41,7 @@ pub struct RunArgs {
     /// Most tokens to generate
     #[arg(short = 'n', long, value_name = "N", default_value_t = DEFAULT_MAX_TOKENS)]
     pub max_tokens: u64,
-    /// Most positions, prompt included [default: what is needed, as far as the model allows]
+    /// Most positions, prompt included [default: what is needed, or all that a model with a table of positions has]
     #[arg(short, long, value_name = "N")]
     pub ctx_size: Option<u64>,
     /// Temperature; 0 always takes the likeliest token
@@ -174,6 +174,11 @@ pub fn run(artifact: &Artifact, args: &RunArgs, output: &mut Output<'_>) -> Resu
     let needed = (prompt.ids.len() + prompt.start_ids.len()) as u64 + args.max_tokens;
     let most = model.manifest().most_elements(0).unwrap_or(u64::MAX);
     let context_tokens = args.ctx_size.unwrap_or(needed.max(DEFAULT_CONTEXT_TOKENS).min(most));
+    let prompt_tokens = prompt.ids.len() as u64;
+    let warned = args.load.beyond_training(prompt_tokens)?;
+    if let Some(warning) = &warned {
+        output.note(format_args!("{warning}\n"))?;
+    }
     let mut session =
         model.session(&SessionOptions { context_tokens: Some(context_tokens), ..SessionOptions::default() })?;
     let sequence = session.add_sequence()?;
@@ -209,6 +214,7 @@ pub fn run(artifact: &Artifact, args: &RunArgs, output: &mut Output<'_>) -> Resu
         text.push_str(&piece);
     }
     let finish = tokens.finish_reason();
+    let beyond = args.load.beyond_training(prompt_tokens + ids.len() as u64)?.filter(|_| warned.is_none());
     if let Some(record) = &args.record {
         write_atomic(&record.path, &to_safetensors(&tokens.recorded().outputs)?)?;
     }
@@ -231,6 +237,22 @@ pub fn run(artifact: &Artifact, args: &RunArgs, output: &mut Output<'_>) -> Resu
         return recorded.map_or(Ok(()), |recorded| recorded.end(output));
     }
     output.print(format_args!("\n"))?;
+    if let Some(warning) = beyond {
+        output.note(format_args!("{warning}\n"))?;
+    }
+    if finish == Some(FinishReason::Context) {
+        output.note(format_args!(
+            "the context of {context_tokens} positions is full, after {} of {} tokens; `-c` asks for a larger one\n",
+            ids.len(),
+            args.max_tokens
+        ))?;
+    }
+    if args.max_tokens == 0 {
+        output.note(format_args!(
+            "prompt: {prompt_tokens} tokens, not run, for no token was asked for; weights loaded in {load_seconds:.2} s\n"
+        ))?;
+        return recorded.map_or(Ok(()), |recorded| recorded.end(output));
+    }
     let first = first_seconds.unwrap_or(seconds);
     let rate = |tokens: usize, seconds: f64| if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 };
     output.note(format_args!(

@@ -70,6 +70,26 @@ pub fn suppressed_ids(folder: &Path) -> Result<Vec<u32>> {
     Ok(Vec::new())
 }
 
+/// The positions that the model was trained for, as `config.json` says: `max_position_embeddings`, times the factor where that is for a longer
+/// context; `None` where it says nothing.
+///
+/// # Errors
+/// The file is there but cannot be read.
+pub fn trained_tokens(folder: &Path) -> Result<Option<u64>> {
+    let Some(config) = read_json(&folder.join("config.json"))? else { return Ok(None) };
+    let parts = [config.get("text_config"), Some(&config)];
+    let trained = |part: &Json| {
+        let most = part.get("max_position_embeddings")?.as_u64()?;
+        let scaling = part.get("rope_scaling").or_else(|| part.get("rope_parameters"));
+        let longer = scaling.and_then(|scaling| {
+            let trained = scaling.get("original_max_position_embeddings").and_then(Json::as_u64).unwrap_or(most);
+            Some((trained as f64 * scaling.get("factor")?.as_f64()?) as u64)
+        });
+        Some(most.max(longer.unwrap_or(0)))
+    };
+    Ok(parts.into_iter().flatten().find_map(trained))
+}
+
 /// How the checkpoint's own `modules.json` makes a sentence's vector of its tokens' vectors; `None` where it has none.
 ///
 /// # Errors

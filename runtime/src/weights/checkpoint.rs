@@ -77,6 +77,19 @@ impl Checkpoint {
     }
 }
 
+/// Refuses a path of a checkpoint that leads nowhere.
+fn check_exists(path: &Path) -> Result<()> {
+    match fs::metadata(path) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(RuntimeError::input(
+            path.display().to_string(),
+            "there is no such checkpoint",
+            "give the path of a checkpoint folder, of a safetensors file or of a GGUF file, or `random`",
+        )),
+        Err(error) => Err(RuntimeError::io(path, "open", error)),
+    }
+}
+
 /// Mapped files of tensors.
 #[derive(Debug)]
 pub struct Stored {
@@ -134,6 +147,7 @@ pub(crate) fn map(path: &Path) -> Result<Mmap> {
 
 impl Stored {
     fn open(path: &Path) -> Result<Self> {
+        check_exists(path)?;
         let metadata = fs::metadata(path).map_err(|source| RuntimeError::io(path, "open", source))?;
         let file = if metadata.is_dir() { find_in_folder(path)? } else { path.to_owned() };
         let mut stored = Self {
