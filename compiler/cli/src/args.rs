@@ -96,6 +96,17 @@ pub(crate) fn parse_plan(text: &str) -> Result<Plan, String> {
     text.parse().map_err(|wrong: xfc_lang::passes::quantise::PlanError| wrong.to_string())
 }
 
+/// What is changed of a model that is only looked at.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct ChangeArgs {
+    /// Set a size, over the config, or a line of the wiring: `layer.h = x + norm(attn(x))`; may repeat
+    #[arg(long = "set", value_name = "SIZE=VALUE|LINE")]
+    pub(crate) set: Vec<String>,
+    /// A small model of the same pattern: every kind of layer, the same ratios
+    #[arg(long)]
+    pub(crate) tiny: bool,
+}
+
 fn target_help() -> String {
     format!(
         "Generate code for this machine (cpu), for every processor of a level (cpu:x86-64-v3) or for a processor (cpu:znver5), with any further \
@@ -168,17 +179,17 @@ pub(crate) struct InspectArgs {
     /// List where each parameter lies in a checkpoint: the stored tensor, its shape, our path, instead of a stage
     #[arg(long, conflicts_with = "values")]
     pub(crate) names: bool,
-    /// Run only the first N passes
-    #[arg(long = "pass-limit", value_name = "N")]
+    /// Run only the first N passes, of the graph that is shown
+    #[arg(long = "pass-limit", value_name = "N", conflicts_with_all = ["values", "names", "cache", "cost"])]
     pub(crate) pass_limit: Option<usize>,
     /// What differs: from MODEL to another model, between two models, or between two stages of MODEL (arch, graph, fused)
     #[arg(long, value_name = "A [B]", num_args = 1..=2, conflicts_with = "cache")]
     pub(crate) diff: Vec<String>,
     /// What is kept of each token and for how long, with the derivation
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["emit", "layer", "values", "names"])]
     pub(crate) cache: bool,
     /// What each kernel of a step reads, writes and multiplies, how long a machine needs at least, and what fits into its memory
-    #[arg(long, conflicts_with_all = ["cache", "diff", "values", "emit"])]
+    #[arg(long, conflicts_with_all = ["cache", "diff", "values", "names", "emit"])]
     pub(crate) cost: bool,
     /// With --cost: a file of a machine's limits (examples/machines/h200.yaml), or `this`, which measures them [default: this]
     #[arg(long, value_name = "this|FILE", requires = "cost")]
@@ -223,6 +234,9 @@ pub(crate) struct CompareArgs {
     #[arg(short, long = "ctx-size", value_name = "TOKENS,..", value_delimiter = ',', default_value = "4096,32768,131072",
           value_parser = value_parser!(u64).range(1..=MOST_CONTEXT))]
     pub(crate) ctx_size: Vec<u64>,
+    /// What is changed of each.
+    #[command(flatten)]
+    pub(crate) changes: ChangeArgs,
     /// Cards and library from this folder instead of those built in
     #[arg(long, value_name = "DIR")]
     pub(crate) models: Option<PathBuf>,
@@ -259,9 +273,9 @@ pub(crate) struct CheckArgs {
     /// Sizes from this config.json
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Of the small model that `--tiny` makes elsewhere
-    #[arg(long)]
-    pub(crate) tiny: bool,
+    /// What is changed.
+    #[command(flatten)]
+    pub(crate) changes: ChangeArgs,
     /// Cards of this folder before those built in; where it has a `lib`, that instead of the library
     #[arg(long, value_name = "DIR")]
     pub(crate) models: Option<PathBuf>,

@@ -30,8 +30,8 @@ fn survey(name: &str, args: &CompareArgs) -> Result<Survey> {
     let model = ModelArgs {
         model: name.to_owned(),
         config: None,
-        set: Vec::new(),
-        tiny: false,
+        set: args.changes.set.clone(),
+        tiny: args.changes.tiny,
         target: Vec::new(),
         dtype: DTypeArg::F32,
         quant: None,

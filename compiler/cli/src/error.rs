@@ -9,6 +9,8 @@ use xfc_lang::passes::PassError;
 use xfc_lang::reference::InterpretError;
 use xfc_runtime::error::{EXIT_FAILURE, EXIT_INPUT, EXIT_USAGE, RuntimeError};
 
+use crate::output::remark;
+
 /// Result of a subcommand.
 pub(crate) type Result<T> = std::result::Result<T, CliError>;
 
@@ -70,12 +72,11 @@ impl CliError {
     }
 
     /// Prints the error and what to do; gives the exit code.
-    #[expect(clippy::print_stderr, reason = "the edge where errors become text")]
     pub(crate) fn report(self) -> ExitCode {
         match &self {
             // A report renders itself, with severity, place and source line.
-            CliError::Text(report) => eprint!("{report}"),
-            other => eprintln!("error: {other}"),
+            CliError::Text(report) => remark(report.to_string().trim_end_matches('\n')),
+            other => remark(format!("error: {other}")),
         }
         let help = match &self {
             CliError::Runtime(e) => e.help().map(str::to_owned),
@@ -86,7 +87,7 @@ impl CliError {
             _ => None,
         };
         if let Some(help) = help.filter(|h| !h.is_empty()) {
-            eprintln!("  help: {help}");
+            remark(format!("  help: {help}"));
         }
         ExitCode::from(match &self {
             CliError::Text(_) | CliError::File { .. } => EXIT_INPUT,
@@ -95,6 +96,8 @@ impl CliError {
             | CliError::Codegen(
                 CodegenError::Target { .. } | CodegenError::Pass(PassError::Unknown { .. } | PassError::Required(_)),
             ) => EXIT_USAGE,
+            // The request cannot be met; the other errors of code generation are defects.
+            CliError::Codegen(CodegenError::Unsupported { .. }) => EXIT_USAGE,
             CliError::Codegen(_) | CliError::Interpret(_) | CliError::Departed(_) => EXIT_FAILURE,
         })
     }

@@ -18,7 +18,7 @@ use xfc_runtime::text::tokenizer::SpecialTokens;
 
 use crate::args::{DTypeArg, ModelArgs, parse_plan};
 use crate::error::{CliError, Result};
-use crate::output::print;
+use crate::output::{print, remark};
 use crate::run::open;
 
 /// Tokens of a window where neither the caller nor the model says.
@@ -84,6 +84,10 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     let model = load.load(&artifact)?;
     let width = vocabulary(&model)?;
     let (context, windows) = cut(args, &model, tokens.len())?;
+    let longest = windows.iter().map(|w| (w.end - w.start) as u64).max().unwrap_or(0);
+    if let Some(warning) = load.beyond_training(longest)? {
+        remark(warning);
+    }
     let against = args.against.as_deref().map(|other| against(args, other, &load, &tokens, &windows)).transpose()?;
     let recorder = args.save.as_deref().map(|path| Recorder::create(path, &tokens, &windows, width)).transpose()?;
     let mut recorder = recorder;

@@ -53,6 +53,19 @@ fn wanted(args: &InspectArgs) -> Result<String> {
         let problem = "`--ctx-size` and `--batch` are of `--cache` and `--cost`";
         return Err(CliError::usage(problem, "add one of them"));
     }
+    if (args.values || args.names) && args.format != FormatArg::Text {
+        return Err(CliError::usage("lists of names and values are text", "leave `--format` out"));
+    }
+    if (args.values || args.names) && (args.emit.is_some() || args.layer.is_some()) {
+        return Err(CliError::usage(
+            "`--values` and `--names` list the whole model",
+            "leave `--emit` and `--layer` out",
+        ));
+    }
+    if args.pass_limit.is_some() && matches!(args.emit, Some(Stage::Spec | Stage::Arch)) {
+        let problem = format!("stage `{}` is before all passes", emit(args));
+        return Err(CliError::usage(problem, "use `--pass-limit` with `--emit fused`"));
+    }
     if matches!(args.format, FormatArg::Svg | FormatArg::Html) {
         return see::draw(args);
     }
@@ -62,7 +75,10 @@ fn wanted(args: &InspectArgs) -> Result<String> {
             format!("{} is compiled: names follow from its description", path.display()),
             "give its card or checkpoint folder",
         )),
-        Named::Artifact(path) => artifact(path, args),
+        Named::Artifact(path) => {
+            model::takes_no_options(path, &args.model, &[])?;
+            artifact(path, args)
+        }
         named if args.values => Ok(values::list(&model::load(named, &args.model)?)),
         named if args.names => Ok(names::list(&model::load(named, &args.model)?)),
         named => stage(&model::load(named, &args.model)?, args),

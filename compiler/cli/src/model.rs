@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use xfc_check::gguf::facts;
 use xfc_codegen::driver;
 use xfc_codegen::target::{self, Target};
-use xfc_lang::arch::nearest;
-use xfc_lang::diagnostic::{Code, Report, did_you_mean};
+use xfc_lang::arch::{ignored, nearest};
+use xfc_lang::diagnostic::{Code, Report, all_closest, did_you_mean};
 use xfc_lang::graph::DType;
 use xfc_lang::spec::apply_sets;
 use xfc_lang::{
@@ -18,6 +18,7 @@ use xfc_runtime::weights::Checkpoint;
 
 use crate::args::{DTypeArg, ModelArgs};
 use crate::error::{CliError, Result};
+use crate::output::remark;
 
 /// What MODEL names.
 #[derive(Debug)]
@@ -61,6 +62,14 @@ pub(crate) fn name(model: &str) -> Result<Named> {
                 "give the checkpoint's folder, or a card with `--checkpoint`",
             ));
         }
+        if path.extension().is_some_and(|e| e == "json") {
+            let folder = path.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let help = match path.file_name().is_some_and(|name| name == "config.json") {
+                true => format!("give its folder, `{}`, or a card with `--config {model}`", folder.display()),
+                false => format!("give a card, with `--config {model}` where that has the sizes"),
+            };
+            return Err(CliError::usage(format!("{model} is a JSON file, not a model"), help));
+        }
         return Ok(Named::Card(model.to_owned()));
     }
     if path.exists() {
@@ -103,6 +112,63 @@ pub(crate) fn with_config_of(checkpoint: Option<&str>, named: &Named, args: &Mod
     }
     args.gguf = checkpoint.map(PathBuf::from).filter(|path| is_gguf_file(path));
     args
+}
+
+/// Refuses options that would change what is compiled already, but for those that are `allowed`.
+///
+/// # Errors
+/// One of them is given.
+pub(crate) fn takes_no_options(path: &Path, args: &ModelArgs, allowed: &[&str]) -> Result<()> {
+    let given = [
+        ("--tiny", args.tiny),
+        ("--config", args.config.is_some()),
+        ("--set", !args.set.is_empty()),
+        ("--dtype", args.dtype != DTypeArg::F32),
+        ("--quant", args.quant.is_some()),
+        ("--models", args.models.is_some()),
+        ("--skip-pass", !args.skip_pass.is_empty()),
+    ];
+    match given.into_iter().find(|(option, given)| *given && !allowed.contains(option)) {
+        Some((option, _)) => Err(CliError::usage(
+            format!("{} is compiled: `{option}` changes nothing any more", path.display()),
+            format!("give `{option}` with the card or the checkpoint folder"),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Refuses texts of `--set` that have no value, or of which one would take the place of another.
+///
+/// # Errors
+/// Such a text.
+pub(crate) fn check_sets(sets: &[String]) -> Result<()> {
+    if let Some(set) = sets.iter().find(|set| !set.contains(['=', '{'])) {
+        let help = "write `--set SIZE=VALUE`, or a line of the wiring as in `--set 'layer.h = x + attn(x)'`";
+        return Err(CliError::usage(format!("`--set {set}` has no value"), help));
+    }
+    // What a text changes stands before its first `=`.
+    let changed = |set: &str| set.split_once('=').map_or(set, |(name, _)| name).trim().to_owned();
+    let mut seen = std::collections::BTreeSet::new();
+    match sets.iter().map(|set| changed(set)).find(|name| !seen.insert(name.clone())) {
+        Some(twice) => {
+            let help = "give it once: the second would take the place of the first";
+            Err(CliError::usage(format!("`--set {twice}` is given twice"), help))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Says which keys of a config this card does not read though others do: what they mean is not computed.
+pub(crate) fn warn_ignored(config: &serde_json::Value, path: &str, spec: &Spec, library: &Library) {
+    let ignored = ignored(config, spec, library);
+    if ignored.is_empty() {
+        return;
+    }
+    let told: Vec<String> = ignored.iter().map(|i| format!("`{}: {}` (as {} does)", i.key, i.value, i.card)).collect();
+    remark(format!(
+        "warning: {path} has keys that this card does not read: {}; they change nothing here",
+        told.join(", ")
+    ));
 }
 
 /// The library that `--models` names, else the one built in.
@@ -165,22 +231,15 @@ pub(crate) fn load(named: &Named, args: &ModelArgs) -> Result<Loaded> {
             ));
         }
     };
+    check_sets(&args.set)?;
+    if let (Some(config), Some(path)) = (&config, &config_path) {
+        warn_ignored(config, &path.display().to_string(), &spec, &library);
+    }
     // What the file itself says, unless a config.json is named.
     let mut config_name = config_path.map(|p| p.display().to_string()).unwrap_or_default();
     if let Some(facts) = facts.as_ref().filter(|_| config.is_none()) {
         config = Some(gguf_config(&spec, facts)?);
         config_name.clone_from(&facts.name);
-    }
-    if let Some(set) = args.set.iter().find(|set| !set.contains(['=', '{'])) {
-        let help = "write `--set SIZE=VALUE`, or a line of the wiring as in `--set 'layer.h = x + attn(x)'`";
-        return Err(CliError::usage(format!("`--set {set}` has no value"), help));
-    }
-    // What a text changes stands before its first `=`.
-    let changed = |set: &str| set.split_once('=').map_or(set, |(name, _)| name).trim().to_owned();
-    let mut seen = std::collections::BTreeSet::new();
-    if let Some(twice) = args.set.iter().map(|set| changed(set)).find(|name| !seen.insert(name.clone())) {
-        let help = "give it once: the second would take the place of the first";
-        return Err(CliError::usage(format!("`--set {twice}` is given twice"), help));
     }
     let sets = apply_sets(&mut spec, &args.set)?;
     let texts: Vec<&str> = (0..).map_while(|i| spec.sources.get(i)).map(|s| &*s.text).collect();
@@ -203,10 +262,15 @@ fn tell_nearest(report: &mut Report, config: &serde_json::Value, path: Option<&P
     };
     let model_type = config.get("model_type").and_then(serde_json::Value::as_str).unwrap_or("new");
     let path = path.map(|p| p.display().to_string()).unwrap_or_default();
-    let near = nearest(config, &tensors, library).help(model_type, &path);
-    // Of a name that is close, that it is.
-    let close = diagnostic.help.take().filter(|help| help.starts_with("did you mean"));
-    diagnostic.help = Some(close.map_or(near.clone(), |close| format!("{close}; {near}")));
+    let near = nearest(config, &tensors, library);
+    let help = near.help(model_type, &path);
+    // Of a name that is close, that it is; of several as close, the family that reads most.
+    let served = library.served();
+    let close = all_closest(model_type, served.iter().map(|(name, _)| name.as_str()));
+    let serves = |card: &str| served.iter().find(|(name, of)| *of == card && close.contains(&name.as_str()));
+    let nearest = near.nearest.iter().find_map(|near| serves(&near.card)).map(|(name, _)| name.as_str());
+    let meant = nearest.or(close.first().copied());
+    diagnostic.help = Some(meant.map_or(help.clone(), |meant| format!("did you mean `{meant}`? {help}")));
 }
 
 impl ModelArgs {
@@ -241,6 +305,9 @@ impl ModelArgs {
         for pass in &self.skip_pass {
             let names: Vec<&str> = xfc_lang::passes::pipeline().iter().map(|p| p.name()).collect();
             if !names.contains(&pass.as_str()) {
+                // A pass may run more than once.
+                let mut seen = std::collections::BTreeSet::new();
+                let names: Vec<&str> = names.into_iter().filter(|name| seen.insert(*name)).collect();
                 let help = did_you_mean(pass, names.iter().copied())
                     .unwrap_or_else(|| format!("the passes are {}", names.join(", ")));
                 return Err(CliError::usage(format!("no pass is named `{pass}`"), help));

@@ -11,10 +11,11 @@ use xfc_runtime::commands::run::Record;
 use xfc_runtime::commands::{self, LoadArgs, Output};
 use xfc_runtime::files::check_writable;
 
-use crate::args::{BenchCommand, DTypeArg, EmbedCommand, LogitsCommand, ModelArgs, RunCommand};
+use crate::args::{BenchCommand, EmbedCommand, LogitsCommand, ModelArgs, RunCommand};
 use crate::cache;
 use crate::error::{CliError, Result};
 use crate::model::{self, Named};
+use crate::output::remark;
 
 /// Generates text or tokens.
 ///
@@ -84,7 +85,6 @@ fn with_output(command: impl FnOnce(&mut Output<'_>) -> xfc_runtime::error::Resu
 
 /// The artifact that MODEL names, or that was compiled from it into the cache, with the values that `taps` name among its outputs. A
 /// checkpoint folder is also where weights come from.
-#[expect(clippy::print_stderr, reason = "says what was compiled, and where it went")]
 pub(crate) fn open(args: &ModelArgs, load: &mut LoadArgs, taps: &[String]) -> Result<Artifact> {
     let named = model::name(&args.model)?;
     if let [one] = &args.targets()?[..]
@@ -93,21 +93,7 @@ pub(crate) fn open(args: &ModelArgs, load: &mut LoadArgs, taps: &[String]) -> Re
         load.target = Some(one.name().to_owned());
     }
     if let Named::Artifact(path) = &named {
-        let given = [
-            ("--tiny", args.tiny),
-            ("--config", args.config.is_some()),
-            ("--set", !args.set.is_empty()),
-            ("--dtype", args.dtype != DTypeArg::F32),
-            ("--quant", args.quant.is_some()),
-            ("--models", args.models.is_some()),
-            ("--skip-pass", !args.skip_pass.is_empty()),
-        ];
-        if let Some((option, _)) = given.into_iter().find(|(_, given)| *given) {
-            return Err(CliError::usage(
-                format!("{} is compiled: `{option}` changes nothing any more", path.display()),
-                format!("give `{option}` with the card or the checkpoint folder"),
-            ));
-        }
+        model::takes_no_options(path, args, &[])?;
         if !taps.is_empty() {
             return Err(CliError::usage(
                 format!("{} is compiled: its outputs are fixed", path.display()),
@@ -116,6 +102,7 @@ pub(crate) fn open(args: &ModelArgs, load: &mut LoadArgs, taps: &[String]) -> Re
         }
         return Ok(Artifact::open(path)?);
     }
+    load.check()?;
     if args.tiny {
         // No checkpoint has these sizes.
         load.checkpoint.get_or_insert_with(|| "random".to_owned());
@@ -135,14 +122,14 @@ pub(crate) fn open(args: &ModelArgs, load: &mut LoadArgs, taps: &[String]) -> Re
     let entry = cache::artifact(&loaded, args)?;
     let family = format!("{} ({})", loaded.model.arch.name, card_name(&loaded));
     if entry.fresh {
-        eprintln!(
+        remark(format!(
             "compiled {}: {family}, in {:.2} s, into {}",
             args.model,
             start.elapsed().as_secs_f64(),
             entry.path.display()
-        );
+        ));
     } else {
-        eprintln!("{}: {family}, compiled before: {}", args.model, entry.path.display());
+        remark(format!("{}: {family}, compiled before: {}", args.model, entry.path.display()));
     }
     Ok(Artifact::open(&entry.path)?)
 }

@@ -26,6 +26,7 @@ const CONTEXT_TOKENS: u64 = 4096;
 pub(crate) fn load(name: &str, args: &ModelArgs) -> Result<Loaded> {
     let named = model::name(name)?;
     let Named::Artifact(path) = &named else { return model::load(&named, args) };
+    model::takes_no_options(path, args, &["--config", "--models"])?;
     let artifact = Artifact::open(path)?;
     let library = model::library(args.models.as_deref())?;
     let spec = parse_card(&format!("{} (the description in it)", path.display()), artifact.card(), &library)?;

@@ -23,7 +23,7 @@ use xfc_runtime::weights::Checkpoint;
 use crate::args::ModelArgs;
 use crate::error::{CliError, Result};
 use crate::model::{self, Loaded, Named as NamedModel};
-use crate::output::print;
+use crate::output::{print, remark};
 use xfc_lang::view::digits;
 
 /// Sizes above which a card without a checkpoint is shrunk.
@@ -110,7 +110,6 @@ struct Prepared {
 type Outcome = Result<(Option<String>, Inputs)>;
 
 impl Prepared {
-    #[expect(clippy::print_stderr, reason = "says that another model than the one named is checked")]
     fn new(args: &VerifyArgs) -> Result<Self> {
         let named = model::name(&args.model.model)?;
         if let NamedModel::Artifact(path) = &named {
@@ -127,17 +126,21 @@ impl Prepared {
             (None, _) => "random".to_owned(),
         };
         let random = checkpoint == "random";
+        if args.checkpoint.is_some() {
+            // Before anything is said of the model.
+            Checkpoint::from_argument(&checkpoint)?;
+        }
         let mut model_args = model::with_config_of(Some(&checkpoint), &named, &args.model);
         let mut loaded = model::load(&named, &model_args)?;
         let full = loaded.model.arch.parameter_count();
         if random && !model_args.tiny && full > MOST_PARAMETERS && args.reference.is_none() {
             model_args.tiny = true;
             loaded = model::load(&named, &model_args)?;
-            eprintln!(
+            remark(format!(
                 "{} has {} parameters: a small model of its pattern is checked (--tiny); give `--checkpoint` to check the model itself",
                 args.model.model,
                 digits(full)
-            );
+            ));
         }
         let parameters = loaded.model.arch.parameter_count();
         if parameters > MOST_INTERPRETED && args.reference.is_none() {
@@ -173,7 +176,6 @@ impl Prepared {
         }
     }
 
-    #[expect(clippy::print_stderr, reason = "a remark beside the table")]
     fn interpreter(&self, args: &VerifyArgs, progress: &mut dyn FnMut(&str)) -> Outcome {
         let parameters = self.loaded.model.arch.parameter_count().max(1);
         let tokens = args.tokens.unwrap_or_else(|| (EFFORT / parameters).clamp(4, TOKENS));
@@ -187,7 +189,7 @@ impl Prepared {
                 match locate(&subject, target, &failure.check, &found.sequences, progress) {
                     Ok(first) => first,
                     Err(error) => {
-                        eprintln!("the first value that departs was not found: {error}");
+                        remark(format!("the first value that departs was not found: {error}"));
                         None
                     }
                 }

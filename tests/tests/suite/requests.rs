@@ -84,3 +84,140 @@ fn a_source_without_tokens_has_no_logits() -> Result<()> {
     shell.run("xfc", &words)?.failure(2, &["no input for tokens", "logits --inputs"])?;
     Ok(())
 }
+
+#[test]
+fn a_checkpoint_that_is_not_there_is_named_first() -> Result<()> {
+    let shell = Shell::new()?;
+    for words in [
+        "run llama --tiny -p Hello --checkpoint nowhere",
+        "run llama --tiny -p Hello --checkpoint /nowhere",
+        "verify llama --checkpoint nowhere",
+        "bench llama --checkpoint nowhere",
+        "eval llama --token-file ids --checkpoint nowhere",
+    ] {
+        fs::write(shell.folder().join("ids"), "1 2 3")?;
+        refused(&shell, 3, words, &["nowhere: there is no such checkpoint"])?;
+    }
+    fs::write(shell.folder().join("README"), "text")?;
+    refused(&shell, 3, "run llama --tiny -p Hello --checkpoint README", &["README: is not a whole safetensors file"])
+}
+
+#[test]
+fn files_of_other_kinds_are_told_apart() -> Result<()> {
+    let shell = Shell::new()?;
+    let folder = shell.folder().join("dir");
+    fs::create_dir(&folder)?;
+    for (code, words, named) in [
+        (2, "check dir", &["dir is a folder, not a card", "--models dir"][..]),
+        (3, "run dir --tokens 1", &["config.json"]),
+    ] {
+        refused(&shell, code, words, named)?;
+    }
+    fs::write(folder.join("config.json"), "{}")?;
+    for (words, named) in [
+        ("check dir", &["a checkpoint's folder", "--config dir/config.json"][..]),
+        ("check dir/config.json", &["is a JSON file, not a card", "--config dir/config.json"]),
+        ("run dir/config.json --tokens 1", &["is a JSON file, not a model", "give its folder, `dir`"]),
+        ("inspect dir/config.json", &["--config dir/config.json"]),
+    ] {
+        refused(&shell, 2, words, named)?;
+    }
+    let ran = shell.run("xfrun", &["run", "dir", "--tokens", "1"])?;
+    ran.failure(3, &["dir: is a folder", "xfc compile dir"])?;
+    let written = shell.run("xfc", &["inspect", "llama", "-o", "none/file"])?;
+    written.failure(1, &["there is no folder none"])?;
+    Ok(())
+}
+
+#[test]
+fn options_that_would_change_nothing_are_refused() -> Result<()> {
+    let shell = Shell::new()?;
+    for words in [
+        "inspect llama --cache --layer 2",
+        "inspect llama --cache --emit fused",
+        "inspect llama --cache --pass-limit 2",
+        "inspect llama --names --format json",
+        "inspect llama --values --format svg",
+        "inspect llama --values --layer 1",
+        "inspect llama --pass-limit 3 --emit arch",
+    ] {
+        refused(&shell, 2, words, &["error: "])?;
+    }
+    let artifact = ["compile", "llama", "--tiny", "-o", "small.xfm"];
+    shell.run("xfc", &artifact)?.success()?;
+    for options in [&["--tiny"][..], &["--cache", "--set", "hidden_size=8"], &["--format", "svg", "--tiny"]] {
+        let ran = shell.run("xfc", &[&["inspect", "small.xfm"], options].concat())?;
+        ran.failure(2, &["is compiled", "changes nothing any more"])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn changes_are_checked_and_compared() -> Result<()> {
+    let shell = Shell::new()?;
+    let said = shell.run("xfc", &["check", "llama", "--tiny", "--set", "num_hidden_layers=3"])?.success()?;
+    assert!(said.contains("llama: ok"), "{said}");
+    shell.run("xfc", &["check", "llama", "--set", "hidden_sise=3"])?.failure(3, &["did you mean `hidden_size`?"])?;
+    shell
+        .run("xfc", &["check", "llama", "--set", "rope.rope_theta=5"])?
+        .failure(3, &["--set 'rope={rope_theta: 5}'"])?;
+    let said =
+        shell.run("xfc", &["compare", "llama", "mistral", "--tiny", "--set", "num_hidden_layers=2"])?.success()?;
+    assert!(!said.contains("8,030,261,248"), "{said}");
+    // A family that has no file of its own is found by what its config calls it.
+    shell.run("xfc", &["check", "kimi_k2"])?.success()?;
+    let said = shell.run("xfc", &["inspect", "llama", "--skip-pass", "foo"])?.failure(2, &["the passes are"])?;
+    assert_eq!(said.matches("dead_code").count(), 1, "{said}");
+    Ok(())
+}
+
+/// A standard error that is closed takes nothing from the exit code.
+#[cfg(unix)]
+#[test]
+fn a_closed_standard_error_is_no_panic() -> Result<()> {
+    let shell = Shell::new()?;
+    fs::write(shell.folder().join("bad.yaml"), "xfc: 1\n")?;
+    let xfc = xfc_tests::command::path("xfc")?;
+    for (arguments, code) in [("check bad.yaml", 3), ("inspect llama --emit nothing", 2), ("compile nowhere.xfm", 3)] {
+        let line = format!("\"{}\" {arguments} 2>&-", xfc.display());
+        let status = std::process::Command::new("sh").arg("-c").arg(line).current_dir(shell.folder()).status()?;
+        assert_eq!(status.code(), Some(code), "{arguments}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_a_run_leaves_out_is_said() -> Result<()> {
+    let shell = Shell::new()?;
+    let run =
+        |options: &[&str]| shell.run("xfc", &[&["run", "llama", "--tiny", "--tokens", "1,2,3"], options].concat());
+    let none = run(&["-n", "0"])?;
+    assert!(none.stderr.contains("prompt: 3 tokens, not run") && !none.stderr.contains("a second"), "{}", none.stderr);
+    let full = run(&["-c", "4", "-n", "20"])?;
+    assert!(full.stderr.contains("the context of 4 positions is full, after 2 of 20 tokens"), "{}", full.stderr);
+    Ok(())
+}
+
+/// A config with keys that another family would compute with is run as this family, and that is said.
+#[test]
+fn keys_that_are_not_computed_are_warned_of() -> Result<()> {
+    let shell = Shell::new()?;
+    let folder = shell.folder().join("model");
+    fs::create_dir(&folder)?;
+    let config = |more: &str| {
+        format!(
+            "{{\"model_type\": \"llama\", \"vocab_size\": 32, \"hidden_size\": 16, \"intermediate_size\": 32, \"num_hidden_layers\": 1, \
+             \"num_attention_heads\": 2, \"max_position_embeddings\": 8{more}}}"
+        )
+    };
+    fs::write(folder.join("config.json"), config(", \"sliding_window\": 64, \"logit_scale\": 0.5"))?;
+    let ran = shell.run("xfc", &["inspect", "model"])?;
+    let words = ["warning: model/config.json", "`sliding_window: 64`", "`logit_scale: 0.5`"];
+    assert!(ran.code == Some(0) && words.iter().all(|w| ran.stderr.contains(w)), "{}", ran.stderr);
+    fs::write(folder.join("config.json"), config(", \"sliding_window\": null"))?;
+    let ran = shell.run("xfc", &["inspect", "model"])?;
+    assert!(ran.code == Some(0) && ran.stderr.is_empty(), "{}", ran.stderr);
+    fs::write(folder.join("config.json"), config("").replace("llama", "lamma"))?;
+    shell.run("xfc", &["inspect", "model"])?.failure(3, &["did you mean `llama`?"])?;
+    Ok(())
+}
