@@ -166,6 +166,14 @@ fn the_drawing_in_the_documentation_is_of_the_model() -> Result<()> {
 }
 
 #[test]
+fn layers_that_a_number_tells_apart_are_drawn_once() -> Result<()> {
+    // Seven of eight layers keep a state that fades as fast as the number of the layer says.
+    let svg = Shell::new()?.run("xfc", &["inspect", "minimax", "--format", "svg"])?.success()?;
+    assert!(words(&svg).iter().any(|word| word.contains("× 10")), "{:?}", words(&svg));
+    Ok(())
+}
+
+#[test]
 fn models_and_stages_are_compared() -> Result<()> {
     let shell = Shell::new()?;
     let text = shell.run("xfc", &["inspect", "--diff", "llama", "mistral"])?.success()?;

@@ -104,7 +104,7 @@ impl<'s> Flat<'s> {
             return Err(TooLarge);
         }
         let order = graph.topological();
-        let runs = runs(graph, &order, self.subject.folded);
+        let runs = runs(self.subject.program, graph, &order, self.subject.folded);
         let groups = if self.subject.stage == "arch" { equations(graph, &order) } else { HashMap::new() };
         let mut sources: HashMap<ValueId, Option<Source>> = HashMap::new();
         for (param, input) in graph.params().iter().zip(inputs) {

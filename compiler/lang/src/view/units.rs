@@ -5,8 +5,9 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use crate::graph::parse::same_op;
 use crate::graph::path::split_last;
-use crate::graph::{Graph, NodeId, ValueId};
+use crate::graph::{Graph, NodeId, Program, ValueId};
 use crate::ops::Core;
 use crate::passes::is_constant;
 
@@ -92,7 +93,8 @@ pub(super) fn last_component(path: &str) -> &str {
 }
 
 /// Runs of calls: each reads the one before, in the same list of modules, and a pattern of bodies repeats. Every call is in one run.
-pub(super) fn runs(graph: &Graph, order: &[NodeId], folded: bool) -> Vec<Unit> {
+pub(super) fn runs(program: &Program, graph: &Graph, order: &[NodeId], folded: bool) -> Vec<Unit> {
+    let mut bodies = Bodies { program, known: HashMap::new() };
     let calls: Vec<NodeId> = order.iter().copied().filter(|n| call(graph, *n).is_some()).collect();
     let mut runs = Vec::new();
     let mut start = 0;
@@ -105,8 +107,8 @@ pub(super) fn runs(graph: &Graph, order: &[NodeId], folded: bool) -> Vec<Unit> {
         let chain = &calls[start..end];
         let mut best = (1, 1);
         for period in 1..=if folded { 8.min(chain.len()) } else { 0 } {
-            let alike = |i: &usize| same_call(graph, chain, *i, i - period);
-            let n = period + (period..chain.len()).take_while(alike).count();
+            let mut alike = |i: &usize| same_call(&mut bodies, graph, chain, *i, i - period);
+            let n = period + (period..chain.len()).take_while(&mut alike).count();
             let times = n / period;
             // A longer pattern must cover more layers than what shorter ones do by themselves.
             if times > 1 && times * period > best.0 * best.1 {
@@ -130,13 +132,64 @@ fn follows(graph: &Graph, a: NodeId, b: NodeId) -> bool {
     parent(&at_a) == parent(&at_b) && graph.operands(b).iter().any(|v| v.node == a) && uses.all(|user| user == b)
 }
 
-/// Whether call `i` of a chain does what call `j` does: the same body, and the same values but for what the chain hands on.
-fn same_call(graph: &Graph, chain: &[NodeId], i: usize, j: usize) -> bool {
+/// Whether call `i` of a chain does what call `j` does: a body that is alike, and the same values but for what the chain hands on.
+fn same_call(bodies: &mut Bodies<'_>, graph: &Graph, chain: &[NodeId], i: usize, j: usize) -> bool {
     let body = |i: usize| call(graph, chain[i]).map(|(g, _)| g);
     let (a, b) = (graph.operands(chain[i]), graph.operands(chain[j]));
     let handed = |i: usize, v: &ValueId| i > 0 && v.node == chain[i - 1];
     let alike = |(a, b): (&ValueId, &ValueId)| a == b || (handed(i, a) && (handed(j, b) || j == 0));
-    body(i) == body(j) && a.len() == b.len() && a.iter().zip(&b).all(alike)
+    let same = a.len() == b.len() && a.iter().zip(&b).all(alike);
+    same && body(i).zip(body(j)).is_some_and(|(a, b)| bodies.alike(a, b))
+}
+
+/// Bodies of a program that were compared.
+struct Bodies<'p> {
+    program: &'p Program,
+    known: HashMap<(usize, usize), bool>,
+}
+
+impl Bodies<'_> {
+    /// Whether two bodies are the same but for the numbers in them: layers that only a constant tells apart are built alike.
+    fn alike(&mut self, a: usize, b: usize) -> bool {
+        if a == b {
+            return true;
+        }
+        if let Some(known) = self.known.get(&(a, b)) {
+            return *known;
+        }
+        // Bodies call only later ones, so that this ends.
+        let alike = self.compare(a, b);
+        self.known.insert((a, b), alike);
+        alike
+    }
+
+    fn compare(&mut self, a: usize, b: usize) -> bool {
+        let (Some(first), Some(second)) = (self.program.graphs.get(a), self.program.graphs.get(b)) else {
+            return false;
+        };
+        let (of_a, of_b) = (first.topological(), second.topological());
+        let outputs = |g: &Graph| g.outputs().iter().map(|o| o.value).collect::<Vec<_>>();
+        if of_a.len() != of_b.len() || outputs(first).len() != outputs(second).len() {
+            return false;
+        }
+        let place: HashMap<NodeId, NodeId> = of_a.iter().copied().zip(of_b.iter().copied()).collect();
+        let same = |(a, b): (ValueId, ValueId)| a.port == b.port && place.get(&a.node) == Some(&b.node);
+        let paired = |a: Vec<ValueId>, b: Vec<ValueId>| a.len() == b.len() && a.into_iter().zip(b).all(same);
+        if !paired(outputs(first), outputs(second)) {
+            return false;
+        }
+        of_a.iter().zip(&of_b).all(|(x, y)| {
+            first.types(*x) == second.types(*y)
+                && paired(first.operands(*x), second.operands(*y))
+                && match (first.op(*x).as_core(), second.op(*y).as_core()) {
+                    (Some(Core::Const { .. }), Some(Core::Const { .. })) => true,
+                    (Some(Core::Call { graph: g, at }), Some(Core::Call { graph: h, at: other })) => {
+                        at == other && self.alike(*g, *h)
+                    }
+                    _ => same_op(first.op(*x), second.op(*y)),
+                }
+        })
+    }
 }
 
 /// Groups what a module does elementwise in one go, and with it the product with weights before it: by node, the number of its group.
