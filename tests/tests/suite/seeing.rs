@@ -180,6 +180,9 @@ fn models_and_stages_are_compared() -> Result<()> {
     for expected in ["--- llama", "+++ mistral", "vocab_size: 128256 -> 32000", "q_pos - k_pos < 4096", "layers 0-31"] {
         assert!(text.contains(expected), "no `{expected}` in:\n{text}");
     }
+    // The mask is told where it is used, and rotary positions among the sizes.
+    let count = |what: &str| text.lines().filter(|line| line.contains(what)).count();
+    assert_eq!((count("q_pos - k_pos"), count("rope_theta")), (1, 1), "{text}");
     let same = shell.run("xfc", &["inspect", "llama", "--diff", "llama"])?.success()?;
     assert!(same.contains("no difference"), "{same}");
     let set = shell.run("xfc", &["inspect", "llama", "--set", "hidden_act=gelu", "--diff", "llama"])?.success()?;
