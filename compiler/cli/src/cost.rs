@@ -8,11 +8,13 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 use xfc_codegen::driver;
 use xfc_codegen::kernels::Outline;
-use xfc_lang::view::digits;
+use xfc_lang::view::{bytes, digits};
+
+pub(crate) use xfc_lang::view::thousands;
+
 use xfc_runtime::artifact::manifest::{Launch, When};
 use xfc_runtime::cache::CacheOptions;
 use xfc_runtime::cost::{AxisShape, StepShape, Work};
-use xfc_runtime::memory::human;
 use xfc_runtime::need::{Need, largest_context};
 use xfc_runtime::session::DEFAULT_STEP_TOKENS;
 
@@ -26,11 +28,27 @@ const CONTEXT_TOKENS: u64 = 4096;
 
 /// A step that is counted.
 #[derive(Clone, Copy, Debug)]
-struct Asked {
+pub(crate) struct Asked {
     batch: u32,
-    context: u64,
+    pub(crate) context: u64,
     /// Tokens of a prompt; none: a token after the context.
     prompt: Option<u64>,
+}
+
+impl Asked {
+    /// A session that is given such steps.
+    pub(crate) fn session(self, outline: &Outline) -> CacheOptions {
+        CacheOptions {
+            max_sequences: self.batch,
+            context_tokens: self.context,
+            once_tokens: self.context,
+            step_tokens: match self.prompt {
+                Some(n) if outline.manifest.whole_sequences => n.saturating_mul(self.batch.into()),
+                _ => DEFAULT_STEP_TOKENS.max(self.batch.into()),
+            },
+            pool_tokens: None,
+        }
+    }
 }
 
 /// What one launch has to do.
@@ -80,7 +98,11 @@ pub(crate) fn run(loaded: &Loaded, args: &InspectArgs) -> Result<String> {
     }
 }
 
-fn asked(args: &InspectArgs, outline: &Outline) -> Result<Asked> {
+/// What the arguments ask for, of a model with this plan.
+///
+/// # Errors
+/// What does not fit the model.
+pub(crate) fn asked(args: &InspectArgs, outline: &Outline) -> Result<Asked> {
     let manifest = &outline.manifest;
     let extent = manifest.extents.first().copied().flatten();
     let most = manifest.most_elements(0);
@@ -250,16 +272,7 @@ struct Budget {
 
 impl Budget {
     fn of(outline: &Outline, asked: Asked, machine: &Machine) -> Result<Self> {
-        let options = CacheOptions {
-            max_sequences: asked.batch,
-            context_tokens: asked.context,
-            once_tokens: asked.context,
-            step_tokens: match asked.prompt {
-                Some(n) if outline.manifest.whole_sequences => n.saturating_mul(asked.batch.into()),
-                _ => DEFAULT_STEP_TOKENS.max(asked.batch.into()),
-            },
-            pool_tokens: None,
-        };
+        let options = asked.session(outline);
         let workers = machine.workers;
         let need = Need::of(&outline.manifest, &options, workers)?;
         Ok(Budget { need, longest: largest_context(&outline.manifest, &options, workers, machine.memory_bytes)? })
@@ -289,21 +302,6 @@ fn total(rows: &[Row], machine: &Machine) -> (f64, f64, f64, f64) {
         let own = (row.work.flops() as f64, row.read() as f64, row.written as f64, moving.max(multiplying));
         (flops + own.0, read + own.1, written + own.2, seconds + own.3)
     })
-}
-
-/// A number in three digits with a unit of thousands.
-pub(crate) fn thousands(n: f64) -> String {
-    let units = [(1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K")];
-    let Some((unit, name)) = units.into_iter().find(|(unit, _)| n >= unit * 0.9995) else { return format!("{n:.0}") };
-    let value = n / unit;
-    let digits = if value >= 99.95 {
-        0
-    } else if value >= 9.995 {
-        1
-    } else {
-        2
-    };
-    format!("{value:.digits$}{name}")
 }
 
 /// Seconds in a unit that shows three digits.
@@ -394,12 +392,12 @@ fn verdict(outline: &Outline, asked: Asked, machine: &Machine, budget: &Budget) 
     let _ = writeln!(
         out,
         "memory: weights {}, caches {}, values of a step {}, scratch {}: {} of {}",
-        human(need.weights),
-        human(need.caches),
-        human(need.values),
-        human(need.scratch),
-        human(need.total()),
-        human(machine.memory_bytes)
+        bytes(need.weights),
+        bytes(need.caches),
+        bytes(need.values),
+        bytes(need.scratch),
+        bytes(need.total()),
+        bytes(machine.memory_bytes)
     );
     let fits = need.total() <= machine.memory_bytes;
     let grows = outline.manifest.caches.iter().any(|g| g.keep != xfc_runtime::artifact::manifest::Keep::Step);

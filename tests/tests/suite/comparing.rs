@@ -29,7 +29,7 @@ fn facts_are_what_papers_say() -> Result<()> {
                 ("biases", "none"),
                 ("head", "its own matrix"),
                 ("sight", "all before it"),
-                ("cache_bytes_per_token", "128 KiB"),
+                ("cache_bytes_per_token", "131.07 KB"),
             ],
         ),
         (
@@ -111,6 +111,38 @@ fn facts_are_what_papers_say() -> Result<()> {
         ("mixtral", &[("mixture", "8 of 14,336, 2 chosen (softmax)"), ("active", "12.9 B (28 %)")]),
         ("qwen2_moe", &[("mixture", "60 of 1,408, 4 chosen (softmax), gated shared of 5,632")]),
         ("qwen3_moe", &[("mixture", "128 of 768, 8 chosen (softmax)"), ("qk_norm", "RMSNorm, each head")]),
+        (
+            "deepseek_v3",
+            &[
+                ("heads", "128; keys and values made of 576 kept a token; queries made of 1,536"),
+                ("head_width", "192 of queries and keys, 128 of values"),
+                ("inner_width", "18,432 (layers 0-2), 2,048 of each expert (layers 3-60)"),
+            ],
+        ),
+        ("gpt_oss", &[("activation", "SwiGLU (σ(1.702 x)), clamped, up + 1"), ("inner_width", "2,880 of each expert")]),
+        // States are held in f32 whatever the dtype.
+        (
+            "mamba2",
+            &[
+                ("attention", "recurrence (scan)"),
+                ("mixer", "state 24 × 128 × 64"),
+                ("activation", ""),
+                ("cache_bytes_per_token", "none"),
+                ("state_bytes", "19.39 MB"),
+                ("cache_bytes_4096", "19.39 MB"),
+            ],
+        ),
+        (
+            "jamba",
+            &[
+                ("attention", "recurrence (scan) (7 of 8 layers), grouped-query (GQA) (1 of 8 layers)"),
+                ("activation", "SwiGLU"),
+            ],
+        ),
+        ("minimax", &[("norm_placement", "after the residual sum (post-norm)"), ("residual", "one after another")]),
+        ("apertus", &[("activation", "4 mul, min, exp, 2 sub, gt, select, add")]),
+        ("beit", &[("residual", "one after another, scaled by learned weights"), ("activation", "GELU")]),
+        ("longformer", &[("sight", "attention_mask == 1 and (abs(q_pos - k_pos) <= 256 or chosen == 1)")]),
         ("vit", &[("embedding", "projected 768 → 768"), ("positions", "learned, 197 places")]),
     ];
     let names: Vec<&str> = expected.iter().map(|(name, _)| *name).collect();
@@ -129,6 +161,36 @@ fn facts_are_what_papers_say() -> Result<()> {
     for model in json["models"].as_array().into_iter().flatten() {
         assert_eq!(model["facts"]["other"]["text"].as_str().unwrap_or_default(), "", "{}", model["name"]);
     }
+    Ok(())
+}
+
+#[test]
+fn two_attentions_of_a_branch_have_the_heads_of_both() -> Result<()> {
+    let shell = Shell::new()?;
+    let card = "\
+xfc: 1
+name: Two
+sizes: {n: 32}
+wiring: |
+  layer(x) {
+    norm = rms_norm(1e-5)
+    a, b, k, l, v, o_proj = linear(n)
+    h = norm(x)
+    kept = cache(split(v(h), 4))
+    one = attend(split(a(h), 4), cache(split(k(h), 4)), kept, causal)
+    two = attend(split(b(h), 4), cache(split(l(h), 4)), kept, causal)
+    return x + o_proj(merge(one - 0.5 * two))
+  }
+  model(ids: i64[tokens]) {
+    table = embedding(16, n)
+    layers = [layer for i in 0..4]
+    return {y: layers(table(ids))}
+  }
+";
+    fs::write(shell.folder().join("two.yaml"), card)?;
+    let text = shell.run("xfc", &["compare", "two.yaml", "--format", "json"])?.success()?;
+    let json: Value = serde_json::from_str(&text)?;
+    assert_eq!(json["models"][0]["facts"]["heads"]["text"], "8");
     Ok(())
 }
 

@@ -257,13 +257,20 @@ fn caches_are_told_as_they_are_planned() -> Result<()> {
         "age <= 4095",
         "ring of 4096 tokens",
         "8,192 a token, 262,144 in 32 layers",
-        "4,096 tokens kept of 32,768: 1024.0 MiB",
+        "4,096 tokens kept of 32,768: 1.07 GB",
     ] {
         assert!(text.contains(expected), "no `{expected}` in:\n{text}");
     }
     let json: Value =
         serde_json::from_str(&shell.run("xfc", &["inspect", "llama", "--cache", "--format", "json"])?.success()?)?;
     assert_eq!(json["caches"][0]["kind"], "paged");
+    // Operands of masks are called as the card calls them.
+    let text = shell.run("xfc", &["inspect", "longformer", "--cache"])?.success()?;
+    assert!(text.contains("attention_mask == 1") && text.contains("or chosen == 1"), "{text}");
+    for model in ["longformer", "deberta_v2", "roberta"] {
+        let text = shell.run("xfc", &["inspect", model, "--cache"])?.success()?;
+        assert!(!text.contains("extra") && !text.contains("captured"), "{text}");
+    }
     assert_eq!(json["context_tokens"], 4096);
     Ok(())
 }

@@ -8,8 +8,12 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::value::{Axis, Tensor, dims};
 use crate::diagnostic::Span;
+use crate::graph::called::name_params;
 use crate::graph::{DType, Graph, Label, LabelKind, NodeId, Origin, Type, ValueId};
 use crate::ops::{Core, Op};
+
+/// Begins the names of parameters that stand for what a body captures, until the program is whole.
+const CAPTURED: &str = "captured";
 
 /// A graph under construction.
 pub(super) struct Builder {
@@ -83,7 +87,8 @@ impl Builders {
                 .find(|(t, _)| t.graph == current.graph && t.value == current.value)
                 .map(|(_, v)| *v);
             let value = known.unwrap_or_else(|| {
-                let name = format!("captured{}", builder.captures.len());
+                // Equal bodies are one whatever they capture; see `program`.
+                let name = format!("{CAPTURED}{}", builder.captures.len());
                 let value = builder.graph.add_param(name, current.ty());
                 builder.captures.push((current.clone(), value));
                 value
@@ -188,6 +193,8 @@ impl Builders {
                 }
             }
         }
+        // A body is known, and people read what it captures by name.
+        name_params(&mut graphs, CAPTURED);
         graphs
     }
 }

@@ -8,6 +8,7 @@
 
 pub mod blocks;
 pub mod build;
+pub mod called;
 pub mod named;
 pub mod parse;
 pub mod path;
@@ -173,6 +174,13 @@ impl Graph {
         let value = self.add(op, &[], ty, Origin::default());
         self.params.push(Param { name: name.into(), value });
         value
+    }
+
+    /// Gives a parameter another name.
+    pub fn rename_param(&mut self, index: usize, name: impl Into<String>) {
+        if let Some(param) = self.params.get_mut(index) {
+            param.name = name.into();
+        }
     }
 
     /// Adds an output.

@@ -8,7 +8,7 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
-use super::{cost, describe, formula};
+use super::{cost, describe, formula, magnitude};
 use crate::graph::path::{instances, join};
 use crate::graph::{AxisId, Dim, NodeId, Program, Type, ValueId};
 use crate::ops::Core;
@@ -288,14 +288,16 @@ fn follow(
 
 fn masks(program: &Program, attentions: impl Iterator<Item = (usize, NodeId)>) -> Vec<MaskFact> {
     let mut facts: Vec<MaskFact> = Vec::new();
-    for attention in attentions.filter_map(|(graph, node)| program.graphs[graph].op(node).as_fused::<Attention>()) {
-        let names = attention.mask.params().iter().map(|p| (p.value, p.name.clone())).collect();
+    for (index, node) in attentions {
+        let graph = &program.graphs[index];
+        let Some(attention) = graph.op(node).as_fused::<Attention>() else { continue };
+        let names = describe::parameters(graph, node, &attention.mask, Attention::MASK_PARAMS.len());
         let part = |part: mask::Part| {
             let text = formula::of(&attention.mask, part.value, &names);
             (text.unwrap_or_else(|| "a condition".into()), ages(&part))
         };
         let parts = mask::parts(&attention.mask).into_iter().map(part).collect();
-        let fact = MaskFact { mask: describe::mask(attention), parts, reach: attention.reach };
+        let fact = MaskFact { mask: describe::mask(graph, node), parts, reach: attention.reach };
         if !facts.contains(&fact) {
             facts.push(fact);
         }
@@ -346,8 +348,8 @@ impl CacheFact {
         format!("{}{latent}", self.keep.name())
     }
 
-    /// Bytes of a token in all layers.
-    fn all_bytes(&self) -> u64 {
+    /// Bytes of a token in all layers; of a state, of the sequence.
+    pub fn all_bytes(&self) -> u64 {
         self.token_bytes.saturating_mul(self.paths.len() as u64)
     }
 }
@@ -389,15 +391,15 @@ pub fn cache_text(facts: &[CacheFact], tokens: u64) -> String {
         let each: u64 = group.iter().map(|f| f.token_bytes).sum();
         let all: u64 = group.iter().map(|f| f.all_bytes()).sum();
         let n = first.paths.len();
-        let layers = if n == 1 { String::new() } else { format!(", {} in {n} layers", cost::digits(all)) };
+        let layers = if n == 1 { String::new() } else { format!(", {} in {n} layers", magnitude::digits(all)) };
         let is_state = first.keep == Keep::State;
         let of = if is_state { "sequence" } else { "token" };
-        let _ = writeln!(out, "  bytes   {} a {of}{layers}", cost::digits(each));
+        let _ = writeln!(out, "  bytes   {} a {of}{layers}", magnitude::digits(each));
         let kept = first.keep.bound(tokens);
         let bytes = all.saturating_mul(kept);
         if !is_state {
-            let (kept, tokens) = (cost::digits(kept), cost::digits(tokens));
-            let _ = writeln!(out, "  bound   {kept} tokens kept of {tokens}: {}", cost::bytes(bytes));
+            let (kept, tokens) = (magnitude::digits(kept), magnitude::digits(tokens));
+            let _ = writeln!(out, "  bound   {kept} tokens kept of {tokens}: {}", magnitude::bytes(bytes));
         }
         most = most.saturating_add(bytes);
         if kept > 0 && !is_state {
@@ -408,9 +410,9 @@ pub fn cache_text(facts: &[CacheFact], tokens: u64) -> String {
     let _ = writeln!(
         out,
         "total: {} bytes a token while nothing is dropped; at most {} for a context of {} tokens, and the tokens of a step",
-        cost::digits(per_token),
-        cost::bytes(most),
-        cost::digits(tokens)
+        magnitude::digits(per_token),
+        magnitude::bytes(most),
+        magnitude::digits(tokens)
     );
     out
 }

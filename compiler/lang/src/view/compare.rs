@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 
 use super::caches::in_short;
-use super::cost;
 use super::layout::measure;
+use super::magnitude;
 use super::scene::{Kind, Mark, Node, Scene};
 
 /// A line of a comparison.
@@ -82,7 +82,7 @@ fn facets(scene: &Scene, part: Part) -> Vec<(String, String)> {
             for (key, value) in options(&frame.module) {
                 add(&key, value);
             }
-            add("parameters", cost::digits(frame.parameters));
+            add("parameters", magnitude::digits(frame.parameters));
             if let Some(repeat) = &frame.repeat {
                 add("layers", repeat.times.to_string());
                 if repeat.instances < repeat.times {

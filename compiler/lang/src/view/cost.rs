@@ -124,49 +124,6 @@ pub(super) fn token_bytes(ty: &Type) -> u64 {
     fixed.saturating_mul(ty.dtype.size_bytes())
 }
 
-/// `8,030,261,248` as `8.03 B`; small numbers as they are.
-pub(super) fn count(n: f64) -> String {
-    let (value, unit) = match n {
-        n if n >= 999.5e9 => (n / 1e12, " T"),
-        n if n >= 999.5e6 => (n / 1e9, " B"),
-        n if n >= 999.5e3 => (n / 1e6, " M"),
-        n if n >= 1e4 => (n / 1e3, " k"),
-        _ => return format!("{n:.0}"),
-    };
-    let digits = if value >= 100.0 {
-        0
-    } else if value >= 10.0 {
-        1
-    } else {
-        2
-    };
-    format!("{value:.digits$}{unit}")
-}
-
-/// Bytes for people, in powers of 1024.
-pub(super) fn bytes(n: u64) -> String {
-    let value = n as f64;
-    match n {
-        0..10_240 => format!("{n} B"),
-        10_240..10_485_760 => format!("{:.1} KiB", value / 1024.0),
-        10_485_760..10_737_418_240 => format!("{:.1} MiB", value / 1_048_576.0),
-        _ => format!("{:.1} GiB", value / 1_073_741_824.0),
-    }
-}
-
-/// `8030261248` as `8,030,261,248`.
-pub fn digits(n: u64) -> String {
-    let plain = n.to_string();
-    let mut out = String::new();
-    for (i, c) in plain.chars().enumerate() {
-        if i > 0 && (plain.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(c);
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -185,17 +142,5 @@ mod tests {
         let s = g.add(spec("nd,td->nt"), &[x, k], scores, Origin::default());
         assert_eq!(of(&g, y.node), Cost { flops: 2048.0, flops_per_key: 0.0 });
         assert_eq!(of(&g, s.node), Cost { flops: 0.0, flops_per_key: 128.0 });
-    }
-
-    #[test]
-    fn counts_are_short() {
-        assert_eq!(count(8_030_261_248.0), "8.03 B");
-        assert_eq!(count(218_112_000.0), "218 M");
-        assert_eq!(count(999_885_952.0), "1.00 B");
-        assert_eq!(count(4096.0), "4096");
-        for (n, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (8_030_261_248, "8,030,261,248")] {
-            assert_eq!(digits(n), text);
-        }
-        assert_eq!(bytes(131_072), "128.0 KiB");
     }
 }

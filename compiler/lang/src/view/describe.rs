@@ -3,10 +3,13 @@
 //! Given a graph and a node of it, it returns a [`Node`] whose paths are still relative to the body; frames and layers are the business
 //! of [`flatten`](super::flatten).
 
+use std::collections::HashMap;
+
 use super::scene::{Kind, Mark, Node, Shape};
 use super::{cost, formula};
+use crate::graph::called::{called, distinct};
 use crate::graph::path::split_last;
-use crate::graph::{Graph, NodeId, Type, ValueId};
+use crate::graph::{Graph, NodeId, Param, Type, ValueId};
 use crate::ops::fused::{Attention, ExpertLinear, HeadLinear, Linear, Rows};
 use crate::ops::{BinaryOp, Core, Op, UnaryOp};
 use crate::passes::is_constant;
@@ -204,13 +207,17 @@ fn fused(op: &Op, graph: &Graph, node: NodeId, out: &mut Node) {
             let over = if kv == heads { String::new() } else { format!(" over {kv}") };
             out.lines.push(format!("{heads} heads of {width}{over}"));
         }
-        out.lines.push(format!("mask {}", mask(attention)));
+        out.lines.push(format!("mask {}", mask(graph, node)));
         if !attention.score_is_identity() {
-            let formula = formula::of_body(&attention.score).filter(|f| f.len() <= 72);
+            let formula =
+                body_of(graph, node, &attention.score, Attention::SCORE_PARAMS.len()).filter(|f| f.len() <= 72);
             out.lines.push(format!("score {}", formula.unwrap_or_else(|| operations(&attention.score))));
         }
         if let Some(sink) = &attention.sink {
-            out.lines.push(format!("sink {}", formula::of_body(sink).unwrap_or_else(|| operations(sink))));
+            out.lines.push(format!(
+                "sink {}",
+                body_of(graph, node, sink, Attention::MASK_PARAMS.len()).unwrap_or_else(|| operations(sink))
+            ));
         }
         if attention.from_start {
             let when = "of sequences that begin in the step, whose keys and values are all there; of others the result comes from what is kept";
@@ -227,18 +234,35 @@ fn fused(op: &Op, graph: &Graph, node: NodeId, out: &mut Node) {
 }
 
 /// The mask of an attention as a formula.
-pub(super) fn mask(attention: &Attention) -> String {
-    match formula::of_body(&attention.mask) {
+pub(super) fn mask(graph: &Graph, node: NodeId) -> String {
+    let Some(attention) = graph.op(node).as_fused::<Attention>() else { return String::new() };
+    match body_of(graph, node, &attention.mask, Attention::MASK_PARAMS.len()) {
         Some(formula) if formula == "true" => "every token".to_owned(),
         Some(formula) => formula,
         None => operations(&attention.mask),
     }
 }
 
+/// A body of an attention as a formula; its first `own` parameters stand for no operands.
+fn body_of(graph: &Graph, node: NodeId, body: &Graph, own: usize) -> Option<String> {
+    formula::of(body, body.outputs().first()?.value, &parameters(graph, node, body, own))
+}
+
+/// Names for the parameters of a body of an attention: those that stand for operands are called as these are.
+pub(super) fn parameters(graph: &Graph, node: NodeId, body: &Graph, own: usize) -> HashMap<ValueId, String> {
+    let operands = graph.operands(node);
+    let name = |(i, param): (usize, &Param)| {
+        let operand = i.checked_sub(own).and_then(|extra| operands.get(3 + extra));
+        operand.and_then(|v| called(graph, *v)).unwrap_or_else(|| param.name.clone())
+    };
+    let names = distinct(body.params().iter().enumerate().map(name));
+    body.params().iter().map(|p| p.value).zip(names).collect()
+}
+
 /// What a product does with its sums, over names: of its matrices, and of what else it reads.
 fn epilogue(graph: &Graph, node: NodeId, linear: &Linear) -> Option<String> {
     let operands = graph.operands(node);
-    let mut names = std::collections::HashMap::new();
+    let mut names = HashMap::new();
     for (i, param) in linear.epilogue.params().iter().enumerate() {
         // Parameters stand for the sums of each matrix, then for the extras: operands but for x.
         let value = *operands.get(i + 1)?;
@@ -297,6 +321,11 @@ fn is_given(body: &Graph, node: NodeId) -> bool {
 pub(super) fn operations(body: &Graph) -> String {
     let nodes: Vec<NodeId> = body.topological().into_iter().filter(|n| !is_given(body, *n)).collect();
     if nodes.is_empty() { "nothing".into() } else { counts(body, &nodes) }
+}
+
+/// Operations with their numbers: `exp, 2 mul`.
+pub(super) fn of_nodes(body: &Graph, nodes: &[NodeId]) -> String {
+    counts(body, nodes)
 }
 
 fn counts(body: &Graph, nodes: &[NodeId]) -> String {

@@ -7,10 +7,10 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
-use super::cost;
 use super::layout::measure;
 use super::layout::plan::Item;
 use super::layout::{LABEL, Layout, Side, layout};
+use super::magnitude;
 use super::scene::{Cost, Frame, Mark, Node, Scene, Shape};
 use super::svg::{DARK, STYLE, about, drawing, escape, kinds};
 
@@ -159,7 +159,7 @@ fn about_frame(frame: &Frame) -> Value {
         add("layers", format!("{} ({} times{shared})", repeat.which, repeat.times));
     }
     if frame.parameters > 0 {
-        add("parameters", cost::digits(frame.parameters));
+        add("parameters", magnitude::digits(frame.parameters));
     }
     add("arithmetic", arithmetic(&frame.cost));
     add("difference", frame.change.clone());
@@ -168,8 +168,11 @@ fn about_frame(frame: &Frame) -> Value {
 
 fn node(scene: &Scene, layout: &Layout, n: usize) -> Value {
     let (node, block) = (&scene.nodes[n], &layout.nodes[n]);
-    let weights: Vec<Value> =
-        node.weights.iter().map(|w| json!([w.path, w.ty, cost::digits(w.elements), cost::bytes(w.bytes)])).collect();
+    let weights: Vec<Value> = node
+        .weights
+        .iter()
+        .map(|w| json!([w.path, w.ty, magnitude::digits(w.elements), magnitude::bytes(w.bytes)]))
+        .collect();
     json!({
         "frame": node.frame, "size": [block.width, block.height], "sign": node.shape == Shape::Sign,
         "name": node.title, "kind": node.kind.name(), "text": node.lines, "weights": weights, "about": about_node(node, scene.times(node.frame)),
@@ -193,7 +196,7 @@ fn about_node(node: &Node, times: u64) -> Value {
     }
     add("result", node.results.join(", "));
     if node.result_bytes > 0 {
-        add("bytes", format!("{} of results a token", cost::bytes(node.result_bytes)));
+        add("bytes", format!("{} of results a token", magnitude::bytes(node.result_bytes)));
     }
     add("arithmetic", arithmetic(&node.cost));
     for (name, value) in &node.facts {
@@ -206,9 +209,9 @@ fn about_node(node: &Node, times: u64) -> Value {
 
 /// Operations a token in words; nothing where there are none.
 fn arithmetic(cost: &Cost) -> String {
-    let fixed = (cost.flops > 0.0).then(|| format!("{} FLOP a token", cost::count(cost.flops)));
-    let grows =
-        (cost.flops_per_key > 0.0).then(|| format!("{} FLOP for each token seen", cost::count(cost.flops_per_key)));
+    let fixed = (cost.flops > 0.0).then(|| format!("{} FLOP a token", magnitude::count(cost.flops)));
+    let grows = (cost.flops_per_key > 0.0)
+        .then(|| format!("{} FLOP for each token seen", magnitude::count(cost.flops_per_key)));
     [fixed, grows].into_iter().flatten().collect::<Vec<_>>().join(" + ")
 }
 

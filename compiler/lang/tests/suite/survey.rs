@@ -188,7 +188,7 @@ fn mixtures_are_told_with_who_chooses() {
     let facts = &json["models"][0]["facts"];
     for (key, expected) in [
         ("mixture", "8 of 24, 2 chosen (softmax), shared of 48 (layers 1-2)"),
-        ("inner_width", "64 (layer 0)"),
+        ("inner_width", "64 (layer 0), 24 of each expert (layers 1-2)"),
         ("activation", "SwiGLU"),
         ("residual", "one after another"),
         ("norm_placement", "before sublayers (pre-norm)"),

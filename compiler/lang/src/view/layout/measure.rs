@@ -3,7 +3,7 @@
 //! Fonts are the reader's, so widths are estimates on the wide side; the same text always measures the same.
 
 use crate::graph::path::split_last;
-use crate::view::cost;
+use crate::view::magnitude;
 use crate::view::scene::{Frame, Kind, Node, Repeat, Shape, Weight};
 
 /// Width of a character of the proportional font, in thousandths of the font's size.
@@ -175,12 +175,12 @@ pub(in crate::view) fn title(frame: &Frame) -> String {
 
 /// A number of parameters in words.
 pub(in crate::view) fn count(parameters: u64) -> String {
-    if parameters == 1 { "1 parameter".into() } else { format!("{} parameters", cost::count(parameters as f64)) }
+    if parameters == 1 { "1 parameter".into() } else { format!("{} parameters", magnitude::count(parameters as f64)) }
 }
 
 /// What stands at the right of a frame's header.
 pub(in crate::view) fn about(frame: &Frame) -> String {
-    if frame.parameters == 0 { String::new() } else { cost::count(frame.parameters as f64) }
+    if frame.parameters == 0 { String::new() } else { magnitude::count(frame.parameters as f64) }
 }
 
 /// Least width of an open frame: that of its header.

@@ -72,6 +72,16 @@ pub(super) enum Scaling {
     Unknown,
 }
 
+impl Attention {
+    /// Takes in another attention of the same branch: where both see the same, the heads of both are its heads.
+    pub(super) fn join(&mut self, other: &Attention) {
+        if (&self.sight, self.cross, self.latent) == (&other.sight, other.cross, other.latent) {
+            self.heads += other.heads;
+            self.kv_heads += other.kv_heads;
+        }
+    }
+}
+
 /// The attention that `node` is, in a branch that gives `result`.
 pub(super) fn attention(body: &Body<'_>, node: NodeId, result: ValueId) -> Attention {
     let operands = body.graph.operands(node);
@@ -124,7 +134,7 @@ pub(super) fn attention(body: &Body<'_>, node: NodeId, result: ValueId) -> Atten
         by_position: scaled_by_position(body, &queries),
         // Of what is kept before keys are made of it, a norm is none of keys.
         qk_norm: qk_norm(body, &queries).or_else(|| qk_norm(body, if latent { &keys } else { &before })),
-        sight: fused.map_or(Sight::All, |a| scalar::sight(&a.mask, describe::mask(a))),
+        sight: fused.map_or(Sight::All, |a| scalar::sight(&a.mask, describe::mask(body.graph, node))),
         scores,
         sink: body.graph.op(node).bodies().iter().any(|(name, _)| *name == "sink"),
         scale: Some(scale).filter(|s| (s / usual - 1.0).abs() > 1e-4),

@@ -162,6 +162,16 @@ impl<'g> Body<'g> {
         }
     }
 
+    /// A value before it was multiplied by a learned number for each element, and what it was multiplied by besides.
+    pub(super) fn without_gain(&self, value: ValueId) -> Option<(ValueId, f64)> {
+        let parts = self.binary(value, BinaryOp::Mul)?;
+        let is_gain =
+            |v: &ValueId| self.is_constant(*v) && self.uniform(*v).is_none() && self.graph.ty(*v).dims.len() == 1;
+        let gain = parts.into_iter().find(is_gain)?;
+        let other = parts.into_iter().find(|v| *v != gain)?;
+        Some(self.behind(other))
+    }
+
     /// The operands of a product with weights: what is multiplied, and the weights. Weights may be rows of a stack, chosen at run time.
     pub(super) fn product(&self, node: NodeId) -> Option<(ValueId, ValueId)> {
         let Some(Core::Contract { .. }) = self.graph.op(node).as_core() else { return None };

@@ -5,11 +5,13 @@ use serde_json::{Value, json};
 use super::attention::{Attention, number};
 use super::feed::{Dense, Feed};
 use super::layer::{Branch, Layer, Stage, What};
+use super::mixer::Mixer;
 use super::model::{By, Stack, Survey};
 use super::scalar::Sight;
 use super::spread;
 use crate::spec::ActiveCounts;
-use crate::view::{cost, digits};
+use crate::view::caches::{CacheFact, Keep};
+use crate::view::magnitude::{self, digits};
 
 /// One fact of one model.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,11 +73,11 @@ const SIZE: &str = "Size";
 
 fn sizes(survey: &Survey, facts: &mut Vec<Fact>) {
     let parameters = survey.numbers.parameters as f64;
-    amount(facts, SIZE, ("parameters", "parameters"), cost::count(parameters), parameters);
+    amount(facts, SIZE, ("parameters", "parameters"), magnitude::count(parameters), parameters);
     let active = survey.numbers.active(ActiveCounts::All) as f64;
     let share =
         if active < 0.995 * parameters { format!(" ({:.0} %)", 100.0 * active / parameters) } else { String::new() };
-    amount(facts, SIZE, ("active", "active for a token"), format!("{}{share}", cost::count(active)), active);
+    amount(facts, SIZE, ("active", "active for a token"), format!("{}{share}", magnitude::count(active)), active);
     let layers: usize = survey.stacks.iter().map(|s| s.layers.len()).sum();
     let each: Vec<String> = survey.stacks.iter().map(|s| format!("{} {}", s.layers.len(), s.short_name())).collect();
     let told = if survey.stacks.len() > 1 { each.join(" + ") } else { layers.to_string() };
@@ -161,12 +163,14 @@ fn norm_kinds(survey: &Survey) -> String {
 fn residual(layer: &Layer) -> String {
     let parallel = layer.stages.iter().any(|s| s.branches.len() > 1);
     let broken = layer.stages.iter().any(|s| !s.residual);
-    match (parallel, broken, layer.stages.is_empty()) {
-        (.., true) => "not recognised".to_owned(),
-        (true, ..) => "in parallel".to_owned(),
-        (_, true, _) => "one after another, some without a residual".to_owned(),
-        _ => "one after another".to_owned(),
-    }
+    let order = match (parallel, broken, layer.stages.is_empty()) {
+        (.., true) => "not recognised",
+        (true, ..) => "in parallel",
+        (_, true, _) => "one after another, some without a residual",
+        _ => "one after another",
+    };
+    let scaled = if layer.branches().any(|b| b.scaled) { ", scaled by learned weights" } else { "" };
+    format!("{order}{scaled}")
 }
 
 fn biases(survey: &Survey) -> String {
@@ -210,7 +214,11 @@ const ATTENTION: &str = "Attention";
 fn attentions(survey: &Survey, facts: &mut Vec<Fact>) {
     let own = |l: &Layer, f: &dyn Fn(&Attention) -> Option<String>| l.attentions().find(|a| !a.cross).and_then(f);
     let mut row = |key: &str, label: &str, text: String| add(facts, ATTENTION, key, label, text);
-    row("attention", "kind", by_layer(survey, |l| own(l, &|a| Some(a.kind().to_owned()))));
+    // What mixes tokens where there is no attention stands beside it.
+    let kind =
+        |l: &Layer| own(l, &|a| Some(a.kind().to_owned())).or_else(|| l.mixers().next().map(|m| m.kind().to_owned()));
+    row("attention", "kind", by_layer(survey, kind));
+    row("mixer", "state of a layer", by_layer(survey, |l| l.mixers().next().map(Mixer::states_text)));
     row("heads", "heads", by_layer(survey, |l| own(l, &|a| Some(a.heads_text()))));
     row("head_width", "width of a head", by_layer(survey, |l| own(l, &|a| Some(a.width_text()))));
     row("positions", "positions", by_stack(survey, positions));
@@ -259,8 +267,13 @@ impl Attention {
     pub(super) fn heads_text(&self) -> String {
         match self.latent {
             Some(kept) => {
-                let queries = self.compressed_queries.map(|n| format!(", queries through {}", digits(n)));
-                format!("{}, of {} kept values{}", self.heads, digits(kept), queries.unwrap_or_default())
+                let queries = self.compressed_queries.map(|n| format!("; queries made of {}", digits(n)));
+                format!(
+                    "{}; keys and values made of {} kept a token{}",
+                    self.heads,
+                    digits(kept),
+                    queries.unwrap_or_default()
+                )
             }
             None if self.heads == self.kv_heads => self.heads.to_string(),
             None => format!("{}, {} of keys and values", self.heads, self.kv_heads),
@@ -271,7 +284,7 @@ impl Attention {
         if self.key_width == self.value_width {
             self.key_width.to_string()
         } else {
-            format!("{}, values {}", self.key_width, self.value_width)
+            format!("{} of queries and keys, {} of values", self.key_width, self.value_width)
         }
     }
 
@@ -325,6 +338,7 @@ impl What {
             What::Attention(a) if a.cross => "cross-attention",
             What::Attention(_) => "attention",
             What::Feed(_) => "feed-forward",
+            What::Mixer(m) => m.kind(),
             What::Other(_) => "other",
         }
     }
@@ -336,7 +350,10 @@ fn feeds(survey: &Survey, facts: &mut Vec<Fact>) {
     let of = |l: &Layer, f: &dyn Fn(&Feed) -> Option<String>| l.feeds().next().and_then(f);
     let mut row = |key: &str, label: &str, text: String| add(facts, FEED, key, label, text);
     row("activation", "activation", by_layer(survey, |l| of(l, &|f| f.each().map(|d| d.activation.clone()))));
-    let plain = |f: &Feed| f.dense.as_ref().filter(|_| f.experts.is_none()).map(|d| digits(d.inner));
+    let plain = |f: &Feed| match &f.experts {
+        Some(experts) => Some(format!("{} of each expert", digits(experts.each.inner))),
+        None => f.dense.as_ref().map(|d| digits(d.inner)),
+    };
     row("inner_width", "inner width", by_layer(survey, |l| of(l, &plain)));
     let mixture = by_layer(survey, |l| of(l, &Feed::mixture));
     let mixture = if mixture.is_empty() { "none".to_owned() } else { mixture };
@@ -379,26 +396,29 @@ const BITS: [(&str, u64); 4] = [("f32", 32), ("bf16", 16), ("8 bits", 8), ("4 bi
 
 fn works(survey: &Survey, contexts: &[u64], facts: &mut Vec<Fact>) {
     let per_token = survey.numbers.cache_bytes_per_token() as f64;
-    let told = if per_token == 0.0 { "none".to_owned() } else { size(per_token as u64) };
+    let told = if per_token == 0.0 { "none".to_owned() } else { magnitude::bytes(per_token as u64) };
     amount(facts, WORK, ("cache_bytes_per_token", "KV cache of a token, bf16"), told, per_token);
     // Tables of positions end, and with them the context.
     let ends =
         survey.stacks.iter().flat_map(|s| &s.entry.tables).filter(|(_, by)| *by == By::Position).map(|t| t.0).min();
     let within = |tokens: u64| survey.work.extent.is_some() || ends.is_none_or(|n| tokens <= n);
     let over = || ends.map_or_else(String::new, |n| format!("past its {} places", digits(n)));
+    let state: u64 = survey.caches.iter().filter(|f| f.keep == Keep::State).map(CacheFact::all_bytes).sum();
+    let told = if state == 0 { "none".to_owned() } else { magnitude::bytes(state) };
+    amount(facts, WORK, ("state_bytes", "state of a sequence, f32"), told, state as f64);
     for tokens in contexts {
-        // Types are f32 before a dtype is chosen: half of it in bf16.
-        let kept =
-            survey.caches.iter().map(|f| f.paths.len() as u64 * f.token_bytes / 2 * f.keep.bound(*tokens)).sum::<u64>();
-        let label = format!("… for {} tokens", short(*tokens));
+        // Types are f32 before a dtype is chosen: half of it in bf16, but for states, which are held in f32 whatever the dtype.
+        let of = |f: &CacheFact| if f.keep == Keep::State { f.all_bytes() } else { f.all_bytes() / 2 };
+        let kept: u64 = survey.caches.iter().map(|f| of(f).saturating_mul(f.keep.bound(*tokens))).sum();
+        let label = format!("kept for {} tokens", short(*tokens));
         let key = format!("cache_bytes_{tokens}");
-        let told = if kept == 0 { "none".to_owned() } else { size(kept) };
+        let told = if kept == 0 { "none".to_owned() } else { magnitude::bytes(kept) };
         maybe(facts, (&key, &label), if within(*tokens) { Ok((told, kept as f64)) } else { Err(over()) });
     }
     for (name, bits) in BITS {
         let bytes = survey.numbers.parameters.saturating_mul(bits) / 8;
         let key = format!("weight_bytes_{}", name.replace(' ', "_"));
-        amount(facts, WORK, (&key, &format!("weights, {name}")), size(bytes), bytes as f64);
+        amount(facts, WORK, (&key, &format!("weights, {name}")), magnitude::bytes(bytes), bytes as f64);
     }
     for tokens in contexts {
         let n = survey.work.extent.unwrap_or(*tokens);
@@ -408,31 +428,22 @@ fn works(survey: &Survey, contexts: &[u64], facts: &mut Vec<Fact>) {
             (_, false) => Err(over()),
             _ => Ok(survey.work.decode(n)),
         };
-        maybe(facts, (&format!("decode_flops_{tokens}"), &label), told.map(|flops| (giga(flops), flops)));
+        maybe(
+            facts,
+            (&format!("decode_flops_{tokens}"), &label),
+            told.map(|flops| (magnitude::thousands(flops), flops)),
+        );
     }
     for tokens in contexts {
         let n = survey.work.extent.unwrap_or(*tokens);
         let label = format!("… of a prompt of {}", short(*tokens));
         let told = if within(*tokens) { Ok(survey.work.prefill(n)) } else { Err(over()) };
-        maybe(facts, (&format!("prefill_flops_{tokens}"), &label), told.map(|flops| (giga(flops), flops)));
+        maybe(
+            facts,
+            (&format!("prefill_flops_{tokens}"), &label),
+            told.map(|flops| (magnitude::thousands(flops), flops)),
+        );
     }
-}
-
-/// Bytes in three digits: `128 KiB`, `4.00 GiB`.
-fn size(bytes: u64) -> String {
-    let mut value = bytes as f64;
-    let mut units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"].into_iter();
-    let mut unit = units.next().unwrap_or_default();
-    while value >= 999.5 {
-        let Some(next) = units.next() else { break };
-        (value, unit) = (value / 1024.0, next);
-    }
-    let digits = match value {
-        v if v >= 99.95 || v.fract() == 0.0 => 0,
-        v if v >= 9.995 => 1,
-        _ => 2,
-    };
-    format!("{value:.digits$} {unit}")
 }
 
 /// An amount, or why there is none.
@@ -444,11 +455,6 @@ fn maybe(facts: &mut Vec<Fact>, (key, label): (&str, &str), told: Result<(String
             facts.push(Fact { group: WORK, key, label, text: why, value: Value::Null, number: None });
         }
     }
-}
-
-/// `17.2 G`.
-fn giga(flops: f64) -> String {
-    cost::count(flops).replace(" B", " G")
 }
 
 /// `32k` of 32768.

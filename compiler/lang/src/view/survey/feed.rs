@@ -7,7 +7,10 @@ use super::body::{Body, size, width};
 use super::scalar;
 use crate::graph::{NodeId, ValueId};
 use crate::ops::{BinaryOp, Core, UnaryOp};
-use crate::view::formula;
+use crate::view::{describe, formula};
+
+/// Longest formula that stands for an activation without a name; beyond it its operations do.
+const LONGEST: usize = 60;
 
 /// A feed-forward layer; of a mixture, what each token meets.
 #[derive(Clone, Debug, PartialEq)]
@@ -154,8 +157,8 @@ fn dense(body: &Body<'_>, inside: &BTreeSet<NodeId>, value: ValueId) -> Option<D
     };
     let names = leaves.iter().zip(["a", "b", "c", "d"]).map(|(v, n)| (*v, n.to_owned())).collect();
     let activation = activation
-        .or_else(|| formula::of(body.graph, x, &names).filter(|f| f.len() < 60))
-        .unwrap_or_else(|| "other".to_owned());
+        .or_else(|| formula::of(body.graph, x, &names).filter(|f| f.len() <= LONGEST))
+        .unwrap_or_else(|| describe::of_nodes(body.graph, &elementwise(body, x, &leaves)));
     let bias = products.into_iter().any(|n| has_bias(body, n)) || has_bias(body, value.node);
     Some(Dense { inner, activation, bias })
 }
@@ -181,11 +184,24 @@ fn gate(body: &Body<'_>, value: ValueId, a: ValueId, b: ValueId) -> Option<Strin
     })
 }
 
+/// Whether a value is a product and a bias that was chosen among several with its matrix.
+fn chosen_bias(body: &Body<'_>, value: ValueId) -> bool {
+    let of = |v: ValueId| body.stack(v).is_some();
+    body.binary(value, BinaryOp::Add).is_some_and(|[a, b]| of(a) != of(b))
+}
+
+/// The operations between `leaves` and `value`, views apart.
+fn elementwise(body: &Body<'_>, value: ValueId, leaves: &[ValueId]) -> Vec<NodeId> {
+    let is_leaf = |n: NodeId| leaves.iter().any(|leaf| leaf.node == n);
+    let plain = |n: &NodeId| !is_leaf(*n) && !matches!(body.graph.op(*n).as_core(), Some(Core::Reshape | Core::Cast));
+    body.cone(value, is_leaf).into_iter().filter(plain).collect()
+}
+
 /// The values that an elementwise computation begins with: products, with their biases.
 fn leaves_of(body: &Body<'_>, value: ValueId, leaves: &mut Vec<ValueId>, depth: usize) {
     let elementwise =
         matches!(body.core(value), Some(Core::Unary(_) | Core::Binary(_) | Core::Select | Core::Cast | Core::Reshape));
-    let is_leaf = !elementwise || body.without_bias(value).1 || depth > 64;
+    let is_leaf = !elementwise || body.without_bias(value).1 || chosen_bias(body, value) || depth > 64;
     if body.is_constant(value) || leaves.contains(&value) || leaves.len() > 4 {
         return;
     }

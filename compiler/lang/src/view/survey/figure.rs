@@ -220,7 +220,7 @@ impl Figure {
                 let kind = match &branch.what {
                     What::Attention(_) => Kind::Attention,
                     What::Feed(_) => Kind::Product,
-                    What::Other(_) => Kind::Other,
+                    What::Mixer(_) | What::Other(_) => Kind::Other,
                 };
                 let own = self.node(frame, kind, Shape::Card, (&title, &lines), &key);
                 self.wire(at, own);
@@ -281,7 +281,13 @@ fn block(part: &Stack, s: usize, b: usize) -> (String, Vec<String>) {
             };
             let name = if first.cross { name.replace(" attention", " cross-attention") } else { name };
             let mut lines: Vec<String> = if kinds.len() > 1 { kinds } else { Vec::new() };
-            lines.extend(attention(&|a| Some(heads(a))));
+            let count = part.layers.iter().filter_map(|l| match at(l)?.what {
+                What::Attention(a) => Some(heads(&a).len()),
+                _ => None,
+            });
+            for line in 0..count.max().unwrap_or(0) {
+                lines.extend(attention(&|a| heads(a).get(line).cloned()));
+            }
             if !first.cross {
                 let own = spread::of(part, |l| match at(l)?.what {
                     What::Attention(a) => a.position_text(),
@@ -316,9 +322,17 @@ fn block(part: &Stack, s: usize, b: usize) -> (String, Vec<String>) {
             lines.extend(feed(&bias));
             (name, lines)
         }
+        Some(What::Mixer(first)) => {
+            let states = spread::of(part, |l| match at(l)?.what {
+                What::Mixer(m) => Some(m.states_text()),
+                _ => None,
+            });
+            (capital(first.kind().split(" (").next().unwrap_or_default()), states)
+        }
         Some(What::Other(text)) => ("Not recognised".to_owned(), vec![text.clone()]),
         None => (String::new(), Vec::new()),
     };
+    lines.extend(branch.as_ref().filter(|b| b.scaled).map(|_| "result scaled by learned weights".to_owned()));
     lines
         .extend(branch.filter(|b| (b.factor - 1.0).abs() > 1e-9).map(|b| format!("result times {}", number(b.factor))));
     (title, lines)
@@ -326,18 +340,25 @@ fn block(part: &Stack, s: usize, b: usize) -> (String, Vec<String>) {
 
 /// `Grouped-query attention` of `grouped-query (GQA)`.
 fn titled(kind: &str) -> String {
-    let plain = kind.split(" (").next().unwrap_or(kind);
-    let mut letters = plain.chars();
-    let first: String = letters.next().map(|c| c.to_uppercase().collect()).unwrap_or_default();
-    format!("{first}{} attention", letters.as_str())
+    format!("{} attention", capital(kind.split(" (").next().unwrap_or(kind)))
 }
 
-fn heads(a: &Attention) -> String {
-    match a.latent {
-        Some(_) => format!("heads: {} of {}", a.heads_text(), a.width_text()),
-        None if a.heads == a.kv_heads => format!("{} heads of {}", a.heads, a.width_text()),
-        None => format!("{} heads of {}, {} of keys and values", a.heads, a.width_text(), a.kv_heads),
-    }
+fn capital(text: &str) -> String {
+    let mut letters = text.chars();
+    let first: String = letters.next().map(|c| c.to_uppercase().collect()).unwrap_or_default();
+    format!("{first}{}", letters.as_str())
+}
+
+/// Heads with their widths, in lines.
+fn heads(a: &Attention) -> Vec<String> {
+    let of = match (a.latent, a.heads == a.kv_heads, a.key_width == a.value_width) {
+        (None, false, _) => format!("{} heads of {}, {} of keys and values", a.heads, a.width_text(), a.kv_heads),
+        (_, _, true) => format!("{} heads of {}", a.heads, a.key_width),
+        (_, _, false) => format!("{} heads: {}", a.heads, a.width_text()),
+    };
+    let made = a.latent.map(|kept| format!("keys and values made of {} kept a token", digits(kept)));
+    let queries = a.latent.and(a.compressed_queries).map(|n| format!("queries made of {}", digits(n)));
+    std::iter::once(of).chain(made).chain(queries).collect()
 }
 
 /// Marks what in `other` is of another kind than in `first`; what it lacks too, where nothing else is compared.

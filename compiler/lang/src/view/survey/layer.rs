@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use super::attention::{self, Attention};
 use super::body::{Body, Norm};
 use super::feed::{self, Feed};
+use super::mixer::{self, Mixer};
 use crate::graph::{Graph, NodeId, Program, Type, ValueId};
 use crate::ops::fused;
 use crate::ops::{BinaryOp, Core};
@@ -40,6 +41,8 @@ pub(super) struct Branch {
     pub(super) after: Option<Norm>,
     /// What its result is multiplied by.
     pub(super) factor: f64,
+    /// Whether its result is multiplied by a learned number for each element.
+    pub(super) scaled: bool,
 }
 
 /// What a branch does.
@@ -47,6 +50,8 @@ pub(super) struct Branch {
 pub(super) enum What {
     Attention(Box<Attention>),
     Feed(Box<Feed>),
+    /// Tokens are mixed without attention.
+    Mixer(Box<Mixer>),
     /// Neither is recognised: the operations that mix or multiply.
     Other(String),
 }
@@ -101,6 +106,13 @@ impl Walk<'_, '_> {
                     after = Some(norm);
                     value = of;
                     continue;
+                }
+                // What comes in is normed before anything reads it: that is a norm of the last layer's sum, where this layer has no others.
+                if Some(sum) == self.stream {
+                    if let Some(last) = stages.first_mut().filter(|s| s.branches.iter().all(|b| b.before.is_none())) {
+                        last.after = last.after.take().or(Some(norm));
+                    }
+                    break;
                 }
             }
             if let Some(Core::Call { graph, .. }) = self.body.core(value) {
@@ -202,6 +214,12 @@ impl Walk<'_, '_> {
 
     fn branch(&self, base: ValueId, term: ValueId) -> Branch {
         let (mut value, mut factor) = self.body.behind(term);
+        let mut scaled = false;
+        if self.body.norm(value).is_none()
+            && let Some((inner, n)) = self.body.without_gain(value)
+        {
+            (value, factor, scaled) = (inner, factor * n, true);
+        }
         let after = self.body.norm(value).map(|(norm, of)| {
             let (inner, n) = self.body.behind(of);
             value = inner;
@@ -213,15 +231,23 @@ impl Walk<'_, '_> {
         let of_base = norms.filter(|(_, of)| self.body.behind(*of).0 == self.body.behind(base).0).map(|(n, _)| n);
         // Of one norm that is told in steps, the whole.
         let before = of_base.max_by_key(|n| (n.gain, n.bias));
-        let attention = inside.iter().find(|n| self.body.graph.op(**n).as_fused::<fused::Attention>().is_some());
-        let what = match attention {
-            Some(node) => What::Attention(Box::new(attention::attention(self.body, *node, value))),
-            None => match feed::feed(self.body, &inside, value) {
-                Some(feed) => What::Feed(Box::new(feed)),
-                None => What::Other(self.named(&inside)),
-            },
+        let mut attentions = inside
+            .iter()
+            .filter(|n| self.body.graph.op(**n).as_fused::<fused::Attention>().is_some())
+            .map(|n| attention::attention(self.body, *n, value));
+        let what = if let Some(mut attention) = attentions.next() {
+            attentions.for_each(|other| attention.join(&other));
+            What::Attention(Box::new(attention))
+        } else if let Some(mixer) = mixer::recurrence(self.body, &inside) {
+            What::Mixer(Box::new(mixer))
+        } else if let Some(mixer) = mixer::convolution(self.body, &inside) {
+            What::Mixer(Box::new(mixer))
+        } else if let Some(feed) = feed::feed(self.body, &inside, value) {
+            What::Feed(Box::new(feed))
+        } else {
+            What::Other(self.named(&inside))
         };
-        Branch { before, what, after, factor }
+        Branch { before, what, after, factor, scaled }
     }
 
     /// Operations that are neither elementwise nor views, with their numbers.
@@ -265,6 +291,11 @@ impl Layer {
     /// Its attentions, in order.
     pub(super) fn attentions(&self) -> impl Iterator<Item = &Attention> {
         self.branches().filter_map(|b| if let What::Attention(a) = &b.what { Some(&**a) } else { None })
+    }
+
+    /// What mixes tokens in it without attention, in order.
+    pub(super) fn mixers(&self) -> impl Iterator<Item = &Mixer> {
+        self.branches().filter_map(|b| if let What::Mixer(m) = &b.what { Some(&**m) } else { None })
     }
 
     /// Its feed-forward layers, in order.

@@ -11,6 +11,7 @@ mod facts;
 mod feed;
 mod figure;
 mod layer;
+mod mixer;
 mod model;
 mod page;
 mod scalar;

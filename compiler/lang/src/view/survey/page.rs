@@ -7,8 +7,8 @@ use std::fmt::Write;
 use super::figure::figures;
 use super::model::Survey;
 use super::table::{Row, rows};
-use crate::view::cost;
 use crate::view::layout::{layout, measure};
+use crate::view::magnitude;
 use crate::view::scene::{Kind, Mark, Scene};
 use crate::view::svg::{DARK, STYLE, drawing, escape};
 
@@ -80,7 +80,7 @@ pub fn survey_html(surveys: &[Survey], contexts: &[u64]) -> String {
             "<th scope=\"col\" style=\"min-width: {}px\"><b>{}</b><span>{about}</span><em>{}</em></th>",
             figure.width.max(250.0) as u64 + 24,
             escape(&survey.name),
-            cost::count(survey.numbers.parameters as f64)
+            magnitude::count(survey.numbers.parameters as f64)
         );
     }
     let mut drawings = String::new();
@@ -195,7 +195,7 @@ pub fn survey_svg(surveys: &[Survey], contexts: &[u64]) -> String {
     for (survey, left) in surveys.iter().zip(&lefts) {
         text(&mut out, "caption", (left + EDGE, 32.0), &measure::shorten(&survey.name, 28));
         let about = if survey.title == survey.name { String::new() } else { format!("{}, ", survey.title) };
-        let about = format!("{about}{}", cost::count(survey.numbers.parameters as f64));
+        let about = format!("{about}{}", magnitude::count(survey.numbers.parameters as f64));
         text(&mut out, "caption-about", (left + EDGE, 50.0), &measure::shorten(&about, 48));
     }
     let top = 66.0;

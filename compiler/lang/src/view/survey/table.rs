@@ -112,7 +112,7 @@ fn stack(stack: &Stack) -> Value {
                     "residual": s.residual, "norm_after_sum": s.after.as_ref().map(|n| n.text()),
                     "branches": s.branches.iter().map(|b| json!({
                         "norm_before": b.before.as_ref().map(|n| n.text()), "norm_after": b.after.as_ref().map(|n| n.text()),
-                        "factor": b.factor, "kind": b.what.word(), "is": what(&b.what),
+                        "factor": b.factor, "scaled_by_weights": b.scaled, "kind": b.what.word(), "is": what(&b.what),
                     })).collect::<Vec<_>>(),
                 })
             })
@@ -137,6 +137,7 @@ fn what(what: &What) -> Value {
                 "count": e.count, "chosen": e.chosen, "inner_width": e.each.inner, "router": e.router,
             })),
         }),
+        What::Mixer(m) => json!({"mixer": m.kind(), "states": m.states}),
         What::Other(text) => json!({"operations": text}),
     }
 }

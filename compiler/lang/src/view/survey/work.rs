@@ -92,7 +92,7 @@ impl Arithmetic {
                 }
                 let cost = cost::of(graph, node);
                 if let Some(attention) = graph.op(node).as_fused::<Attention>() {
-                    let sight = sight(&attention.mask, describe::mask(attention));
+                    let sight = sight(&attention.mask, describe::mask(graph, node));
                     match all.seen.iter_mut().find(|(_, s)| *s == sight) {
                         Some((flops, _)) => *flops += cost.flops_per_key,
                         None => all.seen.push((cost.flops_per_key, sight)),
