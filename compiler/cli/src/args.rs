@@ -194,7 +194,7 @@ pub(crate) struct InspectArgs {
     /// With --cost: a file of a machine's limits (examples/machines/h200.yaml), or `this`, which measures them [default: this]
     #[arg(long, value_name = "this|FILE", requires = "cost")]
     pub(crate) machine: Option<String>,
-    /// With --cost: sequences at a time
+    /// With --cache and --cost: sequences at a time
     #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u32).range(1..))]
     pub(crate) batch: u32,
     /// With --cost: the step of a prompt of so many tokens, instead of the one token that ends the context

@@ -3,6 +3,7 @@
 //! Exit codes are those of the runtime: 0 success, 1 failure, 2 wrong arguments, 3 an input file that is missing, damaged or does not
 //! fit, 4 a machine that cannot run the code.
 
+mod allocated;
 mod args;
 mod cache;
 mod check;

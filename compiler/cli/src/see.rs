@@ -3,6 +3,8 @@
 use std::path::Path;
 
 use xfc_codegen::driver::{self, Stage};
+use xfc_codegen::error::CodegenError;
+use xfc_codegen::kernels::Outline;
 use xfc_lang::arch::Arch;
 use xfc_lang::diagnostic::SourceMap;
 use xfc_lang::graph::Program;
@@ -11,7 +13,9 @@ use xfc_lang::view::{self, Scene, Subject};
 use xfc_lang::{ElaborateOptions, elaborate};
 use xfc_runtime::artifact::container::Artifact;
 
+use crate::allocated::Allocated;
 use crate::args::{FormatArg, InspectArgs, ModelArgs};
+use crate::cost;
 use crate::error::{CliError, Result};
 use crate::layer;
 use crate::model::{self, Loaded, Named};
@@ -184,6 +188,16 @@ fn sizes(a: &Arch, b: &Arch) -> Vec<(String, String, String)> {
     rows.filter(|(_, before, after)| before != after).collect()
 }
 
+/// The plan of a model: what it keeps as it is allocated; or why there is none.
+fn outline(loaded: &Loaded, args: &InspectArgs) -> Result<std::result::Result<Outline, CodegenError>> {
+    let (options, targets) = (args.model.options()?, args.model.targets()?);
+    let [target] = &targets[..] else {
+        return Err(CliError::usage("caches are told for one target", "give `--target` once"));
+    };
+    let fused = driver::fuse(&loaded.model, &options);
+    Ok(fused.and_then(|fused| driver::outline(&loaded.model, &fused.program, &**target)))
+}
+
 /// `--cache`.
 ///
 /// # Errors
@@ -193,10 +207,28 @@ pub(crate) fn caches(args: &InspectArgs) -> Result<String> {
     let program = program(&loaded, Stage::Arch, args)?;
     let facts = view::caches(&program)
         .ok_or_else(|| CliError::usage("the model has too many layers to list", "set fewer with `--set`"))?;
-    let tokens = args.ctx_size.unwrap_or(CONTEXT_TOKENS);
+    let outline = outline(&loaded, args)?;
+    let planned = outline.as_ref().map_err(ToString::to_string).and_then(|outline| {
+        let asked = cost::asked(args, outline).map_err(|e| e.to_string())?;
+        Ok((asked.context, Allocated::of(outline, asked.session(outline))))
+    });
+    let tokens = match &planned {
+        Ok((tokens, _)) => *tokens,
+        Err(_) => args.ctx_size.unwrap_or(CONTEXT_TOKENS),
+    };
     match args.format {
-        FormatArg::Text => Ok(view::cache_text(&facts, tokens)),
-        FormatArg::Json => Ok(format!("{:#}", view::cache_json(&facts, tokens))),
+        FormatArg::Text => {
+            let allocated = match &planned {
+                Ok((_, allocated)) => allocated.text(),
+                Err(why) => format!("allocated: not known, {why}\n"),
+            };
+            Ok(format!("{}\n{allocated}", view::cache_text(&facts, tokens)))
+        }
+        FormatArg::Json => {
+            let mut json = view::cache_json(&facts, tokens);
+            json["allocated"] = planned.map_or(serde_json::Value::Null, |(_, allocated)| allocated.json());
+            Ok(format!("{json:#}"))
+        }
         FormatArg::Dot | FormatArg::Svg | FormatArg::Html => {
             Err(CliError::usage("caches are told as text or json", "use `--format text` or `--format json`"))
         }

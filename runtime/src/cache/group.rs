@@ -83,24 +83,7 @@ impl Group {
     /// The number of pages does not fit into 32 bits.
     pub(super) fn new(spec: &CacheGroup, options: &CacheOptions, limit: AxisLimit) -> Result<Self, String> {
         let tokens = spec.page_tokens;
-        let sequences = u64::from(options.max_sequences);
-        let ring = match spec.keep {
-            Keep::Window(window) => window.saturating_add(limit.step).div_ceil(tokens) + 1,
-            Keep::All | Keep::Once | Keep::Step | Keep::State => 0,
-        };
-        let each = limit.sequence.div_ceil(tokens);
-        let pages = match spec.keep {
-            // Rounding up costs each sequence one page at most.
-            Keep::All | Keep::Once => match options.pool_tokens {
-                Some(all) => sequences.saturating_mul(each).min((all / tokens).saturating_add(sequences)),
-                None => sequences.saturating_mul(each),
-            },
-            Keep::Window(_) => sequences.saturating_mul(ring),
-            // Two that a sequence has, and one that its step takes before it gives one back.
-            Keep::State => sequences.saturating_mul(3),
-            // A sequence's part of a step may begin and end inside a page.
-            Keep::Step => (limit.step / tokens).saturating_add(sequences.saturating_mul(2)),
-        };
+        let (ring, pages) = pages(spec, options, limit);
         let pages = u32::try_from(pages).ok().filter(|&pages| pages < u32::MAX);
         let pages = pages.ok_or_else(|| format!("cache group `{}` would have more than 2^32 pages", spec.name))?;
         Ok(Self {
@@ -301,6 +284,45 @@ impl Group {
     pub(super) fn page_tokens(&self) -> u64 {
         self.page_tokens
     }
+}
+
+/// Entries of a ring, 0 where tables grow, and the pages of a group, the null page not counted.
+fn pages(spec: &CacheGroup, options: &CacheOptions, limit: AxisLimit) -> (u64, u64) {
+    let tokens = spec.page_tokens;
+    let sequences = u64::from(options.max_sequences);
+    let ring = match spec.keep {
+        Keep::Window(window) => window.saturating_add(limit.step).div_ceil(tokens) + 1,
+        Keep::All | Keep::Once | Keep::Step | Keep::State => 0,
+    };
+    let each = limit.sequence.div_ceil(tokens);
+    let pages = match spec.keep {
+        // Rounding up costs each sequence one page at most.
+        Keep::All | Keep::Once => match options.pool_tokens {
+            Some(all) => sequences.saturating_mul(each).min((all / tokens).saturating_add(sequences)),
+            None => sequences.saturating_mul(each),
+        },
+        Keep::Window(_) => sequences.saturating_mul(ring),
+        // Two that a sequence has, and one that its step takes before it gives one back.
+        Keep::State => sequences.saturating_mul(3),
+        // A sequence's part of a step may begin and end inside a page.
+        Keep::Step => (limit.step / tokens).saturating_add(sequences.saturating_mul(2)),
+    };
+    (ring, pages)
+}
+
+/// The pages of a group that memory has room for, and the formula that gives them: what [`CacheStore`](super::CacheStore) allocates.
+pub fn page_formula(spec: &CacheGroup, options: &CacheOptions, limit: AxisLimit) -> (u64, String) {
+    let (AxisLimit { sequence, step }, tokens, n) = (limit, spec.page_tokens, options.max_sequences);
+    let formula = match (spec.keep, options.pool_tokens) {
+        (Keep::All | Keep::Once, Some(all)) => {
+            format!("min({n} * ceil({sequence} / {tokens}), floor({all} / {tokens}) + {n})")
+        }
+        (Keep::All | Keep::Once, None) => format!("{n} * ceil({sequence} / {tokens})"),
+        (Keep::Window(window), _) => format!("{n} * (ceil(({window} + {step}) / {tokens}) + 1)"),
+        (Keep::State, _) => format!("{n} * 3"),
+        (Keep::Step, _) => format!("floor({step} / {tokens}) + {n} * 2"),
+    };
+    (pages(spec, options, limit).1.saturating_add(1), format!("{formula} + 1"))
 }
 
 /// Bytes of one page over all slots of a group; slots that share memory are counted once, with the largest.

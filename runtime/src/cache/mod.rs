@@ -12,7 +12,7 @@ mod group;
 #[cfg(test)]
 mod tests;
 
-pub use group::{AxisLimit, CacheOptions, PageCopy, page_bytes};
+pub use group::{AxisLimit, CacheOptions, PageCopy, page_bytes, page_formula};
 pub use pool::{NULL_PAGE, PageId};
 
 use crate::artifact::manifest::Manifest;

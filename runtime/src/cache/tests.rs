@@ -1,7 +1,7 @@
 //! The store against a model of memory: whatever is forked, cut and freed, every position that may be read holds what was written.
 
 use super::*;
-use crate::artifact::manifest::Keep;
+use crate::artifact::manifest::{CacheGroup, Keep};
 use crate::artifact::sample;
 use proptest::prelude::*;
 
@@ -270,4 +270,25 @@ fn a_state_is_a_page_before_the_last_step_and_one_after_it() {
     store.free(one).unwrap();
     store.free(two).unwrap();
     assert_eq!(store.live_bytes(), 0);
+}
+
+#[test]
+fn the_formula_of_pages_is_what_is_allocated() {
+    let mut manifest = sample::manifest();
+    let state = CacheGroup { keep: Keep::State, page_tokens: 1, ..manifest.caches[0].clone() };
+    manifest.caches.push(state);
+    let told = |options: CacheOptions| -> Vec<String> {
+        let limit = options.limit(&manifest, 0);
+        let all = manifest.caches.iter().map(|group| page_formula(group, &options, limit));
+        let (pages, texts): (Vec<u64>, Vec<String>) = all.unzip();
+        assert_eq!(pages, CacheStore::new(&manifest, options).unwrap().capacity_pages(), "{options:?}");
+        texts
+    };
+    let expected = ["4 * ceil(40 / 4) + 1", "4 * (ceil((5 + 7) / 4) + 1) + 1", "floor(7 / 4) + 4 * 2 + 1", "4 * 3 + 1"];
+    assert_eq!(told(OPTIONS), expected);
+    let pool = CacheOptions { pool_tokens: Some(50), ..OPTIONS };
+    assert_eq!(told(pool)[0], "min(4 * ceil(40 / 4), floor(50 / 4) + 4) + 1");
+    let manifest_pages = |options| CacheStore::new(&manifest, options).unwrap().capacity_pages();
+    assert_eq!(manifest_pages(OPTIONS), [41, 17, 10, 13]);
+    assert_eq!(manifest_pages(pool)[0], 17);
 }

@@ -258,12 +258,32 @@ fn caches_are_told_as_they_are_planned() -> Result<()> {
         "ring of 4096 tokens",
         "8,192 a token, 262,144 in 32 layers",
         "4,096 tokens kept of 32,768: 1.07 GB",
+        "1 * (ceil((4096 + 512) / 16) + 1) + 1 = 290 pages of 16 tokens",
     ] {
         assert!(text.contains(expected), "no `{expected}` in:\n{text}");
     }
     let json: Value =
         serde_json::from_str(&shell.run("xfc", &["inspect", "llama", "--cache", "--format", "json"])?.success()?)?;
     assert_eq!(json["caches"][0]["kind"], "paged");
+    // What is allocated is what costs say, for whatever is asked.
+    for (model, arguments) in [
+        ("llama", &["--dtype", "bf16", "-c", "3000", "-b", "3"][..]),
+        ("mamba2", &["-b", "2"]),
+        ("gemma3", &["-c", "5000"]),
+        ("t5", &[]),
+    ] {
+        let told = |view: &[&str]| -> Result<Value> {
+            let all = [&["inspect", model, "--format", "json"], arguments, view].concat();
+            Ok(serde_json::from_str(&shell.run("xfc", &all)?.success()?)?)
+        };
+        let allocated = told(&["--cache"])?["allocated"].clone();
+        let machine = xfc_tests::repository().join("examples/machines/h200.yaml");
+        let cost = told(&["--cost", "--machine", machine.to_str().ok_or("the path is not text")?])?;
+        assert_eq!(allocated["bytes"], cost["memory"]["cache_bytes"], "{model}");
+        let groups = allocated["groups"].as_array().ok_or("no groups")?;
+        let sum: u64 = groups.iter().filter_map(|g| Some(g["pages"].as_u64()? * g["page_bytes"].as_u64()?)).sum();
+        assert_eq!(allocated["bytes"], sum, "{model}");
+    }
     // Operands of masks are called as the card calls them.
     let text = shell.run("xfc", &["inspect", "longformer", "--cache"])?.success()?;
     assert!(text.contains("attention_mask == 1") && text.contains("or chosen == 1"), "{text}");
