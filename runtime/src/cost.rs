@@ -5,8 +5,21 @@
 
 use std::borrow::Cow;
 
-use crate::artifact::manifest::{AttentionCost, ChosenCost, Launch, Manifest, Products};
+use crate::artifact::manifest::{AttentionCost, ChosenCost, Launch, Manifest};
 use crate::device::AxisStep;
+use serde::{Deserialize, Serialize};
+
+/// What is multiplied, by its width.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Products {
+    /// 32-bit numbers.
+    Single,
+    /// 16-bit numbers, summed in 32 bits.
+    Half,
+    /// 8-bit integers, summed in 32 bits.
+    Byte,
+}
 
 /// One ragged axis of a step.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -5,6 +5,8 @@
 use serde::{Deserialize, Serialize};
 
 pub use super::blocks::Blocks;
+pub use crate::cost::Products;
+
 /// Element type of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -416,18 +418,6 @@ fn is_one(times: &u64) -> bool {
     *times == 1
 }
 
-/// What is multiplied, by its width.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Products {
-    /// 32-bit numbers.
-    Single,
-    /// 16-bit numbers, summed in 32 bits.
-    Half,
-    /// 8-bit integers, summed in 32 bits.
-    Byte,
-}
-
 /// What a launch cannot do without, as a function of the rows and the context of a step: what a perfect kernel would read and multiply.
 /// [`crate::cost`] evaluates it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -444,7 +434,7 @@ pub struct Cost {
     pub row_bytes: u64,
     /// Floating-point operations of products for each row: two for each weight that is multiplied.
     pub row_flops: u64,
-    /// Of what, where something is multiplied.
+    /// Of what, if anything is multiplied.
     pub products: Option<Products>,
     /// Reading of a cache.
     pub attention: Option<AttentionCost>,
