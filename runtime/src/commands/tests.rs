@@ -96,7 +96,7 @@ fn run_refuses_what_cannot_be() {
         (vec!["run", "--checkpoint", "random", "--tokens", "1", "-c", "99"], "the model has 40", EXIT_USAGE),
         (vec!["run", "--checkpoint", "random", "--tokens", "1", "-t", "0"], "0 threads", EXIT_USAGE),
         (vec!["run", "--checkpoint", "random", "--tokens", "1", "--temp=-1"], "temperature", EXIT_USAGE),
-        (vec!["run", "--checkpoint", "/none", "--tokens", "1"], "/none: cannot open", EXIT_INPUT),
+        (vec!["run", "--checkpoint", "/none", "--tokens", "1"], "/none: there is no such checkpoint", EXIT_INPUT),
         // The tokenizer's special token is none of the model's ten.
         (vec!["run", "--checkpoint", checkpoint, "-p", "!"], "input_ids[1] is 256, expected 0 to 9", EXIT_USAGE),
         (vec!["embed", "--checkpoint", checkpoint, "-p", "!"], "no modules.json", EXIT_USAGE),
