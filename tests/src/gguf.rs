@@ -1,6 +1,6 @@
 //! GGUF files made of reference cases, as `tests/reference/gguf/files.json` lists them: tensors renamed, reordered and stacked as converters do.
 //!
-//! Given a case, [`file`] is what a user would have been given instead of its safetensors. Names and metadata come from the format's own package.
+//! Given a case, [`file()`] is what a user would have been given instead of its safetensors. Names and metadata come from the format's own package.
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,7 @@
 //! Attention over paged keys and values as one online-softmax loop: scores of a few pages at a time, never a row of them.
 //!
 //! A tile is a block of query rows by one key/value head, and by some of the query heads that read it where they are many.
-//! [`blocks`] goes over the keys in blocks of pages, each for all rows and heads of the tile; [`by_row`] goes over all of them for one query after
+//! `blocks` goes over the keys in blocks of pages, each for all rows and heads of the tile; `by_row` goes over all of them for one query after
 //! another, where keys lie as values do because values are a part of them. Pages outside what the mask can reach are not visited; inside, the mask
 //! decides lane by lane, where its bounds cut a block. Where it may leave out keys within its reach (a window or tokens chosen by what is kept of
 //! them, every second block, no key for this query), it is evaluated first, and where it leaves out all keys neither keys nor values are read.
