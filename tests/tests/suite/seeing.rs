@@ -174,6 +174,28 @@ fn layers_that_a_number_tells_apart_are_drawn_once() -> Result<()> {
 }
 
 #[test]
+fn layers_that_read_slices_of_their_own_are_drawn_once() -> Result<()> {
+    // Each of 35 layers reads its part of one embedding; one in five sees everything, the first ten have sparse gates, two keep for the rest.
+    let shell = Shell::new()?;
+    for stage in ["arch", "graph", "fused"] {
+        let svg = shell.run("xfc", &["inspect", "gemma3n", "--format", "svg", "--emit", stage])?.success()?;
+        let words = words(&svg);
+        let layers: Vec<&str> =
+            words.iter().copied().filter(|w| w.contains(">layer<") || w.contains(">layer ·")).collect();
+        assert_eq!(layers.len(), 9, "{stage}: {layers:?}");
+        for told in ["0-3, 5-8<", "20-23, 25-28, 30-33<", "slices 0-9 of 35, one each", "slices 20-34 of 35, one each"]
+        {
+            assert!(words.iter().any(|w| w.contains(told)), "{stage}: no `{told}` in {layers:?}");
+        }
+    }
+    // Alike one after another in a pattern that repeats.
+    let svg = shell.run("xfc", &["inspect", "gemma3", "--format", "svg"])?.success()?;
+    let words = words(&svg);
+    assert!(words.iter().any(|w| w.contains("0-4, 6-10, .. 18-22<") && w.contains("× 5")), "{words:?}");
+    Ok(())
+}
+
+#[test]
 fn models_and_stages_are_compared() -> Result<()> {
     let shell = Shell::new()?;
     let text = shell.run("xfc", &["inspect", "--diff", "llama", "mistral"])?.success()?;

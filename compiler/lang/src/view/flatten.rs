@@ -6,8 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use super::fold::{runs, slice_of_many, unread};
 use super::scene::{Kind, Node, Repeat, Shape, Weight};
-use super::units::{Unit, call, equations, last_component, parent, runs, units};
+use super::units::{Pattern, Unit, call, equations, last_component, parent, units};
 use super::{Subject, cost, describe, formula};
 use crate::graph::path::{components, join};
 use crate::graph::{Graph, NodeId, ValueId};
@@ -37,6 +38,14 @@ pub(super) struct Module {
     /// Absolute; of the first of several layers.
     pub(super) path: String,
     pub(super) repeat: Option<Repeat>,
+    /// See [`Frame`](super::scene::Frame).
+    pub(super) slices: String,
+}
+
+impl Module {
+    fn new(name: impl Into<String>, path: impl Into<String>) -> Module {
+        Module { name: name.into(), path: path.into(), repeat: None, slices: String::new() }
+    }
 }
 
 /// Result `1` of atom `0`.
@@ -60,7 +69,7 @@ pub(super) fn flatten(subject: &Subject<'_>, only: Option<&[usize]>) -> Result<V
     for graph in only.unwrap_or(&[0]) {
         let Some(body) = subject.program.graphs.get(*graph) else { continue };
         let modules = match only {
-            Some(_) => vec![Module { name: body.name.clone(), path: String::new(), repeat: None }],
+            Some(_) => vec![Module::new(&body.name, "")],
             None => Vec::new(),
         };
         let place = Place { graph: *graph, at: String::new(), modules };
@@ -110,8 +119,13 @@ impl<'s> Flat<'s> {
         for (param, input) in graph.params().iter().zip(inputs) {
             sources.insert(param.value, input);
         }
+        // What only layers read that are not drawn is not drawn either.
+        let unread = unread(graph, &order, &runs);
+        let ports = |n: &NodeId| (0..graph.types(*n).len()).map(|port| ValueId { node: *n, port }).collect::<Vec<_>>();
+        sources.extend(unread.iter().flat_map(ports).map(|value| (value, None)));
         // A group is added with its last member, a run with its last call: what they read is there by then. What reads an earlier member waits.
         let mut waiting: Vec<Unit> = units(graph, &order, &runs, &groups);
+        waiting.retain(|unit| !unit.nodes.iter().all(|n| unread.contains(n)));
         while !waiting.is_empty() {
             let before = waiting.len();
             let mut later = Vec::new();
@@ -126,10 +140,10 @@ impl<'s> Flat<'s> {
             if later.len() == before {
                 // Two groups that wait for each other are drawn operation by operation.
                 let single = |unit: Unit| -> Vec<Unit> {
-                    if unit.is_run {
+                    if unit.run.is_some() {
                         return vec![unit];
                     }
-                    unit.nodes.into_iter().map(|n| Unit { nodes: vec![n], period: 1, is_run: false }).collect()
+                    unit.nodes.into_iter().map(|n| Unit::of(vec![n])).collect()
                 };
                 later = later.into_iter().flat_map(single).collect();
                 if later.len() == before {
@@ -149,8 +163,8 @@ impl<'s> Flat<'s> {
         sources: &mut HashMap<ValueId, Option<Source>>,
     ) -> Result<(), TooLarge> {
         let first = unit.nodes[0];
-        if unit.is_run {
-            return self.run(place, graph, unit, sources);
+        if let Some(pattern) = &unit.run {
+            return self.run(place, graph, (&unit.nodes, pattern), sources);
         }
         if let ([node], Some(Core::Reshape)) = (&unit.nodes[..], graph.op(first).as_core())
             && self.subject.stage != "graph"
@@ -177,13 +191,16 @@ impl<'s> Flat<'s> {
         &mut self,
         place: &Place,
         graph: &'s Graph,
-        unit: &Unit,
+        (nodes, pattern): (&[NodeId], &Pattern),
         sources: &mut HashMap<ValueId, Option<Source>>,
     ) -> Result<(), TooLarge> {
-        let calls: Vec<(usize, String)> = unit.nodes.iter().filter_map(|n| call(graph, *n)).collect();
-        let (period, times) = (unit.period, unit.nodes.len() / unit.period);
+        let calls: Vec<(usize, String)> = nodes.iter().filter_map(|n| call(graph, *n)).collect();
+        let period = pattern.period();
+        let times = nodes.len() / period;
         // The same layer may be applied again: then it has its weights once.
-        let instances = calls.iter().step_by(period).map(|(_, at)| at).collect::<BTreeSet<_>>().len() as u64;
+        let instances = |calls: &mut dyn Iterator<Item = &(usize, String)>| {
+            calls.map(|(_, at)| at.clone()).collect::<BTreeSet<_>>().len() as u64
+        };
         let mut modules = place.modules.clone();
         let outer = parent(&calls[0].1);
         let mut at = place.at.clone();
@@ -192,23 +209,35 @@ impl<'s> Flat<'s> {
             at = join(&at, component);
             // The innermost is the list of layers itself: a frame of its own for each run.
             let is_list = i + 1 == components.len() && (times > 1 || period > 1);
-            let repeat = is_list.then(|| Repeat { times: times as u64, instances, which: which(&calls) });
-            modules.push(Module { name: (*component).to_owned(), path: at.clone(), repeat });
+            let repeat = is_list.then(|| Repeat {
+                times: times as u64,
+                instances: instances(&mut calls.iter().step_by(period)),
+                which: which(&calls),
+            });
+            let slices = if is_list { pattern.slices.clone() } else { String::new() };
+            modules.push(Module { repeat, slices, ..Module::new(*component, &at) });
         }
-        for (i, node) in unit.nodes[..period].iter().enumerate() {
-            let (index, path) = &calls[i];
+        for (first, alike) in pattern.groups() {
+            let (index, path) = &calls[first];
             let mut modules = modules.clone();
             if period > 1 || times == 1 {
-                let each: Vec<_> = calls.iter().skip(i).step_by(period).cloned().collect();
-                let name = if times > 1 { which(&each) } else { last_component(path).to_owned() };
-                modules.push(Module { name, path: join(&place.at, path), repeat: None });
+                let each: Vec<_> = calls.chunks(period).flat_map(|c| c[first..first + alike].to_vec()).collect();
+                let name = if each.len() > 1 { which(&each) } else { last_component(path).to_owned() };
+                let repeat = (alike > 1).then(|| Repeat {
+                    times: alike as u64,
+                    instances: instances(&mut calls[first..first + alike].iter()),
+                    which: name.clone(),
+                });
+                let slices = if times == 1 { pattern.slices.clone() } else { String::new() };
+                modules.push(Module { repeat, slices, ..Module::new(name, join(&place.at, path)) });
             } else if let Some(list) = modules.last_mut() {
                 list.path = join(&place.at, path);
             }
-            let inputs = graph.operands(*node).iter().map(|v| sources.get(v).copied().flatten()).collect();
+            let operands = graph.operands(nodes[first]);
+            let inputs = operands.into_iter().map(|v| source(graph, nodes[first], v, sources)).collect();
             let inner = Place { graph: *index, at: join(&place.at, path), modules };
             let results = self.graph(&inner, inputs)?;
-            for later in unit.nodes[i..].iter().step_by(period) {
+            for later in nodes.chunks(period).flat_map(|c| &c[first..first + alike]) {
                 for (port, source) in results.iter().enumerate() {
                     sources.insert(ValueId { node: *later, port }, *source);
                 }
@@ -264,7 +293,7 @@ impl<'s> Flat<'s> {
         let own = if matches!(graph.op(last).as_core(), Some(Core::SelectRows)) { "" } else { &origin.path };
         for component in components(own).filter(|c| !c.is_empty()) {
             at = join(&at, component);
-            modules.push(Module { name: component.to_owned(), path: at.clone(), repeat: None });
+            modules.push(Module::new(component, &at));
         }
         node.path = at;
         self.atoms.push(Atom { node, modules, reads });
@@ -279,7 +308,7 @@ impl<'s> Flat<'s> {
         node: &mut Node,
         reads: &[(usize, usize, String)],
     ) {
-        let unit = Unit { nodes: nodes.to_vec(), period: 1, is_run: false };
+        let unit = Unit::of(nodes.to_vec());
         let mut names = HashMap::new();
         let drawn: Vec<ValueId> = unit.reads(graph).into_iter().filter(|v| !is_constant(graph, v.node)).collect();
         for (value, (atom, ..)) in drawn.iter().zip(reads) {
@@ -344,13 +373,21 @@ impl<'s> Flat<'s> {
     }
 }
 
+/// Where a value comes from that a call reads. Slices of which each layer reads one are drawn as one wire, that of the first.
+fn source(graph: &Graph, reader: NodeId, value: ValueId, sources: &HashMap<ValueId, Option<Source>>) -> Option<Source> {
+    let of = |v: &ValueId| sources.get(v).copied().flatten();
+    let own = of(&value)?;
+    let Some((all, _)) = slice_of_many(graph, reader, value) else { return Some(own) };
+    all.iter().filter_map(of).filter(|(atom, _)| *atom == own.0).min()
+}
+
 /// The operations among nodes that are no views.
 fn arithmetic<'g>(graph: &'g Graph, nodes: &[NodeId]) -> Vec<&'g Core> {
     let cores = nodes.iter().filter_map(|n| graph.op(*n).as_core());
     cores.filter(|op| !matches!(op, Core::Reshape | Core::Cast)).collect()
 }
 
-/// `0-31`, `0, 2, .. 30`, `3`.
+/// `0-31`, `0, 2, .. 30`, `0-4, 6-10, .. 24-28`, `3`.
 fn which(calls: &[(usize, String)]) -> String {
     let mut names: Vec<&str> = Vec::new();
     for (_, at) in calls {
@@ -360,12 +397,24 @@ fn which(calls: &[(usize, String)]) -> String {
             names.push(name);
         }
     }
-    let numbers: Option<Vec<u64>> = names.iter().map(|n| n.parse().ok()).collect();
-    match (numbers.as_deref(), &names[..]) {
-        (Some([one]), _) => one.to_string(),
-        (Some([first, second, .., last]), _) if *second > first + 1 => format!("{first}, {second}, .. {last}"),
-        (Some([first, .., last]), _) => format!("{first}-{last}"),
-        (_, [one]) => (*one).to_owned(),
-        (_, names) => format!("{} .. {}", names.first().unwrap_or(&""), names.last().unwrap_or(&"")),
+    let Some(numbers) = names.iter().map(|n| n.parse().ok()).collect::<Option<Vec<u64>>>() else {
+        return match &names[..] {
+            [one] => (*one).to_owned(),
+            names => format!("{} .. {}", names.first().unwrap_or(&""), names.last().unwrap_or(&"")),
+        };
+    };
+    let mut ranges: Vec<(u64, u64)> = Vec::new();
+    for n in numbers {
+        match ranges.last_mut() {
+            Some((_, last)) if n == *last + 1 => *last = n,
+            _ => ranges.push((n, n)),
+        }
+    }
+    let shown = |(a, b): &(u64, u64)| if a == b { a.to_string() } else { format!("{a}-{b}") };
+    match &ranges[..] {
+        [first, second, .., last] if ranges.len() > 3 => {
+            format!("{}, {}, .. {}", shown(first), shown(second), shown(last))
+        }
+        all => all.iter().map(shown).collect::<Vec<_>>().join(", "),
     }
 }

@@ -69,7 +69,9 @@ impl Boxes {
 
     /// The frame of a module under `parent` that an atom can join, else a new one.
     fn enter(&mut self, atom: usize, parent: usize, module: &Module) -> usize {
-        let same = |f: &Frame| f.parent == Some(parent) && f.name == module.name && f.repeat == module.repeat;
+        let same = |f: &Frame| {
+            f.parent == Some(parent) && f.name == module.name && f.repeat == module.repeat && f.slices == module.slices
+        };
         let candidates: Vec<usize> = (1..self.frames.len()).rev().filter(|f| same(&self.frames[*f])).collect();
         let found = candidates.into_iter().find(|f| !self.waits_for(atom, *f, parent));
         found.unwrap_or_else(|| {
@@ -79,6 +81,7 @@ impl Boxes {
                 name: module.name.clone(),
                 path: module.path.clone(),
                 repeat: module.repeat.clone(),
+                slices: module.slices.clone(),
                 ..Frame::default()
             });
             self.frames.len() - 1
@@ -230,6 +233,9 @@ fn simplify(scene: &mut Scene) {
                     inner.name = format!("{}.{}", outer.name, inner.name);
                 }
                 inner.repeat = inner.repeat.take().or(outer.repeat);
+                if inner.slices.is_empty() {
+                    inner.slices = outer.slices;
+                }
                 gone[frame] = true;
             }
             ([], []) => gone[frame] = true,

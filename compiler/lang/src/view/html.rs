@@ -158,6 +158,7 @@ fn about_frame(frame: &Frame) -> Value {
         let shared = repeat.text().split_once(", ").map_or_else(String::new, |(_, shared)| format!(", {shared}"));
         add("layers", format!("{} ({} times{shared})", repeat.which, repeat.times));
     }
+    add("reads", frame.slices.clone());
     if frame.parameters > 0 {
         add("parameters", magnitude::digits(frame.parameters));
     }

@@ -13,6 +13,7 @@ mod cost;
 mod describe;
 mod dot;
 mod flatten;
+mod fold;
 mod formula;
 mod frames;
 mod html;

@@ -31,6 +31,8 @@ pub struct Frame {
     pub module: String,
     /// Which layers it stands for, where it stands for several.
     pub repeat: Option<Repeat>,
+    /// Which slices of a value its layers read, each its own: `slices 0-9 of 35, one each`. May be empty.
+    pub slices: String,
     /// Parameters of all that it stands for, tensors that are shared counted once.
     pub parameters: u64,
     /// Arithmetic of all that it stands for.

@@ -308,6 +308,8 @@ fn header(frame: &Frame, width: f64, out: &mut String) {
     let name = measure::shorten(&frame.name, 44);
     let module = frame.module.split('(').next().filter(|m| *m != frame.name).unwrap_or_default();
     let module = measure::shorten(module, 30);
+    let slices = frame.slices.as_str();
+    let module = [module.as_str(), slices].into_iter().filter(|t| !t.is_empty()).collect::<Vec<_>>().join(" · ");
     let back = 34.0 + (name.chars().count() + times.chars().count()) as f64 * 8.2 + module.chars().count() as f64 * 6.4;
     let _ = write!(
         out,
@@ -330,6 +332,7 @@ fn hint(frame: &Frame) -> String {
     if let Some(repeat) = &frame.repeat {
         hint.push(format!("layers {}", repeat.which));
     }
+    hint.push(frame.slices.clone());
     hint.push(frame.change.clone());
     hint.retain(|line| !line.is_empty());
     hint.join("\n")

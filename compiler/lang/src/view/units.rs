@@ -5,22 +5,49 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use crate::graph::parse::same_op;
 use crate::graph::path::split_last;
-use crate::graph::{Graph, NodeId, Program, ValueId};
+use crate::graph::{Graph, NodeId, ValueId};
 use crate::ops::Core;
 use crate::passes::is_constant;
 
 /// What becomes one atom, or one run of calls.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Unit {
     pub(super) nodes: Vec<NodeId>,
-    /// Of a run: so many calls, again and again.
-    pub(super) period: usize,
-    pub(super) is_run: bool,
+    /// Of a run of calls.
+    pub(super) run: Option<Pattern>,
+}
+
+/// What a run of calls does again and again.
+#[derive(Clone, Debug)]
+pub(super) struct Pattern {
+    /// How many calls in a row are alike, group by group. Together they are the pattern.
+    pub(super) groups: Vec<usize>,
+    /// Which slices of one value the calls read. Empty where they read the same.
+    pub(super) slices: String,
+}
+
+impl Pattern {
+    /// Calls of the pattern.
+    pub(super) fn period(&self) -> usize {
+        self.groups.iter().sum()
+    }
+
+    /// The first call of each group, in the pattern, and how many there are.
+    pub(super) fn groups(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.groups.iter().scan(0, |at, n| {
+            *at += n;
+            Some((*at - n, *n))
+        })
+    }
 }
 
 impl Unit {
+    /// Operations that are one atom.
+    pub(super) fn of(nodes: Vec<NodeId>) -> Unit {
+        Unit { nodes, run: None }
+    }
+
     /// Values from outside, each once.
     pub(super) fn reads(&self, graph: &Graph) -> Vec<ValueId> {
         let inside: BTreeSet<NodeId> = self.nodes.iter().copied().collect();
@@ -60,7 +87,7 @@ pub(super) fn units(graph: &Graph, order: &[NodeId], runs: &[Unit], groups: &Has
             continue;
         }
         if let Some(run) = runs.iter().find(|r| r.nodes.last() == Some(node)) {
-            units.push(Unit { nodes: run.nodes.clone(), period: run.period, is_run: true });
+            units.push(run.clone());
             continue;
         }
         if in_run.contains(node) {
@@ -68,10 +95,10 @@ pub(super) fn units(graph: &Graph, order: &[NodeId], runs: &[Unit], groups: &Has
         }
         match groups.get(node).and_then(|g| members.get(g)) {
             Some(nodes) if nodes.last() == Some(node) => {
-                units.push(Unit { nodes: nodes.clone(), period: 1, is_run: false });
+                units.push(Unit::of(nodes.clone()));
             }
             Some(_) => {}
-            None => units.push(Unit { nodes: vec![*node], period: 1, is_run: false }),
+            None => units.push(Unit::of(vec![*node])),
         }
     }
     units
@@ -90,106 +117,6 @@ pub(super) fn parent(path: &str) -> &str {
 
 pub(super) fn last_component(path: &str) -> &str {
     split_last(path).1
-}
-
-/// Runs of calls: each reads the one before, in the same list of modules, and a pattern of bodies repeats. Every call is in one run.
-pub(super) fn runs(program: &Program, graph: &Graph, order: &[NodeId], folded: bool) -> Vec<Unit> {
-    let mut bodies = Bodies { program, known: HashMap::new() };
-    let calls: Vec<NodeId> = order.iter().copied().filter(|n| call(graph, *n).is_some()).collect();
-    let mut runs = Vec::new();
-    let mut start = 0;
-    while start < calls.len() {
-        // The longest chain from here.
-        let mut end = start + 1;
-        while end < calls.len() && follows(graph, calls[end - 1], calls[end]) {
-            end += 1;
-        }
-        let chain = &calls[start..end];
-        let mut best = (1, 1);
-        for period in 1..=if folded { 8.min(chain.len()) } else { 0 } {
-            let mut alike = |i: &usize| same_call(&mut bodies, graph, chain, *i, i - period);
-            let n = period + (period..chain.len()).take_while(&mut alike).count();
-            let times = n / period;
-            // A longer pattern must cover more layers than what shorter ones do by themselves.
-            if times > 1 && times * period > best.0 * best.1 {
-                best = (period, times);
-            }
-        }
-        let n = best.0 * best.1;
-        runs.push(Unit { nodes: chain[..n].to_vec(), period: best.0, is_run: true });
-        start += n;
-    }
-    runs
-}
-
-/// Whether `b` reads results of `a` that nothing else reads, and lies in the same list.
-fn follows(graph: &Graph, a: NodeId, b: NodeId) -> bool {
-    let (Some((_, at_a)), Some((_, at_b))) = (call(graph, a), call(graph, b)) else { return false };
-    let mut uses = (0..graph.types(a).len()).flat_map(|port| {
-        let value = ValueId { node: a, port };
-        graph.uses(value).into_iter().map(|(user, _)| user).chain(graph.is_output(value).then_some(a))
-    });
-    parent(&at_a) == parent(&at_b) && graph.operands(b).iter().any(|v| v.node == a) && uses.all(|user| user == b)
-}
-
-/// Whether call `i` of a chain does what call `j` does: a body that is alike, and the same values but for what the chain hands on.
-fn same_call(bodies: &mut Bodies<'_>, graph: &Graph, chain: &[NodeId], i: usize, j: usize) -> bool {
-    let body = |i: usize| call(graph, chain[i]).map(|(g, _)| g);
-    let (a, b) = (graph.operands(chain[i]), graph.operands(chain[j]));
-    let handed = |i: usize, v: &ValueId| i > 0 && v.node == chain[i - 1];
-    let alike = |(a, b): (&ValueId, &ValueId)| a == b || (handed(i, a) && (handed(j, b) || j == 0));
-    let same = a.len() == b.len() && a.iter().zip(&b).all(alike);
-    same && body(i).zip(body(j)).is_some_and(|(a, b)| bodies.alike(a, b))
-}
-
-/// Bodies of a program that were compared.
-struct Bodies<'p> {
-    program: &'p Program,
-    known: HashMap<(usize, usize), bool>,
-}
-
-impl Bodies<'_> {
-    /// Whether two bodies are the same but for the numbers in them: layers that only a constant tells apart are built alike.
-    fn alike(&mut self, a: usize, b: usize) -> bool {
-        if a == b {
-            return true;
-        }
-        if let Some(known) = self.known.get(&(a, b)) {
-            return *known;
-        }
-        // Bodies call only later ones, so that this ends.
-        let alike = self.compare(a, b);
-        self.known.insert((a, b), alike);
-        alike
-    }
-
-    fn compare(&mut self, a: usize, b: usize) -> bool {
-        let (Some(first), Some(second)) = (self.program.graphs.get(a), self.program.graphs.get(b)) else {
-            return false;
-        };
-        let (of_a, of_b) = (first.topological(), second.topological());
-        let outputs = |g: &Graph| g.outputs().iter().map(|o| o.value).collect::<Vec<_>>();
-        if of_a.len() != of_b.len() || outputs(first).len() != outputs(second).len() {
-            return false;
-        }
-        let place: HashMap<NodeId, NodeId> = of_a.iter().copied().zip(of_b.iter().copied()).collect();
-        let same = |(a, b): (ValueId, ValueId)| a.port == b.port && place.get(&a.node) == Some(&b.node);
-        let paired = |a: Vec<ValueId>, b: Vec<ValueId>| a.len() == b.len() && a.into_iter().zip(b).all(same);
-        if !paired(outputs(first), outputs(second)) {
-            return false;
-        }
-        of_a.iter().zip(&of_b).all(|(x, y)| {
-            first.types(*x) == second.types(*y)
-                && paired(first.operands(*x), second.operands(*y))
-                && match (first.op(*x).as_core(), second.op(*y).as_core()) {
-                    (Some(Core::Const { .. }), Some(Core::Const { .. })) => true,
-                    (Some(Core::Call { graph: g, at }), Some(Core::Call { graph: h, at: other })) => {
-                        at == other && self.alike(*g, *h)
-                    }
-                    _ => same_op(first.op(*x), second.op(*y)),
-                }
-        })
-    }
 }
 
 /// Groups what a module does elementwise in one go, and with it the product with weights before it: by node, the number of its group.

@@ -186,7 +186,13 @@ pub(in crate::view) fn about(frame: &Frame) -> String {
 /// Least width of an open frame: that of its header.
 pub(super) fn header(frame: &Frame) -> f64 {
     let module = frame.module.split('(').next().unwrap_or_default();
-    text(&shorten(&title(frame), 50), 12.0) * 1.06 + text(&shorten(module, 30), 11.0) + text(&about(frame), 11.0) + 64.0
+    let slices = frame.slices.as_str();
+    let slices = if slices.is_empty() { 0.0 } else { text(slices, 11.0) + 14.0 };
+    text(&shorten(&title(frame), 50), 12.0) * 1.06
+        + text(&shorten(module, 30), 11.0)
+        + slices
+        + text(&about(frame), 11.0)
+        + 64.0
 }
 
 /// At most `n` characters.
