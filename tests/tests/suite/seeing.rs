@@ -84,7 +84,9 @@ fn wires(text: &str) -> Vec<f64> {
 fn pages_open_in_a_browser_and_place_things_as_the_drawing_does() -> Result<()> {
     let Some(browser) = browser()? else { return Ok(()) };
     let shell = Shell::new()?;
-    for (model, stage) in [("llama", "arch"), ("gpt2", "graph"), ("bert", "fused"), ("mistral", "arch")] {
+    for (model, stage) in
+        [("llama", "arch"), ("gpt2", "graph"), ("bert", "fused"), ("mistral", "arch"), ("deepseek_v3", "fused")]
+    {
         shell.run("xfc", &["inspect", model, "--format", "html", "--emit", stage, "-o", "page.html"])?.success()?;
         let path = shell.folder().join("page.html");
         let written = fs::read_to_string(&path)?;
@@ -177,7 +179,7 @@ fn layers_that_a_number_tells_apart_are_drawn_once() -> Result<()> {
 fn layers_that_read_slices_of_their_own_are_drawn_once() -> Result<()> {
     // Each of 35 layers reads its part of one embedding; one in five sees everything, the first ten have sparse gates, two keep for the rest.
     let shell = Shell::new()?;
-    for stage in ["arch", "graph", "fused"] {
+    for stage in ["arch", "fused"] {
         let svg = shell.run("xfc", &["inspect", "gemma3n", "--format", "svg", "--emit", stage])?.success()?;
         let words = words(&svg);
         let layers: Vec<&str> =

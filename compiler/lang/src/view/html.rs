@@ -136,7 +136,7 @@ fn frame(scene: &Scene, layout: &Layout, f: usize) -> Value {
         "parent": frame.parent, "stack": frame.repeat.as_ref().is_some_and(|r| r.times > 1), "name": measure::title(frame), "closed": frame.closed,
         "least": layout.headers[f].0, "header": layout.headers[f].1,
         "size": [layout.closed[f].width, layout.closed[f].height],
-        "items": items, "layers": plan.layers,
+        "items": items, "layers": plan.layers, "aside": plan.aside, "columns": plan.columns,
         "links": plan.links.iter().map(|l| json!([l.from.0, l.from.1, l.to.0, l.to.1, l.value])).collect::<Vec<_>>(),
         "tops": plan.tops.iter().map(Vec::len).collect::<Vec<_>>(),
         "bottoms": plan.bottoms.iter().map(Vec::len).collect::<Vec<_>>(),

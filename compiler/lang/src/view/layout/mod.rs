@@ -39,6 +39,8 @@ pub(super) fn layout(scene: &Scene) -> Layout {
     for frame in (0..n).rev() {
         take_ports(scene, &mut plans, frame);
         order::order(&mut plans[frame], false);
+        order::choose_lanes(&mut plans[frame]);
+        order::order(&mut plans[frame], false);
     }
     for frame in 0..n {
         if frame > 0 {
@@ -111,6 +113,12 @@ impl Layout {
             }
         };
         room.labels = self.reach(scene, frame, item, &room);
+        if let Item::Frame(_) = plan.items[item] {
+            // Wires that come in beside their readers pass outside.
+            for port in &room.tops {
+                room.labels = (room.labels.0.max(place::LANE - port), room.labels.1.max(place::LANE + port));
+            }
+        }
         room.labelled = !self.labels(frame, item).is_empty();
         room
     }
@@ -199,4 +207,5 @@ fn arrange_entries(scene: &Scene, plans: &mut [Plan], frame: usize) {
     }
     first.sort_by_key(|i| inner.bottoms[*i].first().and_then(|v| place(*v)));
     plans[frame].layers[0] = first;
+    order::put_aside(&mut plans[frame]);
 }

@@ -3,6 +3,8 @@
 //! Given a plan, it permutes its layers and the ports of its nodes; the ports of child frames are given by what was decided inside them. The
 //! best order seen is kept, the first of equals, so that the same plan always gives the same order.
 
+use std::collections::BTreeMap;
+
 use super::plan::{Item, Plan};
 
 /// Sweeps down and up.
@@ -22,13 +24,48 @@ pub(super) fn order(plan: &mut Plan, keep_first: bool) {
             }
         }
         exchange(plan, keep_first);
+        put_aside(plan);
         let now = crossings(plan);
         if now < fewest {
             (fewest, best) = (now, plan.layers.clone());
         }
     }
     plan.layers = best;
+    put_aside(plan);
     ports(plan);
+}
+
+/// Chooses, for each value that passes by outside of the frame, the side that it is nearer to, and its lane: what goes further down is further out.
+pub(super) fn choose_lanes(plan: &mut Plan) {
+    // For each value: the layer that it ends in, and the sum and number of its places across, each between 0 and 1.
+    let mut ways: BTreeMap<usize, (usize, f64, usize)> = BTreeMap::new();
+    for (l, layer) in plan.layers.iter().enumerate() {
+        for (i, item) in layer.iter().enumerate().filter(|(_, item)| plan.is_aside(**item)) {
+            let (end, sum, n) = ways.entry(plan.bottoms[*item][0]).or_default();
+            (*end, *sum, *n) = (l, *sum + (i as f64 + 0.5) / layer.len() as f64, *n + 1);
+        }
+    }
+    let mut ways: Vec<(usize, usize, bool)> =
+        ways.into_iter().map(|(value, (end, sum, n))| (end, value, sum / n as f64 > 0.5)).collect();
+    ways.sort_unstable();
+    let mut lanes: BTreeMap<usize, i32> = BTreeMap::new();
+    for (_, value, right) in ways {
+        let taken = lanes.values().filter(|lane| (**lane > 0) == right).count() as i32 + 1;
+        lanes.insert(value, if right { taken } else { -taken });
+    }
+    for item in 0..plan.aside.len() {
+        if plan.aside[item] != 0 {
+            plan.aside[item] = plan.bottoms[item].first().and_then(|v| lanes.get(v)).copied().unwrap_or(0);
+        }
+    }
+}
+
+/// Puts what passes by outside of the frame at the ends of the layers.
+pub(super) fn put_aside(plan: &mut Plan) {
+    let Plan { layers, aside, .. } = plan;
+    for layer in layers {
+        layer.sort_by_key(|item| aside.get(*item).copied().unwrap_or(0));
+    }
 }
 
 /// Place of each item in its layer.
@@ -176,6 +213,7 @@ mod tests {
             links: links.to_vec(),
             tops: vec![vec![], vec![], vec![1], vec![0]],
             bottoms: vec![vec![0], vec![1], vec![], vec![]],
+            ..Plan::default()
         };
         assert_eq!(crossings(&plan), 1);
         order(&mut plan, false);

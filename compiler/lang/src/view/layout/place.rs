@@ -22,6 +22,10 @@ const LABELS: f64 = 15.0;
 const STRAIGHT: f64 = 2.0;
 /// From a track to the next.
 const TRACK: f64 = 7.0;
+/// From a lane outside of a frame to the next.
+pub(super) const LANE: f64 = 8.0;
+/// From a frame to the first lane at its left, and at its right, where sheets may lie behind it.
+const ASIDE: (f64, f64) = (10.0, 18.0);
 
 /// What placing needs to know of an item.
 #[derive(Clone, Debug, Default)]
@@ -71,23 +75,31 @@ pub(in crate::view) struct Route {
 /// Places the items of a frame with a header of the given height and at least the given width.
 pub(in crate::view) fn place(plan: &Plan, rooms: &[Room], header: f64, least: f64) -> Placed {
     let mut x = across(plan, rooms);
-    let left = (0..x.len()).map(|i| x[i] - rooms[i].left()).fold(f64::INFINITY, f64::min);
-    let right = (0..x.len()).map(|i| x[i] + rooms[i].right()).fold(f64::NEG_INFINITY, f64::max);
+    let inside: Vec<usize> = (0..x.len()).filter(|i| !plan.is_aside(*i)).collect();
+    let left = inside.iter().map(|i| x[*i] - rooms[*i].left()).fold(f64::INFINITY, f64::min);
+    let right = inside.iter().map(|i| x[*i] + rooms[*i].right()).fold(f64::NEG_INFINITY, f64::max);
     let (left, right) = if left <= right { (left, right) } else { (0.0, 0.0) };
     let width = (right - left + 2.0 * PAD).max(least).ceil();
     let shift = (width - (right - left)) / 2.0 - left;
-    for x in &mut x {
-        *x += shift;
+    for (i, x) in x.iter_mut().enumerate() {
+        let lane = plan.aside.get(i).copied().unwrap_or(0);
+        *x = match lane.signum() {
+            -1 => -ASIDE.0 + f64::from(lane + 1) * LANE,
+            1 => width + ASIDE.1 + f64::from(lane - 1) * LANE,
+            _ => *x + shift,
+        };
     }
     let (y, height, routes) = down(plan, rooms, &x, header);
     Placed { width, height, x, y, routes }
 }
 
-/// The middle of each item.
+/// The middle of each item that lies in the frame.
 fn across(plan: &Plan, rooms: &[Room]) -> Vec<f64> {
     let n = plan.items.len();
     let mut x = vec![0.0; n];
-    for layer in &plan.layers {
+    let inside = |layer: &Vec<usize>| layer.iter().copied().filter(|i| !plan.is_aside(*i)).collect();
+    let layers: Vec<Vec<usize>> = plan.layers.iter().map(inside).collect();
+    for layer in &layers {
         let mut at = 0.0;
         for (i, item) in layer.iter().enumerate() {
             if i > 0 {
@@ -105,117 +117,151 @@ fn across(plan: &Plan, rooms: &[Room]) -> Vec<f64> {
         _ => 2.0,
     };
     let (mut above, mut below) = (vec![Vec::new(); n], vec![Vec::new(); n]);
-    for link in &plan.links {
+    for link in plan.links.iter().filter(|l| !plan.is_aside(l.from.0) && !plan.is_aside(l.to.0)) {
         let offset = rooms[link.from.0].bottoms[link.from.1] - rooms[link.to.0].tops[link.to.1];
         let w = weight(link.from.0, link.to.0);
         above[link.to.0].push((link.from.0, offset, w));
         below[link.from.0].push((link.to.0, -offset, w));
     }
-    let n_layers = plan.layers.len();
+    let mut frame = Across { plan, rooms, layers, pins: vec![None; n] };
+    let n_layers = frame.layers.len();
     for round in 0..20 {
         for step in 0..n_layers {
-            settle(plan, rooms, &mut x, step, &above, round >= 12);
+            frame.settle(&mut x, step, &above, round >= 12);
         }
         for step in (0..n_layers).rev() {
-            settle(plan, rooms, &mut x, step, &below, round >= 12);
+            frame.settle(&mut x, step, &below, round >= 12);
         }
     }
     // Where a chain of nodes and what passes beside it disagree, the chain is straight.
     for _ in 0..2 {
         for step in 0..n_layers {
-            settle(plan, rooms, &mut x, step, &above, true);
+            frame.settle(&mut x, step, &above, true);
+        }
+    }
+    // Frames of one list have one middle, and everything else goes with them.
+    for column in &plan.columns {
+        let middle = column.iter().map(|i| x[*i]).sum::<f64>() / column.len() as f64;
+        for item in column {
+            frame.pins[*item] = Some(middle);
+        }
+    }
+    for _ in 0..if plan.columns.is_empty() { 0 } else { 2 } {
+        for step in (0..n_layers).rev() {
+            frame.settle(&mut x, step, &below, true);
+        }
+        for step in 0..n_layers {
+            frame.settle(&mut x, step, &above, true);
         }
     }
     for _ in 0..2 {
-        straighten(plan, rooms, &mut x);
+        frame.straighten(&mut x);
     }
     x
 }
 
-/// Puts the bends of each value one below the other, where all of them have room.
-fn straighten(plan: &Plan, rooms: &[Room], x: &mut [f64]) {
-    let mut beside = vec![(None, None); plan.items.len()];
-    for layer in &plan.layers {
-        for pair in layer.windows(2) {
-            beside[pair[0]].1 = Some(pair[1]);
-            beside[pair[1]].0 = Some(pair[0]);
-        }
-    }
-    let is_bend = |i: usize| plan.items[i] == Item::Bend;
-    for first in plan.links.iter().filter(|l| is_bend(l.to.0) && !is_bend(l.from.0)) {
-        let mut chain = vec![first.to.0];
-        while let Some(link) = plan.links.iter().find(|l| chain.last() == Some(&l.from.0) && is_bend(l.to.0)) {
-            chain.push(link.to.0);
-        }
-        let (mut low, mut high) = (f64::NEG_INFINITY, f64::INFINITY);
-        for bend in &chain {
-            let (left, right): (Option<usize>, Option<usize>) = beside[*bend];
-            low = left.map_or(low, |l| low.max(x[l] + apart(plan, rooms, l, *bend)));
-            high = right.map_or(high, |r| high.min(x[r] - apart(plan, rooms, *bend, r)));
-        }
-        if low > high {
-            continue;
-        }
-        // Straight below where it begins, or above where it ends, or as near as it was.
-        let begins = x[first.from.0] + rooms[first.from.0].bottoms[first.from.1];
-        let last = chain[chain.len() - 1];
-        let end = plan.links.iter().find(|l| l.from.0 == last);
-        let ends = end.map_or(begins, |l| x[l.to.0] + rooms[l.to.0].tops[l.to.1]);
-        let mean = chain.iter().map(|b| x[*b]).sum::<f64>() / chain.len() as f64;
-        let fits = |at: f64| low <= at && at <= high;
-        let at = if fits(begins) {
-            begins
-        } else if fits(ends) {
-            ends
-        } else {
-            mean.max(low).min(high)
-        };
-        for bend in chain {
-            x[bend] = at;
-        }
-    }
+/// What moving items across needs to know.
+struct Across<'p> {
+    plan: &'p Plan,
+    rooms: &'p [Room],
+    /// Those of the plan, without what lies outside of the frame.
+    layers: Vec<Vec<usize>>,
+    /// Where items must be.
+    pins: Vec<Option<f64>>,
 }
 
 /// What an item is linked to: the other item, where the wire is straight, and how much that matters.
 type Neighbours = Vec<Vec<(usize, f64, f64)>>;
+
+impl Across<'_> {
+    /// Puts the bends of each value one below the other, where all of them have room.
+    fn straighten(&self, x: &mut [f64]) {
+        let (plan, rooms) = (self.plan, self.rooms);
+        let mut beside = vec![(None, None); plan.items.len()];
+        for layer in &self.layers {
+            for pair in layer.windows(2) {
+                beside[pair[0]].1 = Some(pair[1]);
+                beside[pair[1]].0 = Some(pair[0]);
+            }
+        }
+        let is_bend = |i: usize| plan.items[i] == Item::Bend && !plan.is_aside(i);
+        for first in plan.links.iter().filter(|l| is_bend(l.to.0) && !is_bend(l.from.0)) {
+            let mut chain = vec![first.to.0];
+            while let Some(link) = plan.links.iter().find(|l| chain.last() == Some(&l.from.0) && is_bend(l.to.0)) {
+                chain.push(link.to.0);
+            }
+            let (mut low, mut high) = (f64::NEG_INFINITY, f64::INFINITY);
+            for bend in &chain {
+                let (left, right): (Option<usize>, Option<usize>) = beside[*bend];
+                low = left.map_or(low, |l| low.max(x[l] + apart(plan, rooms, l, *bend)));
+                high = right.map_or(high, |r| high.min(x[r] - apart(plan, rooms, *bend, r)));
+            }
+            if low > high {
+                continue;
+            }
+            // Straight below where it begins, or above where it ends, or as near as it was.
+            let begins = x[first.from.0] + rooms[first.from.0].bottoms[first.from.1];
+            let last = chain[chain.len() - 1];
+            let end = plan.links.iter().find(|l| l.from.0 == last);
+            let ends = end.map_or(begins, |l| x[l.to.0] + rooms[l.to.0].tops[l.to.1]);
+            let mean = chain.iter().map(|b| x[*b]).sum::<f64>() / chain.len() as f64;
+            let fits = |at: f64| low <= at && at <= high;
+            let at = if fits(begins) {
+                begins
+            } else if fits(ends) {
+                ends
+            } else {
+                mean.max(low).min(high)
+            };
+            for bend in chain {
+                x[bend] = at;
+            }
+        }
+    }
+
+    /// Moves the items of a layer to where they want to be, in their order and with room between them.
+    fn settle(&self, x: &mut [f64], layer: usize, side: &Neighbours, median: bool) {
+        let items = &self.layers[layer];
+        // Blocks of items that touch: wanted place of the first, weight, how many.
+        let mut blocks: Vec<(f64, f64, usize)> = Vec::new();
+        let mut offsets = Vec::with_capacity(items.len());
+        let mut offset = 0.0;
+        for (i, item) in items.iter().enumerate() {
+            if i > 0 {
+                offset += apart(self.plan, self.rooms, items[i - 1], *item);
+            }
+            offsets.push(offset);
+            let wanted = wants(x, *item, side, median);
+            // At the end what passes by makes way for nodes, and is straightened after that.
+            let passes = median && self.plan.items[*item] == Item::Bend;
+            let wanted = match self.pins[*item] {
+                Some(pin) => (pin, 1.0e6),
+                None if passes => (wanted.0, 0.0001),
+                None => wanted,
+            };
+            let mut block = (wanted.0 - offset, wanted.1, 1);
+            while let Some(last) = blocks.last().copied().filter(|last| last.0 > block.0) {
+                blocks.pop();
+                let weight = last.1 + block.1;
+                block = ((last.0 * last.1 + block.0 * block.1) / weight, weight, last.2 + block.2);
+            }
+            blocks.push(block);
+        }
+        let mut i = 0;
+        for (at, _, count) in blocks {
+            for _ in 0..count {
+                x[items[i]] = at + offsets[i];
+                i += 1;
+            }
+        }
+    }
+}
 
 /// Least distance of the middles of two neighbours in a layer.
 fn apart(plan: &Plan, rooms: &[Room], a: usize, b: usize) -> f64 {
     let bend = plan.items[a] == Item::Bend || plan.items[b] == Item::Bend;
     let gap = if bend { BESIDE_BEND } else { BESIDE };
     rooms[a].right() + gap + rooms[b].left()
-}
-
-/// Moves the items of a layer to where they want to be, in their order and with room between them.
-fn settle(plan: &Plan, rooms: &[Room], x: &mut [f64], layer: usize, side: &Neighbours, median: bool) {
-    let items = &plan.layers[layer];
-    // Blocks of items that touch: wanted place of the first, weight, how many.
-    let mut blocks: Vec<(f64, f64, usize)> = Vec::new();
-    let mut offsets = Vec::with_capacity(items.len());
-    let mut offset = 0.0;
-    for (i, item) in items.iter().enumerate() {
-        if i > 0 {
-            offset += apart(plan, rooms, items[i - 1], *item);
-        }
-        offsets.push(offset);
-        let wanted = wants(x, *item, side, median);
-        // At the end what passes by makes way for nodes, and is straightened after that.
-        let weight = if median && plan.items[*item] == Item::Bend { 0.0001 } else { wanted.1 };
-        let mut block = (wanted.0 - offset, weight, 1);
-        while let Some(last) = blocks.last().copied().filter(|last| last.0 > block.0) {
-            blocks.pop();
-            let weight = last.1 + block.1;
-            block = ((last.0 * last.1 + block.0 * block.1) / weight, weight, last.2 + block.2);
-        }
-        blocks.push(block);
-    }
-    let mut i = 0;
-    for (at, _, count) in blocks {
-        for _ in 0..count {
-            x[items[i]] = at + offsets[i];
-            i += 1;
-        }
-    }
 }
 
 /// Where an item's wires would be straight, and how much that matters.
@@ -373,6 +419,7 @@ mod tests {
             links: vec![link(0, 1), link(0, 2), link(0, 3), link(2, 4)],
             tops: vec![vec![], vec![0], vec![0], vec![0], vec![2]],
             bottoms: vec![vec![0], vec![], vec![2], vec![], vec![]],
+            ..Plan::default()
         };
         let rooms = [room(40.0, 0, 1), room(90.0, 1, 0), room(30.0, 1, 1), room(60.0, 1, 0), room(40.0, 1, 0)];
         let placed = place(&plan, &rooms, 0.0, 0.0);
@@ -383,5 +430,46 @@ mod tests {
         }
         assert!(placed.y.windows(2).all(|w| w[0] <= w[1] + 0.01));
         assert!(placed.width > 90.0 + 30.0 + 60.0);
+    }
+
+    #[test]
+    fn frames_of_a_list_have_one_middle_and_what_passes_by_is_outside() {
+        // Two frames whose wires come in at the left and leave at the right; a value that only the third item reads.
+        let link = |a, b, value| Link { from: (a, 0), to: (b, 0), value };
+        let mut plan = Plan {
+            items: vec![
+                Item::Entry,
+                Item::Frame(1),
+                Item::Frame(2),
+                Item::Node(0),
+                Item::Entry,
+                Item::Bend,
+                Item::Bend,
+            ],
+            layers: vec![vec![4, 0], vec![5, 1], vec![6, 2], vec![3]],
+            links: vec![link(0, 1, 0), link(1, 2, 1), link(2, 3, 2), link(4, 5, 3), link(5, 6, 3)],
+            tops: vec![vec![], vec![0], vec![1], vec![2, 3], vec![], vec![3], vec![3]],
+            bottoms: vec![vec![0], vec![1], vec![2], vec![], vec![3], vec![3], vec![3]],
+            aside: vec![0, 0, 0, 0, -1, -1, -1],
+            columns: vec![vec![1, 2]],
+        };
+        plan.links.push(Link { from: (6, 0), to: (3, 1), value: 3 });
+        let frame = Room { tops: vec![-40.0], bottoms: vec![40.0], ..room(100.0, 1, 1) };
+        let rooms = [
+            room(0.0, 0, 1),
+            frame.clone(),
+            frame,
+            room(40.0, 2, 0),
+            room(0.0, 0, 1),
+            room(0.0, 1, 1),
+            room(0.0, 1, 1),
+        ];
+        let placed = place(&plan, &rooms, 26.0, 0.0);
+        assert!((placed.x[1] - placed.x[2]).abs() < 0.01, "{placed:?}");
+        assert!([4, 5, 6].iter().all(|i| placed.x[*i] == -ASIDE.0), "{placed:?}");
+        assert!(placed.x[1] - 50.0 >= PAD - 0.01 && placed.width >= 100.0 + 2.0 * PAD, "{placed:?}");
+        // It turns in right above what reads it.
+        let turn = placed.routes[5];
+        assert!(turn.from.0 < 0.0 && turn.to.0 > 0.0 && turn.track > placed.y[2] + 20.0, "{turn:?}");
     }
 }

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::graph::path::split_last;
 use crate::view::scene::Scene;
 
 /// Something with a place in a layer.
@@ -53,6 +54,18 @@ pub(in crate::view) struct Plan {
     pub(in crate::view) tops: Vec<Vec<usize>>,
     /// See `tops`.
     pub(in crate::view) bottoms: Vec<Vec<usize>>,
+    /// For each item, 0, or the lane outside of the frame in which its value passes by what does not read it: -1, -2, .. at the left, 1, 2, ..
+    /// at the right, counted from the frame.
+    pub(in crate::view) aside: Vec<i32>,
+    /// Frames of one list that lie one below the other.
+    pub(in crate::view) columns: Vec<Vec<usize>>,
+}
+
+impl Plan {
+    /// Whether an item lies outside of the frame.
+    pub(in crate::view) fn is_aside(&self, item: usize) -> bool {
+        self.aside.get(item).is_some_and(|lane| *lane != 0)
+    }
 }
 
 /// The values of a scene, in the order of their nodes.
@@ -138,9 +151,14 @@ pub(super) fn plan(scene: &Scene, values: &[Value], frame: usize) -> Plan {
     for (item, rank) in ranks.iter().enumerate() {
         plan.layers[*rank].push(item);
     }
+    plan.columns = columns(scene, &plan, &ranks);
     for (v, source, targets) in flows {
         let mut at = source;
         let last = targets.iter().map(|t| ranks[*t]).max().unwrap_or(0);
+        // What nothing in the first layer reads does not cross the header: it comes in beside its readers.
+        let is_aside = plan.items[source] == Item::Entry && targets.iter().all(|t| ranks[*t] > ranks[source] + 1);
+        plan.aside.resize(plan.items.len(), 0);
+        plan.aside[source] = i32::from(is_aside);
         for rank in ranks[source] + 1..=last {
             let port = |list: &[usize]| list.iter().position(|x| *x == v).unwrap_or(0);
             for target in targets.iter().filter(|t| ranks[**t] == rank) {
@@ -150,6 +168,7 @@ pub(super) fn plan(scene: &Scene, values: &[Value], frame: usize) -> Plan {
             if rank < last {
                 let bend = plan.items.len();
                 plan.items.push(Item::Bend);
+                plan.aside.push(i32::from(is_aside));
                 plan.tops.push(vec![v]);
                 plan.bottoms.push(vec![v]);
                 plan.layers[rank].push(bend);
@@ -159,6 +178,24 @@ pub(super) fn plan(scene: &Scene, values: &[Value], frame: usize) -> Plan {
         }
     }
     plan
+}
+
+/// Frames of one list, such as groups of layers, of which each has a layer for itself.
+fn columns(scene: &Scene, plan: &Plan, ranks: &[usize]) -> Vec<Vec<usize>> {
+    let is_number = |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_digit());
+    let element =
+        |path: &str| Some(split_last(path)).filter(|(_, name)| is_number(name)).map(|(list, _)| list.to_owned());
+    let lists: BTreeSet<String> = scene.frames.iter().filter_map(|f| element(&f.path)).collect();
+    let mut columns: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    for (i, item) in plan.items.iter().enumerate() {
+        let Item::Frame(frame) = item else { continue };
+        let path = &scene.frames[*frame].path;
+        if let Some(list) = element(path).or_else(|| lists.get(path).cloned()) {
+            columns.entry(list).or_default().push(i);
+        }
+    }
+    let apart = |items: &Vec<usize>| items.iter().map(|i| ranks[*i]).collect::<BTreeSet<_>>().len() == items.len();
+    columns.into_values().filter(|items| items.len() > 1 && apart(items)).collect()
 }
 
 /// The layer of each item: as far down as what it reads asks for; what reads little is drawn near its reader.

@@ -1,7 +1,7 @@
 'use strict';
 // Coordinates of frames, as layout/place.rs makes them: the same sums in the same order. A test compares both.
 const Place = (() => {
-  const PAD = 14, BESIDE = 26, BESIDE_BEND = 12, BELOW = 24, LABELS = 15, TRACK = 7, STRAIGHT = 2;
+  const PAD = 14, BESIDE = 26, BESIDE_BEND = 12, BELOW = 24, LABELS = 15, TRACK = 7, STRAIGHT = 2, LANE = 8, ASIDE = [10, 18];
   const NODE = 0, FRAME = 1, BEND = 2, ENTRY = 3, EXIT = 4;
   const max = Math.max, min = Math.min, abs = Math.abs;
   const tenth = v => Math.floor(v * 10 + 0.5) / 10;
@@ -33,6 +33,7 @@ const Place = (() => {
       if (side < 0) left = max(left, width + 8 - r.bottoms[port]);
       else right = max(right, width + 8 + r.bottoms[port]);
     }
+    if (kind === FRAME) for (const port of r.tops) { left = max(left, LANE - port); right = max(right, LANE + port); }
     r.labelled = frame.labels.some(l => l[0] === i);
     r.left = max(r.width / 2, left);
     r.right = max(r.width / 2, right);
@@ -43,11 +44,14 @@ const Place = (() => {
     const rooms = frame.items.map((_, i) => room(data, frame, i));
     const x = across(frame, rooms);
     let left = Infinity, right = -Infinity;
-    x.forEach((v, i) => { left = min(left, v - rooms[i].left); right = max(right, v + rooms[i].right); });
+    x.forEach((v, i) => { if (frame.aside[i]) return; left = min(left, v - rooms[i].left); right = max(right, v + rooms[i].right); });
     if (!(left <= right)) left = right = 0;
     const width = Math.ceil(max(right - left + 2 * PAD, frame.least));
     const shift = (width - (right - left)) / 2 - left;
-    for (let i = 0; i < x.length; i++) x[i] += shift;
+    for (let i = 0; i < x.length; i++) {
+      const lane = frame.aside[i] || 0;
+      x[i] = lane < 0 ? -ASIDE[0] + (lane + 1) * LANE : lane > 0 ? width + ASIDE[1] + (lane - 1) * LANE : x[i] + shift;
+    }
     const {y, height, routes} = down(frame, rooms, x);
     frame.placed = {width, height, x, y, routes, rooms};
   }
@@ -58,32 +62,42 @@ const Place = (() => {
   }
 
   function across(frame, rooms) {
-    const n = frame.items.length, x = Array(n).fill(0);
-    for (const layer of frame.layers) {
+    const n = frame.items.length, x = Array(n).fill(0), aside = i => frame.aside[i] || 0;
+    const layers = frame.layers.map(layer => layer.filter(i => !aside(i))), count = layers.length, pins = Array(n).fill(null);
+    for (const layer of layers) {
       let at = 0;
       layer.forEach((item, i) => { if (i > 0) at += apart(frame, rooms, layer[i - 1], item); x[item] = at; });
       for (const item of layer) x[item] -= at / 2;
     }
     const above = Array.from({length: n}, () => []), below = Array.from({length: n}, () => []);
     for (const [a, ap, b, bp] of frame.links) {
+      if (aside(a) || aside(b)) continue;
       const bends = (frame.items[a][0] === BEND) + (frame.items[b][0] === BEND);
       const offset = rooms[a].bottoms[ap] - rooms[b].tops[bp], w = bends === 2 ? 8 : bends === 1 ? 1 : 2;
       above[b].push([a, offset, w]);
       below[a].push([b, -offset, w]);
     }
-    const layers = frame.layers.length;
+    const move = (l, side, median) => settle(frame, rooms, layers, pins, x, l, side, median);
     for (let round = 0; round < 20; round++) {
-      for (let l = 0; l < layers; l++) settle(frame, rooms, x, l, above, round >= 12);
-      for (let l = layers - 1; l >= 0; l--) settle(frame, rooms, x, l, below, round >= 12);
+      for (let l = 0; l < count; l++) move(l, above, round >= 12);
+      for (let l = count - 1; l >= 0; l--) move(l, below, round >= 12);
     }
-    for (let round = 0; round < 2; round++) for (let l = 0; l < layers; l++) settle(frame, rooms, x, l, above, true);
-    for (let round = 0; round < 2; round++) straighten(frame, rooms, x);
+    for (let round = 0; round < 2; round++) for (let l = 0; l < count; l++) move(l, above, true);
+    for (const column of frame.columns) {
+      const middle = column.reduce((s, i) => s + x[i], 0) / column.length;
+      for (const i of column) pins[i] = middle;
+    }
+    for (let round = 0; round < (frame.columns.length ? 2 : 0); round++) {
+      for (let l = count - 1; l >= 0; l--) move(l, below, true);
+      for (let l = 0; l < count; l++) move(l, above, true);
+    }
+    for (let round = 0; round < 2; round++) straighten(frame, rooms, layers, x);
     return x;
   }
 
-  function straighten(frame, rooms, x) {
-    const beside = frame.items.map(() => [-1, -1]), bend = i => frame.items[i][0] === BEND;
-    for (const layer of frame.layers) for (let i = 1; i < layer.length; i++) { beside[layer[i - 1]][1] = layer[i]; beside[layer[i]][0] = layer[i - 1]; }
+  function straighten(frame, rooms, layers, x) {
+    const beside = frame.items.map(() => [-1, -1]), bend = i => frame.items[i][0] === BEND && !frame.aside[i];
+    for (const layer of layers) for (let i = 1; i < layer.length; i++) { beside[layer[i - 1]][1] = layer[i]; beside[layer[i]][0] = layer[i - 1]; }
     for (const first of frame.links) {
       if (!bend(first[2]) || bend(first[0])) continue;
       const chain = [first[2]];
@@ -103,14 +117,15 @@ const Place = (() => {
     }
   }
 
-  function settle(frame, rooms, x, layer, side, median) {
-    const items = frame.layers[layer], blocks = [], offsets = [];
+  function settle(frame, rooms, layers, pins, x, layer, side, median) {
+    const items = layers[layer], blocks = [], offsets = [];
     let offset = 0;
     items.forEach((item, i) => {
       if (i > 0) offset += apart(frame, rooms, items[i - 1], item);
       offsets.push(offset);
-      const [at, weight] = wants(x, item, side, median);
-      let block = [at - offset, median && frame.items[item][0] === BEND ? 0.0001 : weight, 1];
+      let [at, weight] = wants(x, item, side, median);
+      if (pins[item] !== null) { at = pins[item]; weight = 1e6; } else if (median && frame.items[item][0] === BEND) weight = 0.0001;
+      let block = [at - offset, weight, 1];
       while (blocks.length && blocks[blocks.length - 1][0] > block[0]) {
         const last = blocks.pop(), sum = last[1] + block[1];
         block = [(last[0] * last[1] + block[0] * block[1]) / sum, sum, last[2] + block[2]];
