@@ -221,9 +221,9 @@ impl Report {
             size(machine.memory_bytes),
         ));
         line(format_args!(
-            "{}: {:.2} M parameters, {}, {} ({}); target {}",
+            "{}: {} parameters, {}, {} ({}); target {}",
             self.model,
-            self.parameters as f64 / 1e6,
+            count(self.parameters),
             self.dtype,
             human(self.weight_bytes),
             self.weights,
@@ -301,6 +301,18 @@ impl Report {
     }
 }
 
+/// Things that are counted: `4,288` as it is, `43.1 k`, `134.52 M`, `8.03 B`.
+fn count(n: u64) -> String {
+    let in_units = |unit: f64| n as f64 / unit;
+    match n {
+        0..1_000 => n.to_string(),
+        1_000..10_000 => format!("{},{:03}", n / 1_000, n % 1_000),
+        10_000..999_950 => format!("{:.1} k", in_units(1e3)),
+        999_950..999_995_000 => format!("{:.2} M", in_units(1e6)),
+        _ => format!("{:.2} B", in_units(1e9)),
+    }
+}
+
 /// `53.1`, or `53.1-55.0` where values differ.
 fn range(values: &[f64], digits: usize) -> String {
     let least = values.iter().copied().fold(f64::INFINITY, f64::min);
@@ -326,6 +338,21 @@ mod tests {
     use super::super::workload::Kind;
     use super::*;
     use crate::artifact::sample;
+
+    #[test]
+    fn small_models_have_parameters_too() {
+        let told = [
+            (0, "0"),
+            (992, "992"),
+            (4_288, "4,288"),
+            (43_140, "43.1 k"),
+            (999_950, "1.00 M"),
+            (134_515_008, "134.52 M"),
+        ];
+        for (n, text) in told.into_iter().chain([(8_030_261_248, "8.03 B")]) {
+            assert_eq!(count(n), text);
+        }
+    }
 
     fn run(seconds: f64, before: f64, after: f64) -> Bracketed {
         let limits =
