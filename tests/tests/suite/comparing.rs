@@ -139,6 +139,40 @@ fn facts_are_what_papers_say() -> Result<()> {
                 ("activation", "SwiGLU"),
             ],
         ),
+        (
+            "rwkv",
+            &[
+                ("attention", "recurrence (scan)"),
+                ("mixer", "3 states of 768"),
+                ("attention_more", "mixed with the token before (token shift)"),
+                ("activation", "ReLU²"),
+                ("inner_width", "3,072"),
+                ("feed_more", "output gated by a sigmoid, mixed with the token before (token shift)"),
+            ],
+        ),
+        // AltUp: arXiv:2301.13310; LAuReL: arXiv:2411.07501; statistical top-k: arXiv:2506.06644.
+        (
+            "gemma3n",
+            &[
+                ("norm_placement", "before and after sublayers (sandwich)"),
+                (
+                    "residual",
+                    "one after another, beside one low-rank product, on one of 4 streams, all predicted and corrected (AltUp), \
+                     gated input of 256 of each layer's own",
+                ),
+                ("low_rank", "2,048 → 64 → 2,048, what it reads added (LAuReL)"),
+                (
+                    "activation",
+                    "GeGLU (tanh) of gates beyond mean + 1.64485 σ (statistical top-k) (layers 0-9), GeGLU (tanh) (layers 10-34)",
+                ),
+                ("inner_width", "16,384"),
+            ],
+        ),
+        // The first layer has no norm before attention: embeddings are normed.
+        (
+            "modernbert",
+            &[("norm_placement", "before sublayers (pre-norm)"), ("embedding", "then LayerNorm without bias")],
+        ),
         ("minimax", &[("norm_placement", "after the residual sum (post-norm)"), ("residual", "one after another")]),
         ("apertus", &[("activation", "4 mul, min, exp, 2 sub, gt, select, add")]),
         ("beit", &[("residual", "one after another, scaled by learned weights"), ("activation", "GELU")]),

@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 
 use super::attention::{Attention, number};
 use super::feed::{Dense, Feed};
-use super::layer::{Branch, Layer, Stage, What};
-use super::mixer::Mixer;
+use super::layer::{Branch, Layer, LowRank, Stage, What};
+use super::mixer::{self, Mixer};
 use super::model::{By, Stack, Survey};
 use super::scalar::Sight;
 use super::spread;
@@ -99,7 +99,13 @@ fn sizes(survey: &Survey, facts: &mut Vec<Fact>) {
 const BLOCK: &str = "Block";
 
 fn blocks(survey: &Survey, facts: &mut Vec<Fact>) {
-    add(facts, BLOCK, "norm_placement", "norms stand", by_layer(survey, |l| Some(placement(l))));
+    let placed = by_stack(survey, |stack| {
+        // What the first layer reads may be normed already, where embeddings are.
+        let normed = |i: usize| stack.entry.norm.is_some() && i == 0;
+        let each: Vec<_> = stack.layers.iter().enumerate().map(|(i, l)| Some(placement(l, normed(i)))).collect();
+        spread::over(&each).join(", ")
+    });
+    add(facts, BLOCK, "norm_placement", "norms stand", placed);
     add(facts, BLOCK, "norm_kind", "norms are", norm_kinds(survey));
     add(facts, BLOCK, "residual", "sublayers", by_layer(survey, |l| Some(residual(l))));
     add(facts, BLOCK, "biases", "biases", biases(survey));
@@ -116,11 +122,12 @@ fn blocks(survey: &Survey, facts: &mut Vec<Fact>) {
     add(facts, BLOCK, "head", "head", head);
 }
 
-/// Where norms stand around sublayers.
-pub(super) fn placement(layer: &Layer) -> String {
-    let of =
-        |stage: &Stage, branch: &Branch| match (branch.before.is_some(), branch.after.is_some(), stage.after.is_some())
-        {
+/// Where norms stand around sublayers; what a layer is given may be `normed`.
+pub(super) fn placement(layer: &Layer, normed: bool) -> String {
+    let of = |s: usize, stage: &Stage, branch: &Branch| {
+        let around = (branch.before.is_some(), branch.after.is_some(), stage.after.is_some());
+        match around {
+            (false, false, false) if normed && s == 0 => "before sublayers",
             (true, false, false) => "before sublayers",
             (false, false, true) => "after the residual sum",
             (true, true, false) => "before and after sublayers",
@@ -128,15 +135,20 @@ pub(super) fn placement(layer: &Layer) -> String {
             (true, false, true) => "before sublayers and after the sum",
             (_, true, true) => "after sublayers and after the sum",
             (false, false, false) => "nowhere",
-        };
+        }
+    };
     let short = |text: &str| match text {
         "before sublayers" => "before sublayers (pre-norm)".to_owned(),
         "after the residual sum" => "after the residual sum (post-norm)".to_owned(),
         "before and after sublayers" => "before and after sublayers (sandwich)".to_owned(),
         other => other.to_owned(),
     };
-    let all: Vec<(&What, &str)> =
-        layer.stages.iter().flat_map(|s| s.branches.iter().map(move |b| (&b.what, of(s, b)))).collect();
+    let all: Vec<(&What, &str)> = layer
+        .stages
+        .iter()
+        .enumerate()
+        .flat_map(|(i, s)| s.branches.iter().map(move |b| (&b.what, of(i, s, b))))
+        .collect();
     match &all[..] {
         [] => "not recognised".to_owned(),
         [(_, first), rest @ ..] if rest.iter().all(|(_, t)| t == first) => short(first),
@@ -161,7 +173,8 @@ fn norm_kinds(survey: &Survey) -> String {
 }
 
 fn residual(layer: &Layer) -> String {
-    let parallel = layer.stages.iter().any(|s| s.branches.len() > 1);
+    let low_rank = |b: &&Branch| matches!(b.what, What::LowRank(_));
+    let parallel = layer.stages.iter().any(|s| s.branches.iter().filter(|b| !low_rank(b)).count() > 1);
     let broken = layer.stages.iter().any(|s| !s.residual);
     let order = match (parallel, broken, layer.stages.is_empty()) {
         (.., true) => "not recognised",
@@ -170,7 +183,9 @@ fn residual(layer: &Layer) -> String {
         _ => "one after another",
     };
     let scaled = if layer.branches().any(|b| b.scaled) { ", scaled by learned weights" } else { "" };
-    format!("{order}{scaled}")
+    let beside = layer.branches().find(low_rank).map(|b| format!(", beside one {}", b.what.word()));
+    let streams = layer.streams.as_ref().map(|s| format!(", {}", s.text()));
+    format!("{order}{scaled}{}{}", beside.unwrap_or_default(), streams.unwrap_or_default())
 }
 
 fn biases(survey: &Survey) -> String {
@@ -225,7 +240,9 @@ fn attentions(survey: &Survey, facts: &mut Vec<Fact>) {
     row("sight", "each token sees", by_layer(survey, |l| own(l, &|a| Some(a.sight.text()))));
     let norm = |a: &Attention| a.qk_norm_text();
     row("qk_norm", "norm of queries, keys", or_none(by_layer(survey, |l| own(l, &norm))));
-    let more = by_layer(survey, |l| own(l, &|a| Some(a.more()).filter(|m| !m.is_empty()).map(|m| m.join(", "))));
+    let shifted = |l: &Layer| l.mixers().next().filter(|m| m.shifted).map(|_| mixer::SHIFT.to_owned());
+    let more = |l: &Layer| own(l, &|a| Some(a.more().join(", ")).filter(|m| !m.is_empty())).or_else(|| shifted(l));
+    let more = by_layer(survey, more);
     row("attention_more", "further", more);
     let cross =
         by_layer(survey, |l| l.attentions().find(|a| a.cross).map(|a| format!("{}, {}", a.kind(), a.heads_text())));
@@ -339,8 +356,17 @@ impl What {
             What::Attention(_) => "attention",
             What::Feed(_) => "feed-forward",
             What::Mixer(m) => m.kind(),
+            What::LowRank(_) => "low-rank product",
             What::Other(_) => "other",
         }
+    }
+}
+
+impl LowRank {
+    /// `2,048 → 64 → 2,048, what it reads added`.
+    pub(super) fn text(&self, width: u64) -> String {
+        let added = if self.residual { ", what it reads added (LAuReL)" } else { "" };
+        format!("{} → {} → {}{added}", digits(width), digits(self.rank), digits(width))
     }
 }
 
@@ -355,6 +381,10 @@ fn feeds(survey: &Survey, facts: &mut Vec<Fact>) {
         None => f.dense.as_ref().map(|d| digits(d.inner)),
     };
     row("inner_width", "inner width", by_layer(survey, |l| of(l, &plain)));
+    let more = by_layer(survey, |l| of(l, &|f| Some(f.more().join(", ")).filter(|m| !m.is_empty())));
+    row("feed_more", "further", more);
+    let low = |s: &Stack, l: &Layer| l.low_ranks().next().map(|low| low.text(s.width));
+    row("low_rank", "low-rank product", by_stack(survey, |s| spread::of(s, |l| low(s, l)).join(", ")));
     let mixture = by_layer(survey, |l| of(l, &Feed::mixture));
     let mixture = if mixture.is_empty() { "none".to_owned() } else { mixture };
     row("mixture", "mixture of experts", mixture);

@@ -2,24 +2,28 @@
 
 use std::collections::BTreeSet;
 
-use super::attention::has_bias;
+use super::attention::{has_bias, number};
 use super::body::{Body, size, width};
-use super::scalar;
+use super::{mixer, scalar};
 use crate::graph::{NodeId, ValueId};
-use crate::ops::{BinaryOp, Core, UnaryOp};
+use crate::ops::{BinaryOp, Core, ReduceOp, UnaryOp};
 use crate::view::{describe, formula};
 
 /// Longest formula that stands for an activation without a name; beyond it its operations do.
 const LONGEST: usize = 60;
 
 /// A feed-forward layer; of a mixture, what each token meets.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Feed {
     /// What every token meets: the layer itself, or shared experts.
     pub(super) dense: Option<Dense>,
     /// Whether that is multiplied by a gate of its own, in a mixture.
     pub(super) gated_dense: bool,
     pub(super) experts: Option<Experts>,
+    /// The whole is multiplied, element by element, by a sigmoid of another product.
+    pub(super) gated: bool,
+    /// What is multiplied first is mixed, element by element, with the same of the token before.
+    pub(super) shifted: bool,
 }
 
 /// Products with an activation between them.
@@ -45,9 +49,17 @@ pub(super) struct Experts {
 }
 
 impl Feed {
+    /// What else there is.
+    pub(super) fn more(&self) -> Vec<&'static str> {
+        let gated = self.gated.then_some("output gated by a sigmoid");
+        gated.into_iter().chain(self.shifted.then_some(mixer::SHIFT)).collect()
+    }
+
     /// Adds what is computed beside it of the same values.
     pub(super) fn join(&mut self, other: Feed) {
         self.gated_dense |= other.gated_dense;
+        self.gated |= other.gated;
+        self.shifted |= other.shifted;
         self.experts = self.experts.take().or(other.experts);
         self.dense = match (self.dense.take(), other.dense) {
             (Some(a), Some(b)) => Some(Dense { inner: a.inner + b.inner, bias: a.bias || b.bias, ..a }),
@@ -59,7 +71,7 @@ impl Feed {
 /// The feed-forward layer that gives `result`, of the nodes `inside` its branch.
 pub(super) fn feed(body: &Body<'_>, inside: &[NodeId], result: ValueId) -> Option<Feed> {
     let inside: BTreeSet<NodeId> = inside.iter().copied().collect();
-    let mut feed = Feed { dense: None, gated_dense: false, experts: None };
+    let mut feed = Feed { shifted: mixer::shifts(body, &inside), ..Feed::default() };
     let mut stack = vec![(result, false)];
     let mut found = false;
     // A sum of several: experts and those that every token meets.
@@ -79,6 +91,17 @@ pub(super) fn feed(body: &Body<'_>, inside: &[NodeId], result: ValueId) -> Optio
             if !stack.is_empty() {
                 continue;
             }
+            // A gate for each element of the whole.
+            let is_gate = |v: ValueId| sigmoid_of_product(body, v);
+            match (is_gate(a), is_gate(b)) {
+                (true, false) => stack.push((b, gated)),
+                (false, true) => stack.push((a, gated)),
+                _ => {}
+            }
+            if !stack.is_empty() {
+                feed.gated = true;
+                continue;
+            }
         }
         let term = term(body, &inside, value, gated)?;
         found = true;
@@ -95,7 +118,7 @@ fn term(body: &Body<'_>, inside: &BTreeSet<NodeId>, value: ValueId, gated: bool)
     if stacked.is_empty() {
         let mut dense = dense(body, inside, value)?;
         dense.bias |= bias;
-        return Some(Feed { dense: Some(dense), gated_dense: gated, experts: None });
+        return Some(Feed { dense: Some(dense), gated_dense: gated, ..Feed::default() });
     }
     // The last product of the experts: no other depends on it.
     let above = |n: NodeId| body.above(n);
@@ -104,7 +127,25 @@ fn term(body: &Body<'_>, inside: &BTreeSet<NodeId>, value: ValueId, gated: bool)
     let dense = dense(body, inside, ValueId { node: last, port: 0 })?;
     let chosen = width(body.graph.ty(index)).max(1);
     let router = router(body, &nodes, index);
-    Some(Feed { dense: None, gated_dense: false, experts: Some(Experts { count, chosen, each: dense, router }) })
+    Some(Feed { experts: Some(Experts { count, chosen, each: dense, router }), ..Feed::default() })
+}
+
+/// Whether a value is a sigmoid of a product, with its bias.
+fn sigmoid_of_product(body: &Body<'_>, value: ValueId) -> bool {
+    let (value, _) = body.behind(value);
+    let Some(Core::Unary(UnaryOp::Sigmoid)) = body.core(value) else { return false };
+    let of = body.graph.operands(value.node).first().map(|v| body.without_bias(body.behind(*v).0).0);
+    of.is_some_and(|v| body.product(body.behind(v).0.node).is_some())
+}
+
+/// Elements between the two products that a value is made by, where they are fewer than before and behind and nothing is done to them.
+pub(super) fn low_rank(body: &Body<'_>, inside: &[NodeId], value: ValueId) -> Option<u64> {
+    let (x, _) = body.product(value.node)?;
+    let (inner, _) = body.behind(x);
+    let (from, _) = body.product(inner.node)?;
+    let of = |v: ValueId| width(body.graph.ty(v));
+    let small = of(inner) < of(value) && of(inner) < of(from) && inside.contains(&inner.node);
+    small.then(|| of(inner))
 }
 
 /// The number of matrices that a product chooses among, and the indices.
@@ -143,17 +184,20 @@ fn dense(body: &Body<'_>, inside: &BTreeSet<NodeId>, value: ValueId) -> Option<D
     let ends = |n: NodeId| body.product(n).is_some() || !inside.contains(&n);
     let products: Vec<NodeId> =
         body.cone(x, ends).into_iter().filter(|n| inside.contains(n) && body.product(*n).is_some()).collect();
-    // One product alone is a projection.
+    // One product alone is a projection, and two without anything between them are one of low rank.
     if products.is_empty() {
         return None;
     }
     let inner = width(body.graph.ty(x));
+    if products.iter().any(|n| *n == body.behind(x).0.node) {
+        return None;
+    }
     let mut leaves = Vec::new();
     leaves_of(body, x, &mut leaves, 0);
     let activation = match leaves[..] {
         [one] => scalar::activation(|t| scalar::value(body.graph, x, &[(one, t)]), false),
         [a, b] => gate(body, x, a, b).or_else(|| gate(body, x, b, a)),
-        _ => None,
+        _ => cut_gate(body, x, &leaves),
     };
     let names = leaves.iter().zip(["a", "b", "c", "d"]).map(|(v, n)| (*v, n.to_owned())).collect();
     let activation = activation
@@ -182,6 +226,39 @@ fn gate(body: &Body<'_>, value: ValueId, a: ValueId, b: ValueId) -> Option<Strin
     } else {
         format!("{name}, up + {}{clamped}", formula::short(added))
     })
+}
+
+/// The name of `f(max(a - mean(a) - c · deviation(a), 0)) · b`: of the elements of a gate, those alone that are far above their mean.
+fn cut_gate(body: &Body<'_>, value: ValueId, leaves: &[ValueId]) -> Option<String> {
+    let is_reduced = |v: &&ValueId| matches!(body.core(**v), Some(Core::Reduce(ReduceOp::Mean)));
+    let (reduced, products): (Vec<&ValueId>, Vec<&ValueId>) = leaves.iter().partition(is_reduced);
+    let [one, other] = products[..] else { return None };
+    let of = |a: &ValueId| reduced.iter().all(|r| body.above(r.node).contains(&a.node));
+    let (a, b) = if of(one) { (*one, *other) } else { (*other, *one) };
+    if reduced.is_empty() || !of(&a) || of(&b) {
+        return None;
+    }
+    // The mean of the squares is made of what the mean was taken of.
+    let square = |v: &ValueId| reduced.iter().any(|r| r.node != v.node && body.above(v.node).contains(&r.node));
+    let at = |x: f64, mean: f64, deviation: f64| {
+        let known = reduced.iter().map(|v| (**v, if square(v) { deviation * deviation } else { mean }));
+        let one = |y: f64| scalar::value(body.graph, value, &known.clone().chain([(a, x), (b, y)]).collect::<Vec<_>>());
+        Some(one(1.0)? - one(0.0)?)
+    };
+    let name = scalar::activation_above(|x| at(x, 0.0, 0.0), true, 0.0)?;
+    // Where it begins, for a deviation of one.
+    let (mut low, mut high) = (-8.0, 8.0);
+    if at(low, 0.0, 1.0)? != 0.0 || at(high, 0.0, 1.0)? == 0.0 {
+        return None;
+    }
+    for _ in 0..60 {
+        let middle = (low + high) / 2.0;
+        if at(middle, 0.0, 1.0)? == 0.0 { low = middle } else { high = middle }
+    }
+    // The mean shifts it, and what is above is what exceeds the bound.
+    let exceeds = (at(high + 1.0, 0.0, 1.0)? - at(1.0, 0.0, 0.0)?).abs() < 1e-6;
+    let shifts = (at(high + 3.0, 2.0, 1.0)? - at(1.0, 0.0, 0.0)?).abs() < 1e-6;
+    (exceeds && shifts).then(|| format!("{name} of gates beyond mean + {} σ (statistical top-k)", number(high)))
 }
 
 /// Whether a value is a product and a bias that was chosen among several with its matrix.

@@ -9,7 +9,8 @@ use super::facts::positions;
 use super::feed::Feed;
 use super::layer::{Branch, Layer, Stage, What};
 use super::model::{By, Stack, Survey};
-use super::spread;
+use super::streams::Streams;
+use super::{mixer, spread};
 use crate::view::caches::in_short;
 use crate::view::digits;
 use crate::view::scene::{Cost, Frame, Kind, Mark, Node, Repeat, Scene, Shape, Wire};
@@ -103,7 +104,8 @@ fn structure(layer: &Layer) -> String {
         let branches: Vec<String> = s.branches.iter().map(branch).collect();
         format!("{}{}{}", branches.join("|"), u8::from(s.residual), u8::from(s.after.is_some()))
     };
-    layer.stages.iter().map(stage).collect::<Vec<_>>().join(" ")
+    let streams = layer.streams.as_ref().map_or(String::new(), Streams::text);
+    format!("{streams} {}", layer.stages.iter().map(stage).collect::<Vec<_>>().join(" "))
 }
 
 type At = Option<usize>;
@@ -208,6 +210,12 @@ impl Figure {
             ..Frame::default()
         });
         let mut stream = stream;
+        if let Some(streams) = &first.streams {
+            let title = format!("Prediction of {} streams from all", streams.count);
+            let at = self.node(frame, Kind::Other, Shape::Card, (&title, &[]), &format!("{place}.prediction"));
+            self.wire(stream, at);
+            stream = Some(at);
+        }
         for (s, stage) in first.stages.iter().enumerate() {
             let mut ends = Vec::new();
             for (b, branch) in stage.branches.iter().enumerate() {
@@ -219,7 +227,7 @@ impl Figure {
                 let (title, lines) = block(&part, s, b);
                 let kind = match &branch.what {
                     What::Attention(_) => Kind::Attention,
-                    What::Feed(_) => Kind::Product,
+                    What::Feed(_) | What::LowRank(_) => Kind::Product,
                     What::Mixer(_) | What::Other(_) => Kind::Other,
                 };
                 let own = self.node(frame, kind, Shape::Card, (&title, &lines), &key);
@@ -246,6 +254,14 @@ impl Figure {
             if let Some(norm) = &stage.after {
                 stream = self.norm(frame, norm, "after sum", stream, &place);
             }
+        }
+        if let Some(streams) = &first.streams {
+            let own = streams.own_input.map(|n| format!("and by a gated input of {} of its own", digits(n)));
+            let lines: Vec<String> = ["by what changed in one".to_owned()].into_iter().chain(own).collect();
+            let key = format!("{place}.correction");
+            let at = self.node(frame, Kind::Other, Shape::Card, ("Correction of all streams", &lines), &key);
+            self.wire(stream, at);
+            stream = Some(at);
         }
         if first.stages.is_empty() {
             let other = self.node(frame, Kind::Other, Shape::Card, ("Not recognised", &[]), &format!("{place}.other"));
@@ -320,6 +336,7 @@ fn block(part: &Stack, s: usize, b: usize) -> (String, Vec<String>) {
             lines.extend(plain.into_iter().chain(mixture));
             let bias = |f: &Feed| f.each().is_some_and(|d| d.bias).then(|| "with biases".to_owned());
             lines.extend(feed(&bias));
+            lines.extend(feed(&|f| Some(f.more().join(", ")).filter(|m| !m.is_empty())));
             (name, lines)
         }
         Some(What::Mixer(first)) => {
@@ -327,7 +344,12 @@ fn block(part: &Stack, s: usize, b: usize) -> (String, Vec<String>) {
                 What::Mixer(m) => Some(m.states_text()),
                 _ => None,
             });
-            (capital(first.kind().split(" (").next().unwrap_or_default()), states)
+            let mut lines = states;
+            lines.extend(first.shifted.then(|| mixer::SHIFT.to_owned()));
+            (capital(first.kind().split(" (").next().unwrap_or_default()), lines)
+        }
+        Some(What::LowRank(low)) => {
+            ("Low-rank product".to_owned(), low.text(part.width).split(", ").map(str::to_owned).collect())
         }
         Some(What::Other(text)) => ("Not recognised".to_owned(), vec![text.clone()]),
         None => (String::new(), Vec::new()),

@@ -10,6 +10,7 @@ use super::attention::{self, Attention};
 use super::body::{Body, Norm};
 use super::feed::{self, Feed};
 use super::mixer::{self, Mixer};
+use super::streams::{self, Streams};
 use crate::graph::{Graph, NodeId, Program, Type, ValueId};
 use crate::ops::fused;
 use crate::ops::{BinaryOp, Core};
@@ -18,6 +19,8 @@ use crate::ops::{BinaryOp, Core};
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Layer {
     pub(super) stages: Vec<Stage>,
+    /// Of a layer with several streams: what it does with them.
+    pub(super) streams: Option<Streams>,
 }
 
 /// One sum, or what stands for one.
@@ -52,9 +55,23 @@ pub(super) enum What {
     Feed(Box<Feed>),
     /// Tokens are mixed without attention.
     Mixer(Box<Mixer>),
+    /// Two products with few elements between them, and nothing else.
+    LowRank(LowRank),
     /// Neither is recognised: the operations that mix or multiply.
     Other(String),
 }
+
+/// A product through few elements.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct LowRank {
+    /// These elements.
+    pub(super) rank: u64,
+    /// What it reads is added to its result.
+    pub(super) residual: bool,
+}
+
+/// What a branch does whose result is what it reads.
+const NOTHING: &str = "what it reads";
 
 /// Deepest nesting of layers in layers.
 const DEEPEST: usize = 8;
@@ -64,6 +81,9 @@ pub(super) fn layer(program: &Program, graph: usize, depth: usize) -> Layer {
     let Some(body) = program.graphs.get(graph).filter(|_| depth < DEEPEST) else { return Layer::default() };
     let Some(output) = body.outputs().first() else { return Layer::default() };
     let body = Body::new(body);
+    if let Some(layer) = streams::layer(program, &body, depth) {
+        return layer;
+    }
     let stream = stream(body.graph, body.graph.ty(output.value));
     Walk { program, body: &body, stream, depth }.back(output.value)
 }
@@ -138,7 +158,7 @@ impl Walk<'_, '_> {
             }
         }
         stages.reverse();
-        Layer { stages }
+        Layer { stages, streams: None }
     }
 
     /// The stream and the branches of a sum: the term that all others depend on, and these.
@@ -192,7 +212,20 @@ impl Walk<'_, '_> {
             }
             branches.push(branch);
         }
+        Self::join_low_rank(&mut branches);
         branches
+    }
+
+    /// A norm of the stream that is added as it is, beside a product of low rank of the same norm, is a part of that branch.
+    fn join_low_rank(branches: &mut Vec<Branch>) {
+        let plain = |b: &Branch| matches!(&b.what, What::Other(text) if text == NOTHING) && !b.scaled;
+        let Some(at) = branches.iter().position(|b| plain(b) && b.after.is_some()) else { return };
+        let norm = branches[at].after.clone();
+        let low = branches.iter_mut().find(|b| matches!(b.what, What::LowRank(_)) && b.before == norm);
+        if let Some(Branch { what: What::LowRank(low), .. }) = low {
+            low.residual = true;
+            branches.remove(at);
+        }
     }
 
     /// What a branch reads of the stream: the norms of it, or the stream.
@@ -244,6 +277,10 @@ impl Walk<'_, '_> {
             What::Mixer(Box::new(mixer))
         } else if let Some(feed) = feed::feed(self.body, &inside, value) {
             What::Feed(Box::new(feed))
+        } else if inside.is_empty() {
+            What::Other(NOTHING.to_owned())
+        } else if let Some(rank) = feed::low_rank(self.body, &inside, value) {
+            What::LowRank(LowRank { rank, residual: false })
         } else {
             What::Other(self.named(&inside))
         };
@@ -301,6 +338,11 @@ impl Layer {
     /// Its feed-forward layers, in order.
     pub(super) fn feeds(&self) -> impl Iterator<Item = &Feed> {
         self.branches().filter_map(|b| if let What::Feed(f) = &b.what { Some(&**f) } else { None })
+    }
+
+    /// Its products of low rank, in order.
+    pub(super) fn low_ranks(&self) -> impl Iterator<Item = &LowRank> {
+        self.branches().filter_map(|b| if let What::LowRank(low) = &b.what { Some(low) } else { None })
     }
 
     pub(super) fn branches(&self) -> impl Iterator<Item = &Branch> {

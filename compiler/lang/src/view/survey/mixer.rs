@@ -1,5 +1,7 @@
 //! What mixes tokens without attention: recurrences, whose state goes on from token to token, and convolutions, which see a few tokens back.
 
+use std::collections::BTreeSet;
+
 use super::body::Body;
 use crate::graph::{Graph, NodeId, ValueId};
 use crate::ops::Core;
@@ -11,7 +13,12 @@ pub(super) struct Mixer {
     pub(super) recurrent: bool,
     /// Sizes of the computed states, `24 × 128 × 64`; of a convolution, of the tokens that it holds.
     pub(super) states: Vec<String>,
+    /// What is multiplied first is mixed, element by element, with the same of the token before.
+    pub(super) shifted: bool,
 }
+
+/// What is said of such a mixture.
+pub(super) const SHIFT: &str = "mixed with the token before (token shift)";
 
 impl Mixer {
     /// As in tables.
@@ -26,7 +33,12 @@ impl Mixer {
             (true, _) => "states",
             (false, _) => "holds",
         };
-        format!("{word} {}", self.states.join(" and "))
+        match &self.states[..] {
+            [first, rest @ ..] if !rest.is_empty() && rest.iter().all(|s| s == first) => {
+                format!("{} {word} of {first}", self.states.len())
+            }
+            all => format!("{word} {}", all.join(" and ")),
+        }
     }
 }
 
@@ -54,7 +66,20 @@ fn mixer(body: &Body<'_>, nodes: &[NodeId], recurrent: bool) -> Option<Mixer> {
             }
         }
     }
-    (!states.is_empty()).then_some(Mixer { recurrent, states })
+    let shifted = recurrent && shifts(body, &nodes.iter().copied().collect());
+    (!states.is_empty()).then_some(Mixer { recurrent, states, shifted })
+}
+
+/// Whether a branch mixes what it reads with the same of the token before, ahead of its products: it holds one token, and adds.
+pub(super) fn shifts(body: &Body<'_>, inside: &BTreeSet<NodeId>) -> bool {
+    inside.iter().any(|node| {
+        let Some(Core::Scan { states: 1, step, .. }) = body.graph.op(*node).as_core() else { return false };
+        let operands = body.graph.operands(*node);
+        let [start, x] = operands[..] else { return false };
+        let one = |v: ValueId| body.graph.ty(v).dims.iter().filter_map(|d| d.fixed()).product::<u64>();
+        let ahead = body.above(*node).iter().all(|n| !inside.contains(n) || body.product(*n).is_none());
+        ahead && one(start) == one(x) && step.outputs().first().is_some_and(|o| !is_computed(step, o.value))
+    })
 }
 
 /// Whether arithmetic makes a value of what the step is given, rather than moves.

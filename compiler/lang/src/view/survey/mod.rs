@@ -16,6 +16,7 @@ mod model;
 mod page;
 mod scalar;
 mod spread;
+mod streams;
 mod table;
 mod work;
 

@@ -118,8 +118,14 @@ const KNOWN: [Known; 11] = [
 /// The name of a function of one number, `as_gate` where another product is multiplied by it; none where it is none of those known. A function
 /// that is a known one until it is held at a bound is that, `clamped`.
 pub(super) fn activation(f: impl Fn(f64) -> Option<f64>, as_gate: bool) -> Option<String> {
-    let near: Vec<f64> = (-20..=20).map(|i| f64::from(i) * 0.13 + 0.011).collect();
+    activation_above(f, as_gate, f64::NEG_INFINITY)
+}
+
+/// The same, of a function that is looked at above a bound alone.
+pub(super) fn activation_above(f: impl Fn(f64) -> Option<f64>, as_gate: bool, bound: f64) -> Option<String> {
+    let near: Vec<f64> = (-20..=20).map(|i| f64::from(i) * 0.13 + 0.011).filter(|x| *x > bound).collect();
     let far = [-300.0, -60.0, -20.0, -9.0, 9.0, 20.0, 60.0, 300.0];
+    let far: Vec<f64> = far.into_iter().filter(|x| *x > bound).collect();
     let alike = |g: fn(f64) -> f64, at: &[f64]| {
         at.iter().all(|x| f(*x).is_some_and(|y| (y - g(*x)).abs() <= 2e-5 * g(*x).abs().max(1.0)))
     };

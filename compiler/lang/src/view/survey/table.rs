@@ -138,6 +138,7 @@ fn what(what: &What) -> Value {
             })),
         }),
         What::Mixer(m) => json!({"mixer": m.kind(), "states": m.states}),
+        What::LowRank(low) => json!({"low_rank": low.rank, "residual": low.residual}),
         What::Other(text) => json!({"operations": text}),
     }
 }
