@@ -39,7 +39,7 @@ test-full:
 	@tools/setup.sh --browse
 	cargo build --release --bins -p xfc-cli -p xfc-runtime
 	cargo build --bin xfrun -p xfc-runtime --target $(emulated)
-	XFC_FUZZ_SECONDS=60 XFC_SEEDS=200 cargo test --release --workspace
+	XFC_FUZZ_SECONDS=60 XFC_SEEDS=60 cargo test --release --workspace
 	@$(MAKE) lint
 
 lint:

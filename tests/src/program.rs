@@ -39,13 +39,24 @@ pub type Given<'a> = (&'a str, InputData);
 
 /// Runs `steps` of one sequence through the compiled program and the interpreter, on every target that runs here, and compares every output.
 pub fn agree(text: &str, steps: &[Vec<Given<'_>>]) -> Result<()> {
+    agree_on(text, steps, &[&TARGETS[..], &LINKED].concat())
+}
+
+/// The same for one of many programs: on the first target and, every third, on one of the others in turn.
+pub fn agree_in_turn(number: usize, text: &str, steps: &[Vec<Given<'_>>]) -> Result<()> {
+    let others = [&TARGETS[1..], &LINKED].concat();
+    let other = (number % 3 == 0).then(|| others[number / 3 % others.len()]);
+    agree_on(text, steps, &std::iter::once(TARGETS[0]).chain(other).collect::<Vec<_>>())
+}
+
+fn agree_on(text: &str, steps: &[Vec<Given<'_>>], targets: &[&str]) -> Result<()> {
     let program = parse(text)?;
     let shapes = weight_shapes(&program);
     let fused = fuse(&program)?;
     let weights = made_up(&shapes);
     let truth = Interpreter::<f32>::new(verify(&program).map_err(|v| v.to_string())?, &weights)?;
     let host = HostFeatures::detect();
-    for name in TARGETS.iter().chain(&LINKED) {
+    for name in targets {
         let artifact = Artifact::from_bytes(write_artifact("", &[built(&fused, &shapes, name)?])?)?;
         // Code of another architecture is linked, which refuses calls of libraries, and no more.
         if artifact.manifests().any(|m| host.missing(&m.target).is_none()) {

@@ -21,6 +21,8 @@ pub enum Tier {
     Model,
     /// A drawn model against the interpreter in f64, where the interpreter in f32 departs from it by this much at most.
     Conditioned(f64),
+    /// A drawn model against the interpreter at the same precision, which rounding to that precision moves by this much at most.
+    Rounded(f64),
     /// Any value of a model, computed in two ways: relative to the largest of its elements, where that is above 1.
     Value,
     /// Normalised embeddings of a whole model against another implementation in f32.
@@ -58,6 +60,8 @@ pub fn allowed(tier: Tier, precision: Precision, want: f64, largest: f64) -> f64
         (Tier::Accumulate(k), _) => 8.0 * epsilon * (k.max(1) as f64).sqrt() * largest.max(1.0),
         // Another order of sums errs as much, and its tail more.
         (Tier::Conditioned(error), _) => 32.0 * error + 256.0 * epsilon * largest.max(1.0),
+        // Both are moved, each by roundings of its own.
+        (Tier::Rounded(moved), _) => allowed(Tier::Model, precision, want, largest).max(2.0 * moved),
         (Tier::Model, Precision::F64) => 2e-6,
         (Tier::Model, Precision::F32) => 2e-4,
         (Tier::Model, Precision::BF16) => 1.0 / 8.0,

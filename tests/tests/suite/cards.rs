@@ -8,6 +8,7 @@ use std::time::Duration;
 use xfc_tests::cards::{Outcome, card, check};
 use xfc_tests::choices::{Choices, shrink};
 use xfc_tests::compile::TARGETS;
+use xfc_tests::generated::seeds;
 
 /// A card and its run from one list of choices, in which a panic is a failure like any other.
 fn run(mut choices: Choices, targets: &[&str]) -> (Choices, Result<Outcome, String>, String) {
@@ -25,10 +26,6 @@ fn run(mut choices: Choices, targets: &[&str]) -> (Choices, Result<Outcome, Stri
         }
     };
     (choices, outcome, text)
-}
-
-fn number(name: &str, otherwise: u64) -> u64 {
-    std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(otherwise)
 }
 
 /// What drawn cards have found: an equation on `x`, of width 6, in a layer.
@@ -61,11 +58,12 @@ const PARTS: [(&str, &str); 4] =
 #[test]
 #[expect(clippy::print_stdout, reason = "a count for people, hidden unless asked for")]
 fn drawn_cards_mean_the_same_compiled_and_interpreted() {
-    let (first, n) = (number("XFC_FIRST_SEED", 0), number("XFC_SEEDS", 12));
+    let seeds = seeds(0, 12);
+    let n = seeds.end - seeds.start;
     let last = std::env::temp_dir().join(format!("xfc-card-{}", std::process::id()));
     let (mut agree, mut failed) = (0, Vec::new());
     let mut counts = std::collections::BTreeMap::new();
-    for seed in first..first + n {
+    for seed in seeds {
         // One that takes the process with it stays in the file.
         let targets = &TARGETS[..1 + usize::from(seed % 4 == 0)];
         let choices = Choices::of_seed(seed);

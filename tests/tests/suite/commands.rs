@@ -12,7 +12,7 @@ use xfc_tests::command::Shell;
 use xfc_tests::compare::{Precision, Tier, compare};
 use xfc_tests::{Result, repository};
 
-use crate::cases::{decoders, every_case};
+use crate::cases::one_of_each_kind;
 
 /// A shell whose folder holds the case's checkpoint as `checkpoint` and its inputs as `inputs.json`.
 pub(crate) fn shell(case: &Case) -> Result<Shell> {
@@ -54,7 +54,7 @@ fn ids(json: &str) -> Result<Vec<i64>> {
 
 #[test]
 fn logits_of_a_checkpoint_folder_and_of_an_artifact() {
-    every_case(|case| {
+    one_of_each_kind(|case| {
         let shell = shell(case)?;
         let arguments =
             ["logits", "checkpoint", "--checkpoint", "checkpoint", "--inputs", "inputs.json", "-o", "a.safetensors"];
@@ -70,7 +70,10 @@ fn logits_of_a_checkpoint_folder_and_of_an_artifact() {
 
 #[test]
 fn generated_tokens_of_a_checkpoint_folder_and_of_an_artifact() {
-    decoders(|case| {
+    one_of_each_kind(|case| {
+        if case.greedy_steps == 0 {
+            return Ok(());
+        }
         let shell = shell(case)?;
         let named = |(name, ids): (&String, &Vec<i64>)| {
             let ids: Vec<String> = ids.iter().map(i64::to_string).collect();

@@ -42,8 +42,17 @@ fn a_longer_sum_may_depart_further() {
 }
 
 #[test]
+fn what_rounding_moves_far_may_depart_further() {
+    let check = |moved| compare("x", &[1], &[1.3f32], &[1.0f32], Tier::Rounded(moved), Precision::BF16);
+    assert!(check(0.1).is_err());
+    assert!(check(0.2).is_ok());
+    assert!(compare("x", &[1], &[1.1f32], &[1.0f32], Tier::Rounded(0.0), Precision::BF16).is_ok());
+}
+
+#[test]
 fn nan_and_infinity_depart_from_numbers() {
-    let tiers = [Tier::Exact, Tier::Ulp(9), Tier::Close, Tier::Accumulate(9), Tier::Model, Tier::Embedding];
+    let tiers =
+        [Tier::Exact, Tier::Ulp(9), Tier::Close, Tier::Accumulate(9), Tier::Model, Tier::Rounded(9.0), Tier::Embedding];
     for tier in tiers {
         let check = |got: f32, want: f32| compare("x", &[1], &[got], &[want], tier, Precision::F32);
         assert!(check(f32::NAN, 1.0).is_err(), "{tier:?}");

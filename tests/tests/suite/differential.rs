@@ -7,12 +7,11 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 use xfc_lang::graph::DType;
-use xfc_lang::reference::{State, Tensor};
+use xfc_lang::reference::Tensor;
 use xfc_runtime::session::SessionOptions;
 use xfc_runtime::step::{InputData, StepInput, Wanted};
 use xfc_tests::Result;
-use xfc_tests::compare::{Tier, compare};
-use xfc_tests::generated::both_ways;
+use xfc_tests::generated::{Sequence, both_ways, check_seeds};
 use xfc_tests::synthetic::{Draw, config, sparse_config};
 
 /// What each sequence is given in each step; empty: not in the step.
@@ -42,7 +41,7 @@ fn check(seed: u64, dtype: DType, config: fn(&mut Draw, DType) -> Value) -> Resu
 
 fn run(config: Value, dtype: DType) -> Result<()> {
     let vocabulary = config["vocab_size"].as_u64().unwrap_or(1);
-    both_ways(config, dtype, |program, truth, model, precision| {
+    both_ways(config, dtype, |truth, model| {
         let schedule = schedule(&mut Draw::new(7), vocabulary, model.manifest().whole_sequences);
         let mut session = model.session(&SessionOptions {
             max_sequences: 3,
@@ -50,7 +49,7 @@ fn run(config: Value, dtype: DType) -> Result<()> {
             ..SessionOptions::default()
         })?;
         let sequences: Vec<_> = (0..3).map(|_| session.add_sequence()).collect::<std::result::Result<_, _>>()?;
-        let mut states: Vec<State<f32>> = (0..3).map(|_| State::new()).collect();
+        let mut interpreted: [Sequence; 3] = Default::default();
         for (number, step) in schedule.iter().enumerate() {
             let present: Vec<usize> = (0..3).filter(|s| !step[*s].is_empty()).collect();
             let inputs: Vec<StepInput> = present
@@ -65,31 +64,18 @@ fn run(config: Value, dtype: DType) -> Result<()> {
             for (index, &s) in present.iter().enumerate() {
                 let mut tensors =
                     BTreeMap::from([("input_ids".to_owned(), Tensor::i64([step[s].len()], step[s].clone()))]);
-                if program.inputs.iter().any(|i| i.name == "token_type_ids") {
+                if truth.program.inputs.iter().any(|i| i.name == "token_type_ids") {
                     tensors.insert("token_type_ids".into(), Tensor::i64([step[s].len()], vec![0; step[s].len()]));
                 }
                 if model.manifest().whole_sequences {
-                    states[s] = State::new();
+                    interpreted[s] = Sequence::default();
                 }
-                let want = truth.step(&mut states[s], &tensors)?;
-                for (name, want) in &want {
-                    let got =
-                        got.get(name).and_then(|o| o.rows_of(index)).ok_or_else(|| format!("no output {name}"))?;
-                    let what = format!("{name} of sequence {s} in step {number} on {}", model.manifest().target.name);
-                    compare(&what, &want.dims, got, &want.to_f64(), Tier::Model, precision)?;
-                }
+                let place = format!("sequence {s} in step {number} on {}", model.manifest().target.name);
+                truth.check(&mut interpreted[s], &tensors, (&got, index), &place)?;
             }
         }
         Ok(())
     })
-}
-
-/// `XFC_SEEDS` asks for more than the few models of a quick run.
-fn check_all(first: u64, quick: u64, dtype: DType, config: fn(&mut Draw, DType) -> Value) {
-    let n = std::env::var("XFC_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(quick);
-    let failed: Vec<String> =
-        (first..first + n).filter_map(|seed| check(seed, dtype, config).err().map(|e| e.to_string())).collect();
-    assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
 fn dense(draw: &mut Draw, _: DType) -> Value {
@@ -103,20 +89,20 @@ fn sparse(draw: &mut Draw, dtype: DType) -> Value {
 
 #[test]
 fn generated_sizes_agree_in_f32() {
-    check_all(0, 8, DType::F32, dense);
+    check_seeds(0, 8, |seed| check(seed, DType::F32, dense));
 }
 
 #[test]
 fn generated_sizes_agree_in_bf16() {
-    check_all(1000, 4, DType::BF16, dense);
+    check_seeds(1000, 4, |seed| check(seed, DType::BF16, dense));
 }
 
 #[test]
 fn generated_mixtures_latents_and_states_agree_in_f32() {
-    check_all(2000, 8, DType::F32, sparse);
+    check_seeds(2000, 8, |seed| check(seed, DType::F32, sparse));
 }
 
 #[test]
 fn generated_mixtures_latents_and_states_agree_in_bf16() {
-    check_all(3000, 4, DType::BF16, sparse);
+    check_seeds(3000, 4, |seed| check(seed, DType::BF16, sparse));
 }

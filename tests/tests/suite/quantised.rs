@@ -6,7 +6,7 @@ use xfc_lang::graph::parse::parse;
 use xfc_lang::passes::quantise::{Plan, prepare};
 use xfc_runtime::artifact::manifest::{Pack, Products};
 use xfc_runtime::step::InputData::Floats;
-use xfc_tests::program::{agree, artifact, manifest, of_wiring};
+use xfc_tests::program::{Given, agree, agree_in_turn, artifact, manifest, of_wiring};
 
 use crate::programs::floats;
 
@@ -25,10 +25,9 @@ fn held(wiring: &str, dtype: DType, plan: &str) -> String {
     program.to_string()
 }
 
-/// Compares on as many rows as a register tile has, fewer, more and one.
-fn check(text: &str, width: usize) {
-    let step = |rows: usize| vec![("x", Floats(floats(rows * width)))];
-    agree(text, &[1, 5, 8, 13, 50].map(step)).unwrap_or_else(|e| panic!("{e}\n{text}"));
+/// Steps of as many rows as a register tile has, fewer, more and one.
+fn steps(width: usize) -> [Vec<Given<'static>>; 5] {
+    [1, 5, 8, 13, 50].map(|rows| vec![("x", Floats(floats(rows * width)))])
 }
 
 #[test]
@@ -46,7 +45,7 @@ fn every_form_and_group_multiplies() {
                  \x20 return y = %4\n}}\n",
                 tokens = blocks.of_tokens()
             );
-            check(&text, inputs);
+            agree_in_turn(i, &text, &steps(inputs)).unwrap_or_else(|e| panic!("{e}\n{text}"));
         }
     }
 }
@@ -76,7 +75,7 @@ fn what_surrounds_products_stays() {
         \x20 return {y: h + linear(72, true)(silu(wide(h))), q: q(h), k: k(h), v: v(h)}\n}";
     for plan in ["int8", "uint4:g32,mlp.down_proj=int8:g128,k=none"] {
         let text = held(wiring, DType::F32, plan);
-        check(&text, 72);
+        agree(&text, &steps(72)).unwrap_or_else(|e| panic!("{e}\n{text}"));
         let narrow = held(wiring, DType::BF16, plan);
         artifact(&narrow).unwrap_or_else(|e| panic!("{e}\n{narrow}"));
     }

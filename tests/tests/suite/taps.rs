@@ -16,21 +16,16 @@ use xfc_tests::case::{Case, Layout};
 use xfc_tests::command::Shell;
 use xfc_tests::model;
 
-use crate::cases::every_case;
+use crate::cases::one_of_each_kind;
 
 #[test]
 fn every_named_value_is_the_interpreters() {
-    every_case(|case| {
+    one_of_each_kind(|case| {
         let model = model::expand(case)?;
         let checkpoint = case.checkpoint(Layout::Single)?;
         let checkpoint = Checkpoint::open(checkpoint.path())?;
         let inputs = case.all_inputs();
-        let mut dtypes = vec![(DType::F32, Precision::F32)];
-        // Casts are the same in every family.
-        if ["llama3", "bert"].contains(&case.name.as_str()) {
-            dtypes.push((DType::BF16, Precision::BF16));
-        }
-        for (dtype, precision) in dtypes {
+        for (dtype, precision) in [(DType::F32, Precision::F32), (DType::BF16, Precision::BF16)] {
             let options = Options { dtype, ..Options::default() };
             let subject =
                 Subject { model: &model, checkpoint: &checkpoint, truth: None, options: &options, threads: Some(2) };

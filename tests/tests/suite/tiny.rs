@@ -6,7 +6,7 @@ use xfc_lang::{ElaborateOptions, Library, elaborate, load_card, tiny};
 use xfc_runtime::step::InputData;
 use xfc_tests::Result;
 use xfc_tests::command::Shell;
-use xfc_tests::program::{Given, agree};
+use xfc_tests::program::{Given, agree_in_turn};
 use xfc_tests::synthetic::Draw;
 
 /// Values of an input for so many elements of its axis.
@@ -44,13 +44,13 @@ fn steps(model: &Model) -> Vec<Vec<Given<'_>>> {
 /// Every second card, so that two tests share the work.
 fn cards_are_compiled_as_they_are_interpreted(first: usize) {
     let library = Library::embedded();
-    let one = |name: &str| -> Result<()> {
+    let one = |number: usize, name: &str| -> Result<()> {
         let spec = load_card(name, &library)?;
         let model = elaborate(&spec, &tiny(&spec, &ElaborateOptions::default())?)?;
-        agree(&model.program.to_string(), &steps(&model))
+        agree_in_turn(number, &model.program.to_string(), &steps(&model))
     };
-    let cards = library.cards().skip(first).step_by(2);
-    let failed: Vec<String> = cards.filter_map(|c| one(c).err().map(|e| format!("{c}: {e}"))).collect();
+    let cards = library.cards().skip(first).step_by(2).enumerate();
+    let failed: Vec<String> = cards.filter_map(|(i, c)| one(i, c).err().map(|e| format!("{c}: {e}"))).collect();
     assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 

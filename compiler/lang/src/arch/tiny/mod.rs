@@ -140,10 +140,14 @@ impl Search<'_> {
 
     /// Makes what is counted small: layers, the lists that say what they are, experts.
     fn counted(&mut self) {
-        for i in 0..self.sizes.len() {
-            if !self.sizes[i].free {
-                continue;
-            }
+        // The least first: counts are less than widths, and where layers are few, what follows is soon expanded.
+        let mut free: Vec<usize> = (0..self.sizes.len()).filter(|i| self.sizes[*i].free).collect();
+        free.sort_by_key(|i| match &self.sizes[*i].value {
+            Datum::Int(n) => *n,
+            Datum::List(items) => items.len() as i64,
+            _ => 0,
+        });
+        for i in free {
             let shorter = |n: i64| match &self.sizes[i].value {
                 Datum::Int(_) => Datum::Int(n),
                 Datum::List(items) => Datum::List(items[..n as usize].to_vec()),
