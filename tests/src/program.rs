@@ -81,6 +81,48 @@ fn agree_on(text: &str, steps: &[Vec<Given<'_>>], targets: &[&str]) -> Result<()
     Ok(())
 }
 
+/// Runs the rows `x` of the only input through the compiled program, on every target that runs here: the last rows, `tail` in all, in one step, and in
+/// another sequence in steps of so many each. Both must give the same, to rounding.
+pub fn same_in_small_steps(text: &str, x: &[Vec<f32>], tail: &[usize]) -> Result<()> {
+    const STEP: usize = 400;
+    let program = parse(text)?;
+    let shapes = weight_shapes(&program);
+    let fused = fuse(&program)?;
+    let host = HostFeatures::detect();
+    let head = x.len() - tail.iter().sum::<usize>();
+    for name in TARGETS.iter().chain(&LINKED) {
+        let artifact = Artifact::from_bytes(write_artifact("", &[built(&fused, &shapes, name)?])?)?;
+        if artifact.manifests().any(|m| host.missing(&m.target).is_none()) {
+            continue;
+        }
+        let options = SessionOptions { context_tokens: Some(x.len() as u64), ..SessionOptions::default() };
+        let (_, mut session, sequences) = opened(&artifact, 2, options)?;
+        let mut run = |sequence: usize, rows: &[Vec<f32>]| {
+            let inputs = [("x".to_owned(), InputData::Floats(rows.concat()))].into();
+            session.step(&[StepInput { sequence: sequences[sequence], inputs, wanted: Wanted::All }])
+        };
+        for sequence in 0..2 {
+            for rows in x[..head].chunks(STEP) {
+                run(sequence, rows)?;
+            }
+        }
+        let whole = run(0, &x[head..])?;
+        let mut first = head;
+        for n in tail {
+            let part = run(1, &x[first..first + n])?;
+            for (whole, part) in whole.outputs.iter().zip(&part.outputs) {
+                let row = whole.data.len() / (x.len() - head);
+                let from = (first - head) * row;
+                let want: Vec<f64> = whole.data[from..from + n * row].iter().map(|v| f64::from(*v)).collect();
+                let what = format!("{} on {name}", whole.name);
+                compare(&what, &[*n, row], &part.data, &want, Tier::Model, Precision::F32)?;
+            }
+            first += n;
+        }
+    }
+    Ok(())
+}
+
 /// An artifact loaded with the made-up weights, and `n` sequences of it.
 fn opened(artifact: &Artifact, n: u32, options: SessionOptions) -> Result<(Arc<Model>, Session, Vec<SequenceId>)> {
     let threads = ModelOptions { threads: Some(2), ..ModelOptions::default() };

@@ -3,7 +3,7 @@
 use xfc_runtime::step::InputData::{Floats, Ints};
 use xfc_tests::Result;
 use xfc_tests::command::Shell;
-use xfc_tests::program::of_wiring;
+use xfc_tests::program::{of_wiring, same_in_small_steps};
 
 use crate::programs::{check, floats};
 
@@ -49,6 +49,28 @@ fn pages_that_a_mask_leaves_out() {
         vec![("x", Floats(x[from * 24..to * 24].to_vec())), ("chosen", Ints(chosen[from..to].to_vec()))]
     };
     check(&text, &[step(0..69), step(69..70), step(70..71), step(71..150)]);
+}
+
+/// Steps of few rows divide the keys into parts of blocks, of which the first rows have few and later ones several.
+#[test]
+fn parts_of_many_keys() -> Result<()> {
+    let wiring = r#"model(x: f32[tokens, 24]) {
+  q = split(x, 4)
+  k, v = parts(x, [12, 12])
+  all = attend(q, cache(split(k, 2)), cache(split(v, 2)), causal)
+  near = attend(q, cache(split(v, 2)), cache(split(k, 2)), causal and q_pos - k_pos < 700, sinks = 0.5)
+  some = attend(q, cache(split(k, 2)), cache(split(k, 2)), causal and (q_pos - k_pos) % 71 < 20)
+  return {all: merge(all), near: merge(near), some: merge(some)}
+}"#;
+    let text = of_wiring(wiring)?;
+    let rows: Vec<Vec<f32>> = floats(4400 * 24).chunks(24).map(<[f32]>::to_vec).collect();
+    same_in_small_steps(&text, &rows, &[1, 1, 8, 3])?;
+    same_in_small_steps(&text, &rows[..530], &[2, 8, 1])?;
+
+    // The same against the interpreter, where a part has one block at most.
+    let step = |range: std::ops::Range<usize>| vec![("x", Floats(rows[range].concat()))];
+    check(&text, &[step(0..300), step(300..301), step(301..306), step(306..307)]);
+    Ok(())
 }
 
 /// The mask is evaluated before the products where it may leave out a page, and only there.

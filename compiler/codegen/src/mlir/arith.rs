@@ -295,13 +295,6 @@ impl Writer {
         self.convert("arith.extui", a, a.ty.with(elem))
     }
 
-    /// Asks for the memory at an address, which may be any.
-    pub fn prefetch(&mut self, at: Val) {
-        self.line(&format!(
-            "\"llvm.intr.prefetch\"({at}) <{{cache = 1 : i32, hint = 3 : i32, rw = 0 : i32}}> : (!llvm.ptr) -> ()"
-        ));
-    }
-
     /// Calls an LLVM intrinsic.
     pub fn intrinsic(&mut self, name: &str, args: &[Val], result: Ty) -> Val {
         let ids: Vec<String> = args.iter().map(ToString::to_string).collect();

@@ -1,7 +1,8 @@
 //! Attention over paged keys and values as one online-softmax loop: scores of a few pages at a time, never a row of them.
 //!
-//! A tile is a block of query rows by one key/value head, and by some of the query heads that read it where they are many.
-//! `blocks` goes over the keys in blocks of pages, each for all rows and heads of the tile; `by_row` goes over all of them for one query after
+//! A tile is a block of query rows by one key/value head, and by some of the query heads that read it where they are many; of few rows it is a part of
+//! the keys of all heads, so that pages are read as they lie.
+//! `blocks` goes over the keys in blocks of pages, each for all rows and heads of the tile (`by_page`, where rows are few); `by_row` goes over all of them for one query after
 //! another, where keys lie as values do because values are a part of them. Pages outside what the mask can reach are not visited; inside, the mask
 //! decides lane by lane, where its bounds cut a block. Where it may leave out keys within its reach (a window or tokens chosen by what is kept of
 //! them, every second block, no key for this query), it is evaluated first, and where it leaves out all keys neither keys nor values are read.
@@ -12,10 +13,12 @@
 //! where results of parts go.
 
 mod blocks;
+mod by_page;
 mod by_row;
 pub mod combine;
 mod layout;
 mod products;
+mod queries;
 mod results;
 mod softmax;
 mod tables;
@@ -39,6 +42,9 @@ use crate::plan::kernel::{AttentionSpec, dtype_bytes};
 
 /// Below any score that a finite model computes; finite, so that a difference of two is never NaN.
 const LOWEST: f64 = -3.0e38;
+
+/// The maximum of a part that has no keys: below [`LOWEST`].
+const ABSENT: f64 = -3.3e38;
 
 /// More tokens than a sequence has.
 const FAR: i64 = 1 << 40;
@@ -125,7 +131,8 @@ fn fits_i32(graph: &Graph) -> bool {
     })
 }
 
-/// Rows `begin .. end` by some of the query heads, from `first_head` on, that read a head of keys and values.
+/// Rows `begin .. end` by some of the query heads, from `first_head` on, that read a head of keys and values. Where a tile has several heads of
+/// keys and values, this is the first.
 #[derive(Clone, Copy)]
 struct Tile {
     begin: Val,
@@ -208,7 +215,9 @@ impl Attention<'_> {
                 }
             };
             let n_parts = w.i64(parts as i64);
+            let together = w.i64(schedule.kv_heads() as i64);
             let kv_head = w.div_unsigned(of_heads, n_parts);
+            let kv_head = w.mul(kv_head, together);
             let of_group_part = w.rem_unsigned(of_heads, n_parts);
             let per_part = w.i64(group.div_ceil(parts) as i64);
             let of_group = w.i64(group as i64);

@@ -44,14 +44,21 @@ pub struct AttentionSchedule {
 pub struct BlockSchedule {
     /// Queries of a register tile.
     pub queries: u32,
-    /// Pages of keys in a register tile of scores.
+    /// Heads of keys of a tile.
+    pub kv_heads: u64,
+    /// Pages are read once and as they lie, each for all heads and queries of the tile; otherwise all that is done to a block is done for one
+    /// register tile of queries after another.
+    pub by_page: bool,
+    /// Pages of keys in a register tile of scores: 1 where pages are read as they lie.
     pub pages_per_tile: u32,
+    /// Independent accumulators of a score for successive elements, added at the end.
+    pub chains: u32,
     /// Pages of a block, for which a query's maximum and sum are brought up to date once: a multiple of `pages_per_tile`.
     pub pages: u32,
     /// Most vectors of values in a register tile.
     pub value_vectors: u32,
-    /// The next block is fetched while one is worked on.
-    pub prefetch: bool,
+    /// Of those, how many are loaded before they are multiplied.
+    pub values_together: u32,
     /// Parts that the keys of a query are divided into, tiles of their own.
     pub key_parts: u32,
 }
@@ -59,7 +66,12 @@ pub struct BlockSchedule {
 impl AttentionSchedule {
     /// Tiles for each block of rows, where `group` query heads read each of `kv_heads`.
     pub fn tiles_per_block(&self, kv_heads: u64, group: u64) -> u64 {
-        kv_heads * self.parts(group) * self.key_parts()
+        kv_heads / self.kv_heads() * self.parts(group) * self.key_parts()
+    }
+
+    /// Heads of keys of a tile.
+    pub fn kv_heads(&self) -> u64 {
+        self.blocks.map_or(1, |blocks| blocks.kv_heads)
     }
 
     /// Parts that the keys of a query are divided into.

@@ -1,13 +1,15 @@
 //! The results of an attention whose keys were divided into parts: each part's, relative to its own maximum, brought to one.
 //!
-//! Of each head and part a row of the operand holds the weighted sum of values, the maximum as a power of two, and the sum of weights.
+//! Of each head and part a row of the operand holds the weighted sum of values, the maximum as a power of two, and the sum of weights. Of a part without
+//! keys there is only the maximum, which says so.
 //! Steps of more rows than [`PARTED_ROWS`](crate::plan::kernel::PARTED_ROWS) are not divided, and there is nothing to do.
 //!
 //! Operands of the launch: the parts, the result.
 
 use super::super::frame::{Buffer, RowSpace};
 use super::super::machine::Machine;
-use super::super::writer::{Elem, Ty, Val, Writer};
+use super::super::writer::{Cmp, Elem, Ty, Val, Writer};
+use super::ABSENT;
 use super::results::Results;
 use crate::error::CodegenError;
 use crate::plan::kernel::CombineSpec;
@@ -56,44 +58,46 @@ fn combine(
 ) -> Result<(), CodegenError> {
     let lanes = results.lanes;
     let bytes = (spec.value_dim + 2) * 4;
-    let scalar = |w: &mut Writer, part: u64, element: u64| {
-        let at = w.offset_const(parts, part * bytes + (spec.value_dim + element) * 4);
+    let scalar = |w: &mut Writer, part: Val, element: u64| {
+        let at = w.offset_const(part, (spec.value_dim + element) * 4);
         w.load(Ty::scalar(Elem::F32), at)
     };
-    let maxima: Vec<Val> = (0..spec.parts).map(|part| scalar(w, part, 0)).collect();
-    let mut highest = maxima[0];
-    for maximum in &maxima[1..] {
-        highest = w.max(highest, *maximum);
-    }
-    let (mut factors, mut sum) = (Vec::new(), w.f32(0.0, 0));
-    for (part, maximum) in maxima.iter().enumerate() {
-        let factor = if spec.softmax {
-            let below = w.sub(*maximum, highest);
-            w.exp2(below)
-        } else {
-            w.f32(1.0, 0)
-        };
-        let of_part = scalar(w, part as u64, 1);
-        sum = w.fma(of_part, factor, sum);
-        factors.push(w.splat(factor, lanes));
-    }
+    let (begin, end) = (w.i64(0), w.i64(spec.parts as i64));
+    let absent = w.f32(ABSENT, 0);
+    let highest = w.for_loop(begin, end, 1, &[absent], |w, part, highest| {
+        let part = w.element(parts, part, bytes);
+        let maximum = scalar(w, part, 0);
+        Ok(vec![w.max(highest[0], maximum)])
+    })?[0];
     let masks = results.masks(w);
-    let out: Vec<Val> = masks
-        .iter()
-        .enumerate()
-        .map(|(v, mask)| {
-            let mut total = w.f32(0.0, lanes);
-            for (part, factor) in factors.iter().enumerate() {
-                let at = w.offset_const(parts, part as u64 * bytes + v as u64 * u64::from(lanes) * 4);
+    let zero = w.f32(0.0, lanes);
+    let mut totals = vec![w.f32(0.0, 0)];
+    totals.extend(masks.iter().map(|_| zero));
+    let totals = w.for_loop(begin, end, 1, &totals, |w, part, totals| {
+        let part = w.element(parts, part, bytes);
+        let maximum = scalar(w, part, 0);
+        let has_keys = w.cmp(Cmp::Ne, maximum, absent);
+        w.if_else(has_keys, totals, |w| {
+            let factor = if spec.softmax {
+                let below = w.sub(maximum, highest);
+                w.exp2(below)
+            } else {
+                w.f32(1.0, 0)
+            };
+            let sum = scalar(w, part, 1);
+            let mut next = vec![w.fma(sum, factor, totals[0])];
+            let factor = w.splat(factor, lanes);
+            for (v, (mask, total)) in masks.iter().zip(&totals[1..]).enumerate() {
+                let at = w.offset_const(part, v as u64 * u64::from(lanes) * 4);
                 let ty = Ty::of(Elem::F32, lanes);
                 let x = match mask {
                     None => w.load(ty, at),
                     Some(mask) => w.load_masked(ty, at, *mask),
                 };
-                total = w.fma(x, *factor, total);
+                next.push(w.fma(x, factor, *total));
             }
-            total
+            Ok(next)
         })
-        .collect();
-    results.store(w, place, sum, &out)
+    })?;
+    results.store(w, place, totals[0], &totals[1..])
 }

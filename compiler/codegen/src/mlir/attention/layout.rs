@@ -57,22 +57,26 @@ pub(super) struct Layout {
     pub(super) highs: u64,
     /// Of each register tile: keys that some query of it sees, keys that all do.
     pub(super) bounds: u64,
-    /// Of the queries of a register tile, for the keys of a block.
+    /// Of each register tile: keys of the block that it looks at, and whether all its queries see all of them.
+    pub(super) seen: u64,
+    pub(super) whole: u64,
+    /// For the keys of a block, of the queries of a register tile, or of all where they are gone over page by page: scores, then weights.
     pub(super) scores: u64,
-    pub(super) weights: u64,
-    /// Addresses of the values of the block's pages, and of the next block's.
-    pub(super) pages: u64,
-    pub(super) next_pages: u64,
+    /// Addresses of the block's pages.
+    pub(super) key_pages: u64,
+    pub(super) value_pages: u64,
     /// All of it.
     pub(super) bytes: u64,
 }
 
 impl Layout {
-    /// For so many queries.
-    pub(super) fn new(at: &Attention<'_>, blocks: &BlockSchedule, queries: u64, (keys, values): (Form, Form)) -> Self {
+    /// For so many queries of each head of keys.
+    pub(super) fn new(at: &Attention<'_>, blocks: &BlockSchedule, of_head: u64, keys: Form) -> Self {
         let spec = at.spec;
-        let queries = queries.next_multiple_of(u64::from(blocks.queries));
+        let of_head = of_head.next_multiple_of(u64::from(blocks.queries));
+        let queries = of_head * blocks.kv_heads;
         let tiles = queries / u64::from(blocks.queries);
+        let scored = if blocks.by_page { queries } else { u64::from(blocks.queries) };
         let vector = u64::from(at.lanes) * 4;
         let tokens = u64::from(blocks.pages) * spec.page_tokens;
         let mut layout = Layout {
@@ -90,14 +94,15 @@ impl Layout {
         layout.out = take(queries * layout.out_bytes);
         layout.sums = take(queries * vector);
         layout.maxima = take(queries * 4);
-        layout.positions = take(queries * 8);
-        layout.lows = take(queries * 8);
-        layout.highs = take(queries * 8);
-        layout.bounds = take(tiles * 32);
-        layout.scores = take(u64::from(blocks.queries) * tokens * 4);
-        layout.weights = take(u64::from(blocks.queries) * tokens * values.bytes());
-        layout.pages = take(u64::from(blocks.pages) * 8);
-        layout.next_pages = take(u64::from(blocks.pages) * 8);
+        layout.positions = take(of_head * 8);
+        layout.lows = take(of_head * 8);
+        layout.highs = take(of_head * 8);
+        layout.bounds = take(of_head / u64::from(blocks.queries) * 32);
+        layout.seen = take(tiles * 8);
+        layout.whole = take(tiles * 8);
+        layout.scores = take(scored * tokens * 4);
+        layout.key_pages = take(u64::from(blocks.pages) * 8);
+        layout.value_pages = take(u64::from(blocks.pages) * 8);
         layout.bytes = end;
         layout
     }

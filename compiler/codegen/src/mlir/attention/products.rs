@@ -2,7 +2,7 @@
 
 use super::super::writer::{Elem, Ty, Val, Writer};
 use super::Attention;
-use super::blocks::{Block, Blocks, Micro};
+use super::blocks::{Blocks, Micro};
 use super::layout::Form;
 use crate::error::CodegenError;
 
@@ -119,37 +119,31 @@ impl Blocks<'_> {
     }
 
     /// Products of the queries with the keys of a block, into scratch. Register tiles of keys that no query sees are left out.
-    pub(super) fn scores(&self, w: &mut Writer, block: &Block, micro: Micro) -> Result<(), CodegenError> {
-        let together = self.schedule.pages_per_tile as usize;
-        for first in (0..self.schedule.pages as usize).step_by(together) {
-            if first == 0 {
-                self.score_pages(w, block, micro, first, together)?;
-                continue;
-            }
-            let before = w.i64((first as u64 * self.at.spec.page_tokens) as i64);
-            let some = w.cmp(super::Cmp::Lt, before, micro.n_keys);
-            w.if_then(some, |w| self.score_pages(w, block, micro, first, together))?;
-        }
+    pub(super) fn scores(&self, w: &mut Writer, micro: Micro, n_keys: Val) -> Result<(), CodegenError> {
+        let (zero, n_pages) = (w.i64(0), w.ceil_div(n_keys, self.at.spec.page_tokens));
+        w.for_loop(zero, n_pages, i64::from(self.schedule.pages_per_tile), &[], |w, first, _| {
+            self.score_pages(w, micro, first)?;
+            Ok(vec![])
+        })?;
         Ok(())
     }
 
-    fn score_pages(
-        &self,
-        w: &mut Writer,
-        block: &Block,
-        micro: Micro,
-        first: usize,
-        together: usize,
-    ) -> Result<(), CodegenError> {
+    /// Products of the queries with the keys of a register tile, from a page of the block on.
+    pub(super) fn score_pages(&self, w: &mut Writer, micro: Micro, first: Val) -> Result<(), CodegenError> {
         let (at, layout) = (self.at, &self.layout);
         let queries = self.schedule.queries as usize;
         let (page_vectors, depth) = (at.page_vectors(), self.keys.depth());
         let line = at.spec.page_tokens * at.kept_bytes() * depth;
         let steps = at.spec.key_dim / depth;
         let base = self.cell(w, layout.queries, micro.first, layout.query_bytes);
-        let keys = &block.keys[first..first + together];
-        let next = if block.next_keys.is_empty() { &[][..] } else { &block.next_keys[first..first + together] };
-        let step = |w: &mut Writer, base: Val, keys: &[Val], next: &[Val], sums: &mut [Val]| {
+        let keys: Vec<Val> = (0..self.schedule.pages_per_tile)
+            .map(|p| {
+                let p = w.i64(i64::from(p));
+                let page = w.add(first, p);
+                self.page_of(w, micro, page, false)
+            })
+            .collect();
+        let step = |w: &mut Writer, base: Val, keys: &[Val], sums: &mut [Val]| {
             let mut vectors = Vec::new();
             for page in keys {
                 for v in 0..page_vectors {
@@ -157,15 +151,19 @@ impl Blocks<'_> {
                 }
             }
             let loaded = self.load_vectors(w, self.keys, &vectors, false)?;
-            for page in next {
-                w.prefetch(*page);
-            }
             let factors: Vec<Val> = (0..queries).map(|i| w.offset_const(base, i as u64 * layout.query_bytes)).collect();
             self.multiply(w, &loaded, &factors, sums);
             Ok::<(), CodegenError>(())
         };
         let zero = w.f32(0.0, at.lanes);
-        let mut sums = vec![zero; queries * together * page_vectors];
+        let per_query = keys.len() * page_vectors;
+        let of_chain = queries * per_query;
+        let chains = u64::from(self.schedule.chains);
+        let mut sums = vec![zero; of_chain * chains as usize];
+        fn chain(sums: &mut [Val], of_chain: usize, chains: u64, d: u64) -> &mut [Val] {
+            let first = (d % chains) as usize * of_chain;
+            &mut sums[first..first + of_chain]
+        }
         let looped = steps / UNROLL * UNROLL;
         let move_to = |w: &mut Writer, pages: &[Val], d: Val| -> Vec<Val> {
             pages.iter().map(|page| w.element(*page, d, line)).collect()
@@ -178,33 +176,43 @@ impl Blocks<'_> {
             let (begin, end) = (w.i64(0), w.i64(looped as i64));
             sums = w.for_loop(begin, end, UNROLL as i64, &sums, |w, d, sums| {
                 let mut sums = sums.to_vec();
-                let (keys, next) = (move_to(w, keys, d), move_to(w, next, d));
+                let keys = move_to(w, &keys, d);
                 let base = w.element(base, d, factor_bytes);
                 for u in 0..UNROLL {
-                    let (keys, next) = (skip(w, &keys, u), skip(w, &next, u));
+                    let keys = skip(w, &keys, u);
                     let base = w.offset_const(base, u * factor_bytes);
-                    step(w, base, &keys, &next, &mut sums)?;
+                    step(w, base, &keys, chain(&mut sums, of_chain, chains, u))?;
                 }
                 Ok(sums)
             })?;
         }
         for d in looped..steps {
-            let (keys, next) = (skip(w, keys, d), skip(w, next, d));
+            let keys = skip(w, &keys, d);
             let base = w.offset_const(base, d * factor_bytes);
-            step(w, base, &keys, &next, &mut sums)?;
+            step(w, base, &keys, chain(&mut sums, of_chain, chains, d))?;
         }
-        let per_query = together * page_vectors;
-        for (i, sum) in sums.iter().enumerate() {
+        let (mut total, others) = (sums[..of_chain].to_vec(), &sums[of_chain..]);
+        for (i, more) in others.iter().enumerate() {
+            total[i % of_chain] = w.add(total[i % of_chain], *more);
+        }
+        let scores = self.cell(w, layout.scores, micro.place, self.block_keys() * 4);
+        let scores = w.element(scores, first, at.spec.page_tokens * 4);
+        for (i, sum) in total.iter().enumerate() {
             let (query, vector) = ((i / per_query) as u64, (i % per_query) as u64);
-            let tokens = first as u64 * at.spec.page_tokens + vector * u64::from(at.lanes);
-            let to = w.offset_const(at.scratch, layout.scores + (query * self.block_keys() + tokens) * 4);
+            let to = w.offset_const(scores, (query * self.block_keys() + vector * u64::from(at.lanes)) * 4);
             w.store(*sum, to);
         }
         Ok(())
     }
 
-    /// Adds the values of a block, each with its weight, to the results of the queries.
-    pub(super) fn weigh(&self, w: &mut Writer, micro: Micro) -> Result<(), CodegenError> {
+    /// Adds the values of a block, each with its weight, to the results of the queries, or those of one page.
+    pub(super) fn weigh(
+        &self,
+        w: &mut Writer,
+        micro: Micro,
+        n_keys: Val,
+        page: Option<Val>,
+    ) -> Result<(), CodegenError> {
         let n = self.at.spec.value_dim.div_ceil(u64::from(self.at.lanes)) as usize;
         let masks = self.at.results.masks(w);
         // As even as they can be.
@@ -212,7 +220,7 @@ impl Blocks<'_> {
         let mut first = 0;
         for part in 0..parts {
             let end = (part + 1) * n / parts;
-            self.weigh_vectors(w, micro, first, &masks[first..end])?;
+            self.weigh_vectors(w, micro, n_keys, page, (first, &masks[first..end]))?;
             first = end;
         }
         Ok(())
@@ -223,12 +231,13 @@ impl Blocks<'_> {
         &self,
         w: &mut Writer,
         micro: Micro,
-        first: usize,
-        masks: &[Option<Val>],
+        n_keys: Val,
+        page: Option<Val>,
+        (first, masks): (usize, &[Option<Val>]),
     ) -> Result<(), CodegenError> {
         let (at, layout) = (self.at, &self.layout);
         let queries = u64::from(self.schedule.queries);
-        let (tokens, depth, bytes) = (at.spec.page_tokens, self.values.depth(), self.values.bytes());
+        let (tokens, depth) = (at.spec.page_tokens, self.values.depth());
         let skipped = first as u64 * self.vector_bytes(self.values);
         let row = at.spec.value_dim * depth * at.kept_bytes();
         let out = self.cell(w, layout.out, micro.first, layout.out_bytes);
@@ -241,61 +250,67 @@ impl Blocks<'_> {
         // The values of a token, or of two, and their weights, from the addresses of both.
         let step = |w: &mut Writer, values: Val, weights: Val, half: bool, sums: &[Val]| {
             let mut sums = sums.to_vec();
-            let vectors: Vec<(Val, Option<Val>)> = masks
-                .iter()
-                .enumerate()
-                .map(|(v, mask)| (w.offset_const(values, v as u64 * self.vector_bytes(self.values)), *mask))
-                .collect();
-            let loaded = self.load_vectors(w, self.values, &vectors, half)?;
-            let factors: Vec<Val> =
-                (0..queries).map(|i| w.offset_const(weights, i * self.block_keys() * bytes)).collect();
-            self.multiply(w, &loaded, &factors, &mut sums);
+            let factors: Vec<Val> = (0..queries).map(|i| w.offset_const(weights, i * self.block_keys() * 4)).collect();
+            let together = self.schedule.values_together as usize;
+            for from in (0..masks.len()).step_by(together) {
+                let end = (from + together).min(masks.len());
+                let vectors: Vec<(Val, Option<Val>)> = (from..end)
+                    .map(|v| (w.offset_const(values, v as u64 * self.vector_bytes(self.values)), masks[v]))
+                    .collect();
+                let loaded = self.load_vectors(w, self.values, &vectors, half)?;
+                let places: Vec<usize> =
+                    (0..queries as usize).flat_map(|i| (from..end).map(move |v| i * masks.len() + v)).collect();
+                let mut some: Vec<Val> = places.iter().map(|place| sums[*place]).collect();
+                self.multiply(w, &loaded, &factors, &mut some);
+                for (place, sum) in places.into_iter().zip(some) {
+                    sums[place] = sum;
+                }
+            }
             Ok::<Vec<Val>, CodegenError>(sums)
         };
         let (zero, page_tokens, per_step) = (w.i64(0), w.i64(tokens as i64), w.i64(depth as i64));
-        let weights = w.offset_const(at.scratch, layout.weights);
-        let n_pages = w.ceil_div(micro.n_keys, tokens);
-        let page_of = |w: &mut Writer, array: u64, page: Val| {
-            let cell = self.cell(w, array, page, 8);
-            let page = w.load(Ty::scalar(Elem::Ptr), cell);
-            w.offset_const(page, skipped)
+        let weights = self.cell(w, layout.scores, micro.place, self.block_keys() * 4);
+        let values_of = |w: &mut Writer, page: Val| {
+            let values = self.page_of(w, micro, page, true);
+            w.offset_const(values, skipped)
         };
-        let mut sums = w.for_loop(zero, n_pages, 1, &sums, |w, page, sums| {
-            let values = page_of(w, layout.pages, page);
-            let next = self.schedule.prefetch.then(|| page_of(w, layout.next_pages, page));
+        let one_page = |w: &mut Writer, page: Val, sums: &[Val]| {
+            let values = values_of(w, page);
             let before = w.mul(page, page_tokens);
-            let left = w.sub(micro.n_keys, before);
+            let left = w.sub(n_keys, before);
             let left = w.min(left, page_tokens);
             let steps = w.div_unsigned(left, per_step);
-            let weights = w.element(weights, before, bytes);
+            let weights = w.element(weights, before, 4);
             w.for_loop(zero, steps, 1, sums, |w, j, sums| {
                 let values = w.element(values, j, row);
-                let weights = w.element(weights, j, bytes * depth);
-                if let Some(next) = next {
-                    let next = w.element(next, j, row);
-                    let end = masks.len() as u64 * self.vector_bytes(self.values);
-                    for line in (0..end).step_by(64) {
-                        let at = w.offset_const(next, line);
-                        w.prefetch(at);
-                    }
-                }
+                let weights = w.element(weights, j, 4 * depth);
                 step(w, values, weights, false, sums)
             })
-        })?;
+        };
+        let one = w.i64(1);
+        let (mut sums, last) = match page {
+            Some(page) => (one_page(w, page, &sums)?, page),
+            None => {
+                let n_pages = w.ceil_div(n_keys, tokens);
+                let sums = w.for_loop(zero, n_pages, 1, &sums, |w, page, sums| one_page(w, page, sums))?;
+                (sums, w.sub(n_pages, one))
+            }
+        };
         if depth > 1 {
             // Of the last pair only one token may exist.
             let two = w.i64(2);
-            let rest = w.rem_unsigned(micro.n_keys, two);
+            let before = w.mul(last, page_tokens);
+            let left = w.sub(n_keys, before);
+            let in_page = w.cmp(super::Cmp::Lt, left, page_tokens);
+            let rest = w.rem_unsigned(left, two);
             let odd = w.cmp(super::Cmp::Ne, rest, zero);
+            let odd = w.and(in_page, odd);
             sums = w.if_else(odd, &sums, |w| {
-                let one = w.i64(1);
-                let last = w.sub(micro.n_keys, one);
-                let page = w.div_unsigned(last, page_tokens);
-                let token = w.rem_unsigned(last, page_tokens);
-                let values = page_of(w, layout.pages, page);
-                let pair = w.div_unsigned(token, two);
+                let values = values_of(w, last);
+                let pair = w.div_unsigned(left, two);
                 let values = w.element(values, pair, row);
-                let weights = w.element(weights, last, bytes);
+                let token = w.sub(n_keys, one);
+                let weights = w.element(weights, token, 4);
                 step(w, values, weights, true, &sums)
             })?;
         }

@@ -16,8 +16,8 @@ const TOGETHER: u64 = 4;
 
 /// A query of a register tile.
 struct Place {
-    /// Its number in the register tile, and in the tile.
-    local: Val,
+    /// Its number among those whose scores there is room for, and among all.
+    place: Val,
     index: Val,
     query: Query,
     head: Val,
@@ -25,14 +25,14 @@ struct Place {
 
 impl Blocks<'_> {
     fn place(&self, w: &mut Writer, segment: &Segment, micro: Micro, local: Val) -> Place {
-        let index = w.add(micro.first, local);
-        let (row, head) = self.locate(w, segment.tile, segment.from, segment.n, index);
+        let [of_head, index, place] = [micro.first_of_head, micro.first, micro.place].map(|first| w.add(first, local));
+        let (row, head) = self.locate(w, micro.tile, segment.from, segment.n, of_head);
         let sequence = w.load_u32(self.at.sequences, segment.from);
         let [position, low, high] = [self.layout.positions, self.layout.lows, self.layout.highs].map(|array| {
-            let at = self.cell(w, array, index, 8);
+            let at = self.cell(w, array, of_head, 8);
             w.load(Ty::scalar(Elem::I64), at)
         });
-        Place { local, index, query: Query { row, sequence, position, low, high }, head }
+        Place { place, index, query: Query { row, sequence, position, low, high }, head }
     }
 
     /// Whether a query of the register tile sees a key of the block.
@@ -47,7 +47,8 @@ impl Blocks<'_> {
         let none = w.int(0, Ty::scalar(Elem::I1));
         let any = w.for_loop(begin, end, 1, &[none], |w, local, any| {
             let place = self.place(w, segment, micro, local);
-            self.each_page(w, block, any, |w, first_key, number, any| {
+            let all = w.i64(self.block_keys() as i64);
+            self.each_of_keys(w, (block, all), any, |w, first_key, number, any| {
                 let page = Page { query: &place.query, page: number, first_key, head: place.head };
                 let mut any = any[0];
                 for v in 0..self.at.page_vectors() {
@@ -62,15 +63,15 @@ impl Blocks<'_> {
         Ok(any[0])
     }
 
-    /// A loop over the pages of a block: `body(first key, page number, carried)`.
-    fn each_page(
+    /// A loop over the first pages of a block, of so many keys: `body(first key, page number, carried)`.
+    fn each_of_keys(
         &self,
         w: &mut Writer,
-        block: &Block,
+        (block, n_keys): (&Block, Val),
         carried: &[Val],
         body: impl FnOnce(&mut Writer, Val, Val, &[Val]) -> Result<Vec<Val>, CodegenError>,
     ) -> Result<Vec<Val>, CodegenError> {
-        let (begin, end) = (w.i64(0), w.i64(i64::from(self.schedule.pages)));
+        let (begin, end) = (w.i64(0), w.ceil_div(n_keys, self.at.spec.page_tokens));
         w.for_loop(begin, end, 1, carried, |w, p, carried| {
             let page = w.add(block.page, p);
             let size = w.i64(self.at.spec.page_tokens as i64);
@@ -79,31 +80,30 @@ impl Blocks<'_> {
         })
     }
 
-    /// Scores to weights, of all queries of the register tile. `masked`: some keys of the block may not be seen.
+    /// Scores to weights, of all queries of the register tile, for the first keys of a block. `masked`: some of them may not be seen.
     pub(super) fn shares(
         &self,
         w: &mut Writer,
         segment: &Segment,
-        block: &Block,
+        (block, n_keys): (&Block, Val),
         micro: Micro,
         masked: bool,
     ) -> Result<(), CodegenError> {
+        // The last vectors that are worked on together may have keys that no query sees.
+        let together = self.together() * u64::from(self.at.lanes);
+        let n_keys = w.ceil_div(n_keys, together);
+        let together = w.i64(together as i64);
+        let n_keys = w.mul(n_keys, together);
+        let keys = (block, n_keys);
         let (begin, end) = (w.i64(0), w.i64(i64::from(self.schedule.queries)));
         w.for_loop(begin, end, 1, &[], |w, local, _| {
             let place = self.place(w, segment, micro, local);
-            let scores = self.cell(w, self.layout.scores, local, self.block_keys() * 4);
+            let scores = self.cell(w, self.layout.scores, place.place, self.block_keys() * 4);
             if !self.at.spec.softmax {
-                self.rewrite(w, block, &place, scores, &[], masked)?;
-                self.each_vectors(w, &[], |w, first, _| {
-                    for v in 0..self.together() {
-                        let x = self.load(w, scores, first, v);
-                        self.store_weights(w, &place, first, v, x);
-                    }
-                    Ok(vec![])
-                })?;
+                self.rewrite(w, keys, &place, scores, &[], masked)?;
                 return Ok(vec![]);
             }
-            self.softmax(w, block, &place, scores, masked)?;
+            self.softmax(w, keys, &place, scores, masked)?;
             Ok(vec![])
         })?;
         Ok(())
@@ -122,7 +122,7 @@ impl Blocks<'_> {
     fn rewrite(
         &self,
         w: &mut Writer,
-        block: &Block,
+        keys: (&Block, Val),
         place: &Place,
         scores: Val,
         highest: &[Val],
@@ -130,20 +130,20 @@ impl Blocks<'_> {
     ) -> Result<Vec<Val>, CodegenError> {
         let spec = self.at.spec;
         let hidden = w.f32(if spec.softmax { LOWEST } else { 0.0 }, self.at.lanes);
-        self.each_page(w, block, highest, |w, first_key, number, highest| {
+        self.each_of_keys(w, keys, highest, |w, first_key, number, highest| {
             let page = Page { query: &place.query, page: number, first_key, head: place.head };
-            let token = w.sub(first_key, block.first_key);
+            let token = w.sub(first_key, keys.0.first_key);
             let at = w.element(scores, token, 4);
             let mut highest = highest.to_vec();
             for v in 0..self.at.page_vectors() {
                 let at = w.offset_const(at, v as u64 * u64::from(self.at.lanes) * 4);
                 let mut x = w.load(Ty::of(Elem::F32, self.at.lanes), at);
-                let keys = self.at.keys_of(w, page, v)?;
+                let of_keys = self.at.keys_of(w, page, v)?;
                 if self.factor().is_none() {
-                    x = self.at.score(w, &keys, x)?;
+                    x = self.at.score(w, &of_keys, x)?;
                 }
                 if masked {
-                    let visible = self.at.visible(w, &place.query, &keys)?;
+                    let visible = self.at.visible(w, &place.query, &of_keys)?;
                     x = w.select(visible, x, hidden);
                 }
                 w.store(x, at);
@@ -158,7 +158,7 @@ impl Blocks<'_> {
     fn softmax(
         &self,
         w: &mut Writer,
-        block: &Block,
+        keys: (&Block, Val),
         place: &Place,
         scores: Val,
         masked: bool,
@@ -166,9 +166,9 @@ impl Blocks<'_> {
         let lanes = self.at.lanes;
         let lowest = w.f32(LOWEST, lanes);
         let highest = if masked || self.factor().is_none() {
-            self.rewrite(w, block, place, scores, &[lowest], masked)?
+            self.rewrite(w, keys, place, scores, &[lowest], masked)?
         } else {
-            self.each_vectors(w, &[lowest], |w, first, highest| {
+            self.each_vectors(w, keys.1, &[lowest], |w, first, highest| {
                 let mut highest = highest[0];
                 for v in 0..self.together() {
                     let x = self.load(w, scores, first, v);
@@ -207,7 +207,7 @@ impl Blocks<'_> {
             Ok(vec![raised])
         })?[0];
         let sums = w.load(Ty::of(Elem::F32, lanes), sums_at);
-        let sums = self.each_vectors(w, &[sums], |w, first, sums| {
+        let sums = self.each_vectors(w, keys.1, &[sums], |w, first, sums| {
             let mut sums = sums[0];
             for v in 0..self.together() {
                 let x = self.load(w, scores, first, v);
@@ -220,7 +220,8 @@ impl Blocks<'_> {
                     p = w.select(hidden, zero, p);
                 }
                 sums = w.add(sums, p);
-                self.store_weights(w, place, first, v, p);
+                let at = self.vector_at(w, scores, first, v);
+                w.store(p, at);
             }
             Ok(vec![sums])
         })?;
@@ -234,29 +235,27 @@ impl Blocks<'_> {
         if vectors.is_multiple_of(TOGETHER) { TOGETHER } else { 1 }
     }
 
-    /// A loop over the keys of a block, some vectors at a time: `body(first key of the block's, carried)`.
+    /// A loop over the first keys of a block, some vectors at a time: `body(first key of the block's, carried)`.
     fn each_vectors(
         &self,
         w: &mut Writer,
+        n_keys: Val,
         carried: &[Val],
         body: impl FnOnce(&mut Writer, Val, &[Val]) -> Result<Vec<Val>, CodegenError>,
     ) -> Result<Vec<Val>, CodegenError> {
-        let (begin, end) = (w.i64(0), w.i64(self.block_keys() as i64));
-        w.for_loop(begin, end, (self.together() * u64::from(self.at.lanes)) as i64, carried, body)
+        let begin = w.i64(0);
+        w.for_loop(begin, n_keys, (self.together() * u64::from(self.at.lanes)) as i64, carried, body)
+    }
+
+    /// Where vector `v` from a key on lies.
+    fn vector_at(&self, w: &mut Writer, scores: Val, first: Val, v: u64) -> Val {
+        let at = w.element(scores, first, 4);
+        w.offset_const(at, v * u64::from(self.at.lanes) * 4)
     }
 
     fn load(&self, w: &mut Writer, scores: Val, first: Val, v: u64) -> Val {
-        let at = w.element(scores, first, 4);
-        let at = w.offset_const(at, v * u64::from(self.at.lanes) * 4);
+        let at = self.vector_at(w, scores, first, v);
         w.load(Ty::of(Elem::F32, self.at.lanes), at)
-    }
-
-    /// Stores the weights of a vector of keys.
-    fn store_weights(&self, w: &mut Writer, place: &Place, first: Val, v: u64, p: Val) {
-        let weights = self.cell(w, self.layout.weights, place.local, self.block_keys() * 4);
-        let at = w.element(weights, first, 4);
-        let at = w.offset_const(at, v * u64::from(self.at.lanes) * 4);
-        w.store(p, at);
     }
 }
 

@@ -3,7 +3,7 @@
 use super::isa::Isa;
 use crate::mlir::machine::PairDot;
 use crate::mlir::schedule::{AttentionSchedule, BlockSchedule, LinearSchedule, RowsSchedule};
-use crate::plan::kernel::{AttentionSpec, LinearSpec, PageLayout};
+use crate::plan::kernel::{AttentionSpec, LinearSpec, PageLayout, page_bytes};
 
 /// A regime of steps, by how many rows a launch has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -89,8 +89,8 @@ pub fn attention(isa: &Isa, regime: Regime, spec: &AttentionSpec) -> AttentionSc
         // One row's heads, whose number is small.
         (Regime::One, true) => (group as u32).clamp(1, 8),
         (Regime::One, false) => (group as u32).clamp(1, 4),
-        (Regime::Few, true) => (group as u32).clamp(4, 8),
-        (Regime::Few, false) => 4,
+        (Regime::Few, true) => (group as u32).clamp(2, 8),
+        (Regime::Few, false) => (group as u32).clamp(2, 4),
         (Regime::Many, true) => 6,
         (Regime::Many, false) if page_vectors > 2 => 2,
         (Regime::Many, false) => {
@@ -102,11 +102,14 @@ pub fn attention(isa: &Isa, regime: Regime, spec: &AttentionSpec) -> AttentionSc
         }
     };
     let halves = if paired { 2 } else { 1 };
-    let value_vectors = ((isa.registers - halves) / (queries + halves)).clamp(1, 8);
+    // Either all vectors of values are loaded and a factor is after another, or all factors are and a vector is.
+    let of_vectors = (isa.registers - halves) / (queries + halves);
+    let of_factors = isa.registers.saturating_sub(halves * (queries + 2)) / queries;
+    let value_vectors = of_vectors.max(of_factors).clamp(1, 8);
+    let values_together = if of_factors >= value_vectors { 1 } else { value_vectors };
     let key_halves = if isa.machine.pair_dot == PairDot::Widened { halves } else { 1 };
     let most = ((isa.registers - key_halves) / (queries + key_halves)).max(page_vectors);
-    let heads_per_tile = 64;
-    let heads = group.div_ceil(group.div_ceil(heads_per_tile));
+    let heads = group.div_ceil(group.div_ceil(HEADS_PER_TILE));
     let rows_per_tile = match regime {
         Regime::One => 1,
         Regime::Few => 8,
@@ -116,20 +119,47 @@ pub fn attention(isa: &Isa, regime: Regime, spec: &AttentionSpec) -> AttentionSc
             (60 / (heads * whole)).max(1) * whole
         }
     };
-    let pages = (most / page_vectors).clamp(1, 4);
+    // Few queries are bound by memory, which is fast where it is read as it lies.
+    let by_page = regime != Regime::Many;
+    let pages = if by_page { block_pages(spec) } else { 4 };
+    let pages_per_tile = if by_page { 1 } else { 1 << (most / page_vectors).clamp(1, 4).ilog2() };
+    // An accumulator takes its next product some cycles after the last.
+    let chains = [4, 2].into_iter().find(|n| by_page && n * queries * page_vectors <= 8).unwrap_or(1);
     AttentionSchedule {
         lanes,
         rows_per_tile,
-        heads_per_tile,
+        heads_per_tile: HEADS_PER_TILE,
         blocks: Some(BlockSchedule {
             queries,
-            pages_per_tile: 1 << pages.ilog2(),
-            pages: 4,
+            kv_heads: if by_page { together(spec) } else { 1 },
+            by_page,
+            pages_per_tile,
+            chains,
+            pages,
             value_vectors,
-            prefetch: regime != Regime::Many,
-            key_parts: if regime == Regime::Many { 1 } else { spec.parts as u32 },
+            values_together,
+            key_parts: if by_page { spec.parts as u32 } else { 1 },
         }),
     }
+}
+
+/// Keys of a block in steps of few rows.
+const BLOCK_BYTES: u64 = 256 << 10;
+
+/// Most query heads of a tile.
+const HEADS_PER_TILE: u64 = 64;
+
+/// Pages of a block in steps of few rows: some hundred kilobytes of keys, so that memory is seldom left for its values, and not more scores than the
+/// first levels of caches hold.
+fn block_pages(spec: &AttentionSpec) -> u32 {
+    let bytes = page_bytes(spec.kv_heads, spec.key_dim, spec.page_tokens, spec.kept);
+    (BLOCK_BYTES / bytes.max(1)).clamp(4, 16).next_power_of_two() as u32
+}
+
+/// Heads of keys that are read together in steps of few rows: all, so that a page is read as it lies. Parts of the keys are the tiles then.
+fn together(spec: &AttentionSpec) -> u64 {
+    let group = spec.heads / spec.kv_heads;
+    if spec.parts > 1 && group <= HEADS_PER_TILE { spec.kv_heads } else { 1 }
 }
 
 /// Tiles that a step of one row has at least, so that they divide evenly among some threads.
@@ -138,7 +168,11 @@ const LEAST_TILES: u64 = 16;
 /// Parts that the keys of a query are divided into in steps of few rows.
 pub fn key_parts(spec: &AttentionSpec) -> u64 {
     // Of sequences of one kind alone, the results of others must stay.
-    if !is_blocked(spec) || spec.when.is_some() { 1 } else { (LEAST_TILES / spec.kv_heads).max(1) }
+    if !is_blocked(spec) || spec.when.is_some() {
+        return 1;
+    }
+    let group = spec.heads / spec.kv_heads;
+    if group <= HEADS_PER_TILE { LEAST_TILES } else { (LEAST_TILES / spec.kv_heads).max(1) }
 }
 
 /// Whether keys lie so that they are multiplied block by block.
