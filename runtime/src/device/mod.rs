@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 /// Bytes of memory that large pages, often of 2 MB, are asked for.
 #[cfg(target_os = "linux")]
-const LEAST_HUGE: u64 = 8 << 20;
+const LEAST_HUGE: u64 = 4 << 20;
 
 /// Memory of a device.
 #[derive(Debug)]
