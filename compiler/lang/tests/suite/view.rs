@@ -104,7 +104,7 @@ fn a_layer_that_is_applied_again_is_one_with_its_weights_once() {
         assert!(svg.contains(" × 5, shared weights<"), "{svg}");
     }
     for (repeats, svg) in drawn("[1, 0, 1, 0, 1]") {
-        assert_eq!(repeats, [(5, 2, "1-0".to_owned())]);
+        assert_eq!(repeats, [(5, 2, "1, 0".to_owned())]);
         assert!(svg.contains(" × 5, weights of 2<"), "{svg}");
     }
     for (repeats, svg) in drawn("0..2") {
