@@ -12,6 +12,7 @@ mod extends;
 mod gguf;
 mod library;
 mod names;
+mod nesting;
 mod paths;
 mod published;
 mod rewire;

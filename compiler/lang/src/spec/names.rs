@@ -16,9 +16,20 @@ pub struct Names {
     /// The rules, flattened.
     pub rules: Vec<NameRule>,
     /// Every pattern of the keys as written, those that hold other rules too.
-    pub keys: Vec<(Arc<str>, Span)>,
+    pub keys: Vec<NameKey>,
     /// Patterns of whole checkpoint names that are no parameter.
     pub ignore: Vec<(Arc<str>, Span)>,
+}
+
+/// A pattern of a key as written.
+#[derive(Clone, Debug)]
+pub struct NameKey {
+    /// Patterns of the enclosing mappings, outermost first.
+    pub within: Vec<Arc<str>>,
+    /// The pattern.
+    pub key: Arc<str>,
+    /// The place of the whole key.
+    pub span: Span,
 }
 
 /// One rule.
@@ -125,7 +136,7 @@ fn rule(
             return;
         }
     }
-    names.keys.extend(keys.iter().map(|k| (k.clone(), span)));
+    names.keys.extend(keys.iter().map(|k| NameKey { within: within.to_vec(), key: k.clone(), span }));
     if let NodeKind::Map(entries) = &value.kind {
         if keys.len() > 1 {
             diagnostics.push(

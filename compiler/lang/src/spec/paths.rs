@@ -8,7 +8,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::ast::{Expr, ExprKind, Item, Param};
-use super::names::Names;
+use super::names::{NameKey, Names};
+use super::nesting::Nesting;
 use crate::diagnostic::{Code, Diagnostic, Span, did_you_mean};
 
 /// Most choices of braces that are looked at in one key; what has more is refused where names are bound.
@@ -16,7 +17,7 @@ const MAX_CHOICES: usize = 1024;
 
 /// The names that instances and parameters may have: what the wiring binds, and what those definitions of the library bind that it leads to.
 pub(super) fn declared(wiring: &[Item], library: &[Item]) -> Declared {
-    let mut names = Declared::default();
+    let mut names = Declared { nesting: Some(Nesting::of(wiring, library)), ..Declared::default() };
     wiring.iter().for_each(|item| names.item(item));
     let mut rest: Vec<&Item> = library.iter().collect();
     loop {
@@ -39,6 +40,8 @@ pub(super) struct Declared {
     definitions: BTreeSet<Arc<str>>,
     /// What expressions speak of.
     mentioned: BTreeSet<Arc<str>>,
+    /// What can lie in what.
+    nesting: Option<Nesting>,
 }
 
 impl Declared {
@@ -104,7 +107,8 @@ impl Declared {
 
 /// Reports the components of keys that are no name of `declared`, of the keys that stand in the text of that source.
 pub(super) fn check(names: &Names, source: u32, text: &str, declared: &Declared, diagnostics: &mut Vec<Diagnostic>) {
-    for (key, span) in names.keys.iter().filter(|(_, span)| span.source == source) {
+    for NameKey { within, key, span } in names.keys.iter().filter(|k| k.span.source == source) {
+        let before = diagnostics.len();
         let mut said: Vec<&str> = Vec::new();
         let choices = choices(key);
         for component in choices.iter().flat_map(|key| key.split('.')) {
@@ -128,7 +132,57 @@ pub(super) fn check(names: &Names, source: u32, text: &str, declared: &Declared,
                 .help(help),
             );
         }
+        if diagnostics.len() == before
+            && let Some(nesting) = &declared.nesting
+        {
+            diagnostics.extend(lost(nesting, within, &choices, |component| place(component, *span, text)));
+        }
     }
+}
+
+/// What is wrong with a key of which each component is a name, but not of anything in the one before.
+fn lost(nesting: &Nesting, within: &[Arc<str>], keys: &[String], place: impl Fn(&str) -> Span) -> Option<Diagnostic> {
+    // Of several choices outside, one that fits is enough.
+    let mut outside: Vec<Vec<String>> = vec![Vec::new()];
+    for pattern in within {
+        let words = choices(pattern);
+        if words.is_empty() || outside.len().saturating_mul(words.len()) > MAX_CHOICES {
+            return None;
+        }
+        outside = outside
+            .iter()
+            .flat_map(|o| words.iter().map(|w| [o.as_slice(), std::slice::from_ref(w)].concat()))
+            .collect();
+    }
+    for key in keys {
+        let key: Vec<&str> = key.split('.').collect();
+        let split = |o: &Vec<String>| o.iter().map(|p| p.split('.').map(str::to_owned).collect()).collect();
+        let found: Vec<Option<(String, String)>> = outside
+            .iter()
+            .map(|o| {
+                let o: Vec<Vec<String>> = split(o);
+                let o: Vec<Vec<&str>> = o.iter().map(|p| p.iter().map(String::as_str).collect()).collect();
+                nesting.lost(&o, &key).map(|(a, b)| (a.to_owned(), b.to_owned()))
+            })
+            .collect();
+        let Some(all) = found.into_iter().collect::<Option<Vec<_>>>() else { continue };
+        let Some((component, holder)) = all.into_iter().next() else { continue };
+        let holders = nesting.holders(&component);
+        let help = match &holders[..] {
+            [] => "a key is a path of instances and parameters, as `--emit arch` shows them".to_owned(),
+            [one] => format!("`{component}` lies in `{one}`"),
+            [.., last] => {
+                let first: Vec<String> =
+                    holders[..holders.len() - 1].iter().take(4).map(|h| format!("`{h}`")).collect();
+                format!("`{component}` lies in {} and `{last}`", first.join(", "))
+            }
+        };
+        let message = format!("nothing in `{holder}` is named `{component}`");
+        return Some(
+            Diagnostic::new(Code::NamePath, message, place(&component)).label("whatever the sizes are").help(help),
+        );
+    }
+    None
 }
 
 /// The keys that one with braces stands for; `{size}`, a number, becomes `*`.
@@ -233,6 +287,51 @@ mod tests {
         name("out.apart: a", "apart", "is a path");
         name("layers.0.up + layers.0.donw: 'a[up | down, in]'", "donw", "`down`");
         assert_eq!(of_names("layesr: {pu: x}").len(), 2);
+    }
+
+    #[test]
+    fn a_part_of_something_else_is_told_with_where_it_lies() {
+        for (names, place, help) in [
+            ("layers.0.gain: a", "gain", "`act`"),
+            ("layers.*.up.down: a", "down", "`layer"),
+            ("layers: {up.gain: a}", "gain", "`act`"),
+            ("layers: {up: {gain: a}}", "gain", "`act`"),
+            ("out.weight: a", "weight", "`lowest`"),
+            ("'{layers.0.up,out}.lowest: a'", "lowest", "`out`"),
+            ("'layers.0.up.weight + layers.0.lowest': 'a[0 | 1, in]'", "lowest", "`out`"),
+        ] {
+            let names = names.replace(": a'", "': a");
+            let [(code, at, said)] = &of_names(&names)[..] else { panic!("{names}: {:?}", of_names(&names)) };
+            assert_eq!((*code, at.as_str()), (Code::NamePath, place), "{names}");
+            assert!(said.contains(help), "{names}: {said}");
+        }
+        // Anywhere inside, an element or not, through an option, in a head that these sizes leave out.
+        for names in [
+            "layers: {weight: a}",
+            "layers: {gain: a}",
+            "layers.*.act.gain: a",
+            "layers: {act: {gain: a}}",
+            "out: {weight: a}",
+        ] {
+            assert_eq!(of_names(names), [], "{names}");
+        }
+    }
+
+    #[test]
+    fn an_option_may_hold_whatever_is_passed() {
+        let card = |names: &str| {
+            let wiring = "  block(inner)(x) {\n    first = inner\n    return first(x)\n  }\n  scale(x) {\n    gain = param[width(x)]\n    return x * gain\n  }\n\
+                          \x20 shift(x) {\n    by = param[width(x)]\n    return x + by\n  }\n\
+                          \x20 model(x: f32[tokens, 4]) {\n    a = block(scale)\n    b = block(shift)\n    c = lin(4)\n    return {y: c(a(b(x)))}\n  }\n";
+            let text = format!("xfc: 1\nname: Card\nsizes: {{}}\nwiring: |\n{wiring}names:\n  hf: {{{names}}}\n");
+            wrong(&text, &BASE.replace("NAMES", ""))
+        };
+        for names in ["a.first.gain: x", "b.first.by: x", "c.bias: x", "a: {first: {gain: x}}"] {
+            assert_eq!(card(names), [], "{names}");
+        }
+        for names in ["a.gain: x", "a.first.weight: x", "c.gain: x", "a: {weight: x}"] {
+            assert_eq!(card(names).len(), 1, "{names}: {:?}", card(names));
+        }
     }
 
     #[test]
