@@ -168,6 +168,17 @@ fn facts_are_what_papers_say() -> Result<()> {
                 ("inner_width", "16,384"),
             ],
         ),
+        // What makes scores by position of its queries and keys is no attention to another sequence.
+        (
+            "deberta_v2",
+            &[
+                ("attention", "multi-head (MHA)"),
+                ("heads", "12"),
+                ("positions", "bias learned, by distance"),
+                ("attention_more", "scores × 0.0721688"),
+                ("cross_attention", ""),
+            ],
+        ),
         // The first layer has no norm before attention: embeddings are normed.
         (
             "modernbert",

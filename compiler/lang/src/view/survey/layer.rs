@@ -264,10 +264,12 @@ impl Walk<'_, '_> {
         let of_base = norms.filter(|(_, of)| self.body.behind(*of).0 == self.body.behind(base).0).map(|(n, _)| n);
         // Of one norm that is told in steps, the whole.
         let before = of_base.max_by_key(|n| (n.gain, n.bias));
-        let mut attentions = inside
-            .iter()
-            .filter(|n| self.body.graph.op(**n).as_fused::<fused::Attention>().is_some())
-            .map(|n| attention::attention(self.body, *n, value));
+        let is_attention = |n: &&NodeId| self.body.graph.op(**n).as_fused::<fused::Attention>().is_some();
+        let all: Vec<NodeId> = inside.iter().filter(is_attention).copied().collect();
+        // What makes scores for another, as products with positions do, is a part of that one.
+        let feeds_another = |n: &NodeId| all.iter().any(|m| m != n && self.body.above(*m).contains(n));
+        let mut attentions =
+            all.iter().filter(|n| !feeds_another(n)).map(|n| attention::attention(self.body, *n, value));
         let what = if let Some(mut attention) = attentions.next() {
             attentions.for_each(|other| attention.join(&other));
             What::Attention(Box::new(attention))
