@@ -91,7 +91,7 @@ pub fn both_ways(
     let expanded = expand(&case)?;
     let weights = parameters(&case, &expanded)?;
     let mut program = expanded.program.clone();
-    precision::apply(&mut program, dtype)?;
+    precision::apply(&mut program, dtype, dtype)?;
     let weights = |path: &str| weights.get(path).cloned().ok_or_else(|| format!("there is no {path}").into());
     let interpreter =
         |program| -> Result<_> { Ok(Interpreter::<f32>::new(verify(program).map_err(|v| v.to_string())?, &weights)?) };

@@ -199,7 +199,7 @@ pub fn compare_with(
             if !done.too_large {
                 progress("interpreting");
                 // Whatever the code is compiled in: the description is held to the dump without its roundings.
-                let options = Options { dtype: DType::F32, ..subject.options.clone() };
+                let options = Options { dtype: DType::F32, cache: None, ..subject.options.clone() };
                 let exact = Subject { options: &options, ..*subject };
                 let outputs = exact.interpret::<f64>(&program, &[&done.inputs])?.remove(0);
                 let by = "interpreter (f64)".to_owned();

@@ -77,6 +77,9 @@ pub(crate) struct ModelArgs {
     /// Type of weights and of the inputs of products
     #[arg(long, value_enum, default_value_t = DTypeArg::F32)]
     pub(crate) dtype: DTypeArg,
+    /// Type of what caches keep of each token [default: that of `--dtype`]
+    #[arg(long, value_enum)]
+    pub(crate) kv_cache_dtype: Option<DTypeArg>,
     /// Hold the matrices of products in integers of few bits, in groups with a scale: `int4:g64`, for some modules otherwise:
     /// `int4:g64,down_proj=int8:g32,lm_head=none`. Formats are int8, int4, uint8 and uint4 (with a minimum), groups 32, 64 and 128
     #[arg(long, value_name = "FORMAT[,PATTERN=FORMAT]", value_parser = parse_plan)]

@@ -34,6 +34,7 @@ fn survey(name: &str, args: &CompareArgs) -> Result<Survey> {
         tiny: args.changes.tiny,
         target: Vec::new(),
         dtype: DTypeArg::F32,
+        kv_cache_dtype: None,
         quant: None,
         models: args.models.clone(),
         gguf: None,

@@ -171,6 +171,7 @@ fn against(args: &EvalArgs, other: &str, load: &LoadArgs, tokens: &[i64], window
     let model = ModelArgs {
         model: other.to_owned(),
         dtype: args.against_dtype,
+        kv_cache_dtype: None,
         quant: args.against_quant.clone(),
         ..args.model.clone()
     };

@@ -124,6 +124,7 @@ pub(crate) fn takes_no_options(path: &Path, args: &ModelArgs, allowed: &[&str]) 
         ("--config", args.config.is_some()),
         ("--set", !args.set.is_empty()),
         ("--dtype", args.dtype != DTypeArg::F32),
+        ("--kv-cache-dtype", args.kv_cache_dtype.is_some()),
         ("--quant", args.quant.is_some()),
         ("--models", args.models.is_some()),
         ("--skip-pass", !args.skip_pass.is_empty()),
@@ -277,7 +278,7 @@ impl ModelArgs {
     /// What of the arguments decides the artifact, besides the texts.
     fn choices(&self) -> String {
         let quant = self.quant.as_ref().map(ToString::to_string).unwrap_or_default();
-        format!("{:?} {:?} {} {quant}", self.dtype, self.skip_pass, self.tiny)
+        format!("{:?} {:?} {:?} {} {quant}", self.dtype, self.kv_cache_dtype, self.skip_pass, self.tiny)
     }
 
     /// The targets named, or this host.
@@ -313,11 +314,13 @@ impl ModelArgs {
                 return Err(CliError::usage(format!("no pass is named `{pass}`"), help));
             }
         }
+        let dtype = |given| match given {
+            DTypeArg::F32 => DType::F32,
+            DTypeArg::Bf16 => DType::BF16,
+        };
         Ok(driver::Options {
-            dtype: match self.dtype {
-                DTypeArg::F32 => DType::F32,
-                DTypeArg::Bf16 => DType::BF16,
-            },
+            dtype: dtype(self.dtype),
+            cache: self.kv_cache_dtype.map(dtype),
             quant: self.quant.clone().unwrap_or_default(),
             skip_passes: self.skip_pass.clone(),
             dump: std::env::var_os("XFC_DUMP").map(PathBuf::from),

@@ -83,6 +83,8 @@ impl FromStr for Stage {
 pub struct Options {
     /// Of weights and of the inputs of contractions: f32 or bf16.
     pub dtype: DType,
+    /// Of what caches keep; `None`: as `dtype`.
+    pub cache: Option<DType>,
     /// Which matrices are held in blocks.
     pub quant: Plan,
     /// Compiling threads.
@@ -102,6 +104,7 @@ impl Default for Options {
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Options {
             dtype: DType::F32,
+            cache: None,
             quant: Plan::default(),
             threads,
             skip_passes: Vec::new(),
@@ -109,6 +112,13 @@ impl Default for Options {
             dump: None,
             keep: Keep::default(),
         }
+    }
+}
+
+impl Options {
+    /// Of what caches keep.
+    pub fn cache_dtype(&self) -> DType {
+        self.cache.unwrap_or(self.dtype)
     }
 }
 
@@ -132,7 +142,7 @@ pub struct Fused {
 pub fn fuse(model: &Model, options: &Options) -> Result<Fused, CodegenError> {
     let start = Instant::now();
     let mut graph = model.program.clone();
-    passes::quantise::prepare(&mut graph, options.dtype, &options.quant)?;
+    passes::quantise::prepare(&mut graph, options.dtype, options.cache_dtype(), &options.quant)?;
     let mut program = graph.clone();
     let mut dump_error = None;
     let mut dump = |event: Event<'_>| {

@@ -1,12 +1,66 @@
 //! What is kept of a sequence, in bytes: of each token what the sizes of config.json say, and in all that in whole pages.
 
 use serde_json::Value;
+use xfc_codegen::driver::Options;
+use xfc_lang::graph::DType;
+use xfc_lang::graph::parse::parse;
+use xfc_lang::passes::quantise::{Plan, prepare};
+use xfc_runtime::artifact::Artifact;
 use xfc_runtime::artifact::manifest::{CacheGroup, Keep};
+use xfc_runtime::step::InputData::Floats;
 use xfc_tests::Result;
 use xfc_tests::case::Case;
-use xfc_tests::compile::{Runner, load};
+use xfc_tests::compile::{Runner, artifact, load};
+use xfc_tests::program::of_wiring;
 
 use crate::cases::{decoders, every_case};
+use crate::programs::{check, floats};
+
+/// Caches narrower and wider than the rest are read as the interpreter reads them, in steps of any number of rows.
+#[test]
+fn caches_have_a_type_of_their_own() {
+    let wiring = r#"model(x: f32[tokens, 24]) {
+  q = split(x, 4)
+  k, v = parts(x, [12, 12])
+  kept = cache(split(k, 2))
+  one = attend(q, kept, cache(split(v, 2)), causal)
+  two = attend(q, cache(split(x, 4)), cache(split(x * 2, 4)), causal and q_pos - k_pos < 7, score * 0.5)
+  three = attend(q, kept, kept, causal, sinks = 0.5)
+  return {one: merge(one), two: merge(two), three: merge(three)}
+}"#;
+    for (dtype, cache) in [(DType::F32, DType::BF16), (DType::BF16, DType::F32)] {
+        let text = of_wiring(wiring).unwrap_or_else(|e| panic!("{e}"));
+        let mut program = parse(&text).unwrap_or_else(|e| panic!("{e}"));
+        prepare(&mut program, dtype, cache, &Plan::default()).unwrap_or_else(|e| panic!("{e}"));
+        let step = |n: usize| vec![("x", Floats(floats(n * 24)))];
+        check(&program.to_string(), &[step(37), step(1), step(6), step(1), step(13)]);
+    }
+}
+
+/// `--kv-cache-dtype` decides what a token is kept in, whatever the rest is computed in.
+#[test]
+fn bytes_of_a_token_follow_the_type_of_caches() -> Result<()> {
+    for name in ["llama3", "gemma3", "deepseek_v2", "whisper"] {
+        let case = Case::load(name)?;
+        let bytes = |dtype: DType, cache: Option<DType>| -> Result<Vec<u64>> {
+            let artifact =
+                Artifact::from_bytes(artifact(&case, &["cpu"], &Options { dtype, cache, ..Options::default() })?)?;
+            let manifest = artifact.manifests().next().ok_or("no plan")?.clone();
+            let of_group = |group: &CacheGroup| group.slots.iter().map(|slot| slot.token_bytes).sum();
+            // What a step makes for itself alone is not kept.
+            let kept = manifest.caches.iter().filter(|group| group.keep != Keep::Step);
+            let mut bytes: Vec<u64> = kept.map(of_group).collect();
+            bytes.sort_unstable();
+            Ok(bytes)
+        };
+        let wide = bytes(DType::F32, None)?;
+        let narrow: Vec<u64> = wide.iter().map(|bytes| bytes / 2).collect();
+        assert_eq!(bytes(DType::F32, Some(DType::BF16))?, narrow, "{name}");
+        assert_eq!(bytes(DType::BF16, Some(DType::F32))?, wide, "{name}");
+        assert_eq!(bytes(DType::BF16, None)?, narrow, "{name}");
+    }
+    Ok(())
+}
 
 const PAGE: u64 = 16;
 /// Bytes of an element in f32.

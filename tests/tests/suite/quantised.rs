@@ -21,7 +21,7 @@ fn held(wiring: &str, dtype: DType, plan: &str) -> String {
     let text = of_wiring(wiring).unwrap_or_else(|e| panic!("{e}"));
     let mut program = parse(&text).unwrap_or_else(|e| panic!("{e}"));
     let plan: Plan = plan.parse().unwrap_or_else(|e| panic!("{e}"));
-    prepare(&mut program, dtype, &plan).unwrap_or_else(|e| panic!("{e}"));
+    prepare(&mut program, dtype, dtype, &plan).unwrap_or_else(|e| panic!("{e}"));
     program.to_string()
 }
 

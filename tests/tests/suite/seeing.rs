@@ -243,7 +243,7 @@ fn caches_are_told_as_they_are_planned() -> Result<()> {
         let model = load_card(card, &library).and_then(|spec| elaborate(&spec, &ElaborateOptions::default()))?;
         let told = view::caches(&view::recognised(&model.program)).ok_or("no list of layers")?;
         let mut program = model.program.clone();
-        passes::precision::apply(&mut program, DType::F32)?;
+        passes::precision::apply(&mut program, DType::F32, DType::F32)?;
         passes::run(&mut program, &mut passes::Options::default()).map_err(|e| format!("{card}: {e}"))?;
         let planned = plan_caches::derive(&program, 16).map_err(|e| format!("{card}: {e}"))?;
         for group in &planned.groups {

@@ -74,6 +74,9 @@ fn rewrite(graph: &mut Graph, node: NodeId) -> Option<()> {
         let query = match part.matrix {
             None => query,
             Some(matrix) => {
+                // As what tokens bring to any product with a weight.
+                let dtype = b.graph.ty(matrix).dtype;
+                let query = b.cast(query, dtype).ok()?;
                 let y = b.contract("nhd,hdr->nhr", query, matrix).ok()?; // [N, H, R]
                 b.cast(y, query_dtype).ok()?
             }

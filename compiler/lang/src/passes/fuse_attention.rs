@@ -69,10 +69,12 @@ fn rewrite(graph: &mut Graph, node: NodeId) -> Option<()> {
     };
     let products = find_products(graph, scores)?;
     let [q, k] = product(graph, products.node, "nkgd,vkd->kgnv")?;
-    // v may have been widened for the product, which attention does by itself.
-    let v = operand_if(graph, v, |op| *op == Core::Cast)
-        .filter(|x| matches!(graph.ty(*x).dtype, DType::BF16 | DType::F16))
-        .unwrap_or(v);
+    // k and v may have been widened for the products, which attention does by itself.
+    let [k, v] = [k, v].map(|kept| {
+        operand_if(graph, kept, |op| *op == Core::Cast)
+            .filter(|x| matches!(graph.ty(*x).dtype, DType::BF16 | DType::F16))
+            .unwrap_or(kept)
+    });
     let [n, Dim::Fixed(kv_heads), Dim::Fixed(group), d] = graph.ty(q).dims[..] else { return None };
     let heads = kv_heads.checked_mul(group)?;
     let [_, _, _, keys] = graph.ty(scores).dims[..] else { return None };

@@ -2,6 +2,8 @@
 //!
 //! For bf16 (or f16): matrices and tables of rows are held in it, operands of products are cast to it, and so is what a cache keeps. Sums of
 //! products, norms, softmax, products of what a token brings alone, and what flows between layers stay f32. For f32 nothing changes.
+//!
+//! Caches may be of another type than the rest. Products of what they keep then take f32: a narrow cache is widened, which rounds nothing more.
 
 use std::collections::HashMap;
 
@@ -13,22 +15,31 @@ use crate::ops::{Core, Op};
 use super::analysis::token_wise::leading;
 use super::matching::is_weight_expression;
 
-/// Rewrites a program, fresh from the front end and all f32, for `dtype`.
+/// Rewrites a program, fresh from the front end and all f32, for `dtype`, with caches in `cache`.
 ///
 /// # Errors
 /// Operations that do not take what they are given, which a verified program has not.
-pub fn apply(program: &mut Program, dtype: DType) -> Result<(), ShapeError> {
-    if !matches!(dtype, DType::BF16 | DType::F16) {
+pub fn apply(program: &mut Program, dtype: DType, cache: DType) -> Result<(), ShapeError> {
+    if !is_narrow(dtype) && !is_narrow(cache) {
         return Ok(());
     }
     for graph in &mut program.graphs {
         for node in graph.topological() {
-            rewrite(graph, node, dtype)?;
+            rewrite(graph, node, dtype, cache)?;
         }
-        across_calls(graph, dtype)?;
-        let mut narrow = Narrow { dtype, memo: HashMap::new() };
+        if is_narrow(cache) {
+            across_calls(graph, cache)?;
+        }
+        let [mut narrow, mut kept] = [dtype, cache].map(|dtype| Narrow { dtype, memo: HashMap::new() });
         for node in graph.topological() {
-            if matches!(graph.op(node).as_core(), Some(Core::Contract { .. })) && !of_values(graph, node) {
+            if !matches!(graph.op(node).as_core(), Some(Core::Contract { .. })) || of_values(graph, node) {
+                continue;
+            }
+            if dtype != cache && of_kept(graph, node) {
+                if is_narrow(cache) {
+                    kept.kept(graph, node)?;
+                }
+            } else if is_narrow(dtype) {
                 narrow.contract(graph, node)?;
             }
         }
@@ -37,9 +48,18 @@ pub fn apply(program: &mut Program, dtype: DType) -> Result<(), ShapeError> {
     Ok(())
 }
 
-/// Weights, tables and caches are held in `dtype` and widened where they are used.
-fn rewrite(graph: &mut Graph, node: NodeId, dtype: DType) -> Result<(), ShapeError> {
+fn is_narrow(dtype: DType) -> bool {
+    matches!(dtype, DType::BF16 | DType::F16)
+}
+
+/// Weights and tables are held in `dtype`, caches in `cache`, and widened where they are used.
+fn rewrite(graph: &mut Graph, node: NodeId, dtype: DType, cache: DType) -> Result<(), ShapeError> {
     let value = ValueId { node, port: 0 };
+    let is_cache = matches!(graph.op(node).as_core(), Some(Core::Cache { .. }));
+    let dtype = if is_cache { cache } else { dtype };
+    if !is_narrow(dtype) {
+        return Ok(());
+    }
     let Some(ty) = graph.types(node).first().filter(|t| t.dtype == DType::F32).cloned() else { return Ok(()) };
     match graph.op(node) {
         Op::Core(Core::Weight { path }) if has_rows(path, &ty) && is_matrix_or_table(graph, value) => {
@@ -133,6 +153,17 @@ fn of_values(graph: &Graph, node: NodeId) -> bool {
     leading(graph, node).is_some() && !graph.operands(node).iter().any(stored)
 }
 
+/// Whether a product is of what is kept, and not with a weight.
+fn of_kept(graph: &Graph, node: NodeId) -> bool {
+    let operands = graph.operands(node);
+    let is_kept = |v: &ValueId| matches!(graph.ty(*v).dims.first(), Some(Dim::Visible(_)));
+    let is_held = |v: &ValueId| {
+        let inner = if graph.op(v.node).as_core() == Some(&Core::Cast) { graph.operands(v.node)[0] } else { *v };
+        is_weight_expression(graph, inner)
+    };
+    operands.iter().any(is_kept) && !operands.iter().any(is_held)
+}
+
 /// Makes every use of `value` a use of its cast to f32.
 fn widen(graph: &mut Graph, value: ValueId) -> Result<(), ShapeError> {
     let uses = graph.uses(value);
@@ -159,6 +190,19 @@ struct Narrow {
 }
 
 impl Narrow {
+    /// What is kept goes into a product as it is held, widened.
+    fn kept(&mut self, graph: &mut Graph, node: NodeId) -> Result<(), ShapeError> {
+        for (i, operand) in graph.operands(node).into_iter().enumerate() {
+            if graph.ty(operand).dtype == DType::F32 && matches!(graph.ty(operand).dims.first(), Some(Dim::Visible(_)))
+            {
+                let held = self.value(graph, operand)?;
+                let wide = Builder::like(graph, node).cast(held, DType::F32)?;
+                graph.set_operand(node, i, wide);
+            }
+        }
+        Ok(())
+    }
+
     fn contract(&mut self, graph: &mut Graph, node: NodeId) -> Result<(), ShapeError> {
         let [a, b] = graph.operands(node)[..] else { return Ok(()) };
         let probabilities = is_weight(graph, a) || is_weight(graph, b);

@@ -140,13 +140,13 @@ pub enum QuantiseError {
     Pass(#[from] super::PassError),
 }
 
-/// Makes the precision of a program explicit: the casts of [`precision`](super::precision), and of a plan those to blocks, once the products
+/// Makes the precision of a program explicit: the casts of [`precision`](super::precision) for `dtype` and caches in `cache`, and of a plan those to blocks, once the products
 /// are formed. What it makes is what passes and compiled code are held to.
 ///
 /// # Errors
 /// A pattern of the plan that no matrix fits; what a verified program has not.
-pub fn prepare(program: &mut Program, dtype: DType, plan: &Plan) -> Result<(), QuantiseError> {
-    super::precision::apply(program, dtype)?;
+pub fn prepare(program: &mut Program, dtype: DType, cache: DType, plan: &Plan) -> Result<(), QuantiseError> {
+    super::precision::apply(program, dtype, cache)?;
     if plan.is_empty() {
         return Ok(());
     }

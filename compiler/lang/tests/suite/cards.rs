@@ -39,7 +39,7 @@ fn cases_keep_their_meaning() {
 #[test]
 fn cases_keep_their_meaning_in_bf16() {
     for mut program in cases() {
-        precision::apply(&mut program, DType::BF16).unwrap();
+        precision::apply(&mut program, DType::BF16, DType::BF16).unwrap();
         fuse_checked(&mut program, &[&[5]]);
     }
 }

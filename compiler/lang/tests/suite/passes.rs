@@ -143,9 +143,9 @@ fn narrow_precision_is_explicit_and_near() {
     for text in [DENSE, ENCODER] {
         let wide = program(text);
         let mut narrow = wide.clone();
-        precision::apply(&mut narrow, DType::F32).unwrap();
+        precision::apply(&mut narrow, DType::F32, DType::F32).unwrap();
         assert_eq!(wide, narrow);
-        precision::apply(&mut narrow, DType::BF16).unwrap();
+        precision::apply(&mut narrow, DType::BF16, DType::BF16).unwrap();
         let d = difference(&run(&wide, &[6], 7), &run(&narrow, &[6], 7));
         assert!(d > 1e-6 && d < 0.05, "{d}");
         fuse_checked(&mut narrow, &[&[6], &[2, 1]]);

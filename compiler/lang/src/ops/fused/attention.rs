@@ -124,7 +124,12 @@ impl FusedOp for Attention {
             names.into_iter().zip(operands).map(|(name, ty)| graph.add_param(name, ty.clone())).collect();
         let b = &mut Builder::new(&mut graph);
         let grouped = b.reshape(values[0], [*n, kv, group, *dk])?; // [N, K, G, Dk]
-        let products = b.contract("nkgd,vkd->kgnv", grouped, values[1])?; // [K, G, N, T]
+        // Products are of one dtype: what is narrower than the other operand is widened, which rounds nothing.
+        let (mut grouped, mut k) = (grouped, values[1]);
+        if b.graph.ty(grouped).dtype != b.graph.ty(k).dtype {
+            (grouped, k) = (b.cast(grouped, DType::F32)?, b.cast(k, DType::F32)?);
+        }
+        let products = b.contract("nkgd,vkd->kgnv", grouped, k)?; // [K, G, N, T]
         let scale = b.scalar(self.scale);
         let scaled = b.mul(products, scale)?; // [K, G, N, T]
         let q_pos = b.position(*n)?; // [N]
@@ -174,7 +179,6 @@ impl FusedOp for Attention {
             let zero = b.scalar(0.0);
             b.select(mask, scores, zero)? // [K, G, N, T]
         };
-        // Products are of one dtype: where v is narrower than f32, its values are widened, which rounds nothing.
         let v = b.cast(values[2], DType::F32)?; // [T, K, Dv]
         let summed = b.contract("kgnv,vkd->nkgd", probabilities, v)?; // [N, K, G, Dv]
         let y = b.reshape(summed, [*n, Dim::Fixed(*heads), *dv])?; // [N, H, Dv]
