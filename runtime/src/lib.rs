@@ -33,6 +33,7 @@
 
 pub mod error;
 pub mod files;
+pub mod folder;
 pub mod json;
 pub mod memory;
 pub mod artifact;

@@ -8,7 +8,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use xfc_runtime::artifact::Artifact;
-use xfc_runtime::commands::{self, BenchArgs, EXIT_CODES, EmbedArgs, LoadArgs, LogitsArgs, Output, RunArgs};
+use xfc_runtime::commands::{self, BenchArgs, CacheArgs, EXIT_CODES, EmbedArgs, LoadArgs, LogitsArgs, Output, RunArgs};
 use xfc_runtime::error::{EXIT_OK, Result, RuntimeError};
 
 /// Runs a compiled transformer (.xfm).
@@ -49,6 +49,9 @@ enum Command {
         #[command(flatten)]
         args: BenchArgs,
     },
+    /// Show or empty the folder in which packed weights are kept
+    #[command(subcommand)]
+    Cache(CacheArgs),
 }
 
 #[derive(clap::Args, Debug)]
@@ -87,6 +90,7 @@ fn execute(command: &mut Command, output: &mut Output<'_>) -> Result<()> {
         Command::Run { artifact, args } => commands::run::run(&artifact.open(&mut args.load)?, args, output),
         Command::Logits { artifact, args } => commands::logits::run(&artifact.open(&mut args.load)?, args, output),
         Command::Bench { artifact, args } => commands::bench::run(&artifact.open_for(&mut args.target)?, args, output),
+        Command::Cache(args) => commands::cache::run(args, output),
         Command::Embed { artifact, args } => commands::embed::run(&artifact.open(&mut args.load)?, args, output),
     }
 }

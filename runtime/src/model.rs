@@ -6,6 +6,7 @@ use crate::device::Device;
 use crate::device::cpu::{CpuDevice, ThreadPool};
 use crate::device::workspace::LoadedWeights;
 use crate::error::{Result, RuntimeError};
+use crate::folder::CacheFolder;
 use crate::session::{Session, SessionOptions};
 use crate::weights::{self, Checkpoint, PackedWeights, Progress};
 use std::fmt;
@@ -22,6 +23,8 @@ pub struct ModelOptions<'a> {
     pub target: Option<String>,
     /// Told how far packing the weights is.
     pub progress: Option<Progress<'a>>,
+    /// Where packed weights are kept for the next time; `None`: they are not.
+    pub keep: Option<&'a CacheFolder>,
 }
 
 impl fmt::Debug for ModelOptions<'_> {
@@ -61,7 +64,10 @@ impl Model {
         let variant = artifact.select(&HostFeatures::detect(), options.target.as_deref())?;
         let manifest = Arc::clone(variant.manifest());
         let pool = options.pool()?;
-        let packed = weights::bind(&manifest, checkpoint, pool.workers(), options.progress)?;
+        let packed = match options.keep {
+            Some(folder) => weights::bind_kept(&manifest, checkpoint, pool.workers(), options.progress, folder)?,
+            None => weights::bind(&manifest, checkpoint, pool.workers(), options.progress)?,
+        };
         let device = Arc::new(CpuDevice::new(&manifest, variant.load_code()?, pool)?);
         Self::on_device(manifest, device, packed)
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, value_parser};
 use xfc_lang::passes::quantise::Plan;
-use xfc_runtime::commands::{BenchArgs, EXIT_CODES, EmbedArgs, LogitsArgs, RunArgs};
+use xfc_runtime::commands::{BenchArgs, CacheArgs, EXIT_CODES, EmbedArgs, LogitsArgs, RunArgs};
 
 use crate::eval::EvalArgs;
 use crate::verify::VerifyArgs;
@@ -50,6 +50,9 @@ pub(crate) enum Command {
     Verify(VerifyArgs),
     /// Measure perplexity over a text, and how far two runs are apart
     Eval(EvalArgs),
+    /// Show or empty the folder in which compiled models and packed weights are kept
+    #[command(subcommand)]
+    Cache(CacheArgs),
     /// Explain an error code: what it means, an example, the remedy
     Explain(ExplainArgs),
     /// Tell about an operation, or a module or function of the library

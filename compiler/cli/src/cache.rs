@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use xfc_codegen::driver;
 use xfc_codegen::target::Target;
 use xfc_runtime::artifact::container::Artifact;
+use xfc_runtime::folder::{CacheFolder, Kind};
 
 use crate::args::ModelArgs;
 use crate::error::{CliError, Result};
@@ -22,32 +23,21 @@ pub(crate) struct Entry {
     pub(crate) fresh: bool,
 }
 
-/// `$XFC_CACHE_DIR`, else `xfc` under the user's cache folder.
-///
-/// # Errors
-/// None of the variables that name it is set.
-pub(crate) fn folder() -> Result<PathBuf> {
-    let var = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    var("XFC_CACHE_DIR")
-        .or_else(|| var("XDG_CACHE_HOME").map(|d| d.join("xfc")))
-        .or_else(|| var("HOME").map(|d| d.join(".cache").join("xfc")))
-        .ok_or_else(|| CliError::usage("there is no cache folder: HOME is not set", "set XFC_CACHE_DIR"))
-}
-
 /// The artifact of a model, compiled if it is not there.
 ///
 /// # Errors
 /// The model does not compile, or the cache folder cannot be written.
 pub(crate) fn artifact(loaded: &Loaded, args: &ModelArgs) -> Result<Entry> {
     let targets = args.targets()?;
-    let dir = folder()?.join("artifacts");
-    let path = dir.join(format!("{}.xfm", key(loaded, &targets)));
+    let folder = CacheFolder::needed()?;
+    let path = folder.path(Kind::Artifact, &key(loaded, &targets));
     // A damaged entry is compiled again.
     let is_whole = || path.is_file() && Artifact::open(&path).is_ok();
     if is_whole() {
+        folder.touch(&path);
         return Ok(Entry { path, fresh: false });
     }
-    std::fs::create_dir_all(&dir).map_err(|e| CliError::file(&dir, format!("cannot make the cache folder: {e}")))?;
+    folder.make_room(Kind::Artifact, 0)?;
     let lock_path = path.with_extension("lock");
     let lock = File::create(&lock_path).map_err(|e| CliError::file(&lock_path, format!("cannot write: {e}")))?;
     lock.lock().map_err(|e| CliError::file(&lock_path, format!("cannot lock: {e}")))?;

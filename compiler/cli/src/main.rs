@@ -45,6 +45,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => run::bench(args),
         Command::Verify(args) => verify::run(args),
         Command::Eval(args) => eval::run(args),
+        Command::Cache(args) => run::cache(args),
         Command::Explain(args) => see::explain(args.code.as_deref()).map(|text| output::print(text.trim_end())),
         Command::Doc(args) => {
             see::doc(args.name.as_deref(), args.models.as_deref()).map(|text| output::print(text.trim_end()))

@@ -4,11 +4,12 @@ use std::path::Path;
 use std::time::Instant;
 
 use xfc_check::taps::choose;
+use xfc_codegen::driver;
 use xfc_lang::arch::matches_pattern;
 use xfc_lang::graph::named::{named_values, tap};
 use xfc_runtime::artifact::Artifact;
 use xfc_runtime::commands::run::Record;
-use xfc_runtime::commands::{self, LoadArgs, Output};
+use xfc_runtime::commands::{self, CacheArgs, LoadArgs, Output};
 use xfc_runtime::files::check_writable;
 
 use crate::args::{BenchCommand, EmbedCommand, LogitsCommand, ModelArgs, RunCommand};
@@ -68,6 +69,14 @@ pub(crate) fn bench(command: &BenchCommand) -> Result<()> {
     with_output(|output| commands::bench::run(&artifact, &args, output))
 }
 
+/// Shows or empties the cache folder.
+///
+/// # Errors
+/// There is none, or the system refuses.
+pub(crate) fn cache(args: &CacheArgs) -> Result<()> {
+    with_output(|output| commands::cache::run(args, output))
+}
+
 impl RunCommand {
     /// Whether an output is one of the tapped values.
     fn taps(&self, name: &str) -> bool {
@@ -118,6 +127,10 @@ pub(crate) fn open(args: &ModelArgs, load: &mut LoadArgs, taps: &[String]) -> Re
         let chosen = choose(&named, taps)?;
         loaded.model.program = tap(&loaded.model.program, &chosen);
         loaded.key.push_str(&format!("\ntaps {:?}", chosen.iter().map(|n| &n.path).collect::<Vec<_>>()));
+    }
+    if load.no_cache {
+        let compiled = driver::compile(&loaded.model, &loaded.card, &args.targets()?, &args.options()?)?;
+        return Ok(Artifact::from_bytes(compiled.bytes)?);
     }
     let entry = cache::artifact(&loaded, args)?;
     let family = format!("{} ({})", loaded.model.arch.name, card_name(&loaded));

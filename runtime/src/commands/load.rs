@@ -2,6 +2,7 @@
 
 use crate::artifact::Artifact;
 use crate::error::{Result, RuntimeError};
+use crate::folder::CacheFolder;
 use crate::gguf::is_gguf_file;
 use crate::model::{Model, ModelOptions};
 use crate::text::settings::trained_tokens;
@@ -27,6 +28,9 @@ pub struct LoadArgs {
     /// Threads [default: one for each processor]
     #[arg(short, long, value_name = "N")]
     pub threads: Option<usize>,
+    /// Pack the weights anew, and keep nothing in the cache folder
+    #[arg(long)]
+    pub no_cache: bool,
     /// Name of the variant to run; set by a command that has an option for it
     #[arg(skip)]
     pub target: Option<String>,
@@ -48,12 +52,15 @@ impl LoadArgs {
         if self.allow_missing {
             checkpoint = checkpoint.with_missing_made_up(0);
         }
+        // Without a cache folder everything works as well, later.
+        let folder = if self.no_cache { None } else { CacheFolder::of_user()? };
         let bar = Self::progress_bar();
         let progress = |done: u64, total: u64| Self::advance(&bar, done, total);
         let options = ModelOptions {
             threads: self.threads,
             target: self.target.clone(),
             progress: Some(&progress),
+            keep: folder.as_ref(),
             ..ModelOptions::default()
         };
         let model = Model::load(artifact, &checkpoint, &options);
@@ -67,7 +74,7 @@ impl LoadArgs {
 
     /// A bar for packing weights, which draws nothing where standard error is not a terminal.
     pub(super) fn progress_bar() -> ProgressBar {
-        let style = ProgressStyle::with_template("loading weights {bar:40} {bytes}/{total_bytes}")
+        let style = ProgressStyle::with_template("loading weights {bar:40} {percent} %")
             .unwrap_or_else(|_| ProgressStyle::default_bar());
         ProgressBar::new(0).with_style(style)
     }

@@ -1,9 +1,10 @@
-//! The bodies of `run`, `logits`, `embed` and `bench`, shared by `xfrun` and `xfc`: arguments as plain structs, results written to the writers given.
+//! The bodies of `run`, `logits`, `embed`, `bench` and `cache`, shared by `xfrun` and `xfc`: arguments as plain structs, results written to the writers given.
 
 mod inputs;
 mod load;
 mod profile;
 pub mod bench;
+pub mod cache;
 pub mod embed;
 pub mod logits;
 pub mod run;
@@ -12,6 +13,7 @@ pub mod tokens;
 mod tests;
 
 pub use bench::{BenchArgs, BenchFormat};
+pub use cache::CacheArgs;
 pub use embed::EmbedArgs;
 pub use load::LoadArgs;
 pub use logits::LogitsArgs;

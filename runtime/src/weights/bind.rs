@@ -8,6 +8,7 @@ use super::names;
 use super::pack::{Found, Job, Piece};
 use super::random::Random;
 use crate::artifact::manifest::{Manifest, Source};
+use crate::artifact::validate::packed_bytes;
 use crate::error::{Result, RuntimeError};
 use crate::memory;
 use memmap2::MmapMut;
@@ -58,19 +59,7 @@ pub fn bind(
         ));
     }
     let (jobs, remarks) = find(manifest, checkpoint)?;
-    let too_large = |problem: String| RuntimeError::Device {
-        device: "cpu",
-        problem: format!("the weights do not fit into memory: {problem}"),
-    };
-    let mut offsets = Vec::with_capacity(jobs.len());
-    let mut sizes = Vec::with_capacity(jobs.len());
-    let mut end = 0u64;
-    for job in &jobs {
-        let bytes = job.bytes().map_err(too_large)?;
-        offsets.push(end);
-        sizes.push(bytes);
-        end = end.checked_add(bytes.next_multiple_of(ALIGN)).ok_or_else(|| too_large("too many".to_owned()))?;
-    }
+    let Layout { offsets, sizes, end } = layout(manifest)?;
     memory::ensure("holding the weights", end)?;
     let length = usize::try_from(end.max(1)).map_err(|_| too_large(format!("{end} bytes")))?;
     let mut block = MmapMut::map_anon(length).map_err(|error| too_large(format!("{end} bytes: {error}")))?;
@@ -112,6 +101,35 @@ pub fn bind(
         work();
     });
     Ok(PackedWeights { block, offsets, remarks })
+}
+
+/// Where the weights of a manifest are in their block.
+#[derive(Debug)]
+pub(super) struct Layout {
+    /// First byte of each.
+    pub(super) offsets: Vec<u64>,
+    /// Bytes of each.
+    pub(super) sizes: Vec<u64>,
+    /// Bytes of the block.
+    pub(super) end: u64,
+}
+
+fn too_large(problem: String) -> RuntimeError {
+    RuntimeError::Device { device: "cpu", problem: format!("the weights do not fit into memory: {problem}") }
+}
+
+/// # Errors
+/// More than can be addressed.
+pub(super) fn layout(manifest: &Manifest) -> Result<Layout> {
+    let mut layout = Layout { offsets: Vec::new(), sizes: Vec::new(), end: 0 };
+    for weight in &manifest.weights {
+        let bytes = packed_bytes(weight).map_err(too_large)?;
+        layout.offsets.push(layout.end);
+        layout.sizes.push(bytes);
+        let end = layout.end.checked_add(bytes.next_multiple_of(ALIGN));
+        layout.end = end.ok_or_else(|| too_large("too many".to_owned()))?;
+    }
+    Ok(layout)
 }
 
 /// Finds every source and says what is remarkable, or reports every tensor that does not fit.

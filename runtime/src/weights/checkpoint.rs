@@ -5,6 +5,7 @@
 
 #![allow(unsafe_code, reason = "maps files")]
 
+use super::kept;
 use super::random::Random;
 use crate::error::{Result, RuntimeError};
 use crate::gguf::{Encoding, Header, is_gguf_file};
@@ -95,6 +96,8 @@ fn check_exists(path: &Path) -> Result<()> {
 pub struct Stored {
     path: PathBuf,
     files: Vec<Mmap>,
+    /// Their paths.
+    paths: Vec<PathBuf>,
     tensors: BTreeMap<String, Tensor>,
     /// What the first file says besides, where it is GGUF.
     header: Option<Box<Header>>,
@@ -153,6 +156,7 @@ impl Stored {
         let mut stored = Self {
             path: path.to_owned(),
             files: Vec::new(),
+            paths: Vec::new(),
             tensors: BTreeMap::new(),
             header: None,
             instead_of_missing: None,
@@ -205,6 +209,7 @@ impl Stored {
             }
         }
         self.files.push(map);
+        self.paths.push(path.to_owned());
         Ok(())
     }
 
@@ -236,6 +241,7 @@ impl Stored {
             // The first part says what the model is.
             self.header.get_or_insert_with(|| Box::new(header));
             self.files.push(map);
+            self.paths.push(part);
         }
         Ok(())
     }
@@ -285,6 +291,13 @@ impl Stored {
     /// How the weights are quantised, where config.json says.
     pub(super) fn method(&self) -> Option<&str> {
         self.quantised.method.as_deref()
+    }
+
+    /// Adds all that decides what is read: the state of the files, and what is said of them elsewhere. `None` where that cannot be known.
+    pub(super) fn fingerprint(&self, hasher: &mut blake3::Hasher) -> Option<()> {
+        let made_up = self.instead_of_missing.as_ref().map(|random| random.seed);
+        hasher.update(format!("{made_up:?} {:?}", self.quantised).as_bytes());
+        self.paths.iter().zip(&self.files).try_for_each(|(path, bytes)| kept::fingerprint(path, bytes, hasher))
     }
 
     /// What a GGUF file says of the model, with the bytes of the file that lists and texts lie in; its tensors are among

@@ -16,6 +16,7 @@ mod encoded;
 mod quantise;
 mod pack;
 mod bind;
+mod kept;
 mod checkpoint;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -24,4 +25,5 @@ pub use bind::{PackedWeights, Progress, bind};
 pub use blocks::{BlockFormat, GROUP};
 pub use checkpoint::{Checkpoint, Stored, Tensor};
 pub(crate) use convert::store;
+pub use kept::bind_kept;
 pub use random::Random;

@@ -8,7 +8,6 @@ use super::convert::{Numbers, fill};
 use super::lens::Lens;
 use super::quantise::pack_group;
 use crate::artifact::manifest::{Blocks, DType, Pack, Weight};
-use crate::artifact::validate::packed_bytes;
 
 /// Bytes of a piece of work, about.
 const PIECE_BYTES: u64 = 1 << 20;
@@ -41,11 +40,6 @@ pub(super) struct Piece {
 }
 
 impl Job<'_> {
-    /// Bytes of the packed weight.
-    pub(super) fn bytes(&self) -> Result<u64, String> {
-        packed_bytes(self.weight)
-    }
-
     /// Bytes of one unit of work: a panel, or an element.
     fn unit_bytes(&self) -> u64 {
         let size = self.weight.dtype.size_bytes() as u64;

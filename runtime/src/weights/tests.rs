@@ -1,8 +1,10 @@
 //! Checkpoints on disk, bound to manifests: every layout, every mistake.
 
+use super::kept::bind_kept_from;
 use super::*;
 use crate::artifact::manifest::*;
 use crate::artifact::sample;
+use crate::folder::CacheFolder;
 use proptest::prelude::*;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -145,6 +147,65 @@ fn shards_and_their_mistakes() {
     refused(r#"{"c.weight": "one.safetensors"}"#, "do not hold: c.weight");
     refused(r#"{"a.weight": "three.safetensors"}"#, "three.safetensors: cannot open");
     refused("3", "is not an index");
+}
+
+#[test]
+fn packed_weights_are_kept_for_the_same_checkpoint_and_layout() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = CacheFolder::new(folder.path().join("cache"), 1_000_000);
+    let path = folder.path().join("model.safetensors");
+    let files = || cache.entries().unwrap();
+    let load = |manifest: &Manifest| {
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let kept = bind_kept_from(0, manifest, &checkpoint, 1, None, &cache).unwrap();
+        let packed = bind(manifest, &checkpoint, 1, None).unwrap();
+        assert!(kept.block[..] == packed.block[..] && kept.offsets == packed.offsets);
+        assert_eq!(kept.remarks, packed.remarks);
+    };
+    let manifest = sample::manifest();
+    let tensors: &[(&str, &[usize], f32)] =
+        &[("a.weight", &[2, 3], 0.0), ("b.weight", &[2, 3], 10.0), ("more", &[1], 0.0)];
+    write(&path, tensors);
+    load(&manifest);
+    assert_eq!(files().len(), 1);
+    let (file, written) = (files()[0].path.clone(), std::fs::metadata(&files()[0].path).unwrap().modified().unwrap());
+    let whole = std::fs::read(&file).unwrap();
+    load(&manifest);
+    assert_eq!((files().len(), std::fs::read(&file).unwrap() == whole), (1, true));
+    assert!(files()[0].used >= written);
+
+    // A file that is not what was written is packed again.
+    for damage in [0, whole.len() - 60, whole.len() - 1] {
+        let mut damaged = whole.clone();
+        damaged[damage] ^= 1;
+        std::fs::write(&file, &damaged).unwrap();
+        load(&manifest);
+        assert!(std::fs::read(&file).unwrap() == whole, "byte {damage}");
+    }
+    for end in [0, 7, whole.len() / 2, whole.len() - 1] {
+        std::fs::write(&file, &whole[..end]).unwrap();
+        load(&manifest);
+        assert!(std::fs::read(&file).unwrap() == whole, "cut at {end}");
+    }
+
+    // Another layout, another checkpoint.
+    let mut other = manifest.clone();
+    other.ignore = vec!["more".into()];
+    load(&other);
+    assert_eq!(files().len(), 2);
+    let mut tensors = tensors.to_vec();
+    tensors[0].2 = 1.0;
+    write(&path, &tensors);
+    load(&manifest);
+    assert_eq!(files().len(), 3);
+
+    // What cannot be kept is a remark.
+    let full = CacheFolder::new(folder.path().join("full"), 10);
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    let packed = bind_kept_from(0, &manifest, &checkpoint, 1, None, &full).unwrap();
+    assert!(packed.remarks.iter().any(|r| r.contains("XFC_CACHE_MAX")), "{:?}", packed.remarks);
+    bind_kept_from(0, &manifest, &Checkpoint::random(1), 1, None, &full).unwrap();
+    assert!(full.entries().unwrap().is_empty());
 }
 
 #[test]

@@ -31,5 +31,21 @@ fn embeddings_are_those_of_pytorch() -> Result<()> {
         let ours = shell.run("xfrun", &arguments)?.success()?;
         matches(std::slice::from_ref(sentence), &ours)?;
     }
+    // The weights were packed once for the artifact of each command, and are packed anew where nothing may be kept.
+    let kept = |command: &str| -> Result<usize> {
+        let listed = shell.run(command, &["cache", "list"])?.success()?;
+        Ok(listed.lines().filter(|line| line.contains(" weights ")).count())
+    };
+    assert_eq!((kept("xfc")?, kept("xfrun")?), (1, 1), "both artifacts want the same layout");
+    let folder = shell.run("xfc", &["cache", "dir"])?.success()?;
+    assert!(folder.trim().ends_with(".cache"), "{folder}");
+    shell.run("xfc", &["cache", "clean", "--unused-for", "1"])?.success()?;
+    assert_eq!(kept("xfc")?, 1, "used just now");
+    let cleaned = shell.run("xfrun", &["cache", "clean"])?;
+    assert!(cleaned.stderr.contains("removed"), "{}", cleaned.stderr);
+    let alone = &sentences[..1];
+    let ours = shell.run("xfc", &["embed", checkpoint, "--json", "--no-cache", "-p", &alone[0].text])?.success()?;
+    matches(alone, &ours)?;
+    assert!(shell.run("xfc", &["cache", "list"])?.success()?.is_empty());
     Ok(())
 }
