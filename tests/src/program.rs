@@ -45,7 +45,7 @@ pub fn agree(text: &str, steps: &[Vec<Given<'_>>]) -> Result<()> {
 /// The same for one of many programs: on the first target and, every third, on one of the others in turn.
 pub fn agree_in_turn(number: usize, text: &str, steps: &[Vec<Given<'_>>]) -> Result<()> {
     let others = [&TARGETS[1..], &LINKED].concat();
-    let other = (number % 3 == 0).then(|| others[number / 3 % others.len()]);
+    let other = number.is_multiple_of(3).then(|| others[number / 3 % others.len()]);
     agree_on(text, steps, &std::iter::once(TARGETS[0]).chain(other).collect::<Vec<_>>())
 }
 

@@ -9,7 +9,7 @@ use super::kept;
 use super::random::Random;
 use crate::error::{Result, RuntimeError};
 use crate::gguf::{Encoding, Header, is_gguf_file};
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut, MmapOptions};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize as _;
 use std::collections::{BTreeMap, BTreeSet};
@@ -146,6 +146,13 @@ pub(crate) fn map(path: &Path) -> Result<Mmap> {
     // SAFETY: the mapping is private and only read. That nobody shortens or rewrites a checkpoint while it is loaded is the
     // assumption of every program that maps one; what is read is plain numbers, of which any bits are valid.
     unsafe { Mmap::map(&file) }.map_err(|source| RuntimeError::io(path, "map", source))
+}
+
+/// Maps the beginning of a file that is written once, under another name, and then only removed, which leaves a mapping as it is.
+pub(super) fn map_privately(file: &File, length: usize) -> std::io::Result<MmapMut> {
+    // SAFETY: nothing that is written to a private mapping is seen by others, and nobody changes the file; what is read is plain numbers, of
+    // which any bits are valid.
+    unsafe { MmapOptions::new().len(length).map_copy(file) }
 }
 
 impl Stored {

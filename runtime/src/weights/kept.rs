@@ -8,15 +8,12 @@
 //! beginning and samples. To hash all of a checkpoint would take as long as to pack it. A file that is not whole, by its length or its sums, is
 //! packed again.
 
-#![allow(unsafe_code, reason = "maps files")]
-
 use super::bind::{Layout, PackedWeights, Progress, bind, layout};
-use super::checkpoint::Checkpoint;
+use super::checkpoint::{Checkpoint, map_privately};
 use crate::artifact::manifest::Manifest;
 use crate::error::{Result, RuntimeError};
 use crate::files::write_atomic_with;
 use crate::folder::{CacheFolder, Kind};
-use memmap2::MmapOptions;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
@@ -108,9 +105,7 @@ fn open(path: &Path, layout: &Layout) -> Option<PackedWeights> {
         return None;
     }
     let footer: Footer = serde_json::from_slice(footer).ok()?;
-    // SAFETY: the mapping is private: nothing that is written to it is seen by others. Files of the cache folder are written once, under
-    // another name, and then only removed, which leaves a mapping as it is; what is read is plain numbers, of which any bits are valid.
-    let block = unsafe { MmapOptions::new().len(usize::try_from(block_bytes).ok()?).map_copy(&file) }.ok()?;
+    let block = map_privately(&file, usize::try_from(block_bytes).ok()?).ok()?;
     (sums(&block) == footer.sums).then(|| PackedWeights {
         block,
         offsets: layout.offsets.clone(),

@@ -18,6 +18,7 @@ mod scalar;
 mod spread;
 mod streams;
 mod table;
+mod words;
 mod work;
 
 pub use self::facts::Fact;
