@@ -18,7 +18,8 @@ pub(super) const DARK: &str = include_str!("page/dark.css");
 /// The drawing of a scene.
 pub fn svg(scene: &Scene) -> String {
     let layout = layout(scene);
-    let (width, height) = (layout.placed[0].width.max(360.0), layout.placed[0].height + TOP);
+    let (legend, legend_end) = legend(scene);
+    let (width, height) = (layout.placed[0].width.max(360.0).max(legend_end), layout.placed[0].height + TOP);
     let mut out = String::new();
     let _ = write!(
         out,
@@ -33,7 +34,7 @@ pub fn svg(scene: &Scene) -> String {
         escape(&measure::shorten(&scene.title, 60))
     );
     let _ = writeln!(out, "<text class=\"caption-about\" x=\"14\" y=\"48\">{}</text>", escape(&about(scene)));
-    legend(scene, &mut out);
+    out.push_str(&legend);
     let _ = writeln!(out, "<g transform=\"translate(0 {TOP})\">");
     drawing(scene, &layout, &mut out);
     out.push_str("</g>\n</svg>\n");
@@ -73,7 +74,9 @@ pub(super) fn kinds(scene: &Scene) -> Vec<(Kind, &'static str)> {
     Kind::ALL.into_iter().filter(occurs).map(|k| (k, words(k))).collect()
 }
 
-fn legend(scene: &Scene, out: &mut String) {
+/// What colours mean, and where that ends.
+fn legend(scene: &Scene) -> (String, f64) {
+    let mut out = String::new();
     let mut x = 14.0;
     for (kind, words) in kinds(scene) {
         let _ = write!(
@@ -89,6 +92,7 @@ fn legend(scene: &Scene, out: &mut String) {
         "<rect class=\"chip\" x=\"{x}\" y=\"61\" width=\"9\" height=\"9\" rx=\"2\"/><text class=\"line\" x=\"{}\" y=\"69.5\">weight</text>",
         x + 15.0
     );
+    (out, tenth(x + 15.0 + "weight".len() as f64 * 6.0 + 14.0))
 }
 
 /// The frames, nodes and wires of a scene, as elements of an SVG drawing.
