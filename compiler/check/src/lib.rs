@@ -21,6 +21,7 @@ pub mod locate;
 pub mod modules;
 pub mod records;
 pub mod reference;
+mod packed;
 mod scaled;
 pub mod subject;
 pub mod taps;

@@ -3,6 +3,7 @@
 use safetensors::Dtype;
 use xfc_runtime::weights::{Stored, Tensor};
 
+use crate::packed;
 use crate::weights::floats;
 
 type Found = Result<(Vec<u64>, Vec<f32>), String>;
@@ -17,11 +18,14 @@ pub(crate) fn parameter(stored: &Stored, name: &str) -> Option<Found> {
             Dtype::I8 => |byte: u8| f64::from(byte.cast_signed()),
             _ => return None,
         };
+        if let Some(zeros) = companion("_zero_point").filter(|_| tensor.dtype() == Some(Dtype::I8)) {
+            return Some(packed::bytes(stored, name, tensor, zeros));
+        }
         let scales = companion("_scale_inv").or_else(|| companion("_scale"));
         let scales = scales.ok_or_else(|| format!("{name} has no scales"));
         return Some(scales.and_then(|scales| grid(stored, tensor, scales, decode)));
     }
-    let blocks = companion("_blocks")?;
+    let Some(blocks) = companion("_blocks") else { return packed::parameter(stored, name) };
     let scales = companion("_scales").ok_or_else(|| format!("{name} has no scales"));
     Some(scales.and_then(|scales| pairs(stored, blocks, scales)))
 }

@@ -102,7 +102,7 @@ pub struct Stored {
     /// What the first file says besides, where it is GGUF.
     header: Option<Box<Header>>,
     instead_of_missing: Option<Random>,
-    quantised: Quantised,
+    quantised: Box<Quantised>,
 }
 
 /// What config.json beside the files says of how the weights are stored.
@@ -111,6 +111,12 @@ struct Quantised {
     #[serde(rename = "quant_method")]
     method: Option<String>,
     weight_block_size: Option<Vec<u64>>,
+    /// Inputs that share a scale; negative: all of them.
+    group_size: Option<i64>,
+    checkpoint_format: Option<String>,
+    /// What is said of some modules, by any name.
+    #[serde(default)]
+    config_groups: serde_json::Value,
 }
 
 impl Quantised {
@@ -167,7 +173,7 @@ impl Stored {
             tensors: BTreeMap::new(),
             header: None,
             instead_of_missing: None,
-            quantised: Quantised::beside(&file),
+            quantised: Box::new(Quantised::beside(&file)),
         };
         if file.extension().is_some_and(|extension| extension == "json") {
             stored.add_index(&file)?;
@@ -293,6 +299,18 @@ impl Stored {
     /// Elements of a block with one scale, for the last dimensions, where config.json says.
     pub fn weight_block(&self) -> Option<&[u64]> {
         self.quantised.weight_block_size.as_deref()
+    }
+
+    /// Inputs that share a scale, where config.json says: of all modules, or of some.
+    pub fn group_sizes(&self) -> impl Iterator<Item = u64> {
+        let groups = self.quantised.config_groups.as_object().into_iter().flat_map(serde_json::Map::values);
+        let of_some = groups.filter_map(|group| group.pointer("/weights/group_size")?.as_i64());
+        self.quantised.group_size.into_iter().chain(of_some).filter_map(|size| u64::try_from(size).ok())
+    }
+
+    /// Whether the zeros of `qzeros` are stored as they are; they are one less where config.json does not say so.
+    pub fn stores_whole_zeros(&self) -> bool {
+        self.quantised.checkpoint_format.as_deref() == Some("gptq_v2")
     }
 
     /// How the weights are quantised, where config.json says.

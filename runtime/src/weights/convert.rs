@@ -4,6 +4,7 @@ use super::blocks::Blocks;
 use super::checkpoint::{Stored, Tensor};
 use super::lens::Lens;
 use super::pack::Found;
+use super::packed::Packed;
 use super::random::RandomTensor;
 use super::scaled::Scaled;
 use crate::artifact::manifest::DType;
@@ -20,6 +21,8 @@ pub(super) enum Numbers<'a> {
     Scaled(Scaled<'a>),
     /// Of few bits, in blocks with scales of their own.
     Blocks(Blocks<'a>),
+    /// Integers in words, with scales and zeros beside them.
+    Packed(Packed<'a>),
     /// Made up.
     Random(RandomTensor),
 }
@@ -85,6 +88,7 @@ fn convert_run(numbers: Numbers<'_>, base: usize, stride: usize, to: DType, out:
         Numbers::Stored(from, bytes) => (from, bytes),
         Numbers::Scaled(scaled) => return scaled.convert_run(base, stride, to, out),
         Numbers::Blocks(blocks) => return blocks.convert_run(base, stride, to, out),
+        Numbers::Packed(packed) => return packed.convert_run(base, stride, to, out),
         Numbers::Random(random) => {
             let value = |k: usize| random.value((base + k * stride) as u64);
             // The two that large models have, without a call an element; the value is an f32, so that one rounding is all there is.

@@ -4,10 +4,14 @@
 //! ```text
 //! NAME                             plain numbers, or blocks
 //! NAME (8 bits), NAME_scale_inv    a factor for each block of elements; NAME_scale says the same; one alone, one a row, or a grid of blocks
+//! NAME (I8), NAME_scale, NAME_zero_point                               the same for each group of inputs, with a zero
 //! NAME_blocks, NAME_scales         pairs of 4 bits in blocks along the last dimension but one of NAME, whose last two are exchanged
+//! NAME_packed, NAME_scale, NAME_shape, [NAME_zero_point, NAME_g_idx]   integers in words along inputs
+//! PATH.qweight, PATH.scales, PATH.qzeros, [PATH.g_idx]                 PATH.weight as integers in words along inputs, or along outputs
 //! ```
 //!
-//! What the encodings are is told by types and names; the sizes of blocks, where a grid leaves them open, by config.json.
+//! What the encodings are is told by types, names and shapes; the sizes of blocks and groups, where a grid leaves them open, and whether zeros are
+//! stored as they are, by config.json.
 
 use super::blocks::{self, BlockFormat};
 use super::checkpoint::{Stored, Tensor};
@@ -15,6 +19,7 @@ use super::convert::{Numbers, is_supported};
 use super::lens::Lens;
 use super::pack::Found;
 use super::scaled::{Blocks, Code, MAX_RANK, ScaleCode, Scaled};
+use super::words;
 use crate::artifact::manifest::{Source, Step};
 use crate::gguf::Encoding;
 use safetensors::Dtype;
@@ -22,14 +27,26 @@ use safetensors::Dtype;
 /// Suffixes of the scales of a tensor of 8 bits. All multiply, `inv` names the inverse of what the numbers were multiplied by before.
 const SCALES: [&str; 2] = ["_scale_inv", "_scale"];
 /// Elements of a block and a dimension, where a grid of scales fits it and nothing else is said.
-const USUAL_BLOCK: u64 = 128;
+pub(super) const USUAL_BLOCK: u64 = 128;
 
 /// The tensor of `source`, if it is there, or what is wrong with it. The manifest was validated, so that the steps apply.
 pub(super) fn take<'a>(stored: &'a Stored, source: &Source) -> Option<Result<Found<'a>, String>> {
-    source.names.iter().find_map(|name| match (stored.tensor(name), stored.tensor(&format!("{name}_blocks"))) {
-        (Some(tensor), _) => Some(whole(stored, name, tensor, source)),
-        (None, Some(blocks)) => Some(pairs(stored, name, blocks, source)),
-        (None, None) => None,
+    source.names.iter().find_map(|name| {
+        let beside = |suffix: &str| stored.tensor(&format!("{name}{suffix}"));
+        if let Some(tensor) = stored.tensor(name) {
+            return Some(match beside("_zero_point") {
+                Some(zeros) if tensor.dtype() == Some(Dtype::I8) => words::bytes(stored, name, (tensor, zeros), source),
+                _ => whole(stored, name, tensor, source),
+            });
+        }
+        if let Some(blocks) = beside("_blocks") {
+            return Some(pairs(stored, name, blocks, source));
+        }
+        if let Some(packed) = beside("_packed") {
+            return Some(words::rows(stored, name, packed, source));
+        }
+        let path = name.strip_suffix("weight")?;
+        Some(words::columns(stored, path, stored.tensor(&format!("{path}qweight"))?, source))
     })
 }
 
@@ -39,11 +56,19 @@ pub(super) fn names_read(stored: &Stored, name: &str) -> Vec<String> {
     let mut names = vec![name.to_owned()];
     match stored.tensor(name) {
         Some(tensor) if tensor.dtype().is_some_and(|dtype| Code::of(dtype).is_some()) => {
-            names.extend(SCALES.iter().map(|suffix| format!("{name}{suffix}")));
+            names.extend(SCALES.iter().chain(&["_zero_point"]).map(|suffix| format!("{name}{suffix}")));
             names.extend(name.strip_suffix("weight").map(|path| format!("{path}input_scale")));
         }
         Some(_) => {}
-        None => names.extend(["_blocks", "_scales"].map(|suffix| format!("{name}{suffix}"))),
+        None => {
+            names.extend(["_blocks", "_scales"].map(|suffix| format!("{name}{suffix}")));
+            let words = ["_packed", "_scale", "_shape", "_zero_point", "_g_idx"];
+            names.extend(words.map(|suffix| format!("{name}{suffix}")));
+            let path = name.strip_suffix("weight").into_iter();
+            names.extend(path.flat_map(|path| {
+                ["qweight", "scales", "qzeros", "g_idx", "input_scale"].map(|of| format!("{path}{of}"))
+            }));
+        }
     }
     names
 }
@@ -54,20 +79,20 @@ fn leads(source: &Source, at: usize) -> bool {
 }
 
 /// Whether the steps apply to a tensor of this shape.
-fn admits(source: &Source, shape: &[u64]) -> bool {
+pub(super) fn admits(source: &Source, shape: &[u64]) -> bool {
     let fits = |(at, (have, want)): (usize, (&u64, &u64))| have == want || have > want && leads(source, at);
     shape.len() == source.shape.len() && shape.iter().zip(&source.shape).enumerate().all(fits)
 }
 
 /// The shapes that [`admits`] takes, as text: `[8 or more, 4]`.
-fn expected(source: &Source) -> String {
+pub(super) fn expected(source: &Source) -> String {
     let dims = source.shape.iter().enumerate();
     let dims = dims.map(|(at, n)| if leads(source, at) { format!("{n} or more") } else { n.to_string() });
     format!("[{}]", dims.collect::<Vec<_>>().join(", "))
 }
 
 /// The tensor of this name and shape, where more of it is stored than is read.
-fn larger(source: &Source, name: &str, shape: &[u64]) -> Option<(String, Vec<u64>)> {
+pub(super) fn larger(source: &Source, name: &str, shape: &[u64]) -> Option<(String, Vec<u64>)> {
     (shape != source.shape).then(|| (name.to_owned(), shape.to_vec()))
 }
 
@@ -145,7 +170,11 @@ fn pairs<'a>(stored: &'a Stored, name: &str, blocks: &'a Tensor, source: &Source
     Ok(Found { numbers, lens, offset: source.offset, larger })
 }
 
-fn scale_bytes<'a>(stored: &'a Stored, name: &str, scales: &'a Tensor) -> Result<(ScaleCode, &'a [u8]), String> {
+pub(super) fn scale_bytes<'a>(
+    stored: &'a Stored,
+    name: &str,
+    scales: &'a Tensor,
+) -> Result<(ScaleCode, &'a [u8]), String> {
     let code = scales.dtype().and_then(ScaleCode::of);
     let wrong = || format!("`{name}`: stored as {}, expected scales of floats or U8", shown(scales.encoding));
     let code = code.ok_or_else(wrong)?;
@@ -153,7 +182,7 @@ fn scale_bytes<'a>(stored: &'a Stored, name: &str, scales: &'a Tensor) -> Result
 }
 
 /// The name of an encoding, for messages.
-fn shown(encoding: Encoding) -> String {
+pub(super) fn shown(encoding: Encoding) -> String {
     match encoding {
         Encoding::Plain(dtype) => format!("{dtype:?}"),
         Encoding::Blocks(format) => format.name().to_owned(),

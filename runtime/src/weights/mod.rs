@@ -4,7 +4,7 @@
 //! safetensors, GGUF ──checkpoint──▶ tensors ──lens──▶ views ──convert──▶ numbers ──pack──▶ one block, as the kernels read it
 //! ```
 //!
-//! `encoded` finds a tensor that has scales, `scaled` multiplies them in, `blocks` decodes blocks that hold their own. Weights are packed straight from the mapped files into their final place: no second copy in memory.
+//! `encoded` and `words` find a tensor that has scales, `scaled` and `packed` multiply them in, `blocks` decodes blocks that hold their own. Weights are packed straight from the mapped files into their final place: no second copy in memory.
 
 mod names;
 mod random;
@@ -12,6 +12,8 @@ mod lens;
 mod convert;
 mod blocks;
 mod scaled;
+mod packed;
+mod words;
 mod encoded;
 mod quantise;
 mod pack;

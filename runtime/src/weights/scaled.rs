@@ -59,6 +59,17 @@ impl ScaleCode {
             _ => None,
         }
     }
+
+    /// The scale at this index.
+    pub(super) fn value(self, scales: &[u8], at: usize) -> f64 {
+        match self {
+            Self::F64 => load(scales, at, f64::from_le_bytes),
+            Self::F32 => load(scales, at, |x| f64::from(f32::from_le_bytes(x))),
+            Self::F16 => load(scales, at, |x| f16::from_le_bytes(x).to_f64()),
+            Self::BF16 => load(scales, at, |x| bf16::from_le_bytes(x).to_f64()),
+            Self::E8M0 => load(scales, at, |[x]: [u8; 1]| power_of_two(x)),
+        }
+    }
 }
 
 /// One dimension of the elements.
@@ -120,14 +131,7 @@ impl<'a> Scaled<'a> {
             rest /= dim.size;
             step *= dim.scales();
         }
-        let at = index as usize;
-        match self.scale_code {
-            ScaleCode::F64 => load(self.scales, at, f64::from_le_bytes),
-            ScaleCode::F32 => load(self.scales, at, |x| f64::from(f32::from_le_bytes(x))),
-            ScaleCode::F16 => load(self.scales, at, |x| f16::from_le_bytes(x).to_f64()),
-            ScaleCode::BF16 => load(self.scales, at, |x| bf16::from_le_bytes(x).to_f64()),
-            ScaleCode::E8M0 => load(self.scales, at, |[x]: [u8; 1]| power_of_two(x)),
-        }
+        self.scale_code.value(self.scales, index as usize)
     }
 
     /// Converts elements `base`, `base + stride`, ... until `out` is full.

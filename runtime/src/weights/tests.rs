@@ -309,8 +309,49 @@ fn scales_that_do_not_fit_are_named() {
         let error = open(&tensors).unwrap_err().to_string();
         assert!(error.contains(problem), "{problem} is not in: {error}");
     }
-    let config = r#"{"quantization_config": {"quant_method": "gptq", "bits": 4}}"#;
+    let words = |name: &'static str, shape: &'static [usize]| tensor(name, Dtype::I32, shape);
+    let halves = |name: &'static str, shape: &'static [usize]| tensor(name, Dtype::F16, shape);
+    for (tensors, problem) in [
+        (vec![b, words("a.qweight", &[2])], "`a.scales`: missing"),
+        (vec![b, words("a.qweight", &[2, 0]), halves("a.scales", &[0, 0])], "`a.qzeros`: missing"),
+        (
+            vec![b, words("a.qweight", &[2, 0]), halves("a.scales", &[0, 0]), words("a.qzeros", &[0, 0])],
+            "`a.qweight`: shape [2, 0] with scales [0, 0], expected",
+        ),
+        (
+            vec![b, words("a.qweight", &[1, 2]), halves("a.scales", &[1, 2]), words("a.qzeros", &[1, 0])],
+            "`a.qweight`: integers of 0 bits, expected 2, 4 or 8",
+        ),
+        (
+            vec![b, halves("a.qweight", &[1, 2]), halves("a.scales", &[1, 2]), words("a.qzeros", &[1, 2])],
+            "`a.qweight`: stored as F16, expected words of I32",
+        ),
+        (
+            vec![b, words("a.qweight", &[2, 1]), halves("a.scales", &[2, 8]), words("a.qzeros", &[2, 1])],
+            "`a.qweight`: holds [8, 2], expected [2, 3]",
+        ),
+        (vec![b, words("a.weight_packed", &[2])], "`a.weight_packed`: shape [2], expected [outputs, words]"),
+        (vec![b, words("a.weight_packed", &[2, 3])], "`a.weight_packed`: 3 words for 3 inputs"),
+        (vec![b, words("a.weight_packed", &[2, 1])], "`a.weight_scale`: missing"),
+        (vec![b, words("a.weight_packed", &[2, 1]), scale(&[3])], "`a.weight_scale`: shape [3], expected [2, groups]"),
+        (
+            vec![b, words("a.weight_packed", &[2, 1]), scale(&[2, 2])],
+            "`a.weight_scale`: 2 groups of 3 inputs, which are not even",
+        ),
+        (
+            vec![b, words("a.weight_packed", &[2, 1]), scale(&[2, 1]), words("a.weight_zero_point", &[2])],
+            "`a.weight_zero_point`: I32 of shape [2] for scales [2, 1]",
+        ),
+        (
+            vec![b, words("a.weight_packed", &[2, 1]), scale(&[2, 1]), words("a.weight_g_idx", &[2])],
+            "`a.weight_g_idx`: I32 of shape [2], expected I32 [3]",
+        ),
+    ] {
+        let error = open(&tensors).unwrap_err().to_string();
+        assert!(error.contains(problem), "{problem} is not in: {error}");
+    }
+    let config = r#"{"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": true}}"#;
     std::fs::write(folder.path().join("config.json"), config).unwrap();
-    let error = open(&[b, tensor("a.qweight", Dtype::I32, &[2])]).unwrap_err().to_string();
-    assert!(error.contains("`a.weight`: missing") && error.contains("quantised: `gptq`"), "{error}");
+    let error = open(&[b, words("a.SCB", &[2])]).unwrap_err().to_string();
+    assert!(error.contains("`a.weight`: missing") && error.contains("quantised: `bitsandbytes`"), "{error}");
 }

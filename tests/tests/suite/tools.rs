@@ -37,7 +37,7 @@ fn missing_tools_fail_in_continuous_integration_alone() -> Result<()> {
 fn scripts_name_the_packages_that_are_not_installed() -> Result<()> {
     let folder = tempfile::tempdir()?;
     fs::write(folder.path().join("safetensors.py"), "raise ImportError(\"No module named 'safetensors'\")")?;
-    for script in ["dump_reference.py", "dump_embeddings.py", "make_encodings.py", "make_images.py"] {
+    for script in ["dump_reference.py", "dump_embeddings.py", "make_encodings.py", "make_images.py", "make_packed.py"] {
         let script = repository().join("tools").join(script);
         let mut command = Command::new("python3");
         command.arg(&script).args(["checkpoint", "-o", "dump.safetensors"]).current_dir(folder.path());
