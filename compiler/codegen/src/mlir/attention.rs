@@ -203,10 +203,7 @@ impl Attention<'_> {
             let one = w.i64(1);
             let last = w.sub(blocks, one);
             let block = w.sub(last, block);
-            let size = w.i64(schedule.rows_per_tile as i64);
-            let begin = w.mul(block, size);
-            let end = w.add(begin, size);
-            let end = w.min(end, n_rows);
+            let (begin, end) = w.rows_of_block(block, schedule.rows_per_tile, n_rows);
             let (of_heads, part) = match schedule.key_parts() {
                 1 => (of_heads, None),
                 n => {

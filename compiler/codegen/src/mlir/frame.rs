@@ -47,6 +47,14 @@ impl Writer {
         self.load(I64, at)
     }
 
+    /// The rows of a block of so many, of a step of `n_rows`: the first, and one past the last.
+    pub fn rows_of_block(&mut self, block: Val, rows: u64, n_rows: Val) -> (Val, Val) {
+        let size = self.i64(rows as i64);
+        let begin = self.mul(block, size);
+        let end = self.add(begin, size);
+        (begin, self.min(end, n_rows))
+    }
+
     /// How many sequences the step has.
     pub fn n_sequences(&mut self, args: Val) -> Val {
         let at = self.offset_const(args, abi::ARGS_N_SEQUENCES as u64);

@@ -52,10 +52,7 @@ pub fn emit(
     w.for_loop(params.tile_begin, params.tile_end, 1, &[], |w, tile, _| {
         let panel = w.div_unsigned(tile, blocks);
         let block = w.rem_unsigned(tile, blocks);
-        let size = w.i64(schedule.rows_per_tile as i64);
-        let begin = w.mul(block, size);
-        let end = w.add(begin, size);
-        let end = w.min(end, n_rows);
+        let (begin, end) = w.rows_of_block(block, schedule.rows_per_tile, n_rows);
         for step in 0..linear.steps() {
             linear.enter_columns(w, panel, step, None);
             w.for_loop(begin, end, i64::from(schedule.micro_rows), &[], |w, row, _| {
