@@ -11,6 +11,11 @@ use std::time::SystemTime;
 /// Most bytes that are kept where nothing says otherwise.
 const MOST_BYTES: u64 = 32_000_000_000;
 
+/// Fewer bytes of weights than this are packed sooner than they are looked up.
+const LEAST_BYTES: u64 = 64 << 20;
+/// Of the file that a process locks while it makes an artifact, beside it.
+const LOCK: &str = "lock";
+
 /// What a file is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
@@ -18,17 +23,20 @@ pub enum Kind {
     Artifact,
     /// A checkpoint's weights, packed for a compiled model.
     Weights,
+    /// How the matrices of a checkpoint are held with so many bits a weight.
+    Plan,
 }
 
 impl Kind {
-    /// Both.
-    pub const ALL: [Kind; 2] = [Kind::Artifact, Kind::Weights];
+    /// All.
+    pub const ALL: [Kind; 3] = [Kind::Artifact, Kind::Weights, Kind::Plan];
 
     /// Its folder.
     fn folder(self) -> &'static str {
         match self {
             Kind::Artifact => "artifacts",
             Kind::Weights => "weights",
+            Kind::Plan => "plans",
         }
     }
 
@@ -36,6 +44,7 @@ impl Kind {
         match self {
             Kind::Artifact => "xfm",
             Kind::Weights => "xfw",
+            Kind::Plan => "txt",
         }
     }
 }
@@ -58,6 +67,7 @@ pub struct Entry {
 pub struct CacheFolder {
     root: PathBuf,
     most: u64,
+    least: u64,
 }
 
 impl CacheFolder {
@@ -80,7 +90,7 @@ impl CacheFolder {
             })?,
             _ => MOST_BYTES,
         };
-        Ok(root.map(|root| Self { root, most }))
+        Ok(root.map(|root| Self { root, most, least: LEAST_BYTES }))
     }
 
     /// [`CacheFolder::of_user`] where there must be one.
@@ -92,9 +102,9 @@ impl CacheFolder {
         Self::of_user()?.ok_or_else(none)
     }
 
-    /// A folder that keeps at most so many bytes.
+    /// A folder that keeps at most so many bytes, of weights however few.
     pub fn new(root: impl Into<PathBuf>, most: u64) -> Self {
-        Self { root: root.into(), most }
+        Self { root: root.into(), most, least: 0 }
     }
 
     /// The folder.
@@ -107,6 +117,11 @@ impl CacheFolder {
         self.most
     }
 
+    /// Least bytes of weights that are worth keeping.
+    pub fn least_bytes(&self) -> u64 {
+        self.least
+    }
+
     /// Where the file of this kind and key is, or would be.
     pub fn path(&self, kind: Kind, key: &str) -> PathBuf {
         self.root.join(kind.folder()).join(format!("{key}.{}", kind.extension()))
@@ -117,7 +132,7 @@ impl CacheFolder {
         let _ = File::open(path).and_then(|file| file.set_modified(SystemTime::now()));
     }
 
-    /// All files, the one that was not used for longest first, those that are being written among them.
+    /// All files, the one that was not used for longest first, those that are being written among them. Files to lock are none.
     ///
     /// # Errors
     /// A folder that cannot be read.
@@ -127,12 +142,12 @@ impl CacheFolder {
             let folder = self.root.join(kind.folder());
             let files = match fs::read_dir(&folder) {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-                files => files.map_err(|error| RuntimeError::io(&folder, "read", error))?,
+                files => files.map_err(|error| refused(&folder, "read", &error))?,
             };
             // A file that is gone meanwhile is no entry.
             for file in files.flatten() {
                 let Ok(found) = file.metadata() else { continue };
-                if found.is_file() {
+                if found.is_file() && file.path().extension().is_none_or(|extension| extension != LOCK) {
                     let used = found.modified().unwrap_or(SystemTime::UNIX_EPOCH);
                     entries.push(Entry { path: file.path(), kind, bytes: found.len(), used });
                 }
@@ -149,7 +164,7 @@ impl CacheFolder {
     pub fn make_room(&self, kind: Kind, bytes: u64) -> Result<bool> {
         let Some(others) = self.most.checked_sub(bytes) else { return Ok(false) };
         let folder = self.root.join(kind.folder());
-        fs::create_dir_all(&folder).map_err(|error| RuntimeError::io(&folder, "write", error))?;
+        fs::create_dir_all(&folder).map_err(|error| refused(&folder, "write", &error))?;
         let entries = self.entries()?;
         let mut kept: u64 = entries.iter().map(|entry| entry.bytes).sum();
         for entry in entries {
@@ -158,6 +173,7 @@ impl CacheFolder {
             }
             // One that cannot be removed stays, and the next goes instead.
             if fs::remove_file(&entry.path).is_ok() {
+                remove_lock(&lock_of(&entry.path));
                 kept -= entry.bytes;
             }
         }
@@ -178,9 +194,32 @@ impl CacheFolder {
                     (files, bytes) = (files + 1, bytes + entry.bytes);
                 }
             }
+            remove_lock(&lock_of(&entry.path));
         }
         Ok((files, bytes))
     }
+}
+
+/// What a process locks while it makes a file of the folder.
+pub fn lock_of(path: &Path) -> PathBuf {
+    path.with_extension(LOCK)
+}
+
+/// Removes a file to lock, unless a process has it locked.
+fn remove_lock(path: &Path) {
+    let is_free = |file: File| file.try_lock().is_ok();
+    if File::open(path).is_ok_and(is_free) {
+        // One that stays is in nobody's way.
+        let _ = fs::remove_file(path);
+    }
+}
+
+/// The system does not let the folder be used.
+fn refused(folder: &Path, doing: &str, error: &std::io::Error) -> RuntimeError {
+    RuntimeError::request(
+        format!("{}: cannot {doing}: {error}", folder.display()),
+        "set XFC_CACHE_DIR to a folder that can be written, or give `--no-cache` to a command that has it",
+    )
 }
 
 /// `20GB`, `500 MB`, `1.5GB` or a number of bytes.
@@ -240,6 +279,35 @@ mod tests {
         assert_eq!(folder.clean(SystemTime::now() - Duration::from_secs(60)).unwrap(), (1, 7));
         assert_eq!(folder.clean(SystemTime::now()).unwrap(), (1, 5));
         assert_eq!(folder.clean(SystemTime::now()).unwrap(), (0, 0));
+    }
+
+    #[test]
+    fn files_to_lock_are_no_entries_and_go_with_what_they_are_of() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = CacheFolder::new(root.path(), 10);
+        let [made, held] = ["made", "held"].map(|key| write(&folder, Kind::Artifact, key, 5, 100));
+        let [free, locked] = [&made, &held].map(|path| File::create(lock_of(path)).unwrap());
+        locked.lock().unwrap();
+        assert_eq!(folder.entries().unwrap().len(), 2);
+        assert_eq!(folder.clean(SystemTime::now()).unwrap(), (2, 10));
+        assert!(!lock_of(&made).exists() && lock_of(&held).exists());
+        drop((free, locked));
+        // Room is made in the same way.
+        let made = write(&folder, Kind::Artifact, "made", 5, 100);
+        File::create(lock_of(&made)).unwrap();
+        assert!(folder.make_room(Kind::Plan, 10).unwrap());
+        assert!(!made.exists() && !lock_of(&made).exists());
+    }
+
+    #[test]
+    fn a_folder_that_is_a_file_is_said_with_what_to_do() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("file"), "").unwrap();
+        let folder = CacheFolder::new(root.path().join("file"), 10);
+        let error = folder.make_room(Kind::Artifact, 1).unwrap_err();
+        assert!(error.to_string().contains("cannot write"), "{error}");
+        assert!(error.help().unwrap().contains("XFC_CACHE_DIR"));
+        assert!(folder.entries().unwrap_err().help().unwrap().contains("XFC_CACHE_DIR"));
     }
 
     #[test]

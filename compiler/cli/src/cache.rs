@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use xfc_codegen::driver;
 use xfc_codegen::target::Target;
 use xfc_runtime::artifact::container::Artifact;
-use xfc_runtime::folder::{CacheFolder, Kind};
+use xfc_runtime::folder::{CacheFolder, Kind, lock_of};
 
 use crate::args::ModelArgs;
 use crate::error::{CliError, Result};
@@ -38,7 +38,7 @@ pub(crate) fn artifact(loaded: &Loaded, args: &ModelArgs) -> Result<Entry> {
         return Ok(Entry { path, fresh: false });
     }
     folder.make_room(Kind::Artifact, 0)?;
-    let lock_path = path.with_extension("lock");
+    let lock_path = lock_of(&path);
     let lock = File::create(&lock_path).map_err(|e| CliError::file(&lock_path, format!("cannot write: {e}")))?;
     lock.lock().map_err(|e| CliError::file(&lock_path, format!("cannot lock: {e}")))?;
     // Another process may have compiled it while this one waited.
@@ -46,6 +46,8 @@ pub(crate) fn artifact(loaded: &Loaded, args: &ModelArgs) -> Result<Entry> {
         return Ok(Entry { path, fresh: false });
     }
     let compiled = driver::compile(&loaded.model, &loaded.card, &targets, &args.options()?)?;
+    // What is needed now is written even where it takes more than may be kept.
+    folder.make_room(Kind::Artifact, compiled.bytes.len() as u64)?;
     xfc_runtime::files::write_atomic(&path, &compiled.bytes)?;
     Ok(Entry { path, fresh: true })
 }
@@ -61,7 +63,7 @@ fn key(loaded: &Loaded, targets: &[Box<dyn Target>]) -> String {
 }
 
 /// Tells builds of the compiler apart: its version, and the size and time of its file.
-fn compiler_build() -> String {
+pub(crate) fn compiler_build() -> String {
     let meta = std::env::current_exe().and_then(std::fs::metadata).ok();
     let stamp = meta.map(|m| (m.len(), m.modified().ok()));
     format!("\nxfc {} {stamp:?}", env!("CARGO_PKG_VERSION"))

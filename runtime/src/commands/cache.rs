@@ -1,6 +1,6 @@
 //! The body of `cache`: where the cache folder is, what is in it, and emptying it.
 
-use super::Output;
+use super::{Output, counted};
 use crate::error::Result;
 use crate::folder::{CacheFolder, Kind};
 use crate::memory::human;
@@ -39,14 +39,15 @@ pub fn run(args: &CacheArgs, output: &mut Output<'_>) -> Result<()> {
                 let kind = match entry.kind {
                     Kind::Artifact => "compiled",
                     Kind::Weights => "weights",
+                    Kind::Plan => "plan",
                 };
                 let (size, path) = (human(entry.bytes), entry.path.display());
                 output.print(format_args!("{size:>12}  {days:>4} d  {kind:8}  {path}\n"))?;
             }
             let total: u64 = entries.iter().map(|entry| entry.bytes).sum();
             output.note(format_args!(
-                "{} files, {} of at most {} (XFC_CACHE_MAX)\n",
-                entries.len(),
+                "{}, {} of at most {} (XFC_CACHE_MAX)\n",
+                counted(entries.len() as u64, "file"),
                 human(total),
                 human(folder.most_bytes())
             ))
@@ -55,7 +56,7 @@ pub fn run(args: &CacheArgs, output: &mut Output<'_>) -> Result<()> {
             let kept = Duration::from_secs(u64::from(*unused_for) * DAY);
             let since = SystemTime::now().checked_sub(kept).unwrap_or(SystemTime::UNIX_EPOCH);
             let (files, bytes) = folder.clean(since)?;
-            output.note(format_args!("removed {files} files, {}\n", human(bytes)))
+            output.note(format_args!("removed {}, {}\n", counted(files as u64, "file"), human(bytes)))
         }
     }
 }

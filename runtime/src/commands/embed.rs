@@ -1,6 +1,6 @@
 //! `embed`: vectors of texts, and how similar they are.
 
-use super::{LoadArgs, Output};
+use super::{LoadArgs, Output, counted};
 use crate::artifact::Artifact;
 use crate::embed::{EmbedSettings, Normalize, Pooling, cosine};
 use crate::error::{Result, RuntimeError};
@@ -100,8 +100,9 @@ pub fn run(artifact: &Artifact, args: &EmbedArgs, output: &mut Output<'_>) -> Re
         output.print(format_args!("{:>3}{row}   {shown}\n", index + 1))?;
     }
     output.note(format_args!(
-        "{} texts, {tokens} tokens, {} numbers each: {:.1} ms; weights loaded in {load_seconds:.2} s\n",
-        texts.len(),
+        "{}, {}, {} numbers each: {:.1} ms; weights loaded in {load_seconds:.2} s\n",
+        counted(texts.len() as u64, "text"),
+        counted(tokens as u64, "token"),
         vectors.first().map_or(0, Vec::len),
         seconds * 1e3,
     ))

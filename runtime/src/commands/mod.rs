@@ -63,6 +63,11 @@ fn output_error(path: &str, source: io::Error) -> RuntimeError {
     RuntimeError::Io { path: path.to_owned(), doing: "write", source }
 }
 
+/// So many of something: `1 token`, `2 tokens`.
+fn counted(n: u64, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
 /// Whether a command failed only because nobody reads its output any more (`| head`).
 pub fn is_closed_pipe(error: &RuntimeError) -> bool {
     matches!(error, RuntimeError::Io { source, .. } if source.kind() == io::ErrorKind::BrokenPipe)

@@ -2,7 +2,7 @@
 
 use super::logits::to_safetensors;
 use super::profile::Recorded;
-use super::{LoadArgs, Output, ProfileArgs, Tokens, inputs, tokens};
+use super::{LoadArgs, Output, ProfileArgs, Tokens, counted, inputs, tokens};
 use crate::artifact::Artifact;
 use crate::error::{Result, RuntimeError};
 use crate::files::{check_writable, write_atomic};
@@ -242,24 +242,25 @@ pub fn run(artifact: &Artifact, args: &RunArgs, output: &mut Output<'_>) -> Resu
     }
     if finish == Some(FinishReason::Context) {
         output.note(format_args!(
-            "the context of {context_tokens} positions is full, after {} of {} tokens; `-c` asks for a larger one\n",
+            "the context of {context_tokens} positions is full, after {} of {}; `-c` asks for a larger one\n",
             ids.len(),
-            args.max_tokens
+            counted(args.max_tokens, "token")
         ))?;
     }
     if args.max_tokens == 0 {
         output.note(format_args!(
-            "prompt: {prompt_tokens} tokens, not run, for no token was asked for; weights loaded in {load_seconds:.2} s\n"
+            "prompt: {}, not run, for no token was asked for; weights loaded in {load_seconds:.2} s\n",
+            counted(prompt_tokens, "token")
         ))?;
         return recorded.map_or(Ok(()), |recorded| recorded.end(output));
     }
     let first = first_seconds.unwrap_or(seconds);
     let rate = |tokens: usize, seconds: f64| if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 };
     output.note(format_args!(
-        "prompt: {} tokens, {:.1} a second; then {} tokens, {:.1} a second; weights loaded in {load_seconds:.2} s\n",
-        prompt.ids.len(),
+        "prompt: {}, {:.1} a second; then {}, {:.1} a second; weights loaded in {load_seconds:.2} s\n",
+        counted(prompt_tokens, "token"),
         rate(prompt.ids.len(), first),
-        ids.len(),
+        counted(ids.len() as u64, "token"),
         rate(ids.len().saturating_sub(1), seconds - first),
     ))?;
     recorded.map_or(Ok(()), |recorded| recorded.end(output))

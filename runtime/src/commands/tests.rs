@@ -217,3 +217,8 @@ fn run_says_where_the_time_went() {
     assert!(notes.contains("3 steps; limits afterwards") && notes.contains("| sum | sum | 3 |"), "{notes}");
     assert!(notes.contains("3 recorded steps written to") && trace.is_file(), "{notes}");
 }
+
+#[test]
+fn one_of_something_is_not_many() {
+    assert_eq!([0, 1, 2].map(|n| super::counted(n, "token")), ["0 tokens", "1 token", "2 tokens"]);
+}

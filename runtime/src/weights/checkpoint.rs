@@ -319,7 +319,7 @@ impl Stored {
     }
 
     /// Adds all that decides what is read: the state of the files, and what is said of them elsewhere. `None` where that cannot be known.
-    pub(super) fn fingerprint(&self, hasher: &mut blake3::Hasher) -> Option<()> {
+    pub fn fingerprint(&self, hasher: &mut blake3::Hasher) -> Option<()> {
         let made_up = self.instead_of_missing.as_ref().map(|random| random.seed);
         hasher.update(format!("{made_up:?} {:?}", self.quantised).as_bytes());
         self.paths.iter().zip(&self.files).try_for_each(|(path, bytes)| kept::fingerprint(path, bytes, hasher))

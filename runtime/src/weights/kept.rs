@@ -21,8 +21,6 @@ use std::path::Path;
 
 /// Raised when the layout of weights changes in a way that the manifest does not tell.
 const MAGIC: &[u8; 8] = b"xfcpack1";
-/// Smaller models are packed sooner than they are looked up.
-const LEAST_BYTES: u64 = 64 << 20;
 /// A sample of the block is taken at each multiple of this.
 const SAMPLED_EVERY: usize = 1 << 20;
 const SAMPLE_BYTES: usize = 4096;
@@ -49,19 +47,8 @@ pub fn bind_kept(
     progress: Option<Progress<'_>>,
     folder: &CacheFolder,
 ) -> Result<PackedWeights> {
-    bind_kept_from(LEAST_BYTES, manifest, checkpoint, threads, progress, folder)
-}
-
-pub(super) fn bind_kept_from(
-    least_bytes: u64,
-    manifest: &Manifest,
-    checkpoint: &Checkpoint,
-    threads: usize,
-    progress: Option<Progress<'_>>,
-    folder: &CacheFolder,
-) -> Result<PackedWeights> {
     let layout = layout(manifest)?;
-    let Some(key) = key(manifest, checkpoint).filter(|_| layout.end >= least_bytes) else {
+    let Some(key) = key(manifest, checkpoint).filter(|_| layout.end >= folder.least_bytes()) else {
         return bind(manifest, checkpoint, threads, progress);
     };
     let path = folder.path(Kind::Weights, &key);

@@ -1,6 +1,6 @@
 //! Checkpoints on disk, bound to manifests: every layout, every mistake.
 
-use super::kept::bind_kept_from;
+use super::kept::bind_kept;
 use super::*;
 use crate::artifact::manifest::*;
 use crate::artifact::sample;
@@ -157,7 +157,7 @@ fn packed_weights_are_kept_for_the_same_checkpoint_and_layout() {
     let files = || cache.entries().unwrap();
     let load = |manifest: &Manifest| {
         let checkpoint = Checkpoint::open(&path).unwrap();
-        let kept = bind_kept_from(0, manifest, &checkpoint, 1, None, &cache).unwrap();
+        let kept = bind_kept(manifest, &checkpoint, 1, None, &cache).unwrap();
         let packed = bind(manifest, &checkpoint, 1, None).unwrap();
         assert!(kept.block[..] == packed.block[..] && kept.offsets == packed.offsets);
         assert_eq!(kept.remarks, packed.remarks);
@@ -202,9 +202,9 @@ fn packed_weights_are_kept_for_the_same_checkpoint_and_layout() {
     // What cannot be kept is a remark.
     let full = CacheFolder::new(folder.path().join("full"), 10);
     let checkpoint = Checkpoint::open(&path).unwrap();
-    let packed = bind_kept_from(0, &manifest, &checkpoint, 1, None, &full).unwrap();
+    let packed = bind_kept(&manifest, &checkpoint, 1, None, &full).unwrap();
     assert!(packed.remarks.iter().any(|r| r.contains("XFC_CACHE_MAX")), "{:?}", packed.remarks);
-    bind_kept_from(0, &manifest, &Checkpoint::random(1), 1, None, &full).unwrap();
+    bind_kept(&manifest, &Checkpoint::random(1), 1, None, &full).unwrap();
     assert!(full.entries().unwrap().is_empty());
 }
 
