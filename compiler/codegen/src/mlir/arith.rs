@@ -152,6 +152,12 @@ impl Writer {
         self.binary("arith.shrui", a, n)
     }
 
+    /// `a >> bits`, filling with the sign.
+    pub fn shr_signed(&mut self, a: Val, bits: u32) -> Val {
+        let n = self.int(i64::from(bits), a.ty);
+        self.binary("arith.shrsi", a, n)
+    }
+
     /// A boolean of each lane. Floats compare ordered, except `Ne`, which is true of NaN.
     pub fn cmp(&mut self, pred: Cmp, a: Val, b: Val) -> Val {
         debug_assert_eq!(a.ty, b.ty);

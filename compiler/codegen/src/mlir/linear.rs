@@ -23,6 +23,9 @@ use super::writer::{Cmp, Elem, Ty, Val, Writer};
 use crate::error::CodegenError;
 use crate::plan::kernel::{Extra, LinearSpec, dtype_bytes, row_elements};
 
+/// Bytes that memory is read in.
+const CACHE_LINE: u64 = 64;
+
 /// More rows than a step has: a tile of all of them.
 pub const ALL_ROWS: u64 = 1 << 40;
 
@@ -302,6 +305,14 @@ impl<'a> Linear<'a> {
         Ok(sums)
     }
 
+    /// Asks for what lies ahead of a vector of weights, `shift` bytes from a line of the cache.
+    fn prefetch(&self, w: &mut Writer, at: Val, shift: u64) {
+        if self.schedule.prefetch > 0 && shift.is_multiple_of(CACHE_LINE) {
+            let ahead = w.offset_const(at, self.schedule.prefetch);
+            w.prefetch(ahead);
+        }
+    }
+
     /// Adds the products of input group `k` (from the given starts). `partial`: only the first input of the group exists.
     fn multiply(&self, w: &mut Writer, xs: &[Val], starts: &[Val], k: u64, partial: bool, sums: &mut [Val]) {
         let s = self.schedule;
@@ -313,6 +324,7 @@ impl<'a> Linear<'a> {
         for start in starts {
             for v in 0..vectors {
                 let at = w.offset_const(*start, k * self.group_bytes() + v as u64 * vector_bytes);
+                self.prefetch(w, at, v as u64 * vector_bytes);
                 let elem = if bf16 { Elem::I32 } else { Elem::F32 };
                 weights.push(w.load(Ty::of(elem, s.lanes), at));
             }

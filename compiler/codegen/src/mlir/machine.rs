@@ -36,4 +36,6 @@ pub enum ByteDot {
     Widened,
     /// By an instruction: the name of LLVM's intrinsic `(sum, unsigned, signed) -> sum` on vectors of `Machine::lanes` words.
     Intrinsic(&'static str),
+    /// As 16-bit numbers: the name of LLVM's intrinsic `(a, b) -> products of pairs`, two of which are added to the sum.
+    Pairs(&'static str),
 }

@@ -13,6 +13,8 @@ pub struct LinearSchedule {
     pub chains: u32,
     /// Steps of the inner loop written out.
     pub unroll: u32,
+    /// Bytes that weights are asked for before they are read; 0: whatever the processor does by itself.
+    pub prefetch: u64,
     /// Outputs in a panel of the packed weights: a multiple of `lanes * vectors`.
     pub panel_columns: u64,
     /// Rows of a tile.

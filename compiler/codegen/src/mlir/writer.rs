@@ -284,6 +284,13 @@ impl Writer {
         )
     }
 
+    /// Asks for the cache line at an address, which need not be memory.
+    pub fn prefetch(&mut self, at: Val) {
+        self.line(&format!(
+            "\"llvm.intr.prefetch\"({at}) <{{cache = 1 : i32, hint = 3 : i32, rw = 0 : i32}}> : (!llvm.ptr) -> ()"
+        ));
+    }
+
     /// Stores a scalar, or consecutive lanes, aligned to the element only.
     pub fn store(&mut self, value: Val, to: Val) {
         let line = format!(

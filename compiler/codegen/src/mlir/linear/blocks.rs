@@ -124,29 +124,32 @@ impl Linear<'_> {
         let s = self.schedule;
         let word = Ty::of(Elem::I32, s.lanes);
         let vector_bytes = u64::from(s.lanes) * 4;
-        // The words of each column as words of bytes: themselves, or their low and their high halves.
-        let mut bytes: Vec<Vec<Val>> = Vec::new();
+        let mut stored: Vec<Val> = Vec::new();
         for start in words {
             for v in 0..u64::from(s.vectors) {
                 let at = w.offset_const(*start, run * of.panel.columns * 4 + v * vector_bytes);
-                let stored = w.load(word, at);
-                bytes.push(if of.panel.bits == 8 {
-                    vec![stored]
-                } else {
-                    let mask = w.int(0x0F0F_0F0F, word);
-                    let low = w.and(stored, mask);
-                    let high = w.shr(stored, 4);
-                    vec![low, w.and(high, mask)]
-                });
+                self.prefetch(w, at, v * vector_bytes);
+                stored.push(w.load(word, at));
             }
         }
         let planes = 8 / of.panel.bits;
         for plane in 0..planes {
-            let columns: Vec<Val> = bytes.iter().map(|b| b[plane as usize]).collect();
+            let shift = (plane * of.panel.bits) as u32;
             let first = (run * planes + plane) * 4;
+            // Of the words of each column, every byte or half a byte at `mask`, moved down.
+            let masked = |w: &mut Writer, down: u32, mask: i64| -> Vec<Val> {
+                let narrow = if planes == 2 { mask & 0x0F0F_0F0F } else { mask };
+                let each = |stored: &Val| {
+                    let moved = if down + shift == 0 { *stored } else { w.shr(*stored, down + shift) };
+                    let mask = w.int(narrow, word);
+                    if narrow == 0xFFFF_FFFF { moved } else { w.and(moved, mask) }
+                };
+                stored.iter().map(each).collect()
+            };
             match w.machine().byte_dot {
                 ByteDot::Intrinsic(name) => {
                     let packed = Ty::of(Elem::I8, s.lanes * 4);
+                    let columns = masked(w, 0, 0xFFFF_FFFF);
                     let columns: Vec<Val> = columns.into_iter().map(|c| w.bitcast(c, packed)).collect();
                     for (x, mine) in xs.iter().zip(sums.chunks_exact_mut(columns.len())) {
                         let at = w.offset_const(*x, first);
@@ -158,17 +161,32 @@ impl Linear<'_> {
                         }
                     }
                 }
+                ByteDot::Pairs(name) => {
+                    // Bytes 0 and 2 are 16-bit numbers where they stand, and 1 and 3 where these stood.
+                    let pairs = Ty::of(Elem::I16, s.lanes * 2);
+                    let columns = [0, 8].map(|down| {
+                        let halves = masked(w, down, 0x00FF_00FF);
+                        halves.into_iter().map(|c| w.bitcast(c, pairs)).collect::<Vec<_>>()
+                    });
+                    for (x, mine) in xs.iter().zip(sums.chunks_exact_mut(stored.len())) {
+                        let at = w.offset_const(*x, first);
+                        let four = w.load(Ty::scalar(Elem::I32), at);
+                        let four = w.splat(four, s.lanes);
+                        let odd = w.bitcast(four, pairs);
+                        let even = w.shl(odd, 8);
+                        let [even, odd] = [even, odd].map(|x| w.shr_signed(x, 8));
+                        for (at, sum) in mine.iter_mut().enumerate() {
+                            for (x, columns) in [even, odd].iter().zip(&columns) {
+                                let products = w.intrinsic(name, &[columns[at], *x], sum.ty);
+                                *sum = w.add(*sum, products);
+                            }
+                        }
+                    }
+                }
                 ByteDot::Widened => {
                     for byte in 0..4 {
-                        let columns: Vec<Val> = columns
-                            .iter()
-                            .map(|c| {
-                                let shifted = if byte == 0 { *c } else { w.shr(*c, byte * 8) };
-                                let mask = w.int(0xFF, word);
-                                let one = w.and(shifted, mask);
-                                w.to_float(one)
-                            })
-                            .collect();
+                        let columns = masked(w, byte * 8, 0xFF);
+                        let columns: Vec<Val> = columns.into_iter().map(|c| w.to_float(c)).collect();
                         for (x, mine) in xs.iter().zip(sums.chunks_exact_mut(columns.len())) {
                             let at = w.offset_const(*x, first + u64::from(byte));
                             let one = w.load(Ty::scalar(Elem::I8), at);

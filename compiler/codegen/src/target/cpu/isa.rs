@@ -3,7 +3,8 @@
 use xfc_lang::diagnostic::did_you_mean;
 use xfc_runtime::artifact::HostFeatures;
 
-use super::levels::{FEATURES, LEVELS, Level, PROCESSORS, level};
+use super::levels::{FEATURES, LEVELS, Level, PROCESSORS, Processor, level};
+use super::mlir_to_object::host_processor;
 use crate::error::CodegenError;
 use crate::mlir::machine::{ByteDot, Machine, PairDot};
 
@@ -18,6 +19,8 @@ pub struct Isa {
     pub llvm_cpu: &'static str,
     /// LLVM's name of the processor whose timings decide between equal ways, where one was named.
     pub tune: Option<&'static str>,
+    /// Bytes that streams of weights are asked for before they are read, or 0.
+    pub prefetch: u64,
     /// LLVM features beyond `llvm_cpu`, sorted.
     pub extra: Vec<String>,
     /// Every feature the code may use; what the runtime checks.
@@ -47,7 +50,7 @@ impl Isa {
             return Err(wrong(format!("{form}; {}", known())));
         };
         if spec.is_empty() {
-            return Isa::of_host(&HostFeatures::detect())
+            return Isa::of_host(&HostFeatures::detect(), &host_processor())
                 .ok_or_else(|| wrong("no code is generated for processors like this one".into()));
         }
         let spec = spec.strip_prefix(':').ok_or_else(|| wrong(form.into()))?;
@@ -70,6 +73,7 @@ impl Isa {
         added.dedup();
         isa.name = format!("cpu:{base}{}", added.iter().map(|feature| format!("+{feature}")).collect::<String>());
         isa.tune = processor.map(|processor| processor.name);
+        isa.prefetch = processor.map_or(0, |processor| processor.prefetch);
         Ok(isa)
     }
 
@@ -90,7 +94,7 @@ impl Isa {
             16 if extra.contains(&"avx512vnni") => ByteDot::Intrinsic("llvm.x86.avx512.vpdpbusd.512"),
             8 if extra.contains(&"avxvnni") => ByteDot::Intrinsic("llvm.x86.avx512.vpdpbusd.256"),
             4 if extra.contains(&"i8mm") => ByteDot::Intrinsic("llvm.aarch64.neon.usdot.v4i32.v16i8"),
-            _ => ByteDot::Widened,
+            _ => level.machine.byte_dot,
         };
         let suffix: String = extra.iter().map(|feature| format!("+{feature}")).collect();
         Isa {
@@ -98,6 +102,7 @@ impl Isa {
             arch: level.arch,
             llvm_cpu: level.llvm_cpu,
             tune: None,
+            prefetch: 0,
             needs: level.features().map(str::to_owned).chain(extra.iter().map(|f| (*f).to_owned())).collect(),
             extra: extra.into_iter().map(str::to_owned).collect(),
             registers: level.registers,
@@ -105,13 +110,26 @@ impl Isa {
         }
     }
 
-    /// The best that a machine can run; `None` where code is generated for no processor of its architecture.
-    pub fn of_host(host: &HostFeatures) -> Option<Isa> {
+    /// The best that a machine can run, whose processor LLVM calls `processor`; `None` where code is generated for no processor of its
+    /// architecture. A virtual machine may lack features of its processor, which is then known by its level alone.
+    pub fn of_host(host: &HostFeatures, processor: &str) -> Option<Isa> {
         let has = |feature: &str| host.features.contains(feature);
         let level = LEVELS.iter().rfind(|level| level.arch == host.arch && level.features().all(has))?;
-        let features: Vec<&str> =
+        let used: Vec<&str> =
             FEATURES.iter().filter(|f| f.host && f.fits(level) && has(f.name)).map(|feature| feature.name).collect();
-        Some(Isa::new(level, &features))
+        let whole = |known: &&Processor| {
+            known.name == processor && known.level == level.name && known.features.iter().all(|feature| has(feature))
+        };
+        match PROCESSORS.iter().find(whole) {
+            Some(known) => {
+                let more: Vec<&str> = used.into_iter().filter(|feature| !known.features.contains(feature)).collect();
+                Isa::parse(
+                    &["cpu:", known.name].into_iter().chain(more.iter().flat_map(|f| ["+", f])).collect::<String>(),
+                )
+                .ok()
+            }
+            None => Some(Isa::new(level, &used)),
+        }
     }
 
     /// LLVM's feature string.
@@ -198,12 +216,18 @@ mod tests {
             features.extend(also.iter().map(|f| (*f).to_owned()));
             HostFeatures { arch: arch.into(), features }
         };
-        let name = |h: HostFeatures| Isa::of_host(&h).map(|isa| isa.name);
+        let named = |h: HostFeatures, processor: &str| Isa::of_host(&h, processor).map(|isa| isa.name);
+        let name = |h: HostFeatures| named(h, "generic");
         assert_eq!(name(host("x86_64", "x86-64", &["avx2", "fma"])).unwrap(), "cpu:x86-64");
         assert_eq!(name(host("x86_64", "x86-64-v3", &["avx512bf16"])).unwrap(), "cpu:x86-64-v3");
         assert_eq!(name(host("x86_64", "x86-64-v4", &["avx512vnni", "gfni"])).unwrap(), "cpu:x86-64-v4+avx512vnni");
         assert_eq!(name(host("aarch64", "aarch64", &["dotprod", "sve"])).unwrap(), "cpu:aarch64+dotprod");
         assert_eq!(name(host("riscv64", "", &[])), None);
+        // A processor that is known, with what it has besides; and one of which a feature is hidden.
+        let zen = ["avx512bf16", "avx512vbmi", "avx512vbmi2", "avx512vnni"];
+        assert_eq!(named(host("x86_64", "x86-64-v4", &zen), "znver5").unwrap(), "cpu:znver5");
+        assert_eq!(named(host("x86_64", "x86-64-v4", &zen[..1]), "znver5").unwrap(), "cpu:x86-64-v4+avx512bf16");
+        assert_eq!(named(host("x86_64", "x86-64-v3", &["avxvnni"]), "haswell").unwrap(), "cpu:haswell+avxvnni");
     }
 
     #[test]

@@ -23,8 +23,8 @@ pub(super) struct Level {
 }
 
 /// `whole`: with instructions for fused products, rounding and f16.
-const fn machine(lanes: u32, round: bool, whole: bool) -> Machine {
-    Machine { lanes, fma: whole, round, pair_dot: PairDot::Widened, byte_dot: ByteDot::Widened, half: whole }
+const fn machine(lanes: u32, round: bool, whole: bool, byte_dot: ByteDot) -> Machine {
+    Machine { lanes, fma: whole, round, pair_dot: PairDot::Widened, byte_dot, half: whole }
 }
 
 /// Of each architecture, ascending: each has all features of those before it.
@@ -35,7 +35,7 @@ pub(super) const LEVELS: [Level; 5] = [
         llvm_cpu: "x86-64",
         adds: &["sse", "sse2"],
         registers: 16,
-        machine: machine(4, false, false),
+        machine: machine(4, false, false, ByteDot::Pairs("llvm.x86.sse2.pmadd.wd")),
     },
     Level {
         name: "x86-64-v2",
@@ -43,7 +43,7 @@ pub(super) const LEVELS: [Level; 5] = [
         llvm_cpu: "x86-64-v2",
         adds: &["popcnt", "sse3", "sse4.1", "sse4.2", "ssse3"],
         registers: 16,
-        machine: machine(4, true, false),
+        machine: machine(4, true, false, ByteDot::Pairs("llvm.x86.sse2.pmadd.wd")),
     },
     Level {
         name: "x86-64-v3",
@@ -51,7 +51,7 @@ pub(super) const LEVELS: [Level; 5] = [
         llvm_cpu: "x86-64-v3",
         adds: &["avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe"],
         registers: 16,
-        machine: machine(8, true, true),
+        machine: machine(8, true, true, ByteDot::Pairs("llvm.x86.avx2.pmadd.wd")),
     },
     Level {
         name: "x86-64-v4",
@@ -59,7 +59,7 @@ pub(super) const LEVELS: [Level; 5] = [
         llvm_cpu: "x86-64-v4",
         adds: &["avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl"],
         registers: 32,
-        machine: machine(16, true, true),
+        machine: machine(16, true, true, ByteDot::Pairs("llvm.x86.avx512.pmaddw.d.512")),
     },
     Level {
         name: "aarch64",
@@ -67,7 +67,7 @@ pub(super) const LEVELS: [Level; 5] = [
         llvm_cpu: "generic",
         adds: &["fp-armv8", "neon"],
         registers: 32,
-        machine: machine(4, true, true),
+        machine: machine(4, true, true, ByteDot::Widened),
     },
 ];
 
@@ -129,10 +129,18 @@ pub(super) struct Processor {
     pub(super) level: &'static str,
     /// Of its other features, those worth asking for.
     pub(super) features: &'static [&'static str],
+    /// Bytes that streams are asked for before they are read; 0 where the processor does better by itself.
+    pub(super) prefetch: u64,
 }
 
 const fn processor(name: &'static str, level: &'static str, features: &'static [&'static str]) -> Processor {
-    Processor { name, level, features }
+    Processor { name, level, features, prefetch: 0 }
+}
+
+impl Processor {
+    const fn asking_ahead(self, bytes: u64) -> Self {
+        Processor { prefetch: bytes, ..self }
+    }
 }
 
 const VNNI: &[&str] = &["avx512vnni"];
@@ -170,7 +178,8 @@ pub(super) const PROCESSORS: [Processor; 37] = [
     processor("znver2", "x86-64-v3", &[]),
     processor("znver3", "x86-64-v3", &[]),
     processor("znver4", "x86-64-v4", ZEN),
-    processor("znver5", "x86-64-v4", ZEN),
+    // Two threads of one die read 53.7 GB/s with prefetches and 47.0 without; znver4 reads 10 % less with them.
+    processor("znver5", "x86-64-v4", ZEN).asking_ahead(8192),
     processor("cortex-a53", "aarch64", &[]),
     processor("cortex-a72", "aarch64", &[]),
     processor("cortex-a76", "aarch64", DOT),

@@ -14,6 +14,11 @@ use crate::error::CodegenError;
 use crate::mlir::pipeline::Lowered;
 use crate::target::{Compiled, Keep};
 
+/// LLVM's name of this machine's processor.
+pub fn host_processor() -> String {
+    TargetMachine::get_host_cpu_name().to_string()
+}
+
 /// An LLVM context and target machine, one a worker thread.
 #[derive(Debug)]
 pub struct ObjectWriter {

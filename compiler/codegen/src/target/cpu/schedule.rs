@@ -52,7 +52,7 @@ pub fn linear(isa: &Isa, regime: Regime, spec: &LinearSpec) -> LinearSchedule {
     let parts = spec.parts as u32 * if in_blocks { 2 } else { 1 };
     let wide = isa.registers >= 32;
     let (micro_rows, vectors, chains, rows_per_tile) = match regime {
-        Regime::One if in_blocks => (1, if wide { 4 } else { 2 }, 1, 1),
+        Regime::One if in_blocks => (1, if wide { 4 } else { (4 / spec.parts as u32).max(1) }, 1, 1),
         Regime::One => (1, 4, if wide && parts == 1 { 2 } else { 1 }, 1),
         Regime::Few => (4, if wide { 4 / parts } else { 2 / parts }, 1, 8),
         Regime::Many if in_blocks && wide => (7, 4 / parts, 1, 49),
@@ -64,6 +64,7 @@ pub fn linear(isa: &Isa, regime: Regime, spec: &LinearSpec) -> LinearSchedule {
         vectors: vectors.max(1),
         chains,
         unroll: 4,
+        prefetch: if regime == Regime::Many { 0 } else { isa.prefetch },
         panel_columns: panel_columns(isa),
         rows_per_tile,
         // One row's experts differ.
