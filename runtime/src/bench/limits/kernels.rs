@@ -30,10 +30,29 @@ pub enum Isa {
 /// In what order memory is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Streams {
-    /// From the first byte to the last, prefetching 8 KB ahead.
+    /// From the first byte to the last; prefetches are 8 KB ahead.
     One,
-    /// Four quarters side by side, each prefetching 2 KB ahead.
+    /// Four quarters side by side; prefetches are 2 KB ahead in each.
     Four,
+}
+
+/// How memory is read: which of them is the fastest differs from processor to processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Reading {
+    /// The order.
+    pub(super) streams: Streams,
+    /// With prefetches, or with those alone that the processor makes by itself.
+    pub(super) prefetch: bool,
+}
+
+impl Reading {
+    /// All ways.
+    pub(super) const ALL: [Self; 4] = [
+        Self { streams: Streams::One, prefetch: true },
+        Self { streams: Streams::One, prefetch: false },
+        Self { streams: Streams::Four, prefetch: true },
+        Self { streams: Streams::Four, prefetch: false },
+    ];
 }
 
 /// [`read`] takes multiples of this many bytes.
@@ -120,7 +139,8 @@ impl Isa {
 }
 
 /// Reads every byte of `bytes`, whose length is a multiple of [`READ_UNIT`], and keeps nothing.
-pub(super) fn read(isa: Isa, streams: Streams, bytes: &[u8]) {
+pub(super) fn read(isa: Isa, reading: Reading, bytes: &[u8]) {
+    let Reading { streams, prefetch } = reading;
     debug_assert_eq!(bytes.len() % READ_UNIT, 0);
     let units = bytes.len() / READ_UNIT;
     if units == 0 || !isa.is_here() {
@@ -129,16 +149,28 @@ pub(super) fn read(isa: Isa, streams: Streams, bytes: &[u8]) {
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the processor has the instructions, asked above; `units` units lie inside `bytes`, and prefetching beyond them is no access.
-        Isa::Avx512 => unsafe { x86::read_avx512(bytes.as_ptr(), units, streams) },
+        Isa::Avx512 if prefetch => unsafe { x86::read_avx512(bytes.as_ptr(), units, streams) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Avx2 => unsafe { x86::read_avx2(bytes.as_ptr(), units, streams) },
+        Isa::Avx512 => unsafe { x86::read_avx512_plain(bytes.as_ptr(), units, streams) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Sse2 => unsafe { x86::read_sse2(bytes.as_ptr(), units, streams) },
+        Isa::Avx2 if prefetch => unsafe { x86::read_avx2(bytes.as_ptr(), units, streams) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Avx2 => unsafe { x86::read_avx2_plain(bytes.as_ptr(), units, streams) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Sse2 if prefetch => unsafe { x86::read_sse2(bytes.as_ptr(), units, streams) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Sse2 => unsafe { x86::read_sse2_plain(bytes.as_ptr(), units, streams) },
         #[cfg(target_arch = "aarch64")]
         // SAFETY: as above.
-        Isa::Neon => unsafe { arm::read_neon(bytes.as_ptr(), units, streams) },
+        Isa::Neon if prefetch => unsafe { arm::read_neon(bytes.as_ptr(), units, streams) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: as above.
+        Isa::Neon => unsafe { arm::read_neon_plain(bytes.as_ptr(), units, streams) },
         _ => {
             std::hint::black_box(bytes.as_chunks::<8>().0.iter().fold(0, |sum, x| sum ^ u64::from_ne_bytes(*x)));
         }
@@ -206,9 +238,9 @@ mod tests {
     fn loops_end_and_count() {
         let bytes = vec![1u8; 3 * READ_UNIT];
         for isa in [Isa::Avx512, Isa::Avx2, Isa::Sse2, Isa::Neon, Isa::Plain] {
-            for streams in [Streams::One, Streams::Four] {
-                read(isa, streams, &bytes);
-                read(isa, streams, &[]);
+            for reading in Reading::ALL {
+                read(isa, reading, &bytes);
+                read(isa, reading, &[]);
             }
             assert_eq!(multiply(isa, Products::Single, 0), 0);
             let flops = multiply(isa, Products::Single, 10);

@@ -13,7 +13,7 @@ use crate::cost::Work;
 use crate::device::cpu::ThreadPool;
 use crate::error::{Result, RuntimeError};
 use crate::memory;
-use kernels::{READ_UNIT, Streams, multiply, read};
+use kernels::{READ_UNIT, Reading, multiply, read};
 use memmap2::MmapMut;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -31,7 +31,7 @@ const TURNS: u32 = 4096;
 pub struct Effort {
     /// Bytes of the memory that is read, at least; four times the last caches where that is more.
     pub buffer_bytes: u64,
-    /// Time for each of the two patterns of reading; at least one pass each.
+    /// Time for each of the four ways of reading; at least one pass each.
     pub read: Duration,
     /// Time for each kind of product, and for the answers.
     pub short: Duration,
@@ -40,7 +40,7 @@ pub struct Effort {
 impl Default for Effort {
     /// Half a second in all, over 512 MB.
     fn default() -> Self {
-        Self { buffer_bytes: 512 << 20, read: Duration::from_millis(125), short: Duration::from_millis(75) }
+        Self { buffer_bytes: 512 << 20, read: Duration::from_millis(65), short: Duration::from_millis(75) }
     }
 }
 
@@ -176,7 +176,10 @@ impl Prober {
     /// # Errors
     /// A thread panicked.
     pub fn probe(&self) -> Result<Limits> {
-        let read = self.read(Streams::One)?.max(self.read(Streams::Four)?);
+        let mut read = 0.0f64;
+        for reading in Reading::ALL {
+            read = read.max(self.read(reading)?);
+        }
         let f32_flops = self.multiply(Products::Single)?;
         let half_flops = if self.narrow.half { self.multiply(Products::Half)? } else { f32_flops };
         let byte_ops = if self.narrow.bytes { self.multiply(Products::Byte)? } else { f32_flops };
@@ -196,10 +199,10 @@ impl Prober {
     }
 
     /// The best of the passes over all memory that fit into the time, at least one.
-    fn read(&self, streams: Streams) -> Result<f64> {
+    fn read(&self, reading: Reading) -> Result<f64> {
         let isa = Isa::host();
         let chunks = self.memory.len() / CHUNK;
-        let body = |chunk: usize| read(isa, streams, &self.memory[chunk * CHUNK..(chunk + 1) * CHUNK]);
+        let body = |chunk: usize| read(isa, reading, &self.memory[chunk * CHUNK..(chunk + 1) * CHUNK]);
         let (begin, mut best) = (Instant::now(), f64::INFINITY);
         while best.is_infinite() || begin.elapsed() < self.effort.read {
             best = best.min(self.time(chunks, &body)?);

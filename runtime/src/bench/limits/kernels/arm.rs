@@ -3,66 +3,64 @@
 use super::Streams;
 use std::arch::asm;
 
-/// 64 bytes at a register plus an offset.
+/// 64 bytes at a register plus an offset, with a prefetch.
 macro_rules! line {
     ($p:literal, $at:literal, $more:literal, $ahead:literal) => {
-        concat!(
-            "prfm pldl1keep, [",
-            $p,
-            ", #",
-            $ahead,
-            "]\nldp q0, q1, [",
-            $p,
-            ", #",
-            $at,
-            "]\nldp q2, q3, [",
-            $p,
-            ", #",
-            $more,
-            "]"
-        )
+        concat!("prfm pldl1keep, [", $p, ", #", $ahead, "]\n", plain!($p, $at, $more, $ahead))
+    };
+}
+macro_rules! plain {
+    ($p:literal, $at:literal, $more:literal, $ahead:literal) => {
+        concat!("ldp q0, q1, [", $p, ", #", $at, "]\nldp q2, q3, [", $p, ", #", $more, "]")
     };
 }
 
-/// # Safety
-/// `units` (at least one) units of 4096 bytes can be read at `at`.
-pub(super) unsafe fn read_neon(at: *const u8, units: usize, streams: Streams) {
-    match streams {
-        // SAFETY: reads `units * 16` blocks of 256 bytes, one after another.
-        Streams::One => unsafe {
-            asm!(
-                "2:",
-                line!("x9", "0", "32", "8192"), line!("x9", "64", "96", "8256"),
-                line!("x9", "128", "160", "8320"), line!("x9", "192", "224", "8384"),
-                "add x9, x9, #256",
-                "subs x10, x10, #1",
-                "b.ne 2b",
-                inout("x9") at => _,
-                inout("x10") units * 16 => _,
-                clobber_abi("C"),
-                options(nostack, readonly)
-            )
-        },
-        // SAFETY: a quarter is `units * 8` blocks of 128 bytes; the four of them are all of the memory.
-        Streams::Four => unsafe {
-            asm!(
-                "2:",
-                line!("x9", "0", "32", "2048"), line!("x11", "0", "32", "2048"), line!("x12", "0", "32", "2048"), line!("x13", "0", "32", "2048"),
-                line!("x9", "64", "96", "2112"), line!("x11", "64", "96", "2112"), line!("x12", "64", "96", "2112"), line!("x13", "64", "96", "2112"),
-                "add x9, x9, #128", "add x11, x11, #128", "add x12, x12, #128", "add x13, x13, #128",
-                "subs x10, x10, #1",
-                "b.ne 2b",
-                inout("x9") at => _,
-                inout("x11") at.wrapping_add(units * 1024) => _,
-                inout("x12") at.wrapping_add(units * 2048) => _,
-                inout("x13") at.wrapping_add(units * 3072) => _,
-                inout("x10") units * 8 => _,
-                clobber_abi("C"),
-                options(nostack, readonly)
-            )
-        },
-    }
+/// A loop over memory; `$line` moves 64 bytes.
+macro_rules! read {
+    ($name:ident, $line:ident) => {
+        /// # Safety
+        /// `units` (at least one) units of 4096 bytes can be read at `at`.
+        pub(super) unsafe fn $name(at: *const u8, units: usize, streams: Streams) {
+            match streams {
+                // SAFETY: reads `units * 16` blocks of 256 bytes, one after another.
+                Streams::One => unsafe {
+                    asm!(
+                        "2:",
+                        $line!("x9", "0", "32", "8192"), $line!("x9", "64", "96", "8256"),
+                        $line!("x9", "128", "160", "8320"), $line!("x9", "192", "224", "8384"),
+                        "add x9, x9, #256",
+                        "subs x10, x10, #1",
+                        "b.ne 2b",
+                        inout("x9") at => _,
+                        inout("x10") units * 16 => _,
+                        clobber_abi("C"),
+                        options(nostack, readonly)
+                    )
+                },
+                // SAFETY: a quarter is `units * 8` blocks of 128 bytes; the four of them are all of the memory.
+                Streams::Four => unsafe {
+                    asm!(
+                        "2:",
+                        $line!("x9", "0", "32", "2048"), $line!("x11", "0", "32", "2048"), $line!("x12", "0", "32", "2048"), $line!("x13", "0", "32", "2048"),
+                        $line!("x9", "64", "96", "2112"), $line!("x11", "64", "96", "2112"), $line!("x12", "64", "96", "2112"), $line!("x13", "64", "96", "2112"),
+                        "add x9, x9, #128", "add x11, x11, #128", "add x12, x12, #128", "add x13, x13, #128",
+                        "subs x10, x10, #1",
+                        "b.ne 2b",
+                        inout("x9") at => _,
+                        inout("x11") at.wrapping_add(units * 1024) => _,
+                        inout("x12") at.wrapping_add(units * 2048) => _,
+                        inout("x13") at.wrapping_add(units * 3072) => _,
+                        inout("x10") units * 8 => _,
+                        clobber_abi("C"),
+                        options(nostack, readonly)
+                    )
+                },
+            }
+        }
+    };
 }
+read!(read_neon, line);
+read!(read_neon_plain, plain);
 
 /// One instruction on each of the accumulators, none of which waits for another.
 macro_rules! accumulate {

@@ -3,7 +3,7 @@
 use super::Streams;
 use std::arch::asm;
 
-/// A loop over memory; `$line` moves the 64 bytes at a register plus an offset, and prefetches; `$end` tidies up: what is left in the upper
+/// A loop over memory; `$line` moves the 64 bytes at a register plus an offset, and may prefetch; `$end` tidies up: what is left in the upper
 /// halves of registers slows later instructions down that know only the lower ones.
 macro_rules! read {
     ($name:ident, $feature:literal, $line:ident, $end:literal) => {
@@ -57,58 +57,44 @@ macro_rules! read {
 }
 macro_rules! line_avx512 {
     ($p:literal, $at:literal, $ahead:literal) => {
-        concat!("prefetcht0 [", $p, " + ", $ahead, "]\nvmovups zmm0, [", $p, " + ", $at, "]")
+        concat!("prefetcht0 [", $p, " + ", $ahead, "]\n", plain_avx512!($p, $at, $ahead))
+    };
+}
+macro_rules! plain_avx512 {
+    ($p:literal, $at:literal, $ahead:literal) => {
+        concat!("vmovups zmm0, [", $p, " + ", $at, "]")
     };
 }
 macro_rules! line_avx2 {
     ($p:literal, $at:literal, $ahead:literal) => {
-        concat!(
-            "prefetcht0 [",
-            $p,
-            " + ",
-            $ahead,
-            "]\nvmovups ymm0, [",
-            $p,
-            " + ",
-            $at,
-            "]\nvmovups ymm1, [",
-            $p,
-            " + ",
-            $at,
-            " + 32]"
-        )
+        concat!("prefetcht0 [", $p, " + ", $ahead, "]\n", plain_avx2!($p, $at, $ahead))
+    };
+}
+macro_rules! plain_avx2 {
+    ($p:literal, $at:literal, $ahead:literal) => {
+        concat!("vmovups ymm0, [", $p, " + ", $at, "]\nvmovups ymm1, [", $p, " + ", $at, " + 32]")
     };
 }
 macro_rules! line_sse2 {
     ($p:literal, $at:literal, $ahead:literal) => {
+        concat!("prefetcht0 [", $p, " + ", $ahead, "]\n", plain_sse2!($p, $at, $ahead))
+    };
+}
+#[rustfmt::skip]
+macro_rules! plain_sse2 {
+    ($p:literal, $at:literal, $ahead:literal) => {
         concat!(
-            "prefetcht0 [",
-            $p,
-            " + ",
-            $ahead,
-            "]\nmovups xmm0, [",
-            $p,
-            " + ",
-            $at,
-            "]\nmovups xmm1, [",
-            $p,
-            " + ",
-            $at,
-            " + 16]\nmovups xmm2, [",
-            $p,
-            " + ",
-            $at,
-            " + 32]\nmovups xmm3, [",
-            $p,
-            " + ",
-            $at,
-            " + 48]"
+            "movups xmm0, [", $p, " + ", $at, "]\nmovups xmm1, [", $p, " + ", $at, " + 16]\n",
+            "movups xmm2, [", $p, " + ", $at, " + 32]\nmovups xmm3, [", $p, " + ", $at, " + 48]"
         )
     };
 }
 read!(read_avx512, "avx512f", line_avx512, "vzeroupper");
+read!(read_avx512_plain, "avx512f", plain_avx512, "vzeroupper");
 read!(read_avx2, "avx2", line_avx2, "vzeroupper");
+read!(read_avx2_plain, "avx2", plain_avx2, "vzeroupper");
 read!(read_sse2, "sse2", line_sse2, "");
+read!(read_sse2_plain, "sse2", plain_sse2, "");
 
 /// A loop of one instruction on many accumulators, none of which waits for another. `$first` and `$second` fill the registers `$a`
 /// and `$b`; accumulators begin at zero.
