@@ -82,6 +82,19 @@ pub struct Launch {
     pub tiles: u32,
     /// The operands.
     pub buffers: Range<usize>,
+    /// What its tiles read in order.
+    pub stream: Option<Stream>,
+}
+
+/// Packed matrices of which each tile of a launch reads the next equal part: who waits for the launch can fetch them already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stream {
+    /// The matrices: the first of them in [`Step::buffers`], and how many.
+    pub first: usize,
+    /// How many they are.
+    pub matrices: usize,
+    /// Bytes of each that a tile reads.
+    pub tile_bytes: u64,
 }
 
 /// A ragged axis in a step: [`XfmAxis`](crate::artifact::abi::XfmAxis) without the pointers.

@@ -1,8 +1,9 @@
 //! A session's memory on a device: arenas and cache pages, laid out as the manifest says, and the launches of a step over them.
 
-use super::{AxisStep, Device, Launch, Memory, Step};
+use super::{AxisStep, Device, Launch, Memory, Step, Stream};
 use crate::artifact::abi::{ROWS_ALIGN, XfmBuffer};
-use crate::artifact::manifest::{BufferRef, CacheGroup, DType, Keep, Manifest, Pack, Weight, When};
+use crate::artifact::manifest::{self, BufferRef, CacheGroup, DType, Keep, Manifest, Pack, Weight, When};
+use crate::artifact::validate::packed_bytes;
 use crate::cache::{BlockTable, PageCopy};
 use crate::error::{Result, RuntimeError};
 use std::collections::BTreeMap;
@@ -43,6 +44,8 @@ pub struct Workspace {
     buffers: BufferTable,
     /// Where each launch's operands begin in `buffers`.
     first_buffers: Vec<usize>,
+    /// For each launch, its packed matrices, as if all of them were one tile's.
+    matrices: Vec<Option<Stream>>,
 }
 
 impl Workspace {
@@ -94,6 +97,7 @@ impl Workspace {
             slots,
             buffers: BufferTable(Vec::new()),
             first_buffers: Vec::new(),
+            matrices: Vec::new(),
         };
         workspace.resolve_buffers()?;
         Ok(workspace)
@@ -105,6 +109,7 @@ impl Workspace {
         let mut table = Vec::new();
         for launch in &manifest.launches {
             self.first_buffers.push(table.len());
+            self.matrices.push(matrices(launch, &manifest.weights, table.len()));
             for &operand in &launch.operands {
                 let (data, row_stride) = self.resolve(operand)?;
                 table.push(XfmBuffer { data, scale: std::ptr::null_mut(), row_stride, reserved: 0 });
@@ -262,15 +267,36 @@ impl Workspace {
                 )
             })?;
             let first = self.first_buffers[index];
+            // The rows of one block share the panels, which are its tiles.
+            let one_block = u64::from(tiles) == variant.tiles_per_block;
+            let stream = self.matrices[index].filter(|all| one_block && all.tile_bytes.is_multiple_of(tiles.into()));
             launches.push(Launch {
                 index,
                 kernel: variant.kernel,
                 tiles,
                 buffers: first..first + launch.operands.len(),
+                stream: stream.map(|all| Stream { tile_bytes: all.tile_bytes / u64::from(tiles), ..all }),
             });
         }
         Ok(launches)
     }
+}
+
+/// The packed matrices that a launch reads whole, equal in size, with the bytes of one; `first` is the place of its first operand.
+fn matrices(launch: &manifest::Launch, weights: &[Weight], first: usize) -> Option<Stream> {
+    launch.cost.filter(|cost| cost.chosen.is_none() && cost.weight_bytes > 0)?;
+    let bytes = |operand: &BufferRef| match operand {
+        BufferRef::Weight(weight) => {
+            weights.get(*weight).filter(|w| w.pack != Pack::Plain).and_then(|w| packed_bytes(w).ok())
+        }
+        _ => None,
+    };
+    let of_operands: Vec<Option<u64>> = launch.operands.iter().map(bytes).collect();
+    let begin = of_operands.iter().position(Option::is_some)?;
+    let all = of_operands[begin..].iter().take_while(|bytes| bytes.is_some()).count();
+    let tile_bytes = of_operands[begin]?;
+    let equal = of_operands[begin..begin + all].iter().all(|bytes| *bytes == Some(tile_bytes));
+    equal.then_some(Stream { first: first + begin, matrices: all, tile_bytes })
 }
 
 /// The page sizes of the separate memories of a group, and which of them each slot uses.

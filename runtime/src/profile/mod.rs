@@ -204,7 +204,7 @@ pub(crate) mod tests {
     #[test]
     fn parts_of_a_launch_become_one_span() {
         let recorder = Recorder::new(2);
-        let launches = [Launch { index: 7, kernel: 3, tiles: 9, buffers: 0..0 }];
+        let launches = [Launch { index: 7, kernel: 3, tiles: 9, buffers: 0..0, stream: None }];
         let axes =
             [AxisStep { offsets: vec![0, 1], positions: vec![5], sequences: vec![0], rows: vec![0], before: vec![5] }];
         let step = Step { launches: &launches, buffers: &[], sizes: &[], axes: &axes, caches: &[], n_sequences: 1 };

@@ -2,7 +2,7 @@
 
 mod pool;
 
-pub use pool::{Body, ThreadPool, WorkerPanicked};
+pub use pool::{Ahead, Body, ThreadPool, WorkerPanicked};
 
 use super::{Device, Memory, Step};
 use crate::artifact::abi::{KernelFn, XfmArgs, XfmAxis, XfmBuffer, XfmCache};
@@ -12,6 +12,13 @@ use crate::error::{Result, RuntimeError};
 use crate::profile::Recorder;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, PoisonError};
+
+/// Bytes of weights that a worker fetches while it waits: what the second level of caches holds beside the rest.
+const FETCH_BYTES: u64 = 512 << 10;
+/// Bytes that are fetched between looks at whether the wait is over.
+const FETCH_STEP: u64 = 4096;
+/// Bytes that memory is read in.
+const LINE: u64 = 64;
 
 /// Scratch of a worker begins at multiples of this, so that workers share no cache line and no page.
 const SCRATCH_ALIGN: u64 = 4096;
@@ -83,6 +90,33 @@ impl Prepared<'_> {
     }
 }
 
+impl Prepared<'_> {
+    /// Reads the weights of some tiles of a launch into this processor's caches, until the wait is over.
+    ///
+    /// # Safety
+    /// What [`Device::run`] asks for.
+    unsafe fn fetch(&self, launch: usize, tiles: std::ops::Range<u32>, over: &dyn Fn() -> bool) {
+        let Some(stream) = self.step.launches[launch].stream else { return };
+        let matrices = &self.step.buffers[stream.first..stream.first + stream.matrices];
+        let mut left = FETCH_BYTES;
+        for tile in tiles {
+            for matrix in matrices {
+                for at in (0..stream.tile_bytes).step_by(FETCH_STEP as usize) {
+                    if over() || left < FETCH_STEP {
+                        return;
+                    }
+                    left -= FETCH_STEP;
+                    for line in (at..(at + FETCH_STEP).min(stream.tile_bytes)).step_by(LINE as usize) {
+                        let at = u64::from(tile) * stream.tile_bytes + line;
+                        // SAFETY: the launch has as many tiles as the matrix has parts of `tile_bytes` bytes, and the matrix is alive and only read.
+                        unsafe { matrix.data.wrapping_add(at as usize).read_volatile() };
+                    }
+                }
+            }
+        }
+    }
+}
+
 impl Device for CpuDevice {
     fn name(&self) -> &'static str {
         "cpu"
@@ -133,9 +167,11 @@ impl Device for CpuDevice {
         let tiles: Vec<u32> = step.launches.iter().map(|launch| launch.tiles).collect();
         // SAFETY: the caller of `run` promises what `call` asks for; the pool gives each thread its own index.
         let body = |worker, launch, begin, end| unsafe { prepared.call(worker, launch, begin, end) };
+        // SAFETY: the caller of `run` promises what `fetch` asks for.
+        let ahead = |launch, begin, end, over: &dyn Fn() -> bool| unsafe { prepared.fetch(launch, begin..end, over) };
         let recorder = self.recorder.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let result = match recorder {
-            None => self.pool.run(&tiles, &body),
+            None => self.pool.run_ahead(&tiles, &body, &ahead),
             Some(recorder) => {
                 let recorded = |worker, launch, begin, end| {
                     let begin_ns = recorder.now_ns();
@@ -143,7 +179,7 @@ impl Device for CpuDevice {
                     recorder.part(worker, launch, begin_ns, end - begin);
                 };
                 recorder.begin_step(step);
-                let result = self.pool.run(&tiles, &recorded);
+                let result = self.pool.run_ahead(&tiles, &recorded, &ahead);
                 recorder.end_step();
                 result
             }

@@ -1,7 +1,8 @@
 //! Threads that share the tiles of a list of launches.
 //!
 //! The caller is worker 0 and needs nobody: workers that are late find less to do, and a list of launches with one tile each never leaves the
-//! caller. Each launch begins when the one before it is done on all workers. Between lists, workers spin briefly and then sleep.
+//! caller. Each launch begins when the one before it is done on all workers. A worker that waits for others claims its first tiles of a later
+//! launch already and may get ready for them. Between lists, workers spin briefly and then sleep.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
@@ -12,12 +13,17 @@ use std::time::{Duration, Instant};
 /// What is done with tiles: `(worker, launch, tile_begin, tile_end)`.
 pub type Body<'a> = &'a (dyn Fn(usize, usize, u32, u32) + Sync);
 
+/// What a worker does while it waits, for tiles that it will do later: `(launch, tile_begin, tile_end, over)`, until `over` says so.
+pub type Ahead<'a> = &'a (dyn Fn(usize, u32, u32, &dyn Fn() -> bool) + Sync);
+
 /// How long a worker without work spins before it sleeps.
 const SPIN: Duration = Duration::from_micros(100);
 /// Turns that a worker spins at the end of a launch before it lets others have the processor.
 const SPIN_TURNS: u32 = 2000;
-/// A launch is cut into about this many parts a worker.
-const PARTS: u64 = 8;
+/// Of the tiles that are left, a worker claims its share divided by this.
+const PARTS: u64 = 2;
+/// Launches that are looked at for tiles to claim early.
+const LAUNCHES_AHEAD: usize = 4;
 /// Set in [`Shared::gate`] while workers may enter the job.
 const OPEN: u64 = 1 << 63;
 
@@ -64,6 +70,7 @@ struct Job<'a> {
     tiles: &'a [u32],
     counters: &'a [Counter],
     body: Body<'a>,
+    ahead: Ahead<'a>,
     workers: u64,
     failed: AtomicBool,
 }
@@ -95,11 +102,19 @@ impl ThreadPool {
     /// # Errors
     /// `body` panicked on some thread. The pool stays usable.
     pub fn run(&self, tiles: &[u32], body: Body<'_>) -> Result<(), WorkerPanicked> {
+        self.run_ahead(tiles, body, &|_, _, _, _| ())
+    }
+
+    /// As [`run`](Self::run); workers that wait do `ahead` for tiles that they have claimed, which launches before them may not have ended for.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn run_ahead(&self, tiles: &[u32], body: Body<'_>, ahead: Ahead<'_>) -> Result<(), WorkerPanicked> {
         // Poison only says that a caller panicked elsewhere; the lock guards no data.
         let _turn = self.turn.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let counters: Vec<Counter> = tiles.iter().map(|_| Counter::default()).collect();
-        let job =
-            Job { tiles, counters: &counters, body, workers: self.workers() as u64, failed: AtomicBool::new(false) };
+        let workers = self.workers() as u64;
+        let job = Job { tiles, counters: &counters, body, ahead, workers, failed: AtomicBool::new(false) };
         let shared_work = !self.threads.is_empty() && tiles.iter().any(|&tiles| tiles > 1);
         if shared_work {
             self.shared.open(&job);
@@ -124,47 +139,72 @@ impl Drop for ThreadPool {
     }
 }
 
+/// Tiles of a launch that a worker will do.
+#[derive(Clone, Copy)]
+struct Claim {
+    launch: usize,
+    begin: u64,
+    end: u64,
+}
+
 impl Job<'_> {
     /// Takes part until all launches are done or one failed.
     fn work(&self, worker: usize) {
+        let mut early = None;
         for launch in 0..self.tiles.len() {
-            if catch_unwind(AssertUnwindSafe(|| self.work_on(worker, launch))).is_err() {
+            let mine = early.take_if(|claim: &mut Claim| claim.launch == launch);
+            if catch_unwind(AssertUnwindSafe(|| self.work_on(worker, launch, mine))).is_err() {
                 self.failed.store(true, Ordering::Release);
             }
-            if !self.wait_for(launch) {
+            if !self.wait_for(launch, &mut early) {
                 return;
             }
         }
     }
 
-    fn work_on(&self, worker: usize, launch: usize) {
-        let tiles = u64::from(self.tiles[launch]);
-        let counter = &self.counters[launch];
-        if tiles <= 1 && worker != 0 {
+    /// Does tiles of a launch until none is left, those of `mine` first.
+    fn work_on(&self, worker: usize, launch: usize, mine: Option<Claim>) {
+        // A single tile is the caller's: the others would only carry its operands around.
+        if self.tiles[launch] <= 1 && worker != 0 {
             return;
         }
-        let part = tiles.div_ceil(self.workers * PARTS).max(1);
-        while counter.next.load(Ordering::Relaxed) < tiles {
-            let begin = counter.next.fetch_add(part, Ordering::Relaxed);
-            if begin >= tiles {
-                return;
-            }
-            let end = (begin + part).min(tiles);
+        let mut next = mine.or_else(|| self.claim(launch));
+        while let Some(Claim { begin, end, .. }) = next {
             (self.body)(worker, launch, begin as u32, end as u32);
-            counter.done.fetch_add(end - begin, Ordering::Release);
+            self.counters[launch].done.fetch_add(end - begin, Ordering::Release);
+            next = self.claim(launch);
         }
     }
 
-    /// Until all tiles of the launch are done, by whomever; `false` when somebody failed.
-    fn wait_for(&self, launch: usize) -> bool {
-        let mut turns = 0;
-        while self.counters[launch].done.load(Ordering::Acquire) < u64::from(self.tiles[launch]) {
-            if self.failed.load(Ordering::Acquire) {
-                return false;
+    /// Some of the tiles that nobody has claimed: the fewer are left, the fewer, so that all workers end together.
+    fn claim(&self, launch: usize) -> Option<Claim> {
+        let tiles = u64::from(self.tiles[launch]);
+        let next = &self.counters[launch].next;
+        let left = tiles.saturating_sub(next.load(Ordering::Relaxed));
+        if left == 0 {
+            return None;
+        }
+        let part = (left / (self.workers * PARTS)).max(1);
+        let begin = next.fetch_add(part, Ordering::Relaxed);
+        (begin < tiles).then(|| Claim { launch, begin, end: (begin + part).min(tiles) })
+    }
+
+    /// Until all tiles of the launch are done, by whomever; `false` when somebody failed. `early` is what this worker has claimed of a later launch.
+    fn wait_for(&self, launch: usize, early: &mut Option<Claim>) -> bool {
+        let failed = || self.failed.load(Ordering::Acquire);
+        let over = || self.counters[launch].done.load(Ordering::Acquire) >= u64::from(self.tiles[launch]) || failed();
+        if !over() && early.is_none() {
+            let shared = (launch + 1..self.tiles.len()).take(LAUNCHES_AHEAD).find(|&later| self.tiles[later] > 1);
+            *early = shared.and_then(|later| self.claim(later));
+            if let Some(claim) = early {
+                (self.ahead)(claim.launch, claim.begin as u32, claim.end as u32, &over);
             }
+        }
+        let mut turns = 0;
+        while !over() {
             pause(&mut turns);
         }
-        !self.failed.load(Ordering::Acquire)
+        !failed()
     }
 }
 
@@ -267,6 +307,38 @@ mod tests {
                 assert!(seen.iter().flatten().all(|count| count.load(Ordering::Relaxed) == 1));
             }
         }
+    }
+
+    #[test]
+    fn who_waits_gets_ready_for_tiles_that_it_does_later() {
+        let pool = ThreadPool::new(2).unwrap();
+        let (ready, done) = (AtomicU64::new(0), AtomicU64::new(0));
+        let set = |bits: &AtomicU64, launch: usize, begin, end| {
+            for tile in begin..end {
+                assert_eq!(
+                    bits.fetch_or(1 << (16 * launch + tile as usize), Ordering::SeqCst)
+                        >> (16 * launch + tile as usize)
+                        & 1,
+                    0
+                );
+            }
+        };
+        // The caller's single tile lasts until the other worker got ready for its part of the launch behind it.
+        pool.run_ahead(
+            &[1, 16],
+            &|_, launch, begin, end| {
+                while launch == 0 && ready.load(Ordering::SeqCst) == 0 {
+                    std::thread::yield_now();
+                }
+                set(&done, launch, begin, end);
+            },
+            &|launch, begin, end, over| {
+                assert!(launch == 1 && !over());
+                set(&ready, launch, begin, end);
+            },
+        )
+        .unwrap();
+        assert_eq!(done.into_inner(), 0xFFFF_0001);
     }
 
     #[test]
