@@ -7,7 +7,7 @@ use std::sync::Arc;
 use xfc_codegen::driver::Options;
 use xfc_lang::graph::verify::verify;
 use xfc_lang::graph::{DType, Program};
-use xfc_lang::passes::precision;
+use xfc_lang::passes::precision::{self, CacheType};
 use xfc_lang::reference::{Interpreter, State, Tensor};
 use xfc_runtime::artifact::Artifact;
 use xfc_runtime::model::{Model, ModelOptions};
@@ -44,7 +44,7 @@ pub struct Truth<'a> {
     pub program: &'a Program,
     /// The interpreter of it.
     pub rounded: Interpreter<'a, f32>,
-    /// The interpreter of the program in f32, where the model's dtype is another: what rounding makes of it is the difference.
+    /// The interpreter of the program in f32, where the model's dtype or that of its caches is another: what rounding makes of it is the difference.
     pub exact: Option<Interpreter<'a, f32>>,
     /// The model's precision.
     pub precision: Precision,
@@ -81,27 +81,29 @@ impl Truth<'_> {
     }
 }
 
-/// Expands the model of `config` in `dtype`, and gives `check` what is true of it, and it compiled for each target in turn.
+/// Expands the model of `config` in `dtype` with such caches, and gives `check` what is true of it, and it compiled for each target in turn.
 pub fn both_ways(
     config: serde_json::Value,
-    dtype: DType,
+    (dtype, cache): (DType, CacheType),
     check: impl Fn(&Truth<'_>, &Arc<Model>) -> Result<()>,
 ) -> Result<()> {
     let case = case("generated", config)?;
     let expanded = expand(&case)?;
     let weights = parameters(&case, &expanded)?;
     let mut program = expanded.program.clone();
-    precision::apply(&mut program, dtype, dtype)?;
+    precision::apply(&mut program, dtype, cache)?;
+    let is_rounded = program != expanded.program;
     let weights = |path: &str| weights.get(path).cloned().ok_or_else(|| format!("there is no {path}").into());
     let interpreter =
         |program| -> Result<_> { Ok(Interpreter::<f32>::new(verify(program).map_err(|v| v.to_string())?, &weights)?) };
     let truth = Truth {
         program: &program,
         rounded: interpreter(&program)?,
-        exact: (dtype != DType::F32).then(|| interpreter(&expanded.program)).transpose()?,
+        exact: is_rounded.then(|| interpreter(&expanded.program)).transpose()?,
         precision: if dtype == DType::F32 { Precision::F32 } else { Precision::BF16 },
     };
-    let artifact = Artifact::from_bytes(artifact(&case, &TARGETS, &Options { dtype, ..Options::default() })?)?;
+    let artifact =
+        Artifact::from_bytes(artifact(&case, &TARGETS, &Options { dtype, cache: Some(cache), ..Options::default() })?)?;
     let folder = case.checkpoint(Layout::Single)?;
     let checkpoint = Checkpoint::open(folder.path())?;
     for manifest in artifact.manifests() {

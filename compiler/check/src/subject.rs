@@ -9,6 +9,7 @@ use xfc_lang::arch::Model;
 use xfc_lang::graph::named::{Named, tap};
 use xfc_lang::graph::verify::verify;
 use xfc_lang::graph::{DType, Program};
+use xfc_lang::passes::precision::CacheType;
 use xfc_lang::passes::quantise;
 use xfc_lang::reference::{Float, Interpreter, State};
 use xfc_runtime::artifact::Artifact;
@@ -53,8 +54,8 @@ impl Subject<'_> {
     /// The precision that its values have.
     pub fn precision(&self) -> Precision {
         // What is rounded to 8 bits in groups is about as narrow as bf16.
-        let (dtype, cache) = (self.options.dtype, self.options.cache_dtype());
-        let narrow = dtype != DType::F32 || cache != DType::F32 || !self.options.quant.is_empty();
+        let (dtype, cache) = (self.options.dtype, self.options.cache_type());
+        let narrow = dtype != DType::F32 || cache != CacheType::Float(DType::F32) || !self.options.quant.is_empty();
         if narrow { Precision::BF16 } else { Precision::F32 }
     }
 
@@ -69,7 +70,7 @@ impl Subject<'_> {
     /// Weights or inputs that do not fit.
     pub fn interpret<F: Float>(&self, program: &Program, sequences: &[&Inputs]) -> Result<Vec<Outputs>> {
         let mut program = program.clone();
-        quantise::prepare(&mut program, self.options.dtype, self.options.cache_dtype(), &self.options.quant)?;
+        quantise::prepare(&mut program, self.options.dtype, self.options.cache_type(), &self.options.quant)?;
         let verified = verify(&program).map_err(|v| CheckError::request(v.to_string(), "this is a defect of xfc"))?;
         let checkpoint = self.truth.unwrap_or(self.checkpoint);
         let weights = |path: &str| parameter(self.model, checkpoint, path).map_err(Into::into);

@@ -82,7 +82,7 @@ pub(crate) struct ModelArgs {
     pub(crate) dtype: DTypeArg,
     /// Type of what caches keep of each token [default: that of `--dtype`]
     #[arg(long, value_enum)]
-    pub(crate) kv_cache_dtype: Option<DTypeArg>,
+    pub(crate) kv_cache_dtype: Option<CacheArg>,
     /// Hold the matrices of products in integers of few bits, in groups with a scale: `int4:g64`, for some modules otherwise:
     /// `int4:g64,down_proj=int8:g32,lm_head=none`. Formats are int8, int4, uint8 and uint4 (with a minimum), groups 32, 64 and 128
     #[arg(long, value_name = "FORMAT[,PATTERN=FORMAT]", value_parser = parse_plan)]
@@ -129,6 +129,17 @@ pub(crate) enum DTypeArg {
     F32,
     /// bfloat16 weights and inputs of products; sums, norms and residuals in f32.
     Bf16,
+}
+
+/// `--kv-cache-dtype`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CacheArg {
+    /// 32-bit floats.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// Integers of 8 bits, with a scale for each token and head.
+    Int8,
 }
 
 /// `xfc compile`.

@@ -8,6 +8,7 @@ use xfc_codegen::target::{self, Target};
 use xfc_lang::arch::{ignored, nearest};
 use xfc_lang::diagnostic::{Code, Report, all_closest, did_you_mean};
 use xfc_lang::graph::DType;
+use xfc_lang::passes::precision::CacheType;
 use xfc_lang::spec::apply_sets;
 use xfc_lang::{
     ElaborateOptions, Library, Model, Spec, elaborate, gguf_config, load_card, pick_card, pick_gguf_card, tiny,
@@ -16,7 +17,7 @@ use xfc_runtime::artifact::container::Artifact;
 use xfc_runtime::gguf::{is_gguf, is_gguf_file};
 use xfc_runtime::weights::Checkpoint;
 
-use crate::args::{DTypeArg, ModelArgs};
+use crate::args::{CacheArg, DTypeArg, ModelArgs};
 use crate::error::{CliError, Result};
 use crate::output::remark;
 
@@ -314,13 +315,17 @@ impl ModelArgs {
                 return Err(CliError::usage(format!("no pass is named `{pass}`"), help));
             }
         }
-        let dtype = |given| match given {
-            DTypeArg::F32 => DType::F32,
-            DTypeArg::Bf16 => DType::BF16,
+        let cache = |given| match given {
+            CacheArg::F32 => CacheType::Float(DType::F32),
+            CacheArg::Bf16 => CacheType::Float(DType::BF16),
+            CacheArg::Int8 => CacheType::Int8,
         };
         Ok(driver::Options {
-            dtype: dtype(self.dtype),
-            cache: self.kv_cache_dtype.map(dtype),
+            dtype: match self.dtype {
+                DTypeArg::F32 => DType::F32,
+                DTypeArg::Bf16 => DType::BF16,
+            },
+            cache: self.kv_cache_dtype.map(cache),
             quant: self.quant.clone().unwrap_or_default(),
             skip_passes: self.skip_pass.clone(),
             dump: std::env::var_os("XFC_DUMP").map(PathBuf::from),

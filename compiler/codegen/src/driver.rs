@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use xfc_lang::arch::{Binding, Model, Step};
 use xfc_lang::graph::{DType, Program};
+use xfc_lang::passes::precision::CacheType;
 use xfc_lang::passes::quantise::Plan;
 use xfc_lang::passes::{self, Event, Moment, Report};
 use xfc_runtime::artifact::container::{self, CodeImage, VariantParts};
@@ -84,7 +85,7 @@ pub struct Options {
     /// Of weights and of the inputs of contractions: f32 or bf16.
     pub dtype: DType,
     /// Of what caches keep; `None`: as `dtype`.
-    pub cache: Option<DType>,
+    pub cache: Option<CacheType>,
     /// Which matrices are held in blocks.
     pub quant: Plan,
     /// Compiling threads.
@@ -117,8 +118,8 @@ impl Default for Options {
 
 impl Options {
     /// Of what caches keep.
-    pub fn cache_dtype(&self) -> DType {
-        self.cache.unwrap_or(self.dtype)
+    pub fn cache_type(&self) -> CacheType {
+        self.cache.unwrap_or(CacheType::Float(self.dtype))
     }
 }
 
@@ -142,7 +143,7 @@ pub struct Fused {
 pub fn fuse(model: &Model, options: &Options) -> Result<Fused, CodegenError> {
     let start = Instant::now();
     let mut graph = model.program.clone();
-    passes::quantise::prepare(&mut graph, options.dtype, options.cache_dtype(), &options.quant)?;
+    passes::quantise::prepare(&mut graph, options.dtype, options.cache_type(), &options.quant)?;
     let mut program = graph.clone();
     let mut dump_error = None;
     let mut dump = |event: Event<'_>| {

@@ -8,6 +8,7 @@ use xfc_codegen::target;
 use xfc_lang::graph::path::instances;
 use xfc_lang::graph::{DType, Dim, Graph, Type};
 use xfc_lang::ops::Core;
+use xfc_lang::passes::precision::CacheType;
 use xfc_runtime::artifact::manifest::Manifest;
 use xfc_runtime::cost::{AxisShape, StepShape, Work};
 use xfc_tests::compile::compiled;
@@ -25,13 +26,18 @@ const HEAD: u64 = 8;
 
 /// A decoder of the sizes above.
 fn manifest(tied: bool, dtype: DType) -> Result<Manifest> {
+    manifest_with(tied, dtype, dtype.into())
+}
+
+/// The same with such caches.
+fn manifest_with(tied: bool, dtype: DType, cache: CacheType) -> Result<Manifest> {
     let config = json!({
         "model_type": "mistral", "vocab_size": VOCABULARY, "hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": LAYERS,
         "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "head_dim": HEAD, "hidden_act": "silu", "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0, "sliding_window": 20, "tie_word_embeddings": tied,
     });
     let model = model::expand_with(&config, &config)?;
-    let options = Options { dtype, ..Options::default() };
+    let options = Options { dtype, cache: Some(cache), ..Options::default() };
     let fused = fuse(&model, &options)?;
     Ok(build_kernels(&model, &fused.program, &*target::parse("cpu")?, &options)?.manifest)
 }
@@ -89,10 +95,13 @@ fn operations_follow_the_formula() -> Result<()> {
 
 #[test]
 fn caches_are_read_as_far_as_the_mask_reaches() -> Result<()> {
-    for (dtype, size) in [(DType::F32, 4), (DType::BF16, 2)] {
-        let manifest = manifest(true, dtype)?;
+    let [f32, bf16] = [DType::F32, DType::BF16].map(|dtype| (dtype, CacheType::Float(dtype)));
+    // Integers and a scale of two bytes.
+    let integers = (DType::BF16, CacheType::Int8);
+    for ((dtype, cache), bytes_of_head) in [(f32, HEAD * 4), (bf16, HEAD * 2), (integers, HEAD + 2)] {
+        let manifest = manifest_with(true, dtype, cache)?;
         let kept: u64 = manifest.caches.iter().flat_map(|group| &group.slots).map(|slot| slot.token_bytes).sum();
-        assert_eq!(kept, LAYERS * 2 * KV_HEADS * HEAD * size);
+        assert_eq!(kept, LAYERS * 2 * KV_HEADS * bytes_of_head);
         for (sequences, keys) in [(&[(0, 1)][..], 1), (&[(9, 4)], 13), (&[(100, 1)], 20), (&[(100, 3), (5, 1)], 22 + 6)]
         {
             assert_eq!(work(&manifest, sequences).cache_bytes, keys * kept, "{sequences:?}");

@@ -1,5 +1,5 @@
 //! Compiled models of generated sizes against the interpreter: one token, sizes that no tile divides, several sequences in a step,
-//! prompts in pieces, on every target that every machine has, in f32 and bf16.
+//! prompts in pieces, on every target that every machine has, in f32 and bf16, with caches of the same type and in 8 bits.
 //!
 //! The interpreter runs each sequence alone; the compiled model runs them together.
 
@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 use xfc_lang::graph::DType;
+use xfc_lang::passes::precision::CacheType;
 use xfc_lang::reference::Tensor;
 use xfc_runtime::session::SessionOptions;
 use xfc_runtime::step::{InputData, StepInput, Wanted};
@@ -33,15 +34,19 @@ fn schedule(draw: &mut Draw, vocabulary: u64, whole: bool) -> Schedule {
 }
 
 fn check(seed: u64, dtype: DType, config: fn(&mut Draw, DType) -> Value) -> Result<()> {
-    let mut draw = Draw::new(seed);
-    let config = config(&mut draw, dtype);
-    let shown = config.to_string();
-    run(config, dtype).map_err(|e| format!("seed {seed}, {dtype}, {shown}: {e}").into())
+    check_with(seed, (dtype, dtype.into()), config)
 }
 
-fn run(config: Value, dtype: DType) -> Result<()> {
+fn check_with(seed: u64, types: (DType, CacheType), config: fn(&mut Draw, DType) -> Value) -> Result<()> {
+    let mut draw = Draw::new(seed);
+    let config = config(&mut draw, types.0);
+    let shown = config.to_string();
+    run(config, types).map_err(|e| format!("seed {seed}, {types:?}, {shown}: {e}").into())
+}
+
+fn run(config: Value, types: (DType, CacheType)) -> Result<()> {
     let vocabulary = config["vocab_size"].as_u64().unwrap_or(1);
-    both_ways(config, dtype, |truth, model| {
+    both_ways(config, types, |truth, model| {
         let schedule = schedule(&mut Draw::new(7), vocabulary, model.manifest().whole_sequences);
         let mut session = model.session(&SessionOptions {
             max_sequences: 3,
@@ -95,6 +100,22 @@ fn generated_sizes_agree_in_f32() {
 #[test]
 fn generated_sizes_agree_in_bf16() {
     check_seeds(1000, 4, |seed| check(seed, DType::BF16, dense));
+}
+
+#[test]
+fn generated_sizes_agree_with_caches_in_8_bits() {
+    for (first, dtype) in [(4000, DType::F32), (5000, DType::BF16)] {
+        check_seeds(first, 4, |seed| check_with(seed, (dtype, CacheType::Int8), dense));
+    }
+}
+
+/// Rounding that a last bit decides moves a choice of experts as well as bf16 does.
+#[test]
+fn generated_mixtures_latents_and_states_agree_with_caches_in_8_bits() {
+    let all_experts = |draw: &mut Draw, _: DType| sparse_config(draw, true);
+    for (first, dtype) in [(6000, DType::F32), (7000, DType::BF16)] {
+        check_seeds(first, 4, |seed| check_with(seed, (dtype, CacheType::Int8), all_experts));
+    }
 }
 
 #[test]

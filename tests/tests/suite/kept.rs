@@ -4,6 +4,7 @@ use serde_json::Value;
 use xfc_codegen::driver::Options;
 use xfc_lang::graph::DType;
 use xfc_lang::graph::parse::parse;
+use xfc_lang::passes::precision::CacheType;
 use xfc_lang::passes::quantise::{Plan, prepare};
 use xfc_runtime::artifact::Artifact;
 use xfc_runtime::artifact::manifest::{CacheGroup, Keep};
@@ -40,9 +41,16 @@ fn caches_have_a_type_of_their_own() {
 /// `--kv-cache-dtype` decides what a token is kept in, whatever the rest is computed in.
 #[test]
 fn bytes_of_a_token_follow_the_type_of_caches() -> Result<()> {
-    for name in ["llama3", "gemma3", "deepseek_v2", "whisper"] {
+    // The sizes that say how many scales a layer keeps of a token in 8 bits: of keys and of values of each head, or of two parts for all heads.
+    let scales = [
+        ("llama3", &["num_hidden_layers", "num_key_value_heads"][..]),
+        ("gemma3", &["num_hidden_layers", "num_key_value_heads"]),
+        ("deepseek_v2", &["num_hidden_layers"]),
+        ("whisper", &["decoder_layers", "decoder_attention_heads"]),
+    ];
+    for (name, sizes) in scales {
         let case = Case::load(name)?;
-        let bytes = |dtype: DType, cache: Option<DType>| -> Result<Vec<u64>> {
+        let bytes = |dtype: DType, cache: Option<CacheType>| -> Result<Vec<u64>> {
             let artifact =
                 Artifact::from_bytes(artifact(&case, &["cpu"], &Options { dtype, cache, ..Options::default() })?)?;
             let manifest = artifact.manifests().next().ok_or("no plan")?.clone();
@@ -55,9 +63,15 @@ fn bytes_of_a_token_follow_the_type_of_caches() -> Result<()> {
         };
         let wide = bytes(DType::F32, None)?;
         let narrow: Vec<u64> = wide.iter().map(|bytes| bytes / 2).collect();
-        assert_eq!(bytes(DType::F32, Some(DType::BF16))?, narrow, "{name}");
-        assert_eq!(bytes(DType::BF16, Some(DType::F32))?, wide, "{name}");
+        assert_eq!(bytes(DType::F32, Some(DType::BF16.into()))?, narrow, "{name}");
+        assert_eq!(bytes(DType::BF16, Some(DType::F32.into()))?, wide, "{name}");
         assert_eq!(bytes(DType::BF16, None)?, narrow, "{name}");
+        let per_size = |key: &&str| case.config[*key].as_u64().ok_or_else(|| format!("{name} has no {key}"));
+        let scales: u64 = sizes.iter().map(per_size).product::<std::result::Result<u64, String>>()? * 2;
+        // Of a source as much is kept as of what is made from it.
+        let of_all = if name == "whisper" { 2 } else { 1 } * scales * 2;
+        let integers: u64 = bytes(DType::BF16, Some(CacheType::Int8))?.iter().sum();
+        assert_eq!(integers, wide.iter().sum::<u64>() / 4 + of_all, "{name}");
     }
     Ok(())
 }

@@ -23,6 +23,7 @@ mod fill;
 mod fuzz;
 mod gguf;
 mod images;
+mod integers;
 mod interpreter;
 mod interrupted;
 mod kept;

@@ -12,7 +12,7 @@ use crate::programs::floats;
 
 /// The forms that weights can have, in every group.
 fn all_blocks() -> impl Iterator<Item = Blocks> {
-    let forms = BlockForm::ALL.into_iter().filter(|form| *form != BlockForm::Token8);
+    let forms = BlockForm::ALL.into_iter().filter(|form| form.is_of_weights());
     forms.flat_map(|form| Blocks::GROUPS.into_iter().map(move |group| Blocks { form, group }))
 }
 

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use xfc_lang::graph::DType;
+use xfc_lang::passes::precision::CacheType;
 use xfc_lang::reference::Tensor;
 use xfc_runtime::cache::SequenceId;
 use xfc_runtime::session::{Session, SessionOptions};
@@ -23,15 +24,16 @@ const ROUNDS: [Round; 3] = [
     &[[(31, 2), (32, 0), (64, 0)], [(0, 1), (0, 1), (0, 1)], [(0, 1), (0, 40), (0, 1)]],
 ];
 
-fn check(seed: u64, dtype: DType) -> Result<()> {
+fn check(seed: u64, dtype: DType, cache: impl Into<CacheType>) -> Result<()> {
     let config = source_config(&mut Draw::new(seed));
     let shown = config.to_string();
-    run(config, dtype).map_err(|e| format!("seed {seed}, {dtype}, {shown}: {e}").into())
+    let types = (dtype, cache.into());
+    run(config, types).map_err(|e| format!("seed {seed}, {types:?}, {shown}: {e}").into())
 }
 
-fn run(config: serde_json::Value, dtype: DType) -> Result<()> {
+fn run(config: serde_json::Value, types: (DType, CacheType)) -> Result<()> {
     let vocabulary = config["vocab_size"].as_u64().unwrap_or(1);
-    both_ways(config, dtype, |truth, model| {
+    both_ways(config, types, |truth, model| {
         let options = SessionOptions { max_sequences: 3, context_tokens: Some(96), ..SessionOptions::default() };
         let mut session = model.session(&options)?;
         let mut draw = Draw::new(7);
@@ -83,12 +85,18 @@ fn run(config: serde_json::Value, dtype: DType) -> Result<()> {
 
 #[test]
 fn generated_sizes_agree_in_f32() {
-    check_seeds(0, 4, |seed| check(seed, DType::F32));
+    check_seeds(0, 4, |seed| check(seed, DType::F32, DType::F32));
 }
 
 #[test]
 fn generated_sizes_agree_in_bf16() {
-    check_seeds(1000, 2, |seed| check(seed, DType::BF16));
+    check_seeds(1000, 2, |seed| check(seed, DType::BF16, DType::BF16));
+}
+
+#[test]
+fn generated_sizes_agree_with_caches_in_8_bits() {
+    check_seeds(2000, 2, |seed| check(seed, DType::F32, CacheType::Int8));
+    check_seeds(3000, 2, |seed| check(seed, DType::BF16, CacheType::Int8));
 }
 
 /// The logits of tokens of a sequence that has its source.

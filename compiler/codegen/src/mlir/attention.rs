@@ -38,7 +38,7 @@ use super::machine::Machine;
 use super::schedule::AttentionSchedule;
 use super::writer::{Cmp, Elem, KernelParams, Spread, Ty, Val, Writer};
 use crate::error::CodegenError;
-use crate::plan::kernel::{AttentionSpec, dtype_bytes};
+use crate::plan::kernel::{AttentionSpec, HeadPage};
 
 /// Below any score that a finite model computes; finite, so that a difference of two is never NaN.
 const LOWEST: f64 = -3.0e38;
@@ -233,11 +233,6 @@ impl Attention<'_> {
         self.spec.heads / self.spec.kv_heads
     }
 
-    /// Bytes of an element that is kept.
-    fn kept_bytes(&self) -> u64 {
-        dtype_bytes(self.spec.kept)
-    }
-
     /// Vectors of the keys of a page.
     fn page_vectors(&self) -> usize {
         (self.spec.page_tokens / u64::from(self.lanes)) as usize
@@ -344,14 +339,32 @@ impl Attention<'_> {
         Ok(w.splat(score[0], self.lanes))
     }
 
-    /// Loads consecutive kept elements as f32.
-    fn load_kept(&self, w: &mut Writer, at: Val, lanes: u32, mask: Option<Val>) -> Result<Val, CodegenError> {
-        let elem = elem_of(self.spec.kept, Elem::I64)?;
+    /// Where a page holds what of the values of a head, which may be a part of its keys.
+    fn values(&self) -> HeadPage {
+        if self.spec.value_in_key.is_some() { self.spec.keys() } else { self.spec.values() }
+    }
+
+    /// Loads consecutive kept elements as f32; integers without their scale.
+    fn load_kept(
+        &self,
+        w: &mut Writer,
+        dtype: DType,
+        at: Val,
+        lanes: u32,
+        mask: Option<Val>,
+    ) -> Result<Val, CodegenError> {
+        let elem = if dtype.blocks().is_some() { Elem::I8 } else { elem_of(dtype, Elem::I64)? };
         let ty = Ty::of(elem, lanes);
         let raw = match mask {
             None => w.load(ty, at),
             Some(mask) => w.load_masked(ty, at, mask),
         };
         cast(w, raw, Elem::F32)
+    }
+
+    /// Loads scales as f32: of consecutive tokens, or of one.
+    fn load_scales(&self, w: &mut Writer, at: Val, lanes: u32) -> Val {
+        let raw = w.load(Ty::of(Elem::I16, lanes), at);
+        w.from_bf16(raw)
     }
 }

@@ -16,6 +16,8 @@ use crate::error::CodegenError;
 pub fn elem_of(dtype: DType, ints: Elem) -> Result<Elem, CodegenError> {
     match dtype {
         DType::F32 => Ok(Elem::F32),
+        // Outside of pages, what is rounded for them lies as f32.
+        DType::Blocks(blocks) if blocks.is_kept() => Ok(Elem::F32),
         DType::BF16 => Ok(Elem::I16),
         DType::I64 => Ok(ints),
         DType::I32 => Ok(Elem::I32),

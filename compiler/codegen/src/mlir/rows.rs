@@ -8,6 +8,7 @@
 
 mod blocks;
 mod choose;
+mod kept;
 mod nest;
 mod product;
 mod reduce;
@@ -161,9 +162,13 @@ impl Body<'_> {
         let operands = graph.operands(node);
         let dims = self.dims(value)?;
         let sinks = self.sinks_of(value);
-        if graph.ty(value).dtype.blocks().is_some() {
-            let [x] = operands[..] else { return Err(CodegenError::bug("rows", "blocks of several values")) };
-            return self.round_to_blocks(w, x, value, &sinks);
+        match graph.ty(value).dtype.blocks() {
+            Some(blocks) if !blocks.is_kept() => {
+                let [x] = operands[..] else { return Err(CodegenError::bug("rows", "blocks of several values")) };
+                return self.round_to_blocks(w, x, value, &sinks);
+            }
+            Some(_) if *op == Core::Cast => return self.round_to_keep(w, operands[0], value, &sinks),
+            _ => {}
         }
         let mut in_place = false;
         let row = match op {

@@ -14,7 +14,7 @@ use xfc_lang::ops::fused::{Attention, Reach};
 use xfc_lang::ops::shape::fixed_size;
 use xfc_runtime::artifact::manifest::{CacheGroup, CacheSlot, Keep};
 
-use super::kernel::{PageLayout, dtype_bytes, page_bytes};
+use super::kernel::{HeadPage, PageLayout, dtype_bytes};
 use super::step_caches::is_for_step;
 use crate::error::CodegenError;
 
@@ -106,13 +106,14 @@ impl Caches {
             self.groups.push(CacheGroup { name, axis: kept.axis, keep, page_tokens, slots: Vec::new() });
             self.groups.len() - 1
         });
-        let bytes = page_bytes(kept.heads, kept.dim, page_tokens, kept.dtype);
+        let head = HeadPage { dim: kept.dim, tokens: page_tokens, dtype: kept.dtype };
+        let bytes = head.page_bytes(kept.heads);
         let slot = Slot { group, slot: self.groups[group].slots.len(), layout, page_bytes: bytes };
         let alias = kept.alias.filter(|_| keep == Keep::Step);
         self.groups[group].slots.push(CacheSlot {
             path: kept.path.clone(),
             page_bytes: bytes,
-            token_bytes: kept.heads * kept.dim * dtype_bytes(kept.dtype),
+            token_bytes: kept.heads * head.token_bytes(),
             alias,
         });
         self.slots.insert(kept.path.clone(), slot);

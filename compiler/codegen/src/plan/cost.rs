@@ -35,8 +35,10 @@ pub fn written_row_bytes(spec: &KernelSpec) -> u64 {
         KernelSpec::Combine(_) => 0,
         KernelSpec::Rows(spec) => {
             let outputs = spec.body.outputs();
-            let bytes = |output: &usize| outputs.get(*output).map_or(0, |o| fixed_bytes(spec.body.ty(o.value)));
-            spec.sinks.iter().map(|(output, _)| bytes(output)).sum()
+            let bytes = |(output, sink): &(usize, Sink)| {
+                outputs.get(*output).map_or(0, |o| stored_bytes(spec.body.ty(o.value), *sink))
+            };
+            spec.sinks.iter().map(bytes).sum()
         }
         KernelSpec::Scan(spec) => {
             let results = spec.step.outputs().iter().zip(&spec.outputs).skip(spec.states);
@@ -70,8 +72,9 @@ fn linear(spec: &LinearSpec) -> Cost {
 fn products_of(dtype: DType) -> Products {
     match dtype {
         DType::F16 | DType::BF16 => Products::Half,
-        DType::Blocks(_) => Products::Byte,
-        DType::F32 | DType::I64 | DType::I32 | DType::Bool => Products::Single,
+        DType::Blocks(blocks) if !blocks.is_kept() => Products::Byte,
+        // What is kept in 8 bits is widened to f32.
+        DType::Blocks(_) | DType::F32 | DType::I64 | DType::I32 | DType::Bool => Products::Single,
     }
 }
 
@@ -140,8 +143,8 @@ fn attention(spec: &AttentionSpec, key_axis: usize) -> Cost {
             future: spec.reach.future,
             // Values that lie in the keys are read once.
             key_bytes: spec.kv_heads
-                * (spec.key_dim + if spec.value_in_key.is_some() { 0 } else { spec.value_dim })
-                * dtype_bytes(spec.kept)
+                * (spec.keys().token_bytes()
+                    + if spec.value_in_key.is_some() { 0 } else { spec.values().token_bytes() })
                 + key_rows,
             pair_flops: 2 * spec.heads * (spec.key_dim + spec.value_dim),
         }),
@@ -167,11 +170,8 @@ fn rows(spec: &RowsSpec) -> Cost {
     }
     let outputs = spec.body.outputs();
     for (output, sink) in &spec.sinks {
-        let bytes = outputs.get(*output).map_or(0, |o| fixed_bytes(spec.body.ty(o.value)));
-        // One write each; where it goes does not matter.
-        cost.row_bytes += match sink {
-            Sink::Buffer | Sink::Given | Sink::Cache { .. } => bytes,
-        };
+        // One write each.
+        cost.row_bytes += outputs.get(*output).map_or(0, |o| stored_bytes(spec.body.ty(o.value), *sink));
     }
     cost
 }
@@ -215,6 +215,17 @@ fn gathered(body: &Graph, table: ValueId) -> Option<u64> {
         *bytes.get_or_insert(0) += fixed_bytes(body.ty(ValueId { node: user, port: 0 }));
     }
     bytes
+}
+
+/// Bytes of one row of a type where it is stored: in pages with the scales of its groups.
+fn stored_bytes(ty: &Type, sink: Sink) -> u64 {
+    match (sink, ty.dtype.blocks(), ty.dims.split_last()) {
+        (Sink::Cache { .. }, Some(blocks), Some((Dim::Fixed(last), lead))) if blocks.is_kept() => {
+            let rows: u64 = lead.iter().filter_map(|d| d.fixed()).product();
+            rows * blocks.row_bytes(*last)
+        }
+        (Sink::Buffer | Sink::Given | Sink::Cache { .. }, ..) => fixed_bytes(ty),
+    }
 }
 
 /// Bytes of one row of a type, or of all of it where it has no rows.

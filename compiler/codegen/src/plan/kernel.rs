@@ -7,6 +7,7 @@ use xfc_lang::graph::{DType, Graph};
 use xfc_lang::ops::fused::Reach;
 use xfc_runtime::artifact::manifest::When;
 
+pub use super::pages::{HeadPage, PageLayout};
 use crate::mlir::frame::RowSpace;
 
 /// Any kernel.
@@ -44,7 +45,7 @@ impl KernelSpec {
                 body_text(&s.epilogue)
             ),
             KernelSpec::Attention(s) => format!(
-                "attention{} axis {} heads {}/{} dims {}/{} keys {:?} values {:?} {:?} when {:?} scale {} {:?} {} {} -> {} group {} pages of {} parts {} tables {:?}\n{}{}{}",
+                "attention{} axis {} heads {}/{} dims {}/{} keys {:?} values {:?} {:?} when {:?} scale {} {:?} {} {}/{} -> {} group {} pages of {} parts {} tables {:?}\n{}{}{}",
                 if s.softmax { "" } else { " without softmax" },
                 s.axis,
                 s.heads,
@@ -59,6 +60,7 @@ impl KernelSpec {
                 s.reach,
                 s.query,
                 s.kept,
+                s.value_kept,
                 s.result,
                 s.group,
                 s.page_tokens,
@@ -201,8 +203,10 @@ pub struct AttentionSpec {
     pub reach: Reach,
     /// Of the queries.
     pub query: DType,
-    /// Of the cached keys and values.
+    /// Of the cached keys.
     pub kept: DType,
+    /// Of the cached values.
+    pub value_kept: DType,
     /// Element type stored.
     pub result: DType,
     /// Cache group whose block table is read.
@@ -211,6 +215,18 @@ pub struct AttentionSpec {
     pub page_tokens: u64,
     /// Parts that the keys of a query are divided into in steps of few rows, which a [`CombineSpec`] makes one; 1: none.
     pub parts: u64,
+}
+
+impl AttentionSpec {
+    /// What a page holds of the keys of a head.
+    pub fn keys(&self) -> HeadPage {
+        HeadPage { dim: self.key_dim, tokens: self.page_tokens, dtype: self.kept }
+    }
+
+    /// What a page holds of the values of a head, where they are no part of the keys.
+    pub fn values(&self) -> HeadPage {
+        HeadPage { dim: self.value_dim, tokens: self.page_tokens, dtype: self.value_kept }
+    }
 }
 
 /// Most rows of a step in which the keys of a query are divided into parts.
@@ -395,30 +411,14 @@ pub enum Sink {
     },
 }
 
-/// Order of the elements `[head, dim, token]` in a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum PageLayout {
-    /// `[head][dim][token]`: products with one query are sums over consecutive tokens (keys).
-    TokensLast,
-    /// `[head][token][dim]`: a weighted sum of tokens is over consecutive elements (values, and keys that values are a part of).
-    TokensMiddle,
-    /// `[head][dim / 2][token][2]`: keys of bf16, so that two elements of a token lie in the 32 bits of a lane.
-    DimPairs,
-    /// `[head][token / 2][dim][2]`: values of bf16, so that an element of two tokens lies in the 32 bits of a lane.
-    TokenPairs,
-}
-
-/// Bytes of a page of `heads x dim x tokens` elements, rounded to a multiple of 64.
-pub fn page_bytes(heads: u64, dim: u64, page_tokens: u64, dtype: DType) -> u64 {
-    (heads * dim * page_tokens * dtype_bytes(dtype)).next_multiple_of(64)
-}
-
-/// Bytes of an element in memory.
+/// Bytes of an element in memory, in pages but for those of [`HeadPage::element_bytes`].
 pub fn dtype_bytes(dtype: DType) -> u64 {
     match dtype {
         DType::I64 => 8,
         DType::F32 | DType::I32 => 4,
         DType::F16 | DType::BF16 => 2,
+        // Outside of pages, what is rounded for them lies as f32.
+        DType::Blocks(blocks) if blocks.is_kept() => 4,
         // Of groups of elements the layout says what they take.
         DType::Bool | DType::Blocks(_) => 1,
     }
@@ -427,7 +427,7 @@ pub fn dtype_bytes(dtype: DType) -> u64 {
 /// How far apart rows of so many elements lie, in units of [`dtype_bytes`]: as many as there are, but for rows in blocks.
 pub fn row_elements(dtype: DType, elements: u64) -> u64 {
     match dtype {
-        DType::Blocks(blocks) => TokenRow::new(elements, blocks).bytes,
+        DType::Blocks(blocks) if !blocks.is_kept() => TokenRow::new(elements, blocks).bytes,
         _ => elements,
     }
 }

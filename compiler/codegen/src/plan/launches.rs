@@ -177,6 +177,10 @@ impl Planner<'_> {
             let tables = extras.iter().zip(&values[3..]).enumerate().map(|(i, (place, value))| {
                 let (ty, gathered) = (graph.ty(*value), attention.gathers(i));
                 let dtype = ty.dtype;
+                if dtype.blocks().is_some() {
+                    let what = "a mask or score that reads what is kept in 8 bits (keep caches in f32 or bf16)";
+                    return Err(CodegenError::unsupported(what, name));
+                }
                 let table = match place {
                     Place::Cache(path) => this.caches.slots.get(path).and_then(|slot| {
                         let row = if gathered { Some(key_row(ty, heads, slot.layout)?) } else { None };
@@ -207,11 +211,15 @@ impl Planner<'_> {
                 reach: attention.reach,
                 query: graph.ty(values[0]).dtype,
                 kept: graph.ty(values[1]).dtype,
+                value_kept: graph.ty(values[2]).dtype,
                 result: result_ty.dtype,
                 group: k.group,
                 page_tokens: this.target.page_tokens(),
                 parts: 1,
             };
+            if spec.value_in_key.is_none() && spec.values().groups().len() > 1 {
+                return Err(CodegenError::bug("plan", format!("values of several groups (at `{name}`)")));
+            }
             // Of an axis with a known number of elements there is room for these alone.
             if this.program.extent(AxisId(space.axis)).is_none() {
                 spec.parts = this.target.key_parts(&spec);

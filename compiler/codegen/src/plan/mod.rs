@@ -14,6 +14,7 @@ pub mod kernel;
 mod launches;
 mod limits;
 pub mod memory;
+mod pages;
 mod place;
 mod scans;
 pub mod step_caches;

@@ -1,4 +1,4 @@
-//! Narrow integers in groups: how quantised weights are held, and what tokens bring to products with them.
+//! Narrow integers in groups: how quantised weights are held, what tokens bring to products with them, and what caches keep.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ use std::fmt;
 pub struct Blocks {
     /// What an element is made of.
     pub form: BlockForm,
-    /// Elements in a group: 32, 64 or 128.
+    /// Elements in a group: 32, 64 or 128; of what caches keep, any number.
     pub group: u16,
 }
 
@@ -30,12 +30,15 @@ pub enum BlockForm {
     Uint4,
     /// What a token brings, `-127 ..= 127` with a scale of f32.
     Token8,
+    /// What a cache keeps of a head, `-127 ..= 127` with a scale of bf16: it has the range of f32, every machine widens it with a shift, and
+    /// elements are rounded to multiples of the scale as it is kept.
+    Kept8,
 }
 
 impl BlockForm {
     /// All forms.
-    pub const ALL: [BlockForm; 5] =
-        [BlockForm::Int8, BlockForm::Int4, BlockForm::Uint8, BlockForm::Uint4, BlockForm::Token8];
+    pub const ALL: [BlockForm; 6] =
+        [BlockForm::Int8, BlockForm::Int4, BlockForm::Uint8, BlockForm::Uint4, BlockForm::Token8, BlockForm::Kept8];
 
     /// Name, of the form alone: `int4`.
     pub fn name(self) -> &'static str {
@@ -45,13 +48,14 @@ impl BlockForm {
             BlockForm::Uint8 => "uint8",
             BlockForm::Uint4 => "uint4",
             BlockForm::Token8 => "token8",
+            BlockForm::Kept8 => "kept8",
         }
     }
 
     /// Bits of an element.
     pub fn bits(self) -> u64 {
         match self {
-            BlockForm::Int8 | BlockForm::Uint8 | BlockForm::Token8 => 8,
+            BlockForm::Int8 | BlockForm::Uint8 | BlockForm::Token8 | BlockForm::Kept8 => 8,
             BlockForm::Int4 | BlockForm::Uint4 => 4,
         }
     }
@@ -60,10 +64,23 @@ impl BlockForm {
     pub fn has_minimum(self) -> bool {
         matches!(self, BlockForm::Uint8 | BlockForm::Uint4)
     }
+
+    /// Whether weights are held in it.
+    pub fn is_of_weights(self) -> bool {
+        !matches!(self, BlockForm::Token8 | BlockForm::Kept8)
+    }
+
+    /// Bytes of the scale and the minimum of a group.
+    pub fn shared_bytes(self) -> u64 {
+        match self {
+            BlockForm::Int8 | BlockForm::Int4 | BlockForm::Kept8 => 2,
+            BlockForm::Uint8 | BlockForm::Uint4 | BlockForm::Token8 => 4,
+        }
+    }
 }
 
 impl Blocks {
-    /// Groups that may be asked for.
+    /// Groups of weights that may be asked for.
     pub const GROUPS: [u16; 3] = [32, 64, 128];
 
     /// Weights in blocks.
@@ -76,31 +93,37 @@ impl Blocks {
         Blocks { form: BlockForm::Token8, ..self }
     }
 
+    /// What a cache keeps of heads, in groups of so many elements: a whole head, or several that lie in one.
+    pub fn kept(group: u16) -> Self {
+        Blocks { form: BlockForm::Kept8, group }
+    }
+
     /// Whether these are weights.
     pub fn is_weights(self) -> bool {
-        self.form != BlockForm::Token8
+        self.form.is_of_weights()
+    }
+
+    /// Whether this is what a cache keeps.
+    pub fn is_kept(self) -> bool {
+        self.form == BlockForm::Kept8
     }
 
     /// Reads a name as [`Display`](fmt::Display) writes it.
     pub fn parse(name: &str) -> Option<Self> {
         let (form, group) = BlockForm::ALL.into_iter().find_map(|f| Some((f, name.strip_prefix(f.name())?)))?;
         let group = group.strip_prefix('g')?.parse().ok()?;
-        Self::GROUPS.contains(&group).then_some(Blocks { form, group })
+        let is_known = if form == BlockForm::Kept8 { group > 0 } else { Self::GROUPS.contains(&group) };
+        is_known.then_some(Blocks { form, group })
     }
 
     /// Bits that an element of a full group takes, its share of the scale and the minimum counted.
     pub fn bits_per_element(self) -> f64 {
-        let shared = match self.form {
-            BlockForm::Int8 | BlockForm::Int4 => 16,
-            BlockForm::Uint8 | BlockForm::Uint4 | BlockForm::Token8 => 32,
-        };
-        self.form.bits() as f64 + f64::from(shared) / f64::from(self.group)
+        self.form.bits() as f64 + (self.form.shared_bytes() * 8) as f64 / f64::from(self.group)
     }
 
     /// Bytes of a row of so many elements with the scales and minima of its groups, without padding.
     pub fn row_bytes(self, elements: u64) -> u64 {
-        let shared = if self.form.has_minimum() || !self.is_weights() { 4 } else { 2 };
-        elements * self.form.bits() / 8 + elements.div_ceil(u64::from(self.group)) * shared
+        elements * self.form.bits() / 8 + elements.div_ceil(u64::from(self.group)) * self.form.shared_bytes()
     }
 
     /// Rounds the elements of one group to what it holds. A NaN among them makes all of them NaN.
@@ -114,9 +137,14 @@ impl Blocks {
                 (half((high - low) / self.levels()), half(low))
             }
             BlockForm::Token8 => (magnitude(group) / 127.0, 0.0),
+            BlockForm::Kept8 => {
+                let scale = half::bf16::from_f32(magnitude(group) / 127.0).to_f32();
+                // No number has an inverse that is none.
+                (if scale < f32::MIN_POSITIVE { 0.0 } else { scale }, 0.0)
+            }
         };
         let (first, last) = match self.form {
-            BlockForm::Int8 | BlockForm::Token8 => (-127.0, 127.0),
+            BlockForm::Int8 | BlockForm::Token8 | BlockForm::Kept8 => (-127.0, 127.0),
             BlockForm::Int4 => (-8.0, 7.0),
             BlockForm::Uint8 | BlockForm::Uint4 => (0.0, self.levels()),
         };
@@ -174,7 +202,8 @@ mod tests {
                 assert_eq!(Blocks::parse(&blocks.to_string()), Some(blocks));
             }
         }
-        for wrong in ["int4", "int4g", "int4g33", "int2g32", "g32", "int8g32x"] {
+        assert_eq!(Blocks::parse("kept8g7"), Some(Blocks::kept(7)));
+        for wrong in ["int4", "int4g", "int4g33", "int2g32", "g32", "int8g32x", "kept8g0", "kept8g65536"] {
             assert_eq!(Blocks::parse(wrong), None, "{wrong}");
         }
     }
@@ -188,6 +217,12 @@ mod tests {
         assert_eq!(rounded(BlockForm::Uint4, &[2.0, 17.0, 9.4]), [2.0, 17.0, 9.0]);
         assert_eq!(rounded(BlockForm::Uint8, &[-55.0, 200.0, 0.25]), [-55.0, 200.0, 0.0]);
         assert_eq!(rounded(BlockForm::Token8, &[254.0, 1.0, 2.9]), [254.0, 0.0, 2.0]);
+        assert_eq!(rounded(BlockForm::Kept8, &[-254.0, 1.0, 2.9]), [-254.0, 0.0, 2.0]);
+        // 1 / 127 is 129 / 16384 in bf16, and what is rounded once stays.
+        let scale = 129.0 / 16384.0;
+        assert_eq!(rounded(BlockForm::Kept8, &[1.0, -0.5]), [127.0 * scale, -64.0 * scale]);
+        assert_eq!(rounded(BlockForm::Kept8, &[127.0 * scale, -64.0 * scale]), [127.0 * scale, -64.0 * scale]);
+        assert_eq!(rounded(BlockForm::Kept8, &[1e-37, -1e-38]), [0.0, 0.0]);
     }
 
     #[test]
@@ -206,5 +241,6 @@ mod tests {
         assert_eq!(Blocks::weights(BlockForm::Int4, 32).bits_per_element(), 4.5);
         assert_eq!(Blocks::weights(BlockForm::Int8, 32).row_bytes(65), 65 + 3 * 2);
         assert_eq!(Blocks::weights(BlockForm::Uint4, 64).row_bytes(64), 36);
+        assert_eq!(Blocks::kept(512).row_bytes(576), 576 + 2 * 2);
     }
 }

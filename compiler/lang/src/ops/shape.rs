@@ -177,7 +177,9 @@ pub fn result_type(op: &Core, operands: &[Type], stated: &Type) -> Result<Type> 
         Core::Cast => arity(1).and_then(|()| {
             let x = &operands[0];
             let grouped = x.dtype.is_float() && matches!(x.dims.last(), Some(Dim::Fixed(_)));
-            if x.dtype.blocks().is_some() || stated.dtype.blocks().is_some() && !grouped {
+            // What is kept is widened again; other blocks are read by products alone.
+            let read = x.dtype.blocks().is_none_or(|b| b.is_kept() && stated.dtype.is_float());
+            if !read || stated.dtype.blocks().is_some() && !grouped {
                 return fail(format!("{x} as {}", stated.dtype));
             }
             Ok(Type::new(stated.dtype, x.dims.clone()))
@@ -186,6 +188,9 @@ pub fn result_type(op: &Core, operands: &[Type], stated: &Type) -> Result<Type> 
             arity(1)?;
             if !same_elements(&operands[0].dims, &stated.dims) {
                 return fail(format!("{} has not the elements of {}", operands[0], Type::show(&stated.dims)));
+            }
+            if operands[0].dtype.blocks().is_some() && operands[0].dims.last() != stated.dims.last() {
+                return fail(format!("groups of {} in {}", operands[0], Type::show(&stated.dims)));
             }
             Ok(Type::new(operands[0].dtype, stated.dims.clone()))
         }
@@ -207,6 +212,10 @@ pub fn result_type(op: &Core, operands: &[Type], stated: &Type) -> Result<Type> 
             };
             if size == 0 || start.checked_add(size).is_none_or(|end| end > *n) {
                 return fail(format!("elements {start}..{start}+{size} of {n}"));
+            }
+            let in_groups = operands[0].dtype.blocks().filter(|_| *dim + 1 == operands[0].dims.len());
+            if in_groups.is_some_and(|blocks| start % u64::from(blocks.group) != 0) {
+                return fail(format!("elements from {start} on of {}, inside a group", operands[0]));
             }
             let mut dims = operands[0].dims.clone();
             dims[*dim] = Dim::Fixed(size);
@@ -413,6 +422,9 @@ fn concat(dim: usize, operands: &[Type]) -> Result<Type> {
             && x.dims.iter().zip(&first.dims).enumerate().all(|(i, (a, b))| i == dim || a == b);
         if !alike {
             return fail(format!("{first} and {x} differ outside dimension {dim}"));
+        }
+        if x.dtype.blocks().is_some() && dim + 1 == x.dims.len() {
+            return fail(format!("groups of {first} and {x} as one"));
         }
         let Some(sum) = total.checked_add(*n) else {
             return fail("more elements than can be counted");

@@ -6,6 +6,8 @@
 //! `c` and `r` are kept and the same for all heads, the matrices are each head's. `q · (w c)` is `(wᵀ q) · c`, and a weighted sum of `w c` is `w` times
 //! the sum of `c` (arXiv:2405.04434, 2.1.2). So no key or value of a head is ever kept; it is done where that keeps less.
 //!
+//! In 8 bits, each part of a row that is kept so stays a group of its own: the longest comes first, and the last may be shorter.
+//!
 //! A query and a key are then multiplied over more elements than before. Where all that a sequence sees comes in one step, keys and values of
 //! heads are made for that step alone, if that multiplies less:
 //!
@@ -16,8 +18,9 @@ use std::collections::HashMap;
 use super::Pass;
 use super::keep_results::of_tokens;
 use super::matching::{core, is_weight_expression, operand_if, remove_dead};
+use crate::graph::blocks::Blocks;
 use crate::graph::build::Builder;
-use crate::graph::{Dim, Graph, NodeId, Program, ValueId};
+use crate::graph::{DType, Dim, Graph, NodeId, Program, ValueId};
 use crate::ops::Core;
 use crate::ops::fused::Attention;
 use crate::ops::shape::ContractSpec;
@@ -86,6 +89,10 @@ fn rewrite(graph: &mut Graph, node: NodeId) -> Option<()> {
             Some((.., sum)) => *sum = b.add(*sum, query).ok()?,
             None => kept.push((part.kept, elements(b.graph, part.kept)?, query)),
         }
+    }
+    if kept.iter().any(|(known, ..)| b.graph.ty(*known).dtype.blocks().is_some()) {
+        // Whole groups come first.
+        kept.sort_by_key(|(_, n, _)| std::cmp::Reverse(*n));
     }
     let shared = kept.iter().position(|(known, ..)| *known == value.kept);
     let value_elements = elements(b.graph, value.kept)?;
@@ -218,7 +225,10 @@ fn product(b: &mut Builder<'_>, value: ValueId) -> Option<(ValueId, ValueId)> {
 
 /// The cache that a value is, perhaps cast.
 fn cache(graph: &Graph, value: ValueId) -> Option<ValueId> {
-    let value = operand_if(graph, value, |op| *op == Core::Cast).unwrap_or(value);
+    let mut value = value;
+    while let Some(inner) = operand_if(graph, value, |op| *op == Core::Cast) {
+        value = inner;
+    }
     matches!(core(graph, value)?, Core::Cache { .. }).then_some(value)
 }
 
@@ -255,7 +265,10 @@ fn merged(b: &mut Builder<'_>, caches: &[ValueId]) -> Option<ValueId> {
         let Core::Cache { path: own } = core(b.graph, *kept)? else { return None };
         // No identifier of the language holds these characters.
         path = if path.is_empty() { own.clone() } else { format!("{path}+{}", own.rsplit('.').next().unwrap_or(own)) };
-        let x = b.graph.operands(kept.node).first().copied()?;
+        let mut x = b.graph.operands(kept.node).first().copied()?;
+        if b.graph.ty(x).dtype.blocks().is_some() {
+            x = operand_if(b.graph, x, |op| *op == Core::Cast)?;
+        }
         let width = elements(b.graph, *kept)?;
         let tokens = *b.graph.ty(x).dims.first()?;
         rows.push(b.reshape(x, [tokens, Dim::Fixed(1), Dim::Fixed(width)]).ok()?);
@@ -264,5 +277,26 @@ fn merged(b: &mut Builder<'_>, caches: &[ValueId]) -> Option<ValueId> {
         path += "~";
     }
     let x = if let [one] = rows[..] { one } else { b.concat(2, &rows).ok()? };
-    b.cache(path, x).ok()
+    match group(b.graph, caches)? {
+        None => b.cache(path, x).ok(),
+        Some(group) => {
+            let x = b.cast(x, DType::Blocks(Blocks::kept(group))).ok()?;
+            b.cache(path, x).ok()
+        }
+    }
+}
+
+/// Elements of a group of what caches keep as one, none where they keep no groups: each is whole groups or, the last one, a part of one.
+fn group(graph: &Graph, caches: &[ValueId]) -> Option<Option<u16>> {
+    let blocks: Vec<_> = caches.iter().map(|kept| graph.ty(*kept).dtype.blocks()).collect();
+    if blocks.iter().all(Option::is_none) {
+        return Some(None);
+    }
+    let (last, whole) = caches.split_last()?;
+    let group = blocks.iter().copied().collect::<Option<Vec<_>>>()?.iter().map(|b| b.group).max()?;
+    // Each was rounded as one group, whatever its heads: they are one.
+    let width =
+        |kept: &ValueId| elements(graph, *kept).filter(|n| graph.ty(*kept).dims.last() == Some(&Dim::Fixed(*n)));
+    let fits = whole.iter().all(|kept| width(kept) == Some(u64::from(group))) && width(last)? <= u64::from(group);
+    fits.then_some(Some(group))
 }

@@ -72,7 +72,10 @@ fn rewrite(graph: &mut Graph, node: NodeId) -> Option<()> {
     // k and v may have been widened for the products, which attention does by itself.
     let [k, v] = [k, v].map(|kept| {
         operand_if(graph, kept, |op| *op == Core::Cast)
-            .filter(|x| matches!(graph.ty(*x).dtype, DType::BF16 | DType::F16))
+            .filter(|x| {
+                let dtype = graph.ty(*x).dtype;
+                matches!(dtype, DType::BF16 | DType::F16) || dtype.blocks().is_some_and(|blocks| blocks.is_kept())
+            })
             .unwrap_or(kept)
     });
     let [n, Dim::Fixed(kv_heads), Dim::Fixed(group), d] = graph.ty(q).dims[..] else { return None };

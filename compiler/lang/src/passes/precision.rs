@@ -4,9 +4,12 @@
 //! products, norms, softmax, products of what a token brings alone, and what flows between layers stay f32. For f32 nothing changes.
 //!
 //! Caches may be of another type than the rest. Products of what they keep then take f32: a narrow cache is widened, which rounds nothing more.
+//! In 8 bits, each head of what products read is rounded to integers with a scale; what is done to it on the way to a product is of `dtype`, as are
+//! caches that no product reads and those of one number a token.
 
 use std::collections::HashMap;
 
+use crate::graph::blocks::Blocks;
 use crate::graph::build::Builder;
 use crate::graph::{DType, Dim, Graph, NodeId, Program, Type, ValueId};
 use crate::ops::shape::ShapeError;
@@ -15,28 +18,69 @@ use crate::ops::{Core, Op};
 use super::analysis::token_wise::leading;
 use super::matching::is_weight_expression;
 
+/// What caches keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheType {
+    /// Floats of a type.
+    Float(DType),
+    /// Integers of 8 bits, with a scale for each token and head.
+    Int8,
+}
+
+impl From<DType> for CacheType {
+    fn from(dtype: DType) -> Self {
+        CacheType::Float(dtype)
+    }
+}
+
+impl CacheType {
+    /// The type of what is not rounded to 8 bits, where the rest is of `dtype`.
+    fn float(self, dtype: DType) -> DType {
+        match self {
+            CacheType::Float(own) => own,
+            CacheType::Int8 => dtype,
+        }
+    }
+
+    /// The type that heads `[.., heads, elements]` are held in, where they are for products.
+    fn held(self, ty: &Type, dtype: DType) -> Result<DType, ShapeError> {
+        match (self, &ty.dims[..]) {
+            (CacheType::Int8, [_, .., Dim::Fixed(n)]) => match u16::try_from(*n) {
+                Ok(n) if n > 0 => Ok(DType::Blocks(Blocks::kept(n))),
+                _ => Err(ShapeError(format!(
+                    "{n} elements of a head with one scale: caches in 8 bits take up to {}",
+                    u16::MAX
+                ))),
+            },
+            _ => Ok(self.float(dtype)),
+        }
+    }
+}
+
 /// Rewrites a program, fresh from the front end and all f32, for `dtype`, with caches in `cache`.
 ///
 /// # Errors
-/// Operations that do not take what they are given, which a verified program has not.
-pub fn apply(program: &mut Program, dtype: DType, cache: DType) -> Result<(), ShapeError> {
-    if !is_narrow(dtype) && !is_narrow(cache) {
+/// Heads that are too long for a cache in 8 bits; operations that do not take what they are given, which a verified program has not.
+pub fn apply(program: &mut Program, dtype: DType, cache: impl Into<CacheType>) -> Result<(), ShapeError> {
+    let cache = cache.into();
+    let float = cache.float(dtype);
+    if !is_narrow(dtype) && !is_narrow(float) && cache != CacheType::Int8 {
         return Ok(());
     }
     for graph in &mut program.graphs {
         for node in graph.topological() {
             rewrite(graph, node, dtype, cache)?;
         }
-        if is_narrow(cache) {
-            across_calls(graph, cache)?;
+        if is_narrow(float) || cache == CacheType::Int8 {
+            across_calls(graph, dtype, cache)?;
         }
-        let [mut narrow, mut kept] = [dtype, cache].map(|dtype| Narrow { dtype, memo: HashMap::new() });
+        let [mut narrow, mut kept] = [dtype, float].map(|dtype| Narrow { dtype, memo: HashMap::new() });
         for node in graph.topological() {
             if !matches!(graph.op(node).as_core(), Some(Core::Contract { .. })) || of_values(graph, node) {
                 continue;
             }
-            if dtype != cache && of_kept(graph, node) {
-                if is_narrow(cache) {
+            if cache != CacheType::Float(dtype) && of_kept(graph, node) {
+                if is_narrow(float) {
                     kept.kept(graph, node)?;
                 }
             } else if is_narrow(dtype) {
@@ -52,15 +96,23 @@ fn is_narrow(dtype: DType) -> bool {
     matches!(dtype, DType::BF16 | DType::F16)
 }
 
+/// Whether a type holds less than f32 does.
+fn is_rounded(dtype: DType) -> bool {
+    is_narrow(dtype) || dtype.blocks().is_some()
+}
+
 /// Weights and tables are held in `dtype`, caches in `cache`, and widened where they are used.
-fn rewrite(graph: &mut Graph, node: NodeId, dtype: DType, cache: DType) -> Result<(), ShapeError> {
+fn rewrite(graph: &mut Graph, node: NodeId, dtype: DType, cache: CacheType) -> Result<(), ShapeError> {
     let value = ValueId { node, port: 0 };
-    let is_cache = matches!(graph.op(node).as_core(), Some(Core::Cache { .. }));
-    let dtype = if is_cache { cache } else { dtype };
-    if !is_narrow(dtype) {
+    let Some(ty) = graph.types(node).first().filter(|t| t.dtype == DType::F32).cloned() else { return Ok(()) };
+    let dtype = match graph.op(node).as_core() {
+        Some(Core::Cache { .. }) if reaches_product(graph, value) => cache.held(&ty, dtype)?,
+        Some(Core::Cache { .. }) => cache.float(dtype),
+        _ => dtype,
+    };
+    if !is_rounded(dtype) {
         return Ok(());
     }
-    let Some(ty) = graph.types(node).first().filter(|t| t.dtype == DType::F32).cloned() else { return Ok(()) };
     match graph.op(node) {
         Op::Core(Core::Weight { path }) if has_rows(path, &ty) && is_matrix_or_table(graph, value) => {
             graph.set_type(value, Type::new(dtype, ty.dims));
@@ -90,8 +142,26 @@ fn has_rows(path: &str, ty: &Type) -> bool {
     ty.dims.len() >= if path.contains('{') { 3 } else { 2 }
 }
 
+/// Whether what is kept is multiplied, perhaps moved, or may be in another body.
+fn reaches_product(graph: &Graph, value: ValueId) -> bool {
+    let is_read = |(user, _): (NodeId, usize)| match graph.op(user).as_core() {
+        Some(Core::Contract { .. } | Core::Call { .. }) => true,
+        Some(
+            Core::Cast
+            | Core::Reshape
+            | Core::Transpose { .. }
+            | Core::Slice { .. }
+            | Core::Concat { .. }
+            | Core::Repeat { .. }
+            | Core::Broadcast,
+        ) => reaches_product(graph, ValueId { node: user, port: 0 }),
+        _ => false,
+    };
+    graph.is_output(value) || graph.uses(value).into_iter().any(is_read)
+}
+
 /// What is kept goes to other bodies as it is held.
-fn across_calls(graph: &mut Graph, dtype: DType) -> Result<(), ShapeError> {
+fn across_calls(graph: &mut Graph, dtype: DType, cache: CacheType) -> Result<(), ShapeError> {
     let kept = |ty: &Type| ty.dtype == DType::F32 && matches!(ty.dims.first(), Some(Dim::Visible(_)));
     for node in graph.topological() {
         let is_call = matches!(graph.op(node).as_core(), Some(Core::Call { .. }));
@@ -100,23 +170,26 @@ fn across_calls(graph: &mut Graph, dtype: DType) -> Result<(), ShapeError> {
         }
         for (i, operand) in graph.operands(node).into_iter().enumerate() {
             if kept(graph.ty(operand)) {
-                let held = narrowed(graph, operand, dtype)?;
+                let held = narrowed(graph, operand, cache.held(graph.ty(operand), dtype)?)?;
                 graph.set_operand(node, i, held);
             }
         }
         for port in 0..graph.types(node).len() {
             let value = ValueId { node, port };
             if kept(graph.ty(value)) {
-                let ty = Type::new(dtype, graph.ty(value).dims.clone());
+                let held = cache.held(graph.ty(value), dtype)?;
+                let ty = Type::new(held, graph.ty(value).dims.clone());
                 graph.set_type(value, ty);
-                widen(graph, value)?;
+                if is_rounded(held) {
+                    widen(graph, value)?;
+                }
             }
         }
     }
     for index in 0..graph.outputs().len() {
         let value = graph.outputs()[index].value;
         if kept(graph.ty(value)) {
-            let held = narrowed(graph, value, dtype)?;
+            let held = narrowed(graph, value, cache.held(graph.ty(value), dtype)?)?;
             graph.set_output(index, held);
         }
     }
@@ -127,6 +200,7 @@ fn across_calls(graph: &mut Graph, dtype: DType) -> Result<(), ShapeError> {
 fn narrowed(graph: &mut Graph, value: ValueId, dtype: DType) -> Result<ValueId, ShapeError> {
     match widened(graph, value, dtype) {
         Some(held) => Ok(held),
+        None if dtype == graph.ty(value).dtype => Ok(value),
         None => Builder::like(graph, value.node).cast(value, dtype),
     }
 }
@@ -178,6 +252,13 @@ fn widen(graph: &mut Graph, value: ValueId) -> Result<(), ShapeError> {
     Ok(())
 }
 
+/// Whether a value is the widening of integers with a scale, which products read as they are kept.
+fn is_of_integers(graph: &Graph, value: ValueId) -> bool {
+    let inner = graph.operands(value.node).first().copied();
+    graph.op(value.node).as_core() == Some(&Core::Cast)
+        && inner.is_some_and(|inner| graph.ty(inner).dtype.blocks().is_some())
+}
+
 /// The value of type `dtype` that `value` is the widening of.
 fn widened(graph: &Graph, value: ValueId, dtype: DType) -> Option<ValueId> {
     let inner = graph.operands(value.node).first().copied()?;
@@ -193,8 +274,8 @@ impl Narrow {
     /// What is kept goes into a product as it is held, widened.
     fn kept(&mut self, graph: &mut Graph, node: NodeId) -> Result<(), ShapeError> {
         for (i, operand) in graph.operands(node).into_iter().enumerate() {
-            if graph.ty(operand).dtype == DType::F32 && matches!(graph.ty(operand).dims.first(), Some(Dim::Visible(_)))
-            {
+            let is_kept = matches!(graph.ty(operand).dims.first(), Some(Dim::Visible(_)));
+            if graph.ty(operand).dtype == DType::F32 && is_kept && !is_of_integers(graph, operand) {
                 let held = self.value(graph, operand)?;
                 let wide = Builder::like(graph, node).cast(held, DType::F32)?;
                 graph.set_operand(node, i, wide);

@@ -13,6 +13,7 @@ use std::str::FromStr;
 use thiserror::Error;
 
 use super::matching::is_weight_expression;
+use super::precision::CacheType;
 use crate::graph::blocks::{BlockForm, Blocks};
 use crate::graph::build::Builder;
 use crate::graph::path::{components, join};
@@ -107,7 +108,7 @@ impl FromStr for Plan {
 fn parse_format(text: &str) -> Option<Blocks> {
     let (form, group) = text.split_once(':').map_or((text, None), |(form, group)| (form, Some(group)));
     let group = group.map_or(Some(GROUP), |g| g.strip_prefix('g')?.parse().ok())?;
-    let form = BlockForm::ALL.into_iter().find(|f| f.name() == form && *f != BlockForm::Token8)?;
+    let form = BlockForm::ALL.into_iter().find(|f| f.name() == form && f.is_of_weights())?;
     Blocks::GROUPS.contains(&group).then(|| Blocks::weights(form, group))
 }
 
@@ -145,7 +146,12 @@ pub enum QuantiseError {
 ///
 /// # Errors
 /// A pattern of the plan that no matrix fits; what a verified program has not.
-pub fn prepare(program: &mut Program, dtype: DType, cache: DType, plan: &Plan) -> Result<(), QuantiseError> {
+pub fn prepare(
+    program: &mut Program,
+    dtype: DType,
+    cache: impl Into<CacheType>,
+    plan: &Plan,
+) -> Result<(), QuantiseError> {
     super::precision::apply(program, dtype, cache)?;
     if plan.is_empty() {
         return Ok(());

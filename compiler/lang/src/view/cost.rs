@@ -120,8 +120,11 @@ fn contract(spec: &str, operands: &[&Type]) -> Cost {
 
 /// Bytes of a value's elements that one token brings; all of it where no dimension grows.
 pub(super) fn token_bytes(ty: &Type) -> u64 {
-    let fixed = ty.dims.iter().filter_map(|d| d.fixed()).fold(1, u64::saturating_mul);
-    fixed.saturating_mul(ty.dtype.size_bytes())
+    let fixed = |dims: &[Dim]| dims.iter().filter_map(|d| d.fixed()).fold(1, u64::saturating_mul);
+    match (ty.dtype.blocks(), ty.dims.split_last()) {
+        (Some(blocks), Some((Dim::Fixed(last), lead))) => fixed(lead).saturating_mul(blocks.row_bytes(*last)),
+        _ => fixed(&ty.dims).saturating_mul(ty.dtype.size_bytes()),
+    }
 }
 
 #[cfg(test)]

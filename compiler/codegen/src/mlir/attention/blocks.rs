@@ -17,7 +17,7 @@ use super::super::writer::{Cmp, Elem, Ty, Val, Writer};
 use super::layout::{Form, Layout};
 use super::{Attention, FAR, Tile};
 use crate::error::CodegenError;
-use crate::plan::kernel::{PageLayout, page_bytes};
+use crate::plan::kernel::PageLayout;
 use xfc_lang::graph::DType;
 
 /// Rows of one sequence.
@@ -313,17 +313,17 @@ impl<'k> Blocks<'k> {
         let last = w.sub(segment.end_page, one);
         let sequence = w.load_u32(self.at.sequences, segment.from);
         let slots = [
-            (self.at.k.data, spec.key_dim, self.layout.key_pages),
-            (self.at.v.data, spec.value_dim, self.layout.value_pages),
+            (self.at.k.data, spec.keys(), self.layout.key_pages),
+            (self.at.v.data, spec.values(), self.layout.value_pages),
         ];
         let (begin, end) = (w.i64(0), w.i64(i64::from(self.schedule.pages)));
         w.for_loop(begin, end, 1, &[], |w, p, _| {
             let number = w.add(page, p);
             let number = w.min(number, last);
             let id = w.page_id(self.at.cache, sequence, number);
-            for (data, dim, array) in slots {
-                let at = w.element(data, id, page_bytes(spec.kv_heads, dim, spec.page_tokens, spec.kept));
-                let at = w.element(at, segment.tile.kv_head, self.head_bytes(dim));
+            for (data, head, array) in slots {
+                let at = w.element(data, id, head.page_bytes(spec.kv_heads));
+                let at = w.element(at, segment.tile.kv_head, head.bytes());
                 let cell = self.cell(w, array, p, 8);
                 w.store(at, cell);
             }
@@ -332,23 +332,18 @@ impl<'k> Blocks<'k> {
         Ok(Block { page, first_key, end_key })
     }
 
-    /// Bytes of a head in a page.
-    fn head_bytes(&self, dim: u64) -> u64 {
-        dim * self.at.spec.page_tokens * self.at.kept_bytes()
-    }
-
-    /// Where the keys of a page of the block lie, or its values, for the head of a register tile.
+    /// Where the keys of a page of the block lie, or its values, for the head of a register tile: their scales first, where there are some.
     pub(super) fn page_of(&self, w: &mut Writer, micro: Micro, page: Val, values: bool) -> Val {
-        let (array, dim) = if values {
-            (self.layout.value_pages, self.at.spec.value_dim)
+        let (array, head) = if values {
+            (self.layout.value_pages, self.at.spec.values())
         } else {
-            (self.layout.key_pages, self.at.spec.key_dim)
+            (self.layout.key_pages, self.at.spec.keys())
         };
         let cell = self.cell(w, array, page, 8);
         let at = w.load(Ty::scalar(Elem::Ptr), cell);
         match micro.kv {
             None => at,
-            Some(kv) => w.element(at, kv, self.head_bytes(dim)),
+            Some(kv) => w.element(at, kv, head.bytes()),
         }
     }
 

@@ -4,7 +4,7 @@ use super::super::expr::{cast, elem_of};
 use super::super::writer::{Elem, Ty, Val, Writer};
 use super::{Attention, LOWEST, Page, Query, Tile};
 use crate::error::CodegenError;
-use crate::plan::kernel::{PageLayout, page_bytes};
+use crate::plan::kernel::PageLayout;
 
 /// Tokens of a page whose scores are summed at the same time: a loaded query serves all.
 const TOKENS_TOGETHER: u64 = 4;
@@ -103,14 +103,15 @@ impl Attention<'_> {
         let Page { query, first_key, .. } = page;
         let Operands { q, kv_head } = operands;
         let id = w.page_id(self.cache, query.sequence, page.page);
-        let k_page = w.element(self.k.data, id, page_bytes(spec.kv_heads, spec.key_dim, spec.page_tokens, spec.kept));
-        let keys = w.element(k_page, kv_head, spec.key_dim * spec.page_tokens * self.kept_bytes());
+        let head = spec.keys();
+        let k_page = w.element(self.k.data, id, head.page_bytes(spec.kv_heads));
+        let keys = w.element(k_page, kv_head, head.bytes());
         let values = match spec.value_in_key {
-            Some(first) => w.offset_const(keys, first * self.kept_bytes()),
+            Some(_) => keys,
             None => {
-                let bytes = page_bytes(spec.kv_heads, spec.value_dim, spec.page_tokens, spec.kept);
-                let v_page = w.element(self.v.data, id, bytes);
-                w.element(v_page, kv_head, spec.value_dim * spec.page_tokens * self.kept_bytes())
+                let head = spec.values();
+                let v_page = w.element(self.v.data, id, head.page_bytes(spec.kv_heads));
+                w.element(v_page, kv_head, head.bytes())
             }
         };
         let dots = self.dots_by_token(w, q, keys)?;
@@ -165,7 +166,7 @@ impl Attention<'_> {
         Ok(next)
     }
 
-    /// `out += p[j] * value[j]` for the tokens of the page that exist.
+    /// `out += p[j] * value[j]` for the tokens of the page that exist, of the head that lies at `values`.
     fn weighted_values(
         &self,
         w: &mut Writer,
@@ -182,16 +183,26 @@ impl Attention<'_> {
         let end = w.sub(query.high, first_key);
         let end = w.min(end, page_size);
         let masks = self.results.masks(w);
-        let stride = if spec.value_in_key.is_some() { spec.key_dim } else { spec.value_dim };
+        let head = self.values();
+        let first_element = spec.value_in_key.unwrap_or(0);
+        // All values are of one group, perhaps among those of the keys.
+        let group = head.groups().iter().position(|(first, n)| (*first..first + n).contains(&first_element));
+        let scales = group.map(|group| w.offset_const(values, group as u64 * head.group_bytes()));
+        let values = w.offset_const(values, head.scale_bytes() + first_element * head.element_bytes());
         let paired = spec.value_in_key.is_none() && spec.value_layout == PageLayout::TokenPairs;
         w.for_loop(begin, end, 1, out, |w, j, out| {
             let at = w.element(self.scratch, j, 4);
-            let p = w.load(Ty::scalar(Elem::F32), at);
+            let mut p = w.load(Ty::scalar(Elem::F32), at);
+            if let Some(scales) = scales {
+                let at = w.element(scales, j, 2);
+                let scale = self.load_scales(w, at, 0);
+                p = w.mul(p, scale);
+            }
             let p = w.splat(p, self.lanes);
             let two = w.i64(2);
             let half = w.rem_unsigned(j, two);
             let row = if paired { w.sub(j, half) } else { j };
-            let row = w.element(values, row, stride * self.kept_bytes());
+            let row = w.element(values, row, head.dim * head.element_bytes());
             let mut next = Vec::new();
             for (v, o) in out.iter().enumerate() {
                 let first = v as u64 * u64::from(self.lanes);
@@ -202,8 +213,8 @@ impl Attention<'_> {
                     let odd = w.cmp(super::Cmp::Eq, half, one);
                     w.select(odd, high, low)
                 } else {
-                    let at = w.offset_const(row, first * self.kept_bytes());
-                    self.load_kept(w, at, self.lanes, masks[v])?
+                    let at = w.offset_const(row, first * head.element_bytes());
+                    self.load_kept(w, head.dtype, at, self.lanes, masks[v])?
                 };
                 next.push(w.fma(p, value, *o));
             }
@@ -211,12 +222,15 @@ impl Attention<'_> {
         })
     }
 
-    /// `scale`-free products of the query with the keys of a page: each is a sum over lanes, and all pass through scratch.
+    /// `scale`-free products of the query with the keys of a page, of the head that lies at `keys`: each is a sum over lanes, and all pass through scratch.
     fn dots_by_token(&self, w: &mut Writer, (q, q_elem): (Val, Elem), keys: Val) -> Result<Vec<Val>, CodegenError> {
         let spec = self.spec;
         let lanes = u64::from(self.lanes);
         let together = TOKENS_TOGETHER.min(spec.page_tokens);
-        let key_bytes = spec.key_dim * self.kept_bytes();
+        let head = spec.keys();
+        let element_bytes = head.element_bytes();
+        let key_bytes = spec.key_dim * element_bytes;
+        let elements = w.offset_const(keys, head.scale_bytes());
         let step = |w: &mut Writer, q: Val, keys: Val, mask: Option<Val>, sums: &mut [Val]| {
             let ty = Ty::of(q_elem, self.lanes);
             let x = match mask {
@@ -226,33 +240,55 @@ impl Attention<'_> {
             let x = cast(w, x, Elem::F32)?;
             for (t, sum) in sums.iter_mut().enumerate() {
                 let at = w.offset_const(keys, t as u64 * key_bytes);
-                let k = self.load_kept(w, at, self.lanes, mask)?;
+                let k = self.load_kept(w, head.dtype, at, self.lanes, mask)?;
                 *sum = w.fma(x, k, *sum);
             }
             Ok::<(), CodegenError>(())
         };
-        let looped = spec.key_dim / lanes * lanes;
+        let groups = head.groups();
+        let all = [(0, spec.key_dim)];
         let (begin, end) = (w.i64(0), w.i64(spec.page_tokens as i64));
         w.for_loop(begin, end, together as i64, &[], |w, token, _| {
-            let keys = w.element(keys, token, key_bytes);
-            let mut sums = vec![w.f32(0.0, self.lanes); together as usize];
-            if looped > 0 {
-                let (begin, end) = (w.i64(0), w.i64(looped as i64));
-                sums = w.for_loop(begin, end, lanes as i64, &sums, |w, d, sums| {
-                    let mut sums = sums.to_vec();
-                    let q = w.element(q, d, q_elem.bytes());
-                    let keys = w.element(keys, d, self.kept_bytes());
-                    step(w, q, keys, None, &mut sums)?;
-                    Ok(sums)
-                })?;
+            let elements = w.element(elements, token, key_bytes);
+            let zero = w.f32(0.0, self.lanes);
+            let mut total: Option<Vec<Val>> = None;
+            for (g, (first, n)) in if groups.is_empty() { &all[..] } else { &groups[..] }.iter().enumerate() {
+                let end_of_group = first + n;
+                let looped = first + n / lanes * lanes;
+                let mut sums = vec![zero; together as usize];
+                if looped > *first {
+                    let (begin, end) = (w.i64(*first as i64), w.i64(looped as i64));
+                    sums = w.for_loop(begin, end, lanes as i64, &sums, |w, d, sums| {
+                        let mut sums = sums.to_vec();
+                        let q = w.element(q, d, q_elem.bytes());
+                        let keys = w.element(elements, d, element_bytes);
+                        step(w, q, keys, None, &mut sums)?;
+                        Ok(sums)
+                    })?;
+                }
+                if looped < end_of_group {
+                    let inside: Vec<i64> = (0..lanes).map(|l| i64::from(looped + l < end_of_group)).collect();
+                    let mask = w.lanes(&inside, Elem::I1);
+                    let q = w.offset_const(q, looped * q_elem.bytes());
+                    let keys = w.offset_const(elements, looped * element_bytes);
+                    step(w, q, keys, Some(mask), &mut sums)?;
+                }
+                if !groups.is_empty() {
+                    let scales = w.offset_const(keys, g as u64 * head.group_bytes());
+                    let scales = w.element(scales, token, 2);
+                    for (t, sum) in sums.iter_mut().enumerate() {
+                        let at = w.offset_const(scales, t as u64 * 2);
+                        let scale = self.load_scales(w, at, 0);
+                        let scale = w.splat(scale, self.lanes);
+                        *sum = w.mul(*sum, scale);
+                    }
+                }
+                total = Some(match total {
+                    None => sums,
+                    Some(total) => total.into_iter().zip(sums).map(|(a, b)| w.add(a, b)).collect(),
+                });
             }
-            if looped < spec.key_dim {
-                let inside: Vec<i64> = (0..lanes).map(|l| i64::from(looped + l < spec.key_dim)).collect();
-                let mask = w.lanes(&inside, Elem::I1);
-                let q = w.offset_const(q, looped * q_elem.bytes());
-                let keys = w.offset_const(keys, looped * self.kept_bytes());
-                step(w, q, keys, Some(mask), &mut sums)?;
-            }
+            let sums = total.unwrap_or_else(|| vec![zero; together as usize]);
             let scratch = w.element(self.scratch, token, 4);
             for (t, sum) in sums.iter().enumerate() {
                 let dot = w.reduce_add(*sum);

@@ -5,6 +5,7 @@ use super::Attention;
 use super::blocks::{Blocks, Micro};
 use super::layout::Form;
 use crate::error::CodegenError;
+use crate::plan::kernel::HeadPage;
 
 /// Steps of the loop over a query's elements that are written out.
 const UNROLL: u64 = 4;
@@ -84,7 +85,7 @@ impl Blocks<'_> {
     fn load_vectors(
         &self,
         w: &mut Writer,
-        form: Form,
+        (form, head): (Form, HeadPage),
         at: &[(Val, Option<Val>)],
         half: bool,
     ) -> Result<Loaded, CodegenError> {
@@ -98,7 +99,7 @@ impl Blocks<'_> {
         };
         Ok(match form {
             Form::Plain => {
-                let vectors = at.iter().map(|(at, mask)| self.at.load_kept(w, *at, self.at.lanes, *mask));
+                let vectors = at.iter().map(|(at, mask)| self.at.load_kept(w, head.dtype, *at, self.at.lanes, *mask));
                 Loaded::Plain(vectors.collect::<Result<_, _>>()?)
             }
             Form::Widened => Loaded::Widened(
@@ -114,8 +115,8 @@ impl Blocks<'_> {
     }
 
     /// Bytes of a vector of what a page holds.
-    fn vector_bytes(&self, form: Form) -> u64 {
-        u64::from(self.at.lanes) * self.at.kept_bytes() * form.depth()
+    fn vector_bytes(&self, form: Form, head: HeadPage) -> u64 {
+        u64::from(self.at.lanes) * head.element_bytes() * form.depth()
     }
 
     /// Products of the queries with the keys of a block, into scratch. Register tiles of keys that no query sees are left out.
@@ -133,24 +134,25 @@ impl Blocks<'_> {
         let (at, layout) = (self.at, &self.layout);
         let queries = self.schedule.queries as usize;
         let (page_vectors, depth) = (at.page_vectors(), self.keys.depth());
-        let line = at.spec.page_tokens * at.kept_bytes() * depth;
-        let steps = at.spec.key_dim / depth;
+        let head = at.spec.keys();
+        let line = at.spec.page_tokens * head.element_bytes() * depth;
         let base = self.cell(w, layout.queries, micro.first, layout.query_bytes);
-        let keys: Vec<Val> = (0..self.schedule.pages_per_tile)
+        let pages: Vec<Val> = (0..self.schedule.pages_per_tile)
             .map(|p| {
                 let p = w.i64(i64::from(p));
                 let page = w.add(first, p);
                 self.page_of(w, micro, page, false)
             })
             .collect();
+        let keys: Vec<Val> = pages.iter().map(|page| w.offset_const(*page, head.scale_bytes())).collect();
         let step = |w: &mut Writer, base: Val, keys: &[Val], sums: &mut [Val]| {
             let mut vectors = Vec::new();
             for page in keys {
                 for v in 0..page_vectors {
-                    vectors.push((w.offset_const(*page, v as u64 * self.vector_bytes(self.keys)), None));
+                    vectors.push((w.offset_const(*page, v as u64 * self.vector_bytes(self.keys, head)), None));
                 }
             }
-            let loaded = self.load_vectors(w, self.keys, &vectors, false)?;
+            let loaded = self.load_vectors(w, (self.keys, head), &vectors, false)?;
             let factors: Vec<Val> = (0..queries).map(|i| w.offset_const(base, i as u64 * layout.query_bytes)).collect();
             self.multiply(w, &loaded, &factors, sums);
             Ok::<(), CodegenError>(())
@@ -159,12 +161,10 @@ impl Blocks<'_> {
         let per_query = keys.len() * page_vectors;
         let of_chain = queries * per_query;
         let chains = u64::from(self.schedule.chains);
-        let mut sums = vec![zero; of_chain * chains as usize];
         fn chain(sums: &mut [Val], of_chain: usize, chains: u64, d: u64) -> &mut [Val] {
             let first = (d % chains) as usize * of_chain;
             &mut sums[first..first + of_chain]
         }
-        let looped = steps / UNROLL * UNROLL;
         let move_to = |w: &mut Writer, pages: &[Val], d: Val| -> Vec<Val> {
             pages.iter().map(|page| w.element(*page, d, line)).collect()
         };
@@ -172,28 +172,53 @@ impl Blocks<'_> {
             pages.iter().map(|page| w.offset_const(*page, d * line)).collect()
         };
         let factor_bytes = self.keys.bytes() * depth;
-        if looped > 0 {
-            let (begin, end) = (w.i64(0), w.i64(looped as i64));
-            sums = w.for_loop(begin, end, UNROLL as i64, &sums, |w, d, sums| {
-                let mut sums = sums.to_vec();
-                let keys = move_to(w, &keys, d);
-                let base = w.element(base, d, factor_bytes);
-                for u in 0..UNROLL {
-                    let keys = skip(w, &keys, u);
-                    let base = w.offset_const(base, u * factor_bytes);
-                    step(w, base, &keys, chain(&mut sums, of_chain, chains, u))?;
-                }
-                Ok(sums)
-            })?;
-        }
-        for d in looped..steps {
-            let keys = skip(w, &keys, d);
-            let base = w.offset_const(base, d * factor_bytes);
-            step(w, base, &keys, chain(&mut sums, of_chain, chains, d))?;
-        }
-        let (mut total, others) = (sums[..of_chain].to_vec(), &sums[of_chain..]);
-        for (i, more) in others.iter().enumerate() {
-            total[i % of_chain] = w.add(total[i % of_chain], *more);
+        // Steps `first .. end`, whose elements share a scale.
+        let products = |w: &mut Writer, first: u64, end: u64| {
+            let mut sums = vec![zero; of_chain * chains as usize];
+            let looped = first + (end - first) / UNROLL * UNROLL;
+            if looped > first {
+                let (begin, end) = (w.i64(first as i64), w.i64(looped as i64));
+                sums = w.for_loop(begin, end, UNROLL as i64, &sums, |w, d, sums| {
+                    let mut sums = sums.to_vec();
+                    let keys = move_to(w, &keys, d);
+                    let base = w.element(base, d, factor_bytes);
+                    for u in 0..UNROLL {
+                        let keys = skip(w, &keys, u);
+                        let base = w.offset_const(base, u * factor_bytes);
+                        step(w, base, &keys, chain(&mut sums, of_chain, chains, u))?;
+                    }
+                    Ok(sums)
+                })?;
+            }
+            for d in looped..end {
+                let keys = skip(w, &keys, d);
+                let base = w.offset_const(base, d * factor_bytes);
+                step(w, base, &keys, chain(&mut sums, of_chain, chains, d))?;
+            }
+            let (mut total, others) = (sums[..of_chain].to_vec(), &sums[of_chain..]);
+            for (i, more) in others.iter().enumerate() {
+                total[i % of_chain] = w.add(total[i % of_chain], *more);
+            }
+            Ok::<Vec<Val>, CodegenError>(total)
+        };
+        let groups = head.groups();
+        let mut total = if groups.is_empty() { products(w, 0, at.spec.key_dim / depth)? } else { Vec::new() };
+        for (g, (first, n)) in groups.into_iter().enumerate() {
+            let sums = products(w, first, first + n)?;
+            let scales: Vec<Val> = (0..per_query as u64)
+                .map(|i| {
+                    let (page, v) = (i / page_vectors as u64, i % page_vectors as u64);
+                    let scales = g as u64 * head.group_bytes() + v * u64::from(at.lanes) * 2;
+                    let scales = w.offset_const(pages[page as usize], scales);
+                    at.load_scales(w, scales, at.lanes)
+                })
+                .collect();
+            let scaled = sums.into_iter().enumerate().map(|(i, sum)| (i, scales[i % per_query], sum));
+            if total.is_empty() {
+                total = scaled.map(|(_, scale, sum)| w.mul(sum, scale)).collect();
+            } else {
+                total = scaled.map(|(i, scale, sum)| w.fma(sum, scale, total[i])).collect();
+            }
         }
         let scores = self.cell(w, layout.scores, micro.place, self.block_keys() * 4);
         let scores = w.element(scores, first, at.spec.page_tokens * 4);
@@ -215,6 +240,7 @@ impl Blocks<'_> {
     ) -> Result<(), CodegenError> {
         let n = self.at.spec.value_dim.div_ceil(u64::from(self.at.lanes)) as usize;
         let masks = self.at.results.masks(w);
+        self.scale_weights(w, micro, n_keys, page)?;
         // As even as they can be.
         let parts = n.div_ceil(self.schedule.value_vectors as usize);
         let mut first = 0;
@@ -222,6 +248,41 @@ impl Blocks<'_> {
             let end = (part + 1) * n / parts;
             self.weigh_vectors(w, micro, n_keys, page, (first, &masks[first..end]))?;
             first = end;
+        }
+        Ok(())
+    }
+
+    /// Multiplies the weights of a block's values, or of one page's, with the scales of these.
+    fn scale_weights(&self, w: &mut Writer, micro: Micro, n_keys: Val, page: Option<Val>) -> Result<(), CodegenError> {
+        let at = self.at;
+        if at.spec.values().groups().is_empty() {
+            return Ok(());
+        }
+        let weights = self.cell(w, self.layout.scores, micro.place, self.block_keys() * 4);
+        let one_page = |w: &mut Writer, page: Val| {
+            let scales = self.page_of(w, micro, page, true);
+            let weights = w.element(weights, page, at.spec.page_tokens * 4);
+            for v in 0..at.page_vectors() as u64 {
+                let first = v * u64::from(at.lanes);
+                let scales = w.offset_const(scales, first * 2);
+                let scales = at.load_scales(w, scales, at.lanes);
+                for i in 0..u64::from(self.schedule.queries) {
+                    let cell = w.offset_const(weights, (i * self.block_keys() + first) * 4);
+                    let x = w.load(Ty::of(Elem::F32, at.lanes), cell);
+                    let x = w.mul(x, scales);
+                    w.store(x, cell);
+                }
+            }
+        };
+        match page {
+            Some(page) => one_page(w, page),
+            None => {
+                let (zero, n_pages) = (w.i64(0), w.ceil_div(n_keys, at.spec.page_tokens));
+                w.for_loop(zero, n_pages, 1, &[], |w, page, _| {
+                    one_page(w, page);
+                    Ok(vec![])
+                })?;
+            }
         }
         Ok(())
     }
@@ -238,8 +299,9 @@ impl Blocks<'_> {
         let (at, layout) = (self.at, &self.layout);
         let queries = u64::from(self.schedule.queries);
         let (tokens, depth) = (at.spec.page_tokens, self.values.depth());
-        let skipped = first as u64 * self.vector_bytes(self.values);
-        let row = at.spec.value_dim * depth * at.kept_bytes();
+        let head = at.spec.values();
+        let skipped = head.scale_bytes() + first as u64 * self.vector_bytes(self.values, head);
+        let row = at.spec.value_dim * depth * head.element_bytes();
         let out = self.cell(w, layout.out, micro.first, layout.out_bytes);
         let vector = u64::from(at.lanes) * 4;
         let cells: Vec<Val> = (0..queries)
@@ -255,9 +317,9 @@ impl Blocks<'_> {
             for from in (0..masks.len()).step_by(together) {
                 let end = (from + together).min(masks.len());
                 let vectors: Vec<(Val, Option<Val>)> = (from..end)
-                    .map(|v| (w.offset_const(values, v as u64 * self.vector_bytes(self.values)), masks[v]))
+                    .map(|v| (w.offset_const(values, v as u64 * self.vector_bytes(self.values, head)), masks[v]))
                     .collect();
-                let loaded = self.load_vectors(w, self.values, &vectors, half)?;
+                let loaded = self.load_vectors(w, (self.values, head), &vectors, half)?;
                 let places: Vec<usize> =
                     (0..queries as usize).flat_map(|i| (from..end).map(move |v| i * masks.len() + v)).collect();
                 let mut some: Vec<Val> = places.iter().map(|place| sums[*place]).collect();

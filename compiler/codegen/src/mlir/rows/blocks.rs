@@ -4,14 +4,12 @@ use xfc_lang::graph::blocks::Blocks;
 use xfc_lang::graph::{DType, ValueId};
 
 use super::Body;
+use super::kept::TO_NEAREST;
 use super::view::View;
 use crate::error::CodegenError;
 use crate::mlir::expr::cast;
 use crate::mlir::writer::{Elem, Val, Writer};
 use crate::plan::kernel::{Sink, TokenRow};
-
-/// Added to a small float it leaves, in the low bits, the nearest integer.
-const TO_NEAREST: f64 = 12_582_912.0;
 
 impl Body<'_> {
     /// Rounds a value to blocks, right where it goes: nothing in the row reads it.

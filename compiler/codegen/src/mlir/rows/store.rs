@@ -6,7 +6,7 @@ use xfc_lang::ops::{Core, UnaryOp};
 use super::view::View;
 use super::{Body, Row};
 use crate::error::CodegenError;
-use crate::mlir::writer::{Elem, Writer};
+use crate::mlir::writer::{Elem, Val, Writer};
 use crate::plan::kernel::{PageLayout, Sink};
 
 impl Body<'_> {
@@ -97,6 +97,21 @@ impl Body<'_> {
         View::contiguous(base, elem, dims)
     }
 
+    /// Where the page of a cache begins that the row is kept in, and which of its tokens it is.
+    pub(super) fn page_of(&self, w: &mut Writer, sink: usize) -> Result<(Val, Val), CodegenError> {
+        let Sink::Cache { group, page_tokens, page_bytes, .. } = self.spec.sinks[sink].1 else {
+            return Err(CodegenError::bug("rows", "a page that is no cache's"));
+        };
+        let cache = w.cache(self.args, group);
+        let position = w.load_u32(self.axis.positions, self.element);
+        let sequence = w.load_u32(self.axis.sequences, self.element);
+        let size = w.i64(page_tokens as i64);
+        let page = w.div_unsigned(position, size);
+        let token = w.rem_unsigned(position, size);
+        let id = w.page_id(cache, sequence, page);
+        Ok((w.element(self.buffers[self.spec.params.len() + sink].data, id, page_bytes), token))
+    }
+
     pub(super) fn sink_view(
         &self,
         w: &mut Writer,
@@ -104,23 +119,15 @@ impl Body<'_> {
         elem: Elem,
         dims: &[u64],
     ) -> Result<View, CodegenError> {
-        let buffer = || self.buffers[self.spec.params.len() + sink];
         match self.spec.sinks[sink].1 {
             Sink::Given => Ok(self.given[sink].clone()),
             Sink::Buffer => {
-                let buffer = buffer();
+                let buffer = self.buffers[self.spec.params.len() + sink];
                 let base = w.row(buffer, self.row, elem.bytes());
                 Ok(View::contiguous(base, elem, dims))
             }
-            Sink::Cache { group, layout, page_tokens, page_bytes } => {
-                let cache = w.cache(self.args, group);
-                let position = w.load_u32(self.axis.positions, self.element);
-                let sequence = w.load_u32(self.axis.sequences, self.element);
-                let size = w.i64(page_tokens as i64);
-                let page = w.div_unsigned(position, size);
-                let token = w.rem_unsigned(position, size);
-                let id = w.page_id(cache, sequence, page);
-                let base = w.element(buffer().data, id, page_bytes);
+            Sink::Cache { layout, page_tokens, .. } => {
+                let (base, token) = self.page_of(w, sink)?;
                 let (heads, dim) = match dims {
                     [] => (1, 1),
                     [dim] => (1, *dim),
@@ -166,6 +173,12 @@ impl Body<'_> {
         for s in sinks {
             if in_place && matches!(self.spec.sinks[*s].1, Sink::Buffer | Sink::Given) {
                 in_place = false;
+                continue;
+            }
+            if let (Some(blocks), Sink::Cache { .. }) = (self.graph.ty(value).dtype.blocks(), self.spec.sinks[*s].1) {
+                // Rounded already, which rounding again leaves as it is.
+                let view = self.view_of(w, value)?;
+                self.keep_in_blocks(w, &view, blocks, None, &[*s])?;
                 continue;
             }
             let target = self.sink_view(w, *s, elem, &dims)?;

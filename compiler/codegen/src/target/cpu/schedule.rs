@@ -3,7 +3,7 @@
 use super::isa::Isa;
 use crate::mlir::machine::PairDot;
 use crate::mlir::schedule::{AttentionSchedule, BlockSchedule, LinearSchedule, RowsSchedule};
-use crate::plan::kernel::{AttentionSpec, LinearSpec, PageLayout, page_bytes};
+use crate::plan::kernel::{AttentionSpec, LinearSpec, PageLayout};
 
 /// A regime of steps, by how many rows a launch has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -153,7 +153,7 @@ const HEADS_PER_TILE: u64 = 64;
 /// Pages of a block in steps of few rows: some hundred kilobytes of keys, so that memory is seldom left for its values, and not more scores than the
 /// first levels of caches hold.
 fn block_pages(spec: &AttentionSpec) -> u32 {
-    let bytes = page_bytes(spec.kv_heads, spec.key_dim, spec.page_tokens, spec.kept);
+    let bytes = spec.keys().page_bytes(spec.kv_heads);
     (BLOCK_BYTES / bytes.max(1)).clamp(4, 16).next_power_of_two() as u32
 }
 
