@@ -1,5 +1,5 @@
 //! bf16 against f32, as `xfc eval` counts: where the best token is clearly ahead in f32, it is the best in bf16 too; and against the interpreter,
-//! which rounds as the code does.
+//! which rounds as the code does, with caches in 8 bits too.
 
 use std::sync::Arc;
 
@@ -7,6 +7,7 @@ use xfc_check::eval::CLEAR_MARGIN;
 use xfc_check::subject::{Outputs, Subject};
 use xfc_codegen::driver::Options;
 use xfc_lang::graph::DType;
+use xfc_lang::passes::precision::CacheType;
 use xfc_runtime::artifact::Artifact;
 use xfc_runtime::model::{Model, ModelOptions};
 use xfc_runtime::step::InputData;
@@ -80,15 +81,46 @@ fn share(of: &[f32], got: &[f32], vocabulary: usize) -> (usize, usize) {
     (clear.len(), clear.iter().filter(|same| **same).count())
 }
 
+/// The size of a case's vocabulary, and tokens of it.
+fn sequences(case: &Case) -> Result<(usize, Vec<Vec<i64>>)> {
+    let vocabulary = *case.golden("greedy.logits")?.shape.last().ok_or("logits without a shape")?;
+    let token = |s: usize, i: usize| ((i * i * 31 + i * 7919 + s * 104_729 + 5) % (vocabulary.min(280) - 4) + 3) as i64;
+    Ok((vocabulary, (0..SEQUENCES).map(|s| (0..TOKENS).map(|i| token(s, i)).collect()).collect()))
+}
+
+/// Caches in 8 bits of one case of each kind: growing, with a window, of latents, beside states, with sinks, of a source.
+#[test]
+fn the_best_token_is_the_interpreters_with_caches_in_8_bits() -> Result<()> {
+    for (name, dtype) in [
+        ("llama3", DType::F32),
+        ("gemma3", DType::BF16),
+        ("deepseek_v2", DType::F32),
+        ("lfm2", DType::BF16),
+        ("gpt_oss", DType::F32),
+        ("whisper", DType::BF16),
+    ] {
+        let case = Case::load(name)?;
+        let (vocabulary, ids) = sequences(&case)?;
+        let options = Options { dtype, cache: Some(CacheType::Int8), ..Options::default() };
+        let artifact = Artifact::from_bytes(artifact(&case, &["cpu"], &options)?)?;
+        let folder = case.checkpoint(Layout::Single)?;
+        let checkpoint = Checkpoint::open(folder.path())?;
+        let of_two = ModelOptions { threads: Some(2), ..ModelOptions::default() };
+        let got = logits(&case, &Model::load(&artifact, &checkpoint, &of_two)?, &ids)?;
+        let truth = interpreted(&case, &checkpoint, &options, &ids)?;
+        let (clear, same) = share(&truth, &got, vocabulary);
+        assert!(clear * 2 >= SEQUENCES * TOKENS, "{name}: only {clear} clear tokens");
+        assert!(same * 100 >= clear * 99, "{name}: {same} of {clear} clear tokens are the interpreter's");
+    }
+    Ok(())
+}
+
 /// Prints each case's shares under `--nocapture`.
 #[test]
 #[expect(clippy::print_stdout, reason = "a measurement for people, hidden unless asked for")]
 fn the_best_token_is_the_same_in_bf16() {
     decoders(|case| {
-        let vocabulary = *case.golden("greedy.logits")?.shape.last().ok_or("logits without a shape")?;
-        let token =
-            |s: usize, i: usize| ((i * i * 31 + i * 7919 + s * 104_729 + 5) % (vocabulary.min(280) - 4) + 3) as i64;
-        let ids: Vec<Vec<i64>> = (0..SEQUENCES).map(|s| (0..TOKENS).map(|i| token(s, i)).collect()).collect();
+        let (vocabulary, ids) = sequences(case)?;
         let wide = logits(case, &load(case, "cpu", 2)?, &ids)?;
 
         let options = Options { dtype: DType::BF16, ..Options::default() };
