@@ -299,7 +299,7 @@ fn built(fused: &Program, shapes: &HashMap<String, Vec<u64>>, target: &str) -> R
         })
     };
     let input = Input { program: fused, stored: &stored, format: "hf", ignore: &[], parameters: 0 };
-    Ok(build_for(&input, &*target::parse(target)?, 2, Keep::default())?)
+    Ok(build_for(&input, &*target::parse(target)?, 2, Keep::default(), None)?)
 }
 
 fn weight_shapes(program: &Program) -> HashMap<String, Vec<u64>> {

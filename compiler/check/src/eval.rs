@@ -224,7 +224,7 @@ pub fn evaluate(
 }
 
 /// Refuses logits of which nothing can be said.
-fn require_finite(logits: &[f32], run: &str, token: usize) -> Result<()> {
+pub(crate) fn require_finite(logits: &[f32], run: &str, token: usize) -> Result<()> {
     let Some(first) = logits.iter().position(|x| !x.is_finite()) else { return Ok(()) };
     let bad = logits.iter().filter(|x| !x.is_finite()).count();
     let problem = format!(
@@ -257,7 +257,7 @@ pub fn vocabulary(model: &Model) -> Result<usize> {
 }
 
 /// The logits that predict the scored tokens of a window, and their number for each.
-fn predict(model: &Arc<Model>, tokens: &[i64], window: Window) -> Result<(Vec<f32>, usize)> {
+pub(crate) fn predict(model: &Arc<Model>, tokens: &[i64], window: Window) -> Result<(Vec<f32>, usize)> {
     let width = vocabulary(model)?;
     let name = model.token_input().map(|input| input.name.clone()).unwrap_or_default();
     // The last token of a window predicts nothing in it.
@@ -274,7 +274,7 @@ fn predict(model: &Arc<Model>, tokens: &[i64], window: Window) -> Result<(Vec<f3
 }
 
 /// `ln(sum(exp(x)))`.
-fn log_sum(logits: &[f32]) -> f64 {
+pub(crate) fn log_sum(logits: &[f32]) -> f64 {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|x| f64::from(x - largest).exp()).sum();
     f64::from(largest) + sum.ln()

@@ -6,10 +6,12 @@
 //!         └──tap──▶ driver ──▶ session ────────┘
 //! dump.safetensors ──dump──▶ values by name ───┘
 //! text ──eval──▶ perplexity, divergence
+//! text ──sensitivity──▶ divergence of each unit of matrices in each format ──mixed──▶ plan
 //! ```
 //!
 //! Prints nothing; [`compare`] is the one table of tolerances, which the test suite uses too.
 
+pub mod allocate;
 mod blocks;
 pub mod compare;
 pub mod dump;
@@ -18,13 +20,16 @@ pub mod eval;
 pub mod gguf;
 pub mod inputs;
 pub mod locate;
+pub mod mixed;
 pub mod modules;
 pub mod records;
 pub mod reference;
 mod packed;
 mod scaled;
+pub mod sensitivity;
 pub mod subject;
 pub mod taps;
+pub mod units;
 pub mod verify;
 pub mod weights;
 

@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, value_parser};
-use xfc_lang::passes::quantise::Plan;
+use xfc_lang::passes::quantise::{Plan, PlanError};
 use xfc_runtime::commands::{BenchArgs, CacheArgs, EXIT_CODES, EmbedArgs, LogitsArgs, RunArgs};
 
 use crate::eval::EvalArgs;
+use crate::quant::QuantArgs;
 use crate::verify::VerifyArgs;
 
 /// Most positions of a context: what a session can number.
@@ -50,6 +51,8 @@ pub(crate) enum Command {
     Verify(VerifyArgs),
     /// Measure perplexity over a text, and how far two runs are apart
     Eval(EvalArgs),
+    /// Find which matrices bear few bits, and a plan that holds each in a format of its own
+    Quant(QuantArgs),
     /// Show or empty the folder in which compiled models and packed weights are kept
     #[command(subcommand)]
     Cache(CacheArgs),
@@ -84,9 +87,13 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_enum)]
     pub(crate) kv_cache_dtype: Option<CacheArg>,
     /// Hold the matrices of products in integers of few bits, in groups with a scale: `int4:g64`, for some modules otherwise:
-    /// `int4:g64,down_proj=int8:g32,lm_head=none`. Formats are int8, int4, uint8 and uint4 (with a minimum), groups 32, 64 and 128
-    #[arg(long, value_name = "FORMAT[,PATTERN=FORMAT]", value_parser = parse_plan)]
-    pub(crate) quant: Option<Plan>,
+    /// `int4:g64,down_proj=int8:g32,lm_head=none`. Formats are int8, int4, uint8 and uint4 (with a minimum), groups 32, 64 and 128.
+    /// `@FILE` reads it from a file; `auto:4.5bpw` finds what loses least with so many bits a weight
+    #[arg(long, value_name = "FORMAT[,PATTERN=FORMAT]|@FILE|auto:BITS", value_parser = parse_quant)]
+    pub(crate) quant: Option<Quant>,
+    /// With `--quant auto:`: the text on which formats are measured [default: none, the rounding of the weights decides]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) calibration: Option<PathBuf>,
     /// Cards of this folder before those built in; where it has a `lib`, that instead of the library
     #[arg(long, value_name = "DIR")]
     pub(crate) models: Option<PathBuf>,
@@ -98,8 +105,37 @@ pub(crate) struct ModelArgs {
     pub(crate) skip_pass: Vec<String>,
 }
 
+/// `--quant`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Quant {
+    /// As it is said.
+    Plan(Plan),
+    /// With so many bits a weight.
+    Auto(f64),
+}
+
+impl std::fmt::Display for Quant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Quant::Plan(plan) => plan.fmt(f),
+            Quant::Auto(bits) => write!(f, "auto:{bits}bpw"),
+        }
+    }
+}
+
+fn parse_quant(text: &str) -> Result<Quant, String> {
+    let Some(bits) = text.strip_prefix("auto:") else { return parse_plan(text).map(Quant::Plan) };
+    let number = bits.strip_suffix("bpw").unwrap_or(bits).parse::<f64>().ok();
+    let number = number.filter(|bits| bits.is_finite() && *bits > 0.0);
+    number.map(Quant::Auto).ok_or_else(|| format!("'{bits}' is no number of bits a weight: write it as auto:4.5bpw"))
+}
+
 pub(crate) fn parse_plan(text: &str) -> Result<Plan, String> {
-    text.parse().map_err(|wrong: xfc_lang::passes::quantise::PlanError| wrong.to_string())
+    let Some(path) = text.strip_prefix('@') else {
+        return text.parse().map_err(|wrong: PlanError| wrong.to_string());
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| format!("{path}: cannot read: {error}"))?;
+    text.parse().map_err(|wrong: PlanError| format!("{path}: {wrong}"))
 }
 
 /// What is changed of a model that is only looked at.

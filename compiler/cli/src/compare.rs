@@ -36,6 +36,7 @@ fn survey(name: &str, args: &CompareArgs) -> Result<Survey> {
         dtype: DTypeArg::F32,
         kv_cache_dtype: None,
         quant: None,
+        calibration: None,
         models: args.models.clone(),
         gguf: None,
         skip_pass: Vec::new(),

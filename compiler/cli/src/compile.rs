@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use xfc_codegen::driver;
+use xfc_runtime::commands::LoadArgs;
 
 use crate::args::CompileArgs;
+use crate::auto;
 use crate::error::Result;
 use crate::model::{self, Named};
 use crate::output::print;
@@ -19,11 +21,16 @@ pub(crate) fn run(args: &CompileArgs) -> Result<()> {
     let start = Instant::now();
     let named = model::name(&args.model.model)?;
     let targets = args.model.targets()?;
-    let mut options = args.model.options()?;
+    let checkpoint = match &named {
+        Named::Checkpoint(path) | Named::Gguf(path) => Some(path.display().to_string()),
+        Named::Card(_) | Named::Artifact(_) => None,
+    };
+    let model = auto::resolve(&named, &args.model, &LoadArgs { checkpoint, ..LoadArgs::default() })?;
+    let mut options = model.options()?;
     if let Some(threads) = args.threads {
         options.threads = threads.max(1);
     }
-    let loaded = model::load(&named, &args.model)?;
+    let loaded = model::load(&named, &model)?;
     if let Some(dir) = &options.dump {
         driver::dump_text(dir, "00-spec.yaml", &loaded.card)?;
         driver::dump_text(dir, "10-arch.yaml", &loaded.model.arch.to_string())?;

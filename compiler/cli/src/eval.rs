@@ -16,7 +16,7 @@ use xfc_runtime::files::check_writable;
 use xfc_runtime::model::Model;
 use xfc_runtime::text::tokenizer::SpecialTokens;
 
-use crate::args::{DTypeArg, ModelArgs, parse_plan};
+use crate::args::{DTypeArg, ModelArgs, Quant, parse_plan};
 use crate::error::{CliError, Result};
 use crate::output::{print, remark};
 use crate::run::open;
@@ -80,7 +80,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     args.save.as_deref().map(check_writable).transpose()?;
     let mut load = args.load.clone();
     let artifact = open(&args.model, &mut load, &[])?;
-    let tokens = tokens(args, &load)?;
+    let tokens = tokens(args.text.as_deref(), args.token_file.as_deref(), &load)?;
     let model = load.load(&artifact)?;
     let width = vocabulary(&model)?;
     let (context, windows) = cut(args, &model, tokens.len())?;
@@ -114,12 +114,12 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     Ok(())
 }
 
-/// The tokens of the text.
-fn tokens(args: &EvalArgs, load: &LoadArgs) -> Result<Vec<i64>> {
+/// The tokens of a text, or of a file of token ids; none of neither.
+pub(crate) fn tokens(text: Option<&Path>, token_file: Option<&Path>, load: &LoadArgs) -> Result<Vec<i64>> {
     let read = |path: &Path| {
         std::fs::read_to_string(path).map_err(|e| CliError::file(path, format!("cannot read as text: {e}")))
     };
-    if let Some(path) = &args.token_file {
+    if let Some(path) = token_file {
         let text = read(path)?;
         let separators = |c: char| c.is_whitespace() || matches!(c, ',' | '[' | ']');
         let id = |word: &str| {
@@ -127,7 +127,7 @@ fn tokens(args: &EvalArgs, load: &LoadArgs) -> Result<Vec<i64>> {
         };
         return text.split(separators).filter(|word| !word.is_empty()).map(id).collect();
     }
-    let Some(path) = &args.text else { return Ok(Vec::new()) };
+    let Some(path) = text else { return Ok(Vec::new()) };
     let text = read(path)?;
     let encoded = load.open_tokenizer()?.encode(&text, SpecialTokens::Add)?;
     Ok(encoded.ids.into_iter().map(i64::from).collect())
@@ -172,7 +172,8 @@ fn against(args: &EvalArgs, other: &str, load: &LoadArgs, tokens: &[i64], window
         model: other.to_owned(),
         dtype: args.against_dtype,
         kv_cache_dtype: None,
-        quant: args.against_quant.clone(),
+        quant: args.against_quant.clone().map(Quant::Plan),
+        calibration: None,
         ..args.model.clone()
     };
     let own = args.against_checkpoint.clone();

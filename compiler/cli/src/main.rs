@@ -5,6 +5,7 @@
 
 mod allocated;
 mod args;
+mod auto;
 mod cache;
 mod check;
 mod compare;
@@ -18,6 +19,7 @@ mod machine;
 mod model;
 mod names;
 mod output;
+mod quant;
 mod run;
 mod see;
 mod summary;
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => run::bench(args),
         Command::Verify(args) => verify::run(args),
         Command::Eval(args) => eval::run(args),
+        Command::Quant(args) => quant::run(args),
         Command::Cache(args) => run::cache(args),
         Command::Explain(args) => see::explain(args.code.as_deref()).map(|text| output::print(text.trim_end())),
         Command::Doc(args) => {

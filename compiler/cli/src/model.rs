@@ -9,6 +9,7 @@ use xfc_lang::arch::{ignored, nearest};
 use xfc_lang::diagnostic::{Code, Report, all_closest, did_you_mean};
 use xfc_lang::graph::DType;
 use xfc_lang::passes::precision::CacheType;
+use xfc_lang::passes::quantise::Plan;
 use xfc_lang::spec::apply_sets;
 use xfc_lang::{
     ElaborateOptions, Library, Model, Spec, elaborate, gguf_config, load_card, pick_card, pick_gguf_card, tiny,
@@ -17,7 +18,7 @@ use xfc_runtime::artifact::container::Artifact;
 use xfc_runtime::gguf::{is_gguf, is_gguf_file};
 use xfc_runtime::weights::Checkpoint;
 
-use crate::args::{CacheArg, DTypeArg, ModelArgs};
+use crate::args::{CacheArg, DTypeArg, ModelArgs, Quant};
 use crate::error::{CliError, Result};
 use crate::output::remark;
 
@@ -127,6 +128,7 @@ pub(crate) fn takes_no_options(path: &Path, args: &ModelArgs, allowed: &[&str]) 
         ("--dtype", args.dtype != DTypeArg::F32),
         ("--kv-cache-dtype", args.kv_cache_dtype.is_some()),
         ("--quant", args.quant.is_some()),
+        ("--calibration", args.calibration.is_some()),
         ("--models", args.models.is_some()),
         ("--skip-pass", !args.skip_pass.is_empty()),
     ];
@@ -320,13 +322,25 @@ impl ModelArgs {
             CacheArg::Bf16 => CacheType::Float(DType::BF16),
             CacheArg::Int8 => CacheType::Int8,
         };
+        let quant = match &self.quant {
+            None => Plan::default(),
+            Some(Quant::Plan(plan)) => plan.clone(),
+            Some(auto @ Quant::Auto(bits)) => {
+                return Err(CliError::usage(
+                    format!("this command does not look for the plan of `--quant {auto}`"),
+                    format!(
+                        "`xfc quant CHECKPOINT --bits {bits} -o plan.txt` writes the plan, `--quant @plan.txt` reads it"
+                    ),
+                ));
+            }
+        };
         Ok(driver::Options {
             dtype: match self.dtype {
                 DTypeArg::F32 => DType::F32,
                 DTypeArg::Bf16 => DType::BF16,
             },
             cache: self.kv_cache_dtype.map(cache),
-            quant: self.quant.clone().unwrap_or_default(),
+            quant,
             skip_passes: self.skip_pass.clone(),
             dump: std::env::var_os("XFC_DUMP").map(PathBuf::from),
             ..driver::Options::default()

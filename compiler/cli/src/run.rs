@@ -13,6 +13,7 @@ use xfc_runtime::commands::{self, CacheArgs, LoadArgs, Output};
 use xfc_runtime::files::check_writable;
 
 use crate::args::{BenchCommand, EmbedCommand, LogitsCommand, ModelArgs, RunCommand};
+use crate::auto;
 use crate::cache;
 use crate::error::{CliError, Result};
 use crate::model::{self, Named};
@@ -120,6 +121,7 @@ pub(crate) fn open(args: &ModelArgs, load: &mut LoadArgs, taps: &[String]) -> Re
         load.checkpoint = Some(path.display().to_string());
     }
     let args = &model::with_config_of(load.checkpoint.as_deref(), &named, args);
+    let args = &auto::resolve(&named, args, load)?;
     let start = Instant::now();
     let mut loaded = model::load(&named, args)?;
     if !taps.is_empty() {

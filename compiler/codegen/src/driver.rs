@@ -7,6 +7,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use xfc_lang::arch::{Binding, Model, Step};
@@ -18,7 +19,7 @@ use xfc_runtime::artifact::container::{self, CodeImage, VariantParts};
 use xfc_runtime::artifact::manifest;
 
 use crate::error::CodegenError;
-use crate::kernels::{Built, Input, Outline, build_for, outline_for};
+use crate::kernels::{Built, Input, Known, Outline, build_for, outline_for};
 use crate::plan::Stored;
 use crate::target::cpu::link::link;
 use crate::target::{Keep, SYMBOL, Target};
@@ -98,6 +99,8 @@ pub struct Options {
     pub dump: Option<PathBuf>,
     /// Keep LLVM IR and assembly of kernels.
     pub keep: Keep,
+    /// Kernels that need not be compiled again.
+    pub known: Option<Arc<Known>>,
 }
 
 impl Default for Options {
@@ -112,6 +115,7 @@ impl Default for Options {
             pass_limit: None,
             dump: None,
             keep: Keep::default(),
+            known: None,
         }
     }
 }
@@ -222,7 +226,7 @@ pub fn build_kernels(
     target: &dyn Target,
     options: &Options,
 ) -> Result<Built, CodegenError> {
-    with_input(model, fused, |input| build_for(input, target, options.threads, options.keep))
+    with_input(model, fused, |input| build_for(input, target, options.threads, options.keep, options.known.as_deref()))
 }
 
 /// Plans a fused program of a model for one target and compiles nothing.

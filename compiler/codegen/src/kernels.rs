@@ -42,6 +42,22 @@ pub struct CompiledKernel {
     pub scratch_bytes: u64,
 }
 
+/// Kernels that were compiled before, by the text that decides them: for a model that is compiled again and again with few changes.
+#[derive(Debug, Default)]
+pub struct Known {
+    kernels: Mutex<HashMap<String, CompiledKernel>>,
+}
+
+impl Known {
+    fn get(&self, key: &str) -> Option<CompiledKernel> {
+        self.kernels.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(key).cloned()
+    }
+
+    fn insert(&self, key: String, kernel: &CompiledKernel) {
+        self.kernels.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(key, kernel.clone());
+    }
+}
+
 /// A plan and its code for one target.
 #[derive(Debug)]
 pub struct Built {
@@ -107,13 +123,19 @@ fn units(plan: &Plan, target: &dyn Target) -> (Vec<(usize, usize)>, Vec<Vec<usiz
 ///
 /// # Errors
 /// A construct without a lowering, or a defect of xfc.
-pub fn build_for(input: &Input<'_>, target: &dyn Target, threads: usize, keep: Keep) -> Result<Built, CodegenError> {
+pub fn build_for(
+    input: &Input<'_>,
+    target: &dyn Target,
+    threads: usize,
+    keep: Keep,
+    known: Option<&Known>,
+) -> Result<Built, CodegenError> {
     let start = Instant::now();
     let plan = build(input.program, input.stored, target)?;
     let (units, unit_of) = units(&plan, target);
     let planned = start.elapsed();
     let start = Instant::now();
-    let kernels = compile_units(&plan, &units, target, threads, keep)?;
+    let kernels = compile_units(&plan, &units, target, threads, keep, known)?;
     let listed = kernels.iter().map(|k| Kernel { name: k.name.clone(), scratch_bytes: k.scratch_bytes }).collect();
     let manifest = manifest(input, target, &plan, &unit_of, listed);
     Ok(Built {
@@ -187,6 +209,7 @@ fn compile_units(
     target: &dyn Target,
     threads: usize,
     keep: Keep,
+    known: Option<&Known>,
 ) -> Result<Vec<CompiledKernel>, CodegenError> {
     let next = AtomicUsize::new(0);
     let done: Mutex<Vec<Option<Result<CompiledKernel, CodegenError>>>> =
@@ -202,8 +225,16 @@ fn compile_units(
             let suffix = if same { String::new() } else { format!("_{}", target.phases()[*phase].name) };
             let name = format!("{}{suffix}", spec.name());
             let result = target.emit(spec, *phase).and_then(|emitted| {
+                let key = format!("{} {keep:?} {name}\n{}", target.name(), emitted.mlir);
+                if let Some(kernel) = known.and_then(|known| known.get(&key)) {
+                    return Ok(kernel);
+                }
                 let code = compiler.compile(&name, &emitted.mlir, keep)?;
-                Ok(CompiledKernel { name, mlir: emitted.mlir, code, scratch_bytes: emitted.scratch_bytes })
+                let kernel = CompiledKernel { name, mlir: emitted.mlir, code, scratch_bytes: emitted.scratch_bytes };
+                if let Some(known) = known {
+                    known.insert(key, &kernel);
+                }
+                Ok(kernel)
             });
             done.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[i] = Some(result);
         }

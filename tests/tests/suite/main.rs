@@ -29,6 +29,7 @@ mod interrupted;
 mod kept;
 mod latents;
 mod masks;
+mod mixed;
 mod mixtures;
 mod narrow;
 mod nested;

@@ -65,6 +65,16 @@ impl Plan {
         self.rules.iter().all(|rule| rule.blocks.is_none())
     }
 
+    /// A plan that holds all matrices in one way.
+    pub fn all(blocks: Option<Blocks>) -> Self {
+        Plan { rules: vec![Rule { pattern: Vec::new(), blocks }] }
+    }
+
+    /// Adds a rule, which decides over those before it. `pattern` is components of paths, `*` for any one.
+    pub fn add(&mut self, pattern: Vec<String>, blocks: Option<Blocks>) {
+        self.rules.push(Rule { pattern, blocks });
+    }
+
     /// What the matrix at `path` is held in.
     pub fn of(&self, path: &str) -> Option<Blocks> {
         self.rules.iter().rfind(|rule| rule.fits(path)).and_then(|rule| rule.blocks)
@@ -83,7 +93,8 @@ impl Rule {
 impl FromStr for Plan {
     type Err = PlanError;
 
-    /// `int4:g64,down_proj=int8:g32,lm_head=none`: a format without a pattern is for all.
+    /// `int4:g64,down_proj=int8:g32,lm_head=none`: a format without a pattern is for all. Rules may stand on lines of their own, and what
+    /// follows a `#` on a line is a comment.
     fn from_str(text: &str) -> Result<Self, PlanError> {
         let rule = |item: &str| -> Result<Rule, PlanError> {
             let (pattern, format) = item.rsplit_once('=').map_or((None, item), |(p, f)| (Some(p.trim()), f.trim()));
@@ -100,7 +111,13 @@ impl FromStr for Plan {
             };
             Ok(Rule { pattern, blocks })
         };
-        Ok(Plan { rules: text.split(',').map(|item| rule(item.trim())).collect::<Result<_, _>>()? })
+        let lines = text.lines().map(|line| line.split_once('#').map_or(line, |(rules, _)| rules));
+        let items = lines.flat_map(|line| line.split(',')).map(str::trim).filter(|item| !item.is_empty());
+        let rules = items.map(rule).collect::<Result<Vec<_>, _>>()?;
+        if rules.is_empty() {
+            return Err(PlanError::Format(String::new()));
+        }
+        Ok(Plan { rules })
     }
 }
 
@@ -156,9 +173,47 @@ pub fn prepare(
     if plan.is_empty() {
         return Ok(());
     }
+    form(program)?;
+    apply(program, plan)
+}
+
+/// Forms products.
+fn form(program: &mut Program) -> Result<(), QuantiseError> {
     let formed = super::pipeline().iter().position(|pass| pass.name() == FORMED).map_or(0, |at| at + 1);
     super::run(program, &mut super::Options { limit: Some(formed), ..super::Options::default() })?;
-    apply(program, plan)
+    Ok(())
+}
+
+/// The matrices of one product, which are held in one way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Matrices {
+    /// Absolute paths of the parameters that they are made of.
+    pub paths: Vec<String>,
+    /// Rows of all of them.
+    pub rows: u64,
+    /// Elements of a row, which groups are made of.
+    pub columns: u64,
+}
+
+/// All matrices that a plan can put into blocks, of a program as [`prepare`] takes it, in the order of the products. Those that several
+/// products read stand there once.
+///
+/// # Errors
+/// What a verified program has not.
+pub fn matrices_of(
+    program: &Program,
+    dtype: DType,
+    cache: impl Into<CacheType>,
+) -> Result<Vec<Matrices>, QuantiseError> {
+    let mut program = program.clone();
+    super::precision::apply(&mut program, dtype, cache)?;
+    form(&mut program)?;
+    let plan = Plan::default();
+    let mut split = Split::new(&program, &plan);
+    split.body(0, "");
+    let mut seen = BTreeSet::new();
+    split.found.retain(|found| seen.insert(found.paths.clone()));
+    Ok(split.found)
 }
 
 /// Puts the matrices of a program into blocks. Bodies of which instances are held differently become several.
@@ -166,9 +221,10 @@ pub fn prepare(
 /// # Errors
 /// A pattern of the plan that no matrix fits.
 pub fn apply(program: &mut Program, plan: &Plan) -> Result<(), QuantiseError> {
-    let mut split = Split { program, plan, bodies: Vec::new(), known: HashMap::new(), paths: BTreeSet::new() };
+    let mut split = Split::new(program, plan);
     split.body(0, "");
-    let Split { bodies, paths, .. } = split;
+    let Split { bodies, found, .. } = split;
+    let paths: BTreeSet<&str> = found.iter().flat_map(|found| &found.paths).map(String::as_str).collect();
     for rule in &plan.rules {
         if !rule.pattern.is_empty() && !paths.iter().any(|path| rule.fits(path)) {
             return Err(PlanError::Unused(rule.pattern.join(".")).into());
@@ -212,11 +268,15 @@ struct Split<'p> {
     /// Each behind those it calls.
     bodies: Vec<Body>,
     known: HashMap<Body, usize>,
-    /// Of all matrices that could be put into blocks.
-    paths: BTreeSet<String>,
+    /// All that could be put into blocks, of each instance.
+    found: Vec<Matrices>,
 }
 
-impl Split<'_> {
+impl<'p> Split<'p> {
+    fn new(program: &'p Program, plan: &'p Plan) -> Self {
+        Split { program, plan, bodies: Vec::new(), known: HashMap::new(), found: Vec::new() }
+    }
+
     /// The number of the body of graph `of` at the absolute path `at`.
     fn body(&mut self, of: usize, at: &str) -> usize {
         let program = self.program;
@@ -225,14 +285,14 @@ impl Split<'_> {
         for node in graph.topological() {
             if let Some(Core::Call { graph: callee, at: relative }) = graph.op(node).as_core() {
                 calls.push((node, self.body(*callee, &join(at, relative))));
-            } else if let Some(paths) = matrices(graph, node) {
+            } else if let Some(Matrices { paths, rows, columns }) = matrices(graph, node) {
                 let paths: Vec<String> = paths.iter().map(|path| join(at, path)).collect();
                 let mut held = paths.iter().map(|path| self.plan.of(path));
                 let first = held.next().flatten();
                 if let Some(blocks) = first.filter(|_| held.all(|other| other == first)) {
                     products.push((node, blocks));
                 }
-                self.paths.extend(paths);
+                self.found.push(Matrices { paths, rows, columns });
             }
         }
         let body = Body { of, products, calls };
@@ -245,8 +305,8 @@ impl Split<'_> {
     }
 }
 
-/// The paths of the parameters that the matrices of a product are made of, where they can be put into blocks.
-fn matrices(graph: &Graph, node: NodeId) -> Option<Vec<String>> {
+/// The matrices of a product, with paths of the body, where they can be put into blocks.
+fn matrices(graph: &Graph, node: NodeId) -> Option<Matrices> {
     let op = graph.op(node);
     let parts = match (op.as_fused::<Linear>(), op.as_fused::<ExpertLinear>()) {
         (Some(linear), _) => linear.parts,
@@ -259,7 +319,13 @@ fn matrices(graph: &Graph, node: NodeId) -> Option<Vec<String>> {
     if !matrices.iter().all(plain) || chooses(graph, node) {
         return None;
     }
-    Some(matrices.iter().flat_map(|v| leaves(graph, *v)).collect())
+    let size = |dim: &Dim| if let Dim::Fixed(n) = dim { *n } else { 1 };
+    let dims = |v: &ValueId| graph.ty(*v).dims.iter().map(size).collect::<Vec<u64>>();
+    Some(Matrices {
+        paths: matrices.iter().flat_map(|v| leaves(graph, *v)).collect(),
+        rows: matrices.iter().map(|v| dims(v).split_last().map_or(1, |(_, rows)| rows.iter().product())).sum(),
+        columns: dims(&matrices[0]).last().copied().unwrap_or(1),
+    })
 }
 
 /// The paths of the parameters of a weight expression.
@@ -345,6 +411,16 @@ mod tests {
         assert_eq!(held("lm_head.weight"), None);
         assert_eq!(held("layers.10.mlp.up_proj.weight").as_deref(), Some("int4g64"));
         assert!("none".parse::<Plan>().unwrap().is_empty());
+    }
+
+    #[test]
+    fn plans_are_read_from_lines_with_comments() {
+        let lines = "# 4.5 bits a weight\nint4:g64  # all\n\n layers.0.mlp=int8,\nlm_head=none\n";
+        assert_eq!(lines.parse::<Plan>(), "int4:g64,layers.0.mlp=int8,lm_head=none".parse());
+        assert!("# nothing".parse::<Plan>().is_err());
+        let mut made = Plan::all("int4:g64".parse::<Plan>().unwrap().of("any"));
+        made.add(vec!["layers".to_owned(), "*".to_owned()], None);
+        assert_eq!(made.to_string(), "int4:g64,layers.*=none");
     }
 
     #[test]
