@@ -59,6 +59,7 @@ pub fn emit(
         for step in 0..linear.steps() {
             linear.enter_columns(w, panel, step, None);
             w.for_loop(begin, end, i64::from(schedule.micro_rows), &[], |w, row, _| {
+                linear.next = schedule.next_panel.then(|| linear.next_panel(w, row, begin, end));
                 linear.register_tile(w, row, end)?;
                 Ok(vec![])
             })?;
@@ -91,8 +92,17 @@ struct Linear<'a> {
     step: u64,
     starts: Vec<Val>,
     masks: Vec<Option<Val>>,
+    next: Option<NextPanel>,
     /// The head that the columns are of, where there are several.
     head: Option<Val>,
+}
+
+/// What is asked for of the next panel while one register tile of rows is multiplied.
+struct NextPanel {
+    /// Where it begins, for each matrix.
+    starts: Vec<Val>,
+    /// Times that a panel is gone over: each asks for as large a part of the next.
+    passes: u64,
 }
 
 impl<'a> Linear<'a> {
@@ -116,6 +126,7 @@ impl<'a> Linear<'a> {
             step: 0,
             starts: Vec::new(),
             masks: Vec::new(),
+            next: None,
             head: None,
         }
     }
@@ -212,6 +223,39 @@ impl<'a> Linear<'a> {
             .collect();
     }
 
+    /// The part of the next panel that belongs to the rows from `row` on. One register tile of rows waits for memory as it is, and asks for what it
+    /// has.
+    fn next_panel(&self, w: &mut Writer, row: Val, begin: Val, end: Val) -> NextPanel {
+        let s = self.schedule;
+        let of_rows = s.rows_per_tile.div_ceil(u64::from(s.micro_rows));
+        let passes = self.steps() * of_rows;
+        let micro_rows = w.i64(i64::from(s.micro_rows));
+        let before = w.sub(row, begin);
+        let before = w.div_unsigned(before, micro_rows);
+        let first = w.i64((self.step * of_rows) as i64);
+        let pass = w.add(first, before);
+        let rows = w.sub(end, begin);
+        let several = w.cmp(Cmp::Gt, rows, micro_rows);
+        let one = |start: &Val| {
+            let part = w.element(*start, pass, self.panel_bytes() / passes);
+            let part = w.offset_const(part, self.panel_bytes());
+            w.select(several, part, *start)
+        };
+        NextPanel { starts: self.starts.iter().map(one).collect(), passes }
+    }
+
+    /// Asks for the next panel's share of `groups` groups of inputs, of `group_bytes` each, from group `first` on.
+    fn ask_for_next(&self, w: &mut Writer, first: Val, groups: u64, group_bytes: u64) {
+        let Some(next) = &self.next else { return };
+        for start in &next.starts {
+            let at = w.element(*start, first, group_bytes / next.passes);
+            for line in 0..(groups * group_bytes / next.passes).div_ceil(CACHE_LINE) {
+                let at = w.offset_const(at, line * CACHE_LINE);
+                w.prefetch(at, 2);
+            }
+        }
+    }
+
     /// Rows `row .. min(row + micro_rows, end)` by the current columns.
     fn register_tile(&self, w: &mut Writer, row: Val, end: Val) -> Result<(), CodegenError> {
         let s = self.schedule;
@@ -277,6 +321,7 @@ impl<'a> Linear<'a> {
             let end = w.i64(looped as i64);
             sums = w.for_loop(begin, end, unroll as i64, &sums, |w, k, sums| {
                 let mut sums = sums.to_vec();
+                self.ask_for_next(w, k, unroll, self.group_bytes());
                 let x_bytes = w.i64((depth * dtype_bytes(self.spec.operand)) as i64);
                 let x_at = w.mul(k, x_bytes);
                 let xs: Vec<Val> = xs.iter().map(|x| w.offset(*x, x_at)).collect();
@@ -309,7 +354,7 @@ impl<'a> Linear<'a> {
     fn prefetch(&self, w: &mut Writer, at: Val, shift: u64) {
         if self.schedule.prefetch > 0 && shift.is_multiple_of(CACHE_LINE) {
             let ahead = w.offset_const(at, self.schedule.prefetch);
-            w.prefetch(ahead);
+            w.prefetch(ahead, 1);
         }
     }
 

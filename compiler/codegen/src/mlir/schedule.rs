@@ -15,6 +15,8 @@ pub struct LinearSchedule {
     pub unroll: u32,
     /// Bytes that weights are asked for before they are read; 0: whatever the processor does by itself.
     pub prefetch: u64,
+    /// While a panel is gone over for one register tile of rows after another, the next one is asked for.
+    pub next_panel: bool,
     /// Outputs in a panel of the packed weights: a multiple of `lanes * vectors`.
     pub panel_columns: u64,
     /// Rows of a tile.

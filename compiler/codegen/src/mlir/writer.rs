@@ -284,10 +284,11 @@ impl Writer {
         )
     }
 
-    /// Asks for the cache line at an address, which need not be memory.
-    pub fn prefetch(&mut self, at: Val) {
+    /// Asks for the cache line at an address, which need not be memory: for the first level of caches, or for the second.
+    pub fn prefetch(&mut self, at: Val, level: u32) {
+        let hint = 4 - level;
         self.line(&format!(
-            "\"llvm.intr.prefetch\"({at}) <{{cache = 1 : i32, hint = 3 : i32, rw = 0 : i32}}> : (!llvm.ptr) -> ()"
+            "\"llvm.intr.prefetch\"({at}) <{{cache = 1 : i32, hint = {hint} : i32, rw = 0 : i32}}> : (!llvm.ptr) -> ()"
         ));
     }
 

@@ -64,7 +64,8 @@ pub fn linear(isa: &Isa, regime: Regime, spec: &LinearSpec) -> LinearSchedule {
         vectors: vectors.max(1),
         chains,
         unroll: 4,
-        prefetch: if regime == Regime::Many { 0 } else { isa.prefetch },
+        prefetch: if regime == Regime::One { isa.prefetch } else { 0 },
+        next_panel: regime == Regime::Few && spec.experts.is_none(),
         panel_columns: panel_columns(isa),
         rows_per_tile,
         // One row's experts differ.
