@@ -24,6 +24,10 @@ pub enum Kind {
     F16,
     BF16,
     Q8_0,
+    Q4_0,
+    Q4_1,
+    Q4K,
+    Q6K,
 }
 
 impl Kind {
@@ -34,6 +38,10 @@ impl Kind {
             Kind::F16 => 1,
             Kind::BF16 => 30,
             Kind::Q8_0 => 8,
+            Kind::Q4_0 => 2,
+            Kind::Q4_1 => 3,
+            Kind::Q4K => 12,
+            Kind::Q6K => 14,
         }
     }
 
@@ -43,8 +51,100 @@ impl Kind {
             Kind::F16 => values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
             Kind::BF16 => values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
             Kind::Q8_0 => values.chunks(32).flat_map(block).collect(),
+            Kind::Q4_0 => values.chunks(32).flat_map(four_bits).collect(),
+            Kind::Q4_1 => values.chunks(32).flat_map(four_bits_and_minimum).collect(),
+            Kind::Q4K => values.chunks(256).flat_map(eight_groups).collect(),
+            Kind::Q6K => values.chunks(256).flat_map(sixteen_groups).collect(),
         }
     }
+}
+
+/// The nearest integer of a range.
+fn nearest(x: f32, scale: f32, most: f32) -> u8 {
+    (x / scale.max(f32::MIN_POSITIVE)).round().clamp(0.0, most) as u8
+}
+
+/// 32 integers of 4 bits: the first 16 in the lower halves of bytes.
+fn pairs(integers: &[u8]) -> Vec<u8> {
+    (0..16).map(|i| integers[i] | integers[i + 16] << 4).collect()
+}
+
+/// 32 numbers of 4 bits with their scale: the one of largest magnitude is -8 of it.
+fn four_bits(values: &[f32]) -> Vec<u8> {
+    let extreme = values.iter().fold(0.0f32, |most, x| if x.abs() > most.abs() { *x } else { most });
+    let scale = f16::from_f32(extreme / -8.0);
+    let inverse = if scale.to_f32() == 0.0 { 0.0 } else { 1.0 / scale.to_f32() };
+    let integers: Vec<u8> = values.iter().map(|x| (x * inverse + 8.5).clamp(0.0, 15.0) as u8).collect();
+    [&scale.to_le_bytes()[..], &pairs(&integers)].concat()
+}
+
+fn least_and_most(values: &[f32]) -> (f32, f32) {
+    values.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), x| (low.min(*x), high.max(*x)))
+}
+
+/// 32 numbers of 4 bits with their scale and least.
+fn four_bits_and_minimum(values: &[f32]) -> Vec<u8> {
+    let (low, high) = least_and_most(values);
+    let (scale, least) = (f16::from_f32((high - low) / 15.0), f16::from_f32(low));
+    let integers: Vec<u8> = values.iter().map(|x| nearest(x - least.to_f32(), scale.to_f32(), 15.0)).collect();
+    [&scale.to_le_bytes()[..], &least.to_le_bytes(), &pairs(&integers)].concat()
+}
+
+/// 256 numbers of 4 bits in eight groups, whose scales and minima are of 6 bits.
+fn eight_groups(values: &[f32]) -> Vec<u8> {
+    let ranges: Vec<(f32, f32)> =
+        values.chunks(32).map(least_and_most).map(|(low, high)| (low.min(0.0), high.max(0.0))).collect();
+    let most = |of: &dyn Fn(&(f32, f32)) -> f32| ranges.iter().map(of).fold(0.0f32, f32::max);
+    let d = f16::from_f32(most(&|(low, high)| (high - low) / 15.0) / 63.0);
+    let m = f16::from_f32(most(&|(low, _)| -low) / 63.0);
+    let of: Vec<(u8, u8)> = ranges
+        .iter()
+        .map(|(low, high)| (nearest((high - low) / 15.0, d.to_f32(), 63.0), nearest(-low, m.to_f32(), 63.0)))
+        .collect();
+    let mut packed = [0u8; 12];
+    for (j, (scale, least)) in of.iter().enumerate() {
+        if j < 4 {
+            packed[j] |= scale;
+            packed[j + 4] |= least;
+        } else {
+            packed[j + 4] = scale & 15 | least << 4;
+            packed[j - 4] |= scale >> 4 << 6;
+            packed[j] |= least >> 4 << 6;
+        }
+    }
+    let integers: Vec<u8> = values
+        .chunks(32)
+        .zip(&of)
+        .flat_map(|(group, (scale, least))| {
+            let (scale, least) = (d.to_f32() * f32::from(*scale), m.to_f32() * f32::from(*least));
+            group.iter().map(move |x| nearest(x + least, scale, 15.0))
+        })
+        .collect();
+    let halves = |pair: &[u8]| (0..32).map(|i| pair[i] | pair[i + 32] << 4).collect::<Vec<u8>>();
+    let quants: Vec<u8> = integers.chunks(64).flat_map(halves).collect();
+    [&d.to_le_bytes()[..], &m.to_le_bytes(), &packed, &quants].concat()
+}
+
+/// 256 numbers of 6 bits in sixteen groups, whose scales are of 8 bits.
+fn sixteen_groups(values: &[f32]) -> Vec<u8> {
+    let most = |group: &[f32]| group.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+    let d = f16::from_f32(most(values) / 31.0 / 127.0);
+    let scales: Vec<u8> = values.chunks(16).map(|group| nearest(most(group) / 31.0, d.to_f32(), 127.0)).collect();
+    let integers: Vec<u8> = values
+        .chunks(16)
+        .zip(&scales)
+        .flat_map(|(group, scale)| {
+            let scale = d.to_f32() * f32::from(*scale);
+            group.iter().map(move |x| nearest(x + 32.0 * scale, scale, 63.0))
+        })
+        .collect();
+    let (mut low, mut high) = (vec![0u8; 128], vec![0u8; 64]);
+    for (i, integer) in integers.iter().enumerate() {
+        let (half, within) = (i / 128, i % 128);
+        low[64 * half + within % 64] |= (integer & 15) << (within / 64 * 4);
+        high[32 * half + within % 32] |= (integer >> 4) << (within / 32 * 2);
+    }
+    [&low[..], &high, &scales, &d.to_le_bytes()].concat()
 }
 
 /// 32 numbers of 8 bits and their scale.
@@ -78,13 +178,18 @@ impl Writer {
 
     /// Adds a tensor.
     pub fn tensor(&mut self, name: &str, shape: &[usize], kind: Kind, values: &[f32]) {
+        self.bytes_of(name, shape, kind.number(), &kind.bytes(values));
+    }
+
+    /// Adds a tensor of the type with this number.
+    pub fn bytes_of(&mut self, name: &str, shape: &[usize], number: u32, bytes: &[u8]) {
         self.data.resize(self.data.len().next_multiple_of(32), 0);
         self.lines.extend(text(name));
         self.lines.extend((shape.len() as u32).to_le_bytes());
         shape.iter().rev().for_each(|dim| self.lines.extend((*dim as u64).to_le_bytes()));
-        self.lines.extend(kind.number().to_le_bytes());
+        self.lines.extend(number.to_le_bytes());
         self.lines.extend((self.data.len() as u64).to_le_bytes());
-        self.data.extend(kind.bytes(values));
+        self.data.extend(bytes);
         self.n_tensors += 1;
     }
 

@@ -2,18 +2,22 @@
 //! runtime's code.
 
 use half::f16;
+use xfc_lang::graph::blocks::Blocks;
 use xfc_runtime::weights::BlockFormat;
 
+use crate::weights::held_in;
+
 /// The numbers of whole blocks; `None` where the bytes are none.
-pub(crate) fn floats(format: BlockFormat, bytes: &[u8]) -> Option<Vec<f64>> {
+pub(crate) fn floats(format: BlockFormat, bytes: &[u8], held: Option<Blocks>) -> Option<Vec<f64>> {
     let blocks = bytes.chunks_exact(format.bytes());
     let whole = blocks.remainder().is_empty();
-    let all = blocks.flat_map(|block| (0..format.elements()).map(move |i| f64::from(element(format, block, i))));
+    let all = blocks.flat_map(|block| (0..format.elements()).map(move |i| f64::from(element(format, block, i, held))));
     whole.then(|| all.collect())
 }
 
 /// Element `i` of a block.
-fn element(format: BlockFormat, block: &[u8], i: usize) -> f32 {
+fn element(format: BlockFormat, block: &[u8], i: usize, held: Option<Blocks>) -> f32 {
+    let narrow = |x: f32| held_in(held, f64::from(x)) as f32;
     let half = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
     let bit = |at: usize, i: usize| u32::from(block[at + i / 8] >> (i % 8) & 1);
     // Of 32 elements the second 16 are in the upper halves of the bytes of the first.
@@ -41,13 +45,13 @@ fn element(format: BlockFormat, block: &[u8], i: usize) -> f32 {
         BlockFormat::Q4K => {
             let quant = block[16 + i / 64 * 32 + i % 32] >> (i / 32 % 2 * 4) & 15;
             let (scale, min) = six_bits(&block[4..16], i / 32);
-            (half(0) * scale) * f32::from(quant) - half(2) * min
+            narrow(half(0) * scale) * f32::from(quant) - narrow(half(2) * min)
         }
         BlockFormat::Q5K => {
             let quant = block[48 + i / 64 * 32 + i % 32] >> (i / 32 % 2 * 4) & 15;
             let fifth = block[16 + i % 32] >> (i / 32) & 1;
             let (scale, min) = six_bits(&block[4..16], i / 32);
-            (half(0) * scale) * f32::from(quant + 16 * fifth) - half(2) * min
+            narrow(half(0) * scale) * f32::from(quant + 16 * fifth) - narrow(half(2) * min)
         }
         BlockFormat::Q6K => {
             let (part, within) = (i / 128, i % 128);

@@ -27,6 +27,7 @@ pub mod reference;
 mod packed;
 mod scaled;
 pub mod sensitivity;
+pub mod stored;
 pub mod subject;
 pub mod taps;
 pub mod units;

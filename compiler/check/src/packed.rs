@@ -2,9 +2,10 @@
 //! itself, and not with the runtime's code.
 
 use safetensors::Dtype;
+use xfc_lang::graph::blocks::Blocks;
 use xfc_runtime::weights::{Stored, Tensor};
 
-use crate::weights::floats;
+use crate::weights::{floats, held_in};
 
 type Found = Result<(Vec<u64>, Vec<f32>), String>;
 
@@ -22,12 +23,12 @@ impl<T: Copy> Table<T> {
 }
 
 /// Shape and numbers of the parameter called `name`; `None` where it is not stored as integers with scales of groups.
-pub(crate) fn parameter(stored: &Stored, name: &str) -> Option<Found> {
+pub(crate) fn parameter(stored: &Stored, name: &str, held: Option<Blocks>) -> Option<Found> {
     if let Some(words) = stored.tensor(&format!("{name}_packed")) {
-        return Some(rows(stored, name, words));
+        return Some(rows(stored, name, words, held));
     }
     let path = name.strip_suffix("weight")?;
-    Some(columns(stored, path, stored.tensor(&format!("{path}qweight"))?))
+    Some(columns(stored, path, stored.tensor(&format!("{path}qweight"))?, held))
 }
 
 fn table(stored: &Stored, tensor: &Tensor) -> Result<Table<u32>, String> {
@@ -67,6 +68,15 @@ fn along_columns(words: &Table<u32>, bits: usize) -> Table<i64> {
     Table { columns: words.columns, values: (0..rows * per * words.columns).map(one).collect() }
 }
 
+/// An integer with its zero and scale; as it is held, where that has a minimum.
+fn number(integer: i64, zero: i64, scale: f64, held: Option<Blocks>) -> f32 {
+    let narrow = held_in(held, scale);
+    if held.is_some_and(|held| held.form.has_minimum()) {
+        return (integer as f64 * narrow + held_in(held, -zero as f64 * scale)) as f32;
+    }
+    ((integer - zero) as f64 * narrow) as f32
+}
+
 /// The group of each input.
 fn group_of(stored: &Stored, index: &str, inputs: usize, n_groups: usize) -> Vec<usize> {
     let said = stored.tensor(index).map(|tensor| {
@@ -81,7 +91,7 @@ fn group_of(stored: &Stored, index: &str, inputs: usize, n_groups: usize) -> Vec
 }
 
 /// Words `[inputs / 8, outputs]`, or `[inputs, outputs / 8]`.
-fn columns(stored: &Stored, path: &str, words: &Tensor) -> Found {
+fn columns(stored: &Stored, path: &str, words: &Tensor, held: Option<Blocks>) -> Found {
     let tensor = |of: &str| stored.tensor(&format!("{path}{of}")).ok_or_else(|| format!("{path}{of} is missing"));
     let (scales, zeros) = (numbers(stored, tensor("scales")?)?, table(stored, tensor("qzeros")?)?);
     let words = table(stored, words)?;
@@ -106,15 +116,15 @@ fn columns(stored: &Stored, path: &str, words: &Tensor) -> Found {
     let mut out = Vec::with_capacity(integers.values.len());
     for output in 0..outputs {
         for (input, group) in groups.iter().enumerate() {
-            let integer = integers.at(input, output)? - zeros.at(*group, output)?;
-            out.push((integer as f64 * scales.at(*group, output)?) as f32);
+            let (integer, zero) = (integers.at(input, output)?, zeros.at(*group, output)?);
+            out.push(number(integer, zero, scales.at(*group, output)?, held));
         }
     }
     Ok((vec![outputs as u64, inputs as u64], out))
 }
 
 /// Words `[outputs, inputs / 8]`.
-fn rows(stored: &Stored, name: &str, words: &Tensor) -> Found {
+fn rows(stored: &Stored, name: &str, words: &Tensor, held: Option<Blocks>) -> Found {
     let beside = |of: &str| stored.tensor(&format!("{name}{of}"));
     let shape = beside("_shape").and_then(|tensor| floats(tensor.dtype()?, stored.bytes(tensor)));
     let Some(&[outputs, inputs]) = shape.as_deref() else { return Err(format!("{name}_shape is missing")) };
@@ -141,14 +151,14 @@ fn rows(stored: &Stored, name: &str, words: &Tensor) -> Found {
         let of = if one { 0 } else { output };
         for (input, group) in groups.iter().enumerate() {
             let zero = zeros.as_ref().map_or(Ok(half), |zeros| zeros.at(of, *group))?;
-            out.push(((integers.at(output, input)? - zero) as f64 * scales.at(of, *group)?) as f32);
+            out.push(number(integers.at(output, input)?, zero, scales.at(of, *group)?, held));
         }
     }
     Ok((vec![outputs as u64, inputs as u64], out))
 }
 
 /// Bytes with a sign `[outputs, inputs]`, with zeros.
-pub(crate) fn bytes(stored: &Stored, name: &str, tensor: &Tensor, zeros: &Tensor) -> Found {
+pub(crate) fn bytes(stored: &Stored, name: &str, (tensor, zeros): (&Tensor, &Tensor), held: Option<Blocks>) -> Found {
     let &[outputs, inputs] = &tensor.shape[..] else { return Err(format!("{name} has zeros and {:?}", tensor.shape)) };
     let scales = stored.tensor(&format!("{name}_scale")).ok_or_else(|| format!("{name}_scale is missing"))?;
     let scales = numbers(stored, scales)?;
@@ -158,8 +168,9 @@ pub(crate) fn bytes(stored: &Stored, name: &str, tensor: &Tensor, zeros: &Tensor
     let mut out = Vec::with_capacity((outputs * inputs) as usize);
     for (at, byte) in stored.bytes(tensor).iter().enumerate() {
         let (output, group) = (if one { 0 } else { at / inputs as usize }, groups[at % inputs as usize]);
-        let integer = f64::from(byte.cast_signed()) - f64::from(zeros.at(output, group)?.cast_signed());
-        out.push((integer * scales.at(output, group)?) as f32);
+        // Without a sign, as they are held.
+        let [integer, zero] = [*byte, zeros.at(output, group)?].map(|x| i64::from(x.cast_signed()) + 128);
+        out.push(number(integer, zero, scales.at(output, group)?, held));
     }
     Ok((vec![outputs, inputs], out))
 }

@@ -1,15 +1,16 @@
 //! Tensors of 4 and 8 bits with scales, for the interpreter: written from the definitions of the formats, and not with the runtime's code.
 
 use safetensors::Dtype;
+use xfc_lang::graph::blocks::Blocks;
 use xfc_runtime::weights::{Stored, Tensor};
 
 use crate::packed;
-use crate::weights::floats;
+use crate::weights::{floats, held_in};
 
 type Found = Result<(Vec<u64>, Vec<f32>), String>;
 
 /// Shape and numbers of the parameter called `name`; `None` where it is not stored with scales.
-pub(crate) fn parameter(stored: &Stored, name: &str) -> Option<Found> {
+pub(crate) fn parameter(stored: &Stored, name: &str, held: Option<Blocks>) -> Option<Found> {
     let companion = |suffix: &str| stored.tensor(&format!("{name}{suffix}"));
     if let Some(tensor) = stored.tensor(name) {
         let decode = match tensor.dtype()? {
@@ -19,13 +20,13 @@ pub(crate) fn parameter(stored: &Stored, name: &str) -> Option<Found> {
             _ => return None,
         };
         if let Some(zeros) = companion("_zero_point").filter(|_| tensor.dtype() == Some(Dtype::I8)) {
-            return Some(packed::bytes(stored, name, tensor, zeros));
+            return Some(packed::bytes(stored, name, (tensor, zeros), held));
         }
         let scales = companion("_scale_inv").or_else(|| companion("_scale"));
         let scales = scales.ok_or_else(|| format!("{name} has no scales"));
-        return Some(scales.and_then(|scales| grid(stored, tensor, scales, decode)));
+        return Some(scales.and_then(|scales| grid(stored, tensor, (scales, held), decode)));
     }
-    let Some(blocks) = companion("_blocks") else { return packed::parameter(stored, name) };
+    let Some(blocks) = companion("_blocks") else { return packed::parameter(stored, name, held) };
     let scales = companion("_scales").ok_or_else(|| format!("{name} has no scales"));
     Some(scales.and_then(|scales| pairs(stored, blocks, scales)))
 }
@@ -58,7 +59,7 @@ fn scale_values(stored: &Stored, scales: &Tensor) -> Result<Vec<f64>, String> {
 }
 
 /// Elements of 8 bits under one scale, one a row, or a grid of them.
-fn grid(stored: &Stored, tensor: &Tensor, scales: &Tensor, decode: fn(u8) -> f64) -> Found {
+fn grid(stored: &Stored, tensor: &Tensor, (scales, held): (&Tensor, Option<Blocks>), decode: fn(u8) -> f64) -> Found {
     let values = scale_values(stored, scales)?;
     let shape = &tensor.shape;
     let counts: Vec<u64> = match &scales.shape[..] {
@@ -85,7 +86,7 @@ fn grid(stored: &Stored, tensor: &Tensor, scales: &Tensor, decode: fn(u8) -> f64
             rest /= shape[d];
             step *= counts[d];
         }
-        out.push((decode(*byte) * values[at as usize]) as f32);
+        out.push((decode(*byte) * held_in(held, values[at as usize])) as f32);
     }
     Ok((shape.clone(), out))
 }

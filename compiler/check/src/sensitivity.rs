@@ -159,7 +159,7 @@ pub fn rounding(model: &Model, checkpoint: &Checkpoint, unit: &Unit, formats: &[
         let paths: Vec<String> = m.paths.iter().flat_map(|path| parameters(path)).collect();
         let (mut squares, mut lost) = (0.0, vec![0.0; formats.len()]);
         for path in &paths {
-            let tensor = parameter(model, checkpoint, path)?;
+            let tensor = parameter(model, checkpoint, path, None)?;
             let values: Vec<f32> = tensor.to_f64().into_iter().map(|x| x as f32).collect();
             let row = tensor.dims.last().copied().unwrap_or(1).max(1);
             let every = (values.len() / row).div_ceil(SAMPLED_ROWS).max(1);

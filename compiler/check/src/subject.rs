@@ -73,7 +73,8 @@ impl Subject<'_> {
         quantise::prepare(&mut program, self.options.dtype, self.options.cache_type(), &self.options.quant)?;
         let verified = verify(&program).map_err(|v| CheckError::request(v.to_string(), "this is a defect of xfc"))?;
         let checkpoint = self.truth.unwrap_or(self.checkpoint);
-        let weights = |path: &str| parameter(self.model, checkpoint, path).map_err(Into::into);
+        let held = |path: &str| self.options.quant.of(path).filter(|blocks| blocks.stored);
+        let weights = |path: &str| parameter(self.model, checkpoint, path, held(path)).map_err(Into::into);
         let interpreter = Interpreter::<F>::new(verified, &weights)?;
         let run = |inputs: &&Inputs| {
             let outputs = interpreter.step(&mut State::new(), &inputs::tensors(&program, inputs))?;

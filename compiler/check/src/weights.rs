@@ -6,24 +6,25 @@
 use half::{bf16, f16};
 use safetensors::Dtype;
 use xfc_lang::arch::{Binding, Model, Step};
+use xfc_lang::graph::blocks::Blocks;
 use xfc_lang::reference::Tensor;
 use xfc_runtime::gguf::Encoding;
 use xfc_runtime::weights::Checkpoint;
 
 use crate::{blocks, scaled};
 
-/// The parameter at an absolute path.
+/// The parameter at an absolute path; where it is `held` in blocks as it is stored, with the scales and minima that those have.
 ///
 /// # Errors
 /// In words: no such parameter, no such tensor, or one that does not fit.
-pub fn parameter(model: &Model, checkpoint: &Checkpoint, path: &str) -> Result<Tensor, String> {
+pub fn parameter(model: &Model, checkpoint: &Checkpoint, path: &str, held: Option<Blocks>) -> Result<Tensor, String> {
     let at = model.arch.parameters.iter().position(|p| p.path == path);
     let binding = at.and_then(|i| model.bindings.get(i)).ok_or_else(|| format!("there is no parameter {path}"))?;
-    bind(binding, stored(binding, checkpoint)?)
+    bind(binding, stored(binding, checkpoint, held)?)
 }
 
 /// The elements of a binding's stored tensor, in row-major order; of a larger one those that are read.
-fn stored(binding: &Binding, checkpoint: &Checkpoint) -> Result<Vec<f32>, String> {
+fn stored(binding: &Binding, checkpoint: &Checkpoint, held: Option<Blocks>) -> Result<Vec<f32>, String> {
     let count: u64 = binding.shape.iter().product();
     match checkpoint {
         Checkpoint::Random(random) => {
@@ -36,14 +37,15 @@ fn stored(binding: &Binding, checkpoint: &Checkpoint) -> Result<Vec<f32>, String
                 let tensor = stored.tensor(name)?;
                 let values = match tensor.encoding {
                     Encoding::Plain(dtype) => floats(dtype, stored.bytes(tensor)),
-                    Encoding::Blocks(format) => blocks::floats(format, stored.bytes(tensor)),
+                    Encoding::Blocks(format) => blocks::floats(format, stored.bytes(tensor), held),
                     Encoding::Unread(_) => None,
                 };
                 let values = values.ok_or_else(|| format!("{name} is stored as {:?}", tensor.encoding));
                 Some(values.map(|values| (tensor.shape.clone(), values.into_iter().map(|x| x as f32).collect())))
             };
             // The first name under which there is anything.
-            let found = binding.names.iter().find_map(|name| scaled::parameter(stored, name).or_else(|| plain(name)));
+            let found =
+                binding.names.iter().find_map(|name| scaled::parameter(stored, name, held).or_else(|| plain(name)));
             let found = found.ok_or_else(|| format!("no tensor is named {:?}", binding.names))?;
             let (shape, values): (Vec<u64>, Vec<f32>) = found?;
             if shape == binding.shape {
@@ -55,6 +57,11 @@ fn stored(binding: &Binding, checkpoint: &Checkpoint) -> Result<Vec<f32>, String
             Ok(gather(&sizes(&shape), &values, &sizes(&binding.shape), <[usize]>::to_vec))
         }
     }
+}
+
+/// A scale or a minimum as blocks hold it.
+pub(crate) fn held_in(held: Option<Blocks>, x: f64) -> f64 {
+    if held.is_some() { f16::from_f64(x).to_f64() } else { x }
 }
 
 /// Stored little-endian numbers as f64; `None` for types that hold no plain numbers.

@@ -11,6 +11,7 @@ use crate::auto;
 use crate::error::Result;
 use crate::model::{self, Named};
 use crate::output::print;
+use crate::stored;
 use xfc_lang::view::digits;
 
 /// Runs the subcommand.
@@ -21,16 +22,16 @@ pub(crate) fn run(args: &CompileArgs) -> Result<()> {
     let start = Instant::now();
     let named = model::name(&args.model.model)?;
     let targets = args.model.targets()?;
-    let checkpoint = match &named {
-        Named::Checkpoint(path) | Named::Gguf(path) => Some(path.display().to_string()),
-        Named::Card(_) | Named::Artifact(_) => None,
-    };
-    let model = auto::resolve(&named, &args.model, &LoadArgs { checkpoint, ..LoadArgs::default() })?;
-    let mut options = model.options()?;
+    // Before the model is read for it.
+    let checkpoint = stored::own_checkpoint(&named);
+    let model =
+        auto::resolve(&named, &args.model, &LoadArgs { checkpoint: checkpoint.clone(), ..LoadArgs::default() })?;
+    model.options()?;
+    let mut loaded = model::load(&named, &model)?;
+    let mut options = stored::resolve(&mut loaded, checkpoint.as_deref(), &model)?.options()?;
     if let Some(threads) = args.threads {
         options.threads = threads.max(1);
     }
-    let loaded = model::load(&named, &model)?;
     if let Some(dir) = &options.dump {
         driver::dump_text(dir, "00-spec.yaml", &loaded.card)?;
         driver::dump_text(dir, "10-arch.yaml", &loaded.model.arch.to_string())?;

@@ -19,6 +19,7 @@ use crate::model::{self, Loaded, Named};
 use crate::names;
 use crate::output::print;
 use crate::see;
+use crate::stored;
 use crate::summary;
 use crate::values;
 use crate::variants;
@@ -47,7 +48,9 @@ fn wanted(args: &InspectArgs) -> Result<String> {
         return see::caches(args);
     }
     if args.cost {
-        return cost::run(&see::load(&args.model.model, &args.model)?, args);
+        let mut loaded = see::load(&args.model.model, &args.model)?;
+        let args = as_stored(&mut loaded, &model::name(&args.model.model)?, args)?;
+        return cost::run(&loaded, &args);
     }
     if args.ctx_size.is_some() || args.batch != 1 {
         let problem = "`--ctx-size` and `--batch` are of `--cache` and `--cost`";
@@ -81,8 +84,18 @@ fn wanted(args: &InspectArgs) -> Result<String> {
         }
         named if args.values => Ok(values::list(&model::load(named, &args.model)?)),
         named if args.names => Ok(names::list(&model::load(named, &args.model)?)),
-        named => stage(&model::load(named, &args.model)?, args),
+        named => {
+            let mut loaded = model::load(named, &args.model)?;
+            let args = as_stored(&mut loaded, named, args)?;
+            stage(&loaded, &args)
+        }
     }
+}
+
+/// The arguments with what their plan says of the model's own checkpoint.
+fn as_stored(loaded: &mut Loaded, named: &Named, args: &InspectArgs) -> Result<InspectArgs> {
+    let checkpoint = stored::own_checkpoint(named);
+    Ok(InspectArgs { model: stored::resolve(loaded, checkpoint.as_deref(), &args.model)?, ..args.clone() })
 }
 
 /// The stage asked for; of a model without one, its fused graph.

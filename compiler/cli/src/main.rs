@@ -22,6 +22,7 @@ mod output;
 mod quant;
 mod run;
 mod see;
+mod stored;
 mod summary;
 mod values;
 mod verify;

@@ -18,6 +18,7 @@ use crate::cache;
 use crate::error::{CliError, Result};
 use crate::model::{self, Named};
 use crate::output::remark;
+use crate::stored;
 
 /// Generates text or tokens.
 ///
@@ -124,6 +125,7 @@ pub(crate) fn open(args: &ModelArgs, load: &mut LoadArgs, taps: &[String]) -> Re
     let args = &auto::resolve(&named, args, load)?;
     let start = Instant::now();
     let mut loaded = model::load(&named, args)?;
+    let args = &stored::resolve(&mut loaded, load.checkpoint.as_deref(), args)?;
     if !taps.is_empty() {
         let named = named_values(&loaded.model.program);
         let chosen = choose(&named, taps)?;

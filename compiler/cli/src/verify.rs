@@ -24,6 +24,7 @@ use crate::args::ModelArgs;
 use crate::error::{CliError, Result};
 use crate::model::{self, Loaded, Named as NamedModel};
 use crate::output::{print, remark};
+use crate::stored;
 use xfc_lang::view::digits;
 
 /// Sizes above which a card without a checkpoint is shrunk.
@@ -149,6 +150,8 @@ impl Prepared {
                 "give `--tiny`, or `--reference DUMP` to compare with values computed elsewhere",
             ));
         }
+        let model_args = stored::resolve(&mut loaded, Some(&checkpoint), &model_args)?;
+        let options = model_args.options()?;
         let targets = if args.model.target.is_empty() { default_targets() } else { args.model.targets()? };
         if targets.is_empty() {
             // Says why this host has none.
@@ -161,9 +164,9 @@ impl Prepared {
             if model_args.tiny { " (tiny)" } else { "" },
             digits(parameters),
             if random { format!("random weights (seed {})", args.seed) } else { checkpoint.path() },
-            args.model.options()?.dtype,
+            options.dtype,
         );
-        Ok(Prepared { loaded, checkpoint, targets, options: args.model.options()?, threads: args.threads, about })
+        Ok(Prepared { loaded, checkpoint, targets, options, threads: args.threads, about })
     }
 
     fn subject(&self) -> Subject<'_> {

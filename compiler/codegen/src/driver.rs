@@ -20,7 +20,7 @@ use xfc_runtime::artifact::manifest;
 
 use crate::error::CodegenError;
 use crate::kernels::{Built, Input, Known, Outline, build_for, outline_for};
-use crate::plan::Stored;
+pub use crate::plan::Stored;
 use crate::target::cpu::link::link;
 use crate::target::{Keep, SYMBOL, Target};
 
@@ -251,7 +251,8 @@ fn with_input<T>(model: &Model, fused: &Program, then: impl FnOnce(&Input<'_>) -
     then(&input)
 }
 
-fn stored(binding: &Binding) -> Stored {
+/// A binding as the artifact says it.
+pub fn stored(binding: &Binding) -> Stored {
     let steps = binding.steps.iter().map(|step| match step {
         Step::Transpose { perm } => manifest::Step::Transpose { perm: perm.clone() },
         Step::Slice { dim, start, len } => manifest::Step::Slice { dim: *dim, start: *start, len: *len },

@@ -20,6 +20,9 @@ pub struct Blocks {
     pub group: u64,
     /// Each group has a minimum, which is added to its integers times its scale; without, integers have a sign.
     pub minimum: bool,
+    /// Integers are taken over from a checkpoint that stores such, with scales and minima rounded to f16; what it stores otherwise is rounded.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stored: bool,
 }
 
 impl Blocks {

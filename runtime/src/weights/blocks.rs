@@ -93,31 +93,61 @@ impl BlockFormat {
         }
     }
 
-    /// Elements `group * 32 ..` of a block, which has exactly [`BlockFormat::bytes`].
-    pub fn decode(self, block: &[u8], group: usize, out: &mut [f32; GROUP]) {
-        match self {
+    /// The integers of elements `group * 32 ..` of a block, which has exactly [`BlockFormat::bytes`], what they are multiplied by, and what is
+    /// added; `None` of formats whose groups have fewer elements.
+    pub(super) fn integers(self, block: &[u8], group: usize, out: &mut [i16; GROUP]) -> Option<(f32, Option<f32>)> {
+        Some(match self {
             BlockFormat::Q4_0 => {
-                let d = scale(block, 0);
-                halves(&block[2..18], out, |q, _| d * (f32::from(q) - 8.0));
+                halves(&block[2..18], out, |q, _| i16::from(q) - 8);
+                (scale(block, 0), None)
             }
             BlockFormat::Q4_1 => {
-                let (d, m) = (scale(block, 0), scale(block, 2));
-                halves(&block[4..20], out, |q, _| d * f32::from(q) + m);
+                halves(&block[4..20], out, |q, _| i16::from(q));
+                (scale(block, 0), Some(scale(block, 2)))
             }
             BlockFormat::Q5_0 => {
-                let (d, fifth) = (scale(block, 0), bits(block, 2));
-                halves(&block[6..22], out, |q, i| d * (f32::from(q | fifth_bit(fifth, i)) - 16.0));
+                let fifth = bits(block, 2);
+                halves(&block[6..22], out, |q, i| i16::from(q | fifth_bit(fifth, i)) - 16);
+                (scale(block, 0), None)
             }
             BlockFormat::Q5_1 => {
-                let (d, m, fifth) = (scale(block, 0), scale(block, 2), bits(block, 4));
-                halves(&block[8..24], out, |q, i| d * f32::from(q | fifth_bit(fifth, i)) + m);
+                let fifth = bits(block, 4);
+                halves(&block[8..24], out, |q, i| i16::from(q | fifth_bit(fifth, i)));
+                (scale(block, 0), Some(scale(block, 2)))
             }
             BlockFormat::Q8_0 => {
-                let d = scale(block, 0);
-                for (x, q) in out.iter_mut().zip(&block[2..34]) {
-                    *x = f32::from(q.cast_signed()) * d;
-                }
+                out.iter_mut().zip(&block[2..34]).for_each(|(x, q)| *x = i16::from(q.cast_signed()));
+                (scale(block, 0), None)
             }
+            BlockFormat::Q4K => {
+                let quants = &block[16 + 32 * (group / 2)..][..32];
+                out.iter_mut().zip(quants).for_each(|(x, q)| *x = i16::from(q >> (4 * (group % 2)) & 15));
+                let (d, m) = scale_and_min(block, group);
+                (d, Some(-m))
+            }
+            BlockFormat::Q5K => {
+                let (fifth, quants) = (&block[16..48], &block[48 + 32 * (group / 2)..][..32]);
+                for ((x, q), fifth) in out.iter_mut().zip(quants).zip(fifth) {
+                    *x = i16::from((q >> (4 * (group % 2)) & 15) | (fifth >> group & 1) << 4);
+                }
+                let (d, m) = scale_and_min(block, group);
+                (d, Some(-m))
+            }
+            BlockFormat::Q2K | BlockFormat::Q3K | BlockFormat::Q6K => return None,
+        })
+    }
+
+    /// Elements `group * 32 ..` of a block, which has exactly [`BlockFormat::bytes`].
+    pub fn decode(self, block: &[u8], group: usize, out: &mut [f32; GROUP]) {
+        let mut integers = [0; GROUP];
+        if let Some((d, m)) = self.integers(block, group, &mut integers) {
+            for (x, q) in out.iter_mut().zip(integers) {
+                let product = d * f32::from(q);
+                *x = m.map_or(product, |m| product + m);
+            }
+            return;
+        }
+        match self {
             BlockFormat::Q2K => {
                 let (scales, quants) = (&block[..16], &block[16..80]);
                 let (d, m) = (scale(block, 80), scale(block, 82));
@@ -146,20 +176,6 @@ impl BlockFormat {
                     }
                 }
             }
-            BlockFormat::Q4K => {
-                let (d, m) = scale_and_min(block, group);
-                let quants = &block[16 + 32 * (group / 2)..][..32];
-                for (x, q) in out.iter_mut().zip(quants) {
-                    *x = d * f32::from(q >> (4 * (group % 2)) & 15) - m;
-                }
-            }
-            BlockFormat::Q5K => {
-                let (d, m) = scale_and_min(block, group);
-                let (fifth, quants) = (&block[16..48], &block[48 + 32 * (group / 2)..][..32]);
-                for ((x, q), fifth) in out.iter_mut().zip(quants).zip(fifth) {
-                    *x = d * f32::from((q >> (4 * (group % 2)) & 15) | (fifth >> group & 1) << 4) - m;
-                }
-            }
             BlockFormat::Q6K => {
                 // A half of the block is 64 bytes of lower bits: two runs in their lower halves, then two in their upper ones.
                 let (half, run) = (group / 4, group % 4);
@@ -171,6 +187,14 @@ impl BlockFormat {
                     *x = d * (f32::from((low >> (4 * (run / 2)) & 15) | (high >> (2 * run) & 3) << 4) - 32.0);
                 }
             }
+            // Made of their integers above.
+            BlockFormat::Q4_0
+            | BlockFormat::Q4_1
+            | BlockFormat::Q5_0
+            | BlockFormat::Q5_1
+            | BlockFormat::Q8_0
+            | BlockFormat::Q4K
+            | BlockFormat::Q5K => {}
         }
     }
 }
@@ -190,7 +214,7 @@ fn fifth_bit(fifth: u32, i: usize) -> u8 {
 }
 
 /// 32 elements of 4 bits: the lower halves of 16 bytes, then the upper ones.
-fn halves(bytes: &[u8], out: &mut [f32; GROUP], number: impl Fn(u8, usize) -> f32) {
+fn halves(bytes: &[u8], out: &mut [i16; GROUP], number: impl Fn(u8, usize) -> i16) {
     for (i, byte) in bytes.iter().enumerate() {
         out[i] = number(byte & 15, i);
         out[i + 16] = number(byte >> 4, i + 16);
@@ -226,6 +250,19 @@ impl<'a> Blocks<'a> {
     /// Whole blocks, row after row.
     pub(super) fn new(format: BlockFormat, bytes: &'a [u8]) -> Self {
         Self { format, bytes }
+    }
+
+    /// Of what it is made.
+    pub(super) fn format(&self) -> BlockFormat {
+        self.format
+    }
+
+    /// The integers of the group that begins with element `position`, as [`BlockFormat::integers`].
+    pub(super) fn integers(&self, position: usize, out: &mut [i16; GROUP]) -> Option<(f32, Option<f32>)> {
+        let (elements, bytes) = (self.format.elements(), self.format.bytes());
+        let block = self.bytes.get(position / elements * bytes..)?.get(..bytes)?;
+        let begins = position.is_multiple_of(GROUP);
+        if begins { self.format.integers(block, position % elements / GROUP, out) } else { None }
     }
 
     /// The group that element `position` is in, which is NaN where there is none.

@@ -18,6 +18,26 @@ struct Strided {
 pub(super) struct Lens {
     /// Innermost (over stored elements) first; an element of stage `s + 1` is a row-major index into stage `s`.
     stages: Vec<Strided>,
+    rows: Option<usize>,
+}
+
+/// Rows may be cut where groups of every size begin.
+const WHOLE: u64 = 128;
+
+/// The dimension, after a step, whose neighbours were those of dimension `rows` of a view of this shape, counted from a multiple of [`WHOLE`].
+fn follow(rows: usize, shape: &[u64], step: &Step) -> Option<usize> {
+    match step {
+        Step::Transpose { perm } => perm.iter().position(|dim| *dim == rows),
+        Step::Slice { dim, start, .. } => (*dim != rows || start.is_multiple_of(WHOLE)).then_some(rows),
+        Step::Lead { .. } => Some(rows),
+        Step::Index { dim, .. } if *dim == rows => None,
+        Step::Index { dim, .. } => Some(if *dim < rows { rows - 1 } else { rows }),
+        // What is before it and itself stays, or itself and what is behind it.
+        Step::Reshape { shape: to } if shape.get(..=rows) == to.get(..=rows) => Some(rows),
+        Step::Reshape { shape: to } => {
+            to.len().checked_sub(shape.len() - rows).filter(|behind| shape[rows..] == to[*behind..])
+        }
+    }
 }
 
 impl Strided {
@@ -32,6 +52,22 @@ impl Strided {
     fn is_contiguous(&self) -> bool {
         let plain = Self::contiguous(self.shape.clone());
         self.shape.iter().zip(self.strides.iter().zip(&plain.strides)).all(|(&dim, (a, b))| dim == 1 || a == b)
+    }
+
+    /// How many elements from this row-major index on, so far apart, go along one dimension, and how far apart their positions are.
+    fn row(&self, index: u64, apart: u64) -> (u64, u64) {
+        // Elements behind each step along the dimension.
+        let mut inner = 1u64;
+        for (&size, &stride) in self.shape.iter().zip(&self.strides).rev() {
+            let behind = inner.saturating_mul(size);
+            if apart < behind {
+                let steps = apart / inner;
+                let left = size - index / inner % size;
+                return if apart.is_multiple_of(inner) { (left.div_ceil(steps), steps * stride) } else { (1, 1) };
+            }
+            inner = behind;
+        }
+        (1, 1)
     }
 
     /// Position of the element with this row-major index.
@@ -53,8 +89,10 @@ impl Lens {
     pub(super) fn new(shape: &[u64], steps: &[Step]) -> Result<Self, String> {
         let mut current = Strided::contiguous(shape.to_vec());
         let mut stages = Vec::new();
+        let mut rows = shape.len().checked_sub(1);
         for step in steps {
             let result = stepped_shape(&current.shape, step)?;
+            rows = rows.and_then(|rows| follow(rows, &current.shape, step));
             match step {
                 Step::Transpose { perm } => {
                     current.strides = perm.iter().map(|&dim| current.strides[dim]).collect();
@@ -82,7 +120,12 @@ impl Lens {
             }
         }
         stages.push(current);
-        Ok(Self { stages })
+        Ok(Self { stages, rows })
+    }
+
+    /// The dimension whose neighbours are neighbours in a stored row, from a place on where groups of every size begin.
+    pub(super) fn rows(&self) -> Option<usize> {
+        self.rows
     }
 
     fn outer(&self) -> &Strided {
@@ -100,14 +143,11 @@ impl Lens {
     pub(super) fn run(&self, index: u64) -> (u64, u64, u64) {
         let (mut at, mut n, mut stride) = (index, u64::MAX, 1);
         for stage in self.stages.iter().rev() {
-            let (row, step) = match (stage.shape.last(), stage.strides.last()) {
-                (Some(&row), Some(&step)) => (row.max(1), step),
-                _ => (1, 1),
-            };
-            // As long as they stay in one row of this stage.
-            n = n.min((row - at % row).div_ceil(stride));
+            // As long as they stay in one row of this stage, along whichever of its dimensions they go.
+            let (most, step) = stage.row(at, stride);
+            n = n.min(most);
             at = stage.position(at);
-            stride = if n > 1 { stride * step } else { 1 };
+            stride = if n > 1 { step } else { 1 };
         }
         (at, n, stride)
     }
@@ -163,9 +203,22 @@ mod tests {
             Lens::new(&[2, 3], &[Step::Slice { dim: 0, start: 1, len: 1 }, Step::Reshape { shape: vec![3] }]).unwrap();
         assert_eq!((positions(&plain), plain.run(1)), (vec![3, 4, 5], (4, 2, 1)));
         assert_eq!(positions(&Lens::new(&[], &[]).unwrap()), [0]);
+        // Rows of a stack that are stored as columns, every second of them: each is a run.
+        let stored_across = [
+            Step::Transpose { perm: vec![0, 2, 1] },
+            Step::Index { dim: 0, index: 1 },
+            Step::Reshape { shape: vec![4, 3, 2] },
+            Step::Index { dim: 2, index: 1 },
+            Step::Transpose { perm: vec![1, 0] },
+        ];
+        let across = Lens::new(&[2, 6, 4], &stored_across).unwrap();
+        let rows: Vec<u64> = [28, 36, 44].iter().flat_map(|row| *row..row + 4).collect();
+        assert_eq!((across.rows(), positions(&across), in_runs(&across)), (Some(1), rows.clone(), (rows, 3)));
         let lead = Lens::new(&[2, 3], &[Step::Lead { dim: 1, len: 2 }, Step::Transpose { perm: vec![1, 0] }]).unwrap();
         assert_eq!(positions(&lead), [0, 3, 1, 4]);
         assert!(Lens::new(&[2], &[Step::Lead { dim: 0, len: 3 }]).is_err());
+        let rows = [&transposed, &slice, &crossing, &pairs, &plain].map(Lens::rows);
+        assert_eq!(rows, [Some(0), None, None, Some(1), Some(0)]);
         assert!(Lens::new(&[2], &[Step::Index { dim: 1, index: 0 }]).is_err());
     }
 }

@@ -6,7 +6,8 @@ use half::bf16;
 
 use super::convert::{Numbers, fill};
 use super::lens::Lens;
-use super::quantise::pack_group;
+use super::quantise::{pack_group, pack_integers};
+use super::stored::stored_integers;
 use crate::artifact::manifest::{Blocks, DType, Pack, Weight};
 
 /// Bytes of a piece of work, about.
@@ -90,27 +91,34 @@ impl Job<'_> {
 
     /// One panel of integers: rows `outputs` of the joined matrix.
     fn pack_blocks(&self, outputs: std::ops::Range<u64>, inputs: usize, blocks: Blocks, out: &mut [u8]) {
-        let dtype = self.weight.dtype;
-        let size = dtype.size_bytes();
-        let mut stored = vec![0u8; inputs * size];
-        let mut row = vec![0f32; inputs];
+        let group = blocks.group as usize;
+        let (mut integers, mut row) = (vec![0; group], Vec::new());
         for (column, output) in outputs.enumerate() {
             let Some((source, at)) = self.source_of_row(output) else { continue };
-            fill(source, at * inputs as u64, dtype, &mut stored);
-            match dtype {
-                DType::BF16 => {
-                    let halves = stored.as_chunks::<2>().0;
-                    row.iter_mut().zip(halves).for_each(|(x, bytes)| *x = bf16::from_le_bytes(*bytes).to_f32());
+            row.clear();
+            for (from, out) in (0..inputs).step_by(group).zip(out.chunks_exact_mut(blocks.group_bytes() as usize)) {
+                let n = group.min(inputs - from);
+                let integers = &mut integers[..n];
+                if let Some(of) = stored_integers(source, (at * inputs as u64) + from as u64, blocks, integers) {
+                    pack_integers(integers, of, blocks, column, out);
+                    continue;
                 }
-                _ => {
-                    let words = stored.as_chunks::<4>().0;
-                    row.iter_mut().zip(words).for_each(|(x, bytes)| *x = f32::from_le_bytes(*bytes));
+                if row.is_empty() {
+                    row = self.row(source, at, inputs);
                 }
+                pack_group(&row[from..from + n], blocks, column, out);
             }
-            let groups = row.chunks(blocks.group as usize).zip(out.chunks_exact_mut(blocks.group_bytes() as usize));
-            for (group, out) in groups {
-                pack_group(group, blocks, column, out);
-            }
+        }
+    }
+
+    /// A row of a source as numbers of the weight's type.
+    fn row(&self, source: &Found<'_>, at: u64, inputs: usize) -> Vec<f32> {
+        let dtype = self.weight.dtype;
+        let mut stored = vec![0u8; inputs * dtype.size_bytes()];
+        fill(source, at * inputs as u64, dtype, &mut stored);
+        match dtype {
+            DType::BF16 => stored.as_chunks().0.iter().map(|bytes| bf16::from_le_bytes(*bytes).to_f32()).collect(),
+            _ => stored.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(),
         }
     }
 

@@ -130,6 +130,46 @@ impl Packed<'_> {
         (code.value(scales, at), zero)
     }
 
+    /// The one integer that stands for zero, where there is one and all words are full of it.
+    pub(super) fn one_zero(&self) -> Option<i32> {
+        match self.zeros {
+            Zeros::All(zero) => Some(zero),
+            Zeros::Words { words, plus } => {
+                let first = self.of_word(word(words, 0), 0);
+                let full = (0..self.per_word()).fold(0, |full, at| full | first.cast_unsigned() << (at * self.bits));
+                let same = words.as_chunks().0.iter().all(|word| u32::from_le_bytes(*word) == full);
+                same.then_some(first + plus)
+            }
+            Zeros::Bytes { bytes, plus } => bytes.iter().all(|zero| *zero == bytes[0]).then(|| byte(bytes, 0) + plus),
+        }
+    }
+
+    /// Whether integers have a sign as they are stored.
+    pub(super) fn has_signs(&self) -> bool {
+        self.layout == Layout::Bytes
+    }
+
+    /// Neighbours in a row that share a scale.
+    pub(super) fn group_size(&self) -> Option<u64> {
+        match self.groups {
+            Groups::Of(size) => Some(size as u64),
+            Groups::Index(_) => None,
+        }
+    }
+
+    /// The integers from `position` on, as stored, what they are multiplied by and the one that stands for zero; `None` where they share no
+    /// scale.
+    pub(super) fn integers(&self, position: usize, out: &mut [i16]) -> Option<(f64, i32)> {
+        let (output, input) = (position / self.inputs, position % self.inputs);
+        let last = input + out.len().checked_sub(1)?;
+        let shared = matches!(self.groups, Groups::Of(size) if input / size == last / size);
+        if !shared || last >= self.inputs {
+            return None;
+        }
+        out.iter_mut().zip(input..).for_each(|(x, input)| *x = self.integer(output, input) as i16);
+        Some(self.scale(output, self.group(input)))
+    }
+
     /// Converts elements `base`, `base + stride`, ... until `out` is full.
     pub(super) fn convert_run(&self, base: usize, stride: usize, to: DType, out: &mut [u8]) {
         let mut known = (usize::MAX, usize::MAX);

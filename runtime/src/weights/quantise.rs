@@ -11,19 +11,43 @@ use crate::artifact::manifest::Blocks;
 /// Writes a group of one output's weights to its column in the group of a panel. Weights that are missing at the end are zeros of no effect.
 pub(super) fn pack_group(group: &[f32], blocks: Blocks, column: usize, out: &mut [u8]) {
     let (scale, minimum) = scale_of(group, blocks);
+    let (wide, low) = (scale.to_f32(), minimum.to_f32());
+    let inverse = if wide == 0.0 { 0.0 } else { 1.0 / wide };
+    let (least, most) = range(blocks);
+    let code = |x: &f32| {
+        let integer = ((x - low) * inverse).round_ties_even().clamp(least, most);
+        // A NaN becomes 0 here; its group's scale is one.
+        (integer - stored_zero(blocks)) as u8
+    };
+    write(group, code, (scale, minimum), blocks, column, out);
+}
+
+/// The same of integers that are taken over, which are in the [range](fits) of the blocks.
+pub(super) fn pack_integers(group: &[i16], of: (f16, f16), blocks: Blocks, column: usize, out: &mut [u8]) {
+    let zero = stored_zero(blocks) as i16;
+    write(group, |x| (x - zero) as u8, of, blocks, column, out);
+}
+
+/// Whether blocks hold these integers: of 8 bits with a sign one more than what numbers are rounded to.
+pub(super) fn fits(group: &[i16], blocks: Blocks) -> bool {
+    let zero = stored_zero(blocks) as i16;
+    group.iter().all(|x| (0..1 << blocks.bits).contains(&(x - zero)))
+}
+
+/// Writes what is stored of each element, with scale and minimum.
+fn write<T>(
+    group: &[T],
+    code: impl Fn(&T) -> u8,
+    (scale, minimum): (f16, f16),
+    blocks: Blocks,
+    column: usize,
+    out: &mut [u8],
+) {
     let scales = blocks.scales_bytes() as usize;
     out[2 * column..2 * column + 2].copy_from_slice(&scale.to_le_bytes());
     if blocks.minimum {
         out[scales + 2 * column..scales + 2 * column + 2].copy_from_slice(&minimum.to_le_bytes());
     }
-    let (scale, minimum) = (scale.to_f32(), minimum.to_f32());
-    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-    let (least, most) = range(blocks);
-    let code = |x: &f32| {
-        let integer = ((x - minimum) * inverse).round_ties_even().clamp(least, most);
-        // A NaN becomes 0 here; its group's scale is one.
-        (integer - stored_zero(blocks)) as u8
-    };
     let words = &mut out[blocks.integers_at() as usize..];
     let at = |word: usize, byte: usize| (word * blocks.columns as usize + column) * 4 + byte;
     if blocks.bits == 8 {
@@ -35,7 +59,7 @@ pub(super) fn pack_group(group: &[f32], blocks: Blocks, column: usize, out: &mut
     } else {
         for (word, inputs) in group.chunks(8).enumerate() {
             for (byte, x) in inputs.iter().take(4).enumerate() {
-                words[at(word, byte)] = code(x) | inputs.get(byte + 4).map_or(0, code) << 4;
+                words[at(word, byte)] = code(x) | inputs.get(byte + 4).map_or(0, &code) << 4;
             }
         }
     }
@@ -81,7 +105,7 @@ mod tests {
 
     /// Packs a group as column 1 of 2 and reads it back.
     fn through(values: &[f32], bits: u64, minimum: bool) -> Vec<f32> {
-        let blocks = Blocks { columns: 2, bits, group: 16, minimum };
+        let blocks = Blocks { columns: 2, bits, group: 16, minimum, stored: false };
         let mut out = vec![0; blocks.group_bytes() as usize];
         pack_group(values, blocks, 1, &mut out);
         let half = |at: usize| f16::from_le_bytes([out[at], out[at + 1]]).to_f32();

@@ -134,6 +134,34 @@ impl<'a> Scaled<'a> {
         self.scale_code.value(self.scales, index as usize)
     }
 
+    /// Neighbours in a row that share a scale, and elements of a row.
+    pub(super) fn block(&self) -> (u64, u64) {
+        let [.., last] = self.dims;
+        (last.block, last.size)
+    }
+
+    /// How elements are encoded.
+    pub(super) fn code(&self) -> Code {
+        self.code
+    }
+
+    /// The elements from `position` on as integers, and what they are multiplied by; `None` where they do not share a scale or are none.
+    pub(super) fn integers(&self, position: usize, out: &mut [i16]) -> Option<f64> {
+        let (block, row) = self.block();
+        let (column, n) = (position as u64 % row, out.len() as u64);
+        // The elements of a pair are halves.
+        let unit = match self.code {
+            Code::I8 => 1.0,
+            Code::E2M1 => 0.5,
+            Code::E4M3 | Code::E5M2 => return None,
+        };
+        if column % block + n > block || column + n > row {
+            return None;
+        }
+        out.iter_mut().enumerate().for_each(|(k, x)| *x = (self.element(position + k) / unit) as i16);
+        Some(self.scale(position) * unit)
+    }
+
     /// Converts elements `base`, `base + stride`, ... until `out` is full.
     pub(super) fn convert_run(&self, base: usize, stride: usize, to: DType, out: &mut [u8]) {
         let [.., last] = self.dims;

@@ -15,7 +15,7 @@ use xfc_runtime::weights::Checkpoint;
 use xfc_tests::{Result, repository};
 
 /// A product with each tensor of `tests/reference/encodings`.
-const CARD: &str = "xfc: 1
+pub(crate) const CARD: &str = "xfc: 1
 name: Encodings
 sizes: {}
 wiring: |
@@ -32,7 +32,7 @@ names:
 ";
 
 /// Rows of a matrix that is one where row and column are equal.
-fn one_hot(rows: usize, width: usize) -> InputData {
+pub(crate) fn one_hot(rows: usize, width: usize) -> InputData {
     InputData::Floats((0..rows * width).map(|i| f32::from(u8::from(i / width == i % width))).collect())
 }
 
@@ -89,7 +89,7 @@ fn numbers_with_scales_are_loaded_exactly() -> Result<()> {
 }
 
 /// A product with each tensor of `tests/reference/packed`.
-const PACKED: &str = "xfc: 1
+pub(crate) const PACKED: &str = "xfc: 1
 name: Packed
 sizes: {}
 wiring: |

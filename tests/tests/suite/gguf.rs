@@ -49,7 +49,7 @@ fn unsaid(case: &Case) -> Vec<(String, String)> {
 }
 
 /// The file of a case, in a folder that disappears with the first.
-fn written(case: &Case, described: &Value, kind: impl Fn(&[usize]) -> Kind) -> Result<(TempDir, PathBuf)> {
+pub(crate) fn written(case: &Case, described: &Value, kind: impl Fn(&[usize]) -> Kind) -> Result<(TempDir, PathBuf)> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join(format!("{}.gguf", case.name));
     std::fs::write(&path, file(case, described, kind)?.bytes())?;
@@ -57,7 +57,7 @@ fn written(case: &Case, described: &Value, kind: impl Fn(&[usize]) -> Kind) -> R
 }
 
 /// The model that a file says it is.
-fn expanded(path: &Path, sets: Vec<(String, String)>) -> Result<(Model, Checkpoint)> {
+pub(crate) fn expanded(path: &Path, sets: Vec<(String, String)>) -> Result<(Model, Checkpoint)> {
     let checkpoint = Checkpoint::open(path)?;
     let facts = facts(&checkpoint).ok_or("no GGUF file")?;
     let spec = pick_gguf_card(&facts, &Library::embedded())?;
@@ -68,7 +68,7 @@ fn expanded(path: &Path, sets: Vec<(String, String)>) -> Result<(Model, Checkpoi
 }
 
 /// The logits of a case as compiled code computes them.
-fn logits(subject: &Subject<'_>, case: &Case) -> Result<Vec<f32>> {
+pub(crate) fn logits(subject: &Subject<'_>, case: &Case) -> Result<Vec<f32>> {
     let program = subject.program(&[]);
     let mut runner = Runner::new(&subject.compile(&program, &*target::parse("cpu")?)?, 1)?;
     let sequence = runner.session.add_sequence()?;
@@ -191,6 +191,11 @@ fn pieces_are_cut_as_their_own_implementation_cuts_them() -> Result<()> {
 
 /// The trained model of the repository as a GGUF file, tokenizer and all.
 fn demo() -> Result<Writer> {
+    demo_as(|_, _| Kind::BF16)
+}
+
+/// The same with its matrices stored as `kind` says of their names and shapes.
+pub(crate) fn demo_as(kind: impl Fn(&str, &[usize]) -> Kind) -> Result<Writer> {
     let folder = repository().join("examples/demo/dense");
     let bytes = std::fs::read(folder.join("model.safetensors"))?;
     let (stored, described) = (SafeTensors::deserialize(&bytes)?, &files()?["demo"]);
@@ -223,7 +228,8 @@ fn demo() -> Result<Writer> {
         let view = stored.tensor(tensor["from"][0].as_str().unwrap_or_default())?;
         let values: Vec<f32> =
             view.data().as_chunks().0.iter().map(|x| half::bf16::from_le_bytes(*x).to_f32()).collect();
-        let kind = if view.shape().len() > 1 { Kind::BF16 } else { Kind::F32 };
+        let name = tensor["name"].as_str().unwrap_or_default();
+        let kind = if view.shape().len() > 1 { kind(name, view.shape()) } else { Kind::F32 };
         writer.reordered(tensor, view.shape(), kind, values)?;
     }
     Ok(writer)
@@ -289,7 +295,7 @@ fn commands_take_a_file_as_the_model_and_as_the_checkpoint() -> Result<()> {
 }
 
 /// A product with each tensor of `tests/reference/gguf/blocks.gguf`.
-fn card_of_blocks() -> String {
+pub(crate) fn card_of_blocks() -> String {
     let names: Vec<String> = BlockFormat::ALL.iter().map(|format| format.name().to_lowercase()).collect();
     let outputs: Vec<String> = names.iter().map(|name| format!("{name}: {name}(x)")).collect();
     let columns: Vec<String> =

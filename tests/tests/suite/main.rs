@@ -44,6 +44,7 @@ mod scans;
 mod scores;
 mod seeing;
 mod sources;
+mod stored;
 mod taps;
 mod targets;
 mod tidy;

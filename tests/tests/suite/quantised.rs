@@ -3,7 +3,7 @@
 use xfc_lang::graph::DType;
 use xfc_lang::graph::blocks::{BlockForm, Blocks};
 use xfc_lang::graph::parse::parse;
-use xfc_lang::passes::quantise::{Plan, prepare};
+use xfc_lang::passes::quantise::{Plan, StoredForm, prepare};
 use xfc_runtime::artifact::manifest::{Pack, Products};
 use xfc_runtime::step::InputData::Floats;
 use xfc_tests::program::{Given, agree, agree_in_turn, artifact, manifest, of_wiring};
@@ -13,7 +13,7 @@ use crate::programs::floats;
 /// The forms that weights can have, in every group.
 fn all_blocks() -> impl Iterator<Item = Blocks> {
     let forms = BlockForm::ALL.into_iter().filter(|form| form.is_of_weights());
-    forms.flat_map(|form| Blocks::GROUPS.into_iter().map(move |group| Blocks { form, group }))
+    forms.flat_map(|form| Blocks::GROUPS.into_iter().map(move |group| Blocks::weights(form, group)))
 }
 
 /// The wiring's program with its matrices held as the plan says.
@@ -47,6 +47,46 @@ fn every_form_and_group_multiplies() {
             );
             agree_in_turn(i, &text, &steps(inputs)).unwrap_or_else(|e| panic!("{e}\n{text}"));
         }
+    }
+}
+
+/// What is stored so is held so where its groups lie along a product's inputs, whole, and nowhere rounds it on the way.
+#[test]
+fn stored_groups_stay_where_they_lie_along_inputs() {
+    let text = "program \"p\" axes [tokens]\n\ngraph 0 \"model\" (%0 x: f32[tokens, 64]) {\n\
+        \x20 %1 = weight {path = \"a\"} : f32[70, 64]\n\
+        \x20 %2 = contract %0, %1 {spec = \"ni,oi->no\"} : f32[tokens, 70]\n\
+        \x20 %3 = weight {path = \"b\"} : f32[64, 71]\n\
+        \x20 %4 = transpose %3 {perm = [1, 0]} : f32[71, 64]\n\
+        \x20 %5 = contract %0, %4 {spec = \"ni,oi->no\"} : f32[tokens, 71]\n\
+        \x20 %6 = weight {path = \"c\"} : f32[64, 72]\n\
+        \x20 %7 = transpose %6 {perm = [1, 0]} : f32[72, 64]\n\
+        \x20 %8 = contract %0, %7 {spec = \"ni,oi->no\"} : f32[tokens, 72]\n\
+        \x20 %9 = weight {path = \"d\"} : f32[73, 128]\n\
+        \x20 %10 = slice %9 {dim = 1, start = 32} : f32[73, 64]\n\
+        \x20 %11 = contract %0, %10 {spec = \"ni,oi->no\"} : f32[tokens, 73]\n\
+        \x20 %12 = weight {path = \"e\"} : f32[148, 64]\n\
+        \x20 %13 = slice %12 {dim = 0, start = 74} : f32[74, 64]\n\
+        \x20 %14 = contract %0, %13 {spec = \"ni,oi->no\"} : f32[tokens, 74]\n\
+        \x20 return a = %2, b = %5, c = %8, d = %11, e = %14\n}\n";
+    let four = Blocks { stored: true, ..Blocks::weights(BlockForm::Uint4, 32) };
+    let forms = [("a", 1), ("b", 0), ("c", 1), ("d", 1), ("e", 1)]
+        .map(|(path, along)| (path.to_owned(), StoredForm { blocks: four, along }));
+    for dtype in [DType::F32, DType::BF16] {
+        let mut program = parse(text).unwrap_or_else(|e| panic!("{e}"));
+        let plan = Plan::stored(forms.clone().into());
+        prepare(&mut program, dtype, dtype, &plan).unwrap_or_else(|e| panic!("{e}"));
+        let held = program.to_string();
+        for (rows, blocks) in
+            [(70, "uint4g32stored"), (71, "uint4g32stored"), (72, "int8g32"), (73, "int8g32"), (74, "uint4g32stored")]
+        {
+            assert!(held.contains(&format!(" : {blocks}[{rows}, 64]")), "{rows}: {held}");
+        }
+        // Tokens bring what they bring to all of them once.
+        assert_eq!(held.matches("token8g32[tokens, 64]").count(), 1, "{held}");
+        let narrow = held.lines().filter(|line| line.contains("= weight") && line.contains("bf16")).count();
+        assert_eq!(narrow, if dtype == DType::BF16 { 2 } else { 0 }, "{held}");
+        artifact(&held).unwrap_or_else(|e| panic!("{e}\n{held}"));
     }
 }
 

@@ -49,7 +49,7 @@ impl Planner<'_> {
                 inputs: *inputs,
                 outputs,
                 parts: product.parts,
-                operand: ty(1).dtype,
+                operand: ty(1).dtype.multiplied(),
                 epilogue: product.epilogue.clone(),
                 extras: extras.collect::<Result<_, _>>()?,
                 result: result_ty.dtype,

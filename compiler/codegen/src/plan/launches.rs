@@ -54,7 +54,7 @@ impl Planner<'_> {
                 inputs,
                 outputs,
                 parts: linear.parts,
-                operand: graph.ty(values[1]).dtype,
+                operand: graph.ty(values[1]).dtype.multiplied(),
                 epilogue: linear.epilogue.clone(),
                 extras,
                 result: result_ty.dtype,

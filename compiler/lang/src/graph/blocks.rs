@@ -15,6 +15,9 @@ pub struct Blocks {
     pub form: BlockForm,
     /// Elements in a group: 32, 64 or 128; of what caches keep, any number.
     pub group: u16,
+    /// The numbers are in such groups already, as a checkpoint stores them, and integers are taken over: nothing is rounded but scales and minima
+    /// that are wider than f16.
+    pub stored: bool,
 }
 
 /// What the elements of [`Blocks`] are made of.
@@ -79,23 +82,31 @@ impl BlockForm {
     }
 }
 
+/// What the names of [`Blocks::stored`] end with.
+const STORED: &str = "stored";
+
 impl Blocks {
     /// Groups of weights that may be asked for.
     pub const GROUPS: [u16; 3] = [32, 64, 128];
 
     /// Weights in blocks.
     pub fn weights(form: BlockForm, group: u16) -> Self {
-        Blocks { form, group }
+        Blocks { form, group, stored: false }
     }
 
     /// What tokens bring to products with these weights.
     pub fn of_tokens(self) -> Self {
-        Blocks { form: BlockForm::Token8, ..self }
+        Blocks { form: BlockForm::Token8, ..self.multiplied() }
+    }
+
+    /// What a product knows of these weights: not where their integers are from.
+    pub fn multiplied(self) -> Self {
+        Blocks { stored: false, ..self }
     }
 
     /// What a cache keeps of heads, in groups of so many elements: a whole head, or several that lie in one.
     pub fn kept(group: u16) -> Self {
-        Blocks { form: BlockForm::Kept8, group }
+        Blocks { form: BlockForm::Kept8, group, stored: false }
     }
 
     /// Whether these are weights.
@@ -110,10 +121,11 @@ impl Blocks {
 
     /// Reads a name as [`Display`](fmt::Display) writes it.
     pub fn parse(name: &str) -> Option<Self> {
+        let (name, stored) = name.strip_suffix(STORED).map_or((name, false), |name| (name, true));
         let (form, group) = BlockForm::ALL.into_iter().find_map(|f| Some((f, name.strip_prefix(f.name())?)))?;
         let group = group.strip_prefix('g')?.parse().ok()?;
         let is_known = if form == BlockForm::Kept8 { group > 0 } else { Self::GROUPS.contains(&group) };
-        is_known.then_some(Blocks { form, group })
+        (is_known && (form.is_of_weights() || !stored)).then_some(Blocks { form, group, stored })
     }
 
     /// Bits that an element of a full group takes, its share of the scale and the minimum counted.
@@ -126,8 +138,11 @@ impl Blocks {
         elements * self.form.bits() / 8 + elements.div_ceil(u64::from(self.group)) * self.form.shared_bytes()
     }
 
-    /// Rounds the elements of one group to what it holds. A NaN among them makes all of them NaN.
+    /// Rounds the elements of one group to what it holds; those that are stored so stay. A NaN among them makes all of them NaN.
     pub fn round(self, group: &mut [f32]) {
+        if self.stored {
+            return;
+        }
         let half = |x: f32| half::f16::from_f32(x).to_f32();
         let (scale, minimum) = match self.form {
             BlockForm::Int8 => (half(magnitude(group) / 127.0), 0.0),
@@ -180,7 +195,7 @@ fn range(group: &[f32]) -> (f32, f32) {
 
 impl fmt::Display for Blocks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}g{}", self.form.name(), self.group)
+        write!(f, "{}g{}{}", self.form.name(), self.group, if self.stored { STORED } else { "" })
     }
 }
 
@@ -190,7 +205,7 @@ mod tests {
 
     fn rounded(form: BlockForm, values: &[f32]) -> Vec<f32> {
         let mut group = values.to_vec();
-        Blocks { form, group: 32 }.round(&mut group);
+        Blocks::weights(form, 32).round(&mut group);
         group
     }
 
@@ -198,12 +213,26 @@ mod tests {
     fn names_round_trip() {
         for form in BlockForm::ALL {
             for group in Blocks::GROUPS {
-                let blocks = Blocks { form, group };
-                assert_eq!(Blocks::parse(&blocks.to_string()), Some(blocks));
+                for stored in [false, form.is_of_weights()] {
+                    let blocks = Blocks { stored, ..Blocks::weights(form, group) };
+                    assert_eq!(Blocks::parse(&blocks.to_string()), Some(blocks));
+                }
             }
         }
         assert_eq!(Blocks::parse("kept8g7"), Some(Blocks::kept(7)));
-        for wrong in ["int4", "int4g", "int4g33", "int2g32", "g32", "int8g32x", "kept8g0", "kept8g65536"] {
+        for wrong in [
+            "token8g32stored",
+            "kept8g7stored",
+            "int4stored",
+            "int4",
+            "int4g",
+            "int4g33",
+            "int2g32",
+            "g32",
+            "int8g32x",
+            "kept8g0",
+            "kept8g65536",
+        ] {
             assert_eq!(Blocks::parse(wrong), None, "{wrong}");
         }
     }
@@ -223,6 +252,15 @@ mod tests {
         assert_eq!(rounded(BlockForm::Kept8, &[1.0, -0.5]), [127.0 * scale, -64.0 * scale]);
         assert_eq!(rounded(BlockForm::Kept8, &[127.0 * scale, -64.0 * scale]), [127.0 * scale, -64.0 * scale]);
         assert_eq!(rounded(BlockForm::Kept8, &[1e-37, -1e-38]), [0.0, 0.0]);
+    }
+
+    #[test]
+    fn stored_groups_stay() {
+        let (numbers, mut group) = ([0.3, -7.1, 5.0], [0.3, -7.1, 5.0]);
+        Blocks { stored: true, ..Blocks::weights(BlockForm::Int4, 32) }.round(&mut group);
+        assert_eq!(group, numbers);
+        let blocks = Blocks { stored: true, ..Blocks::weights(BlockForm::Uint4, 64) };
+        assert_eq!(blocks.of_tokens(), Blocks::weights(BlockForm::Uint4, 64).of_tokens());
     }
 
     #[test]

@@ -47,6 +47,11 @@ impl DType {
     pub fn blocks(self) -> Option<Blocks> {
         if let DType::Blocks(blocks) = self { Some(blocks) } else { None }
     }
+
+    /// The type as products know it: of blocks, not where their integers are from.
+    pub fn multiplied(self) -> Self {
+        if let DType::Blocks(blocks) = self { DType::Blocks(blocks.multiplied()) } else { self }
+    }
 }
 
 impl Dim {

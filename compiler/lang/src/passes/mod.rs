@@ -27,6 +27,7 @@ mod region;
 mod run;
 mod scan_constants;
 mod select_rows;
+mod stored;
 
 use crate::graph::Program;
 

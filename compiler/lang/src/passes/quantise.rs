@@ -6,143 +6,26 @@
 //! It changes results, so it is no pass: it runs on a program whose products are formed (the pipeline up to [`FORMED`]), and what it makes
 //! is what later passes and compiled code are held to. Products that choose experts stay as they are: an error there is another expert.
 
+mod plan;
+
 use std::collections::{BTreeSet, HashMap};
-use std::fmt;
-use std::str::FromStr;
 
 use thiserror::Error;
 
+use self::plan::ROUNDED;
+pub use self::plan::{Plan, PlanError, StoredForm, StoredForms};
 use super::matching::is_weight_expression;
 use super::precision::CacheType;
-use crate::graph::blocks::{BlockForm, Blocks};
+use super::stored::{along, unrounded};
+use crate::graph::blocks::Blocks;
 use crate::graph::build::Builder;
-use crate::graph::path::{components, join};
+use crate::graph::path::join;
 use crate::graph::{DType, Dim, Graph, NodeId, Program, ValueId};
 use crate::ops::fused::{ExpertLinear, Linear};
 use crate::ops::{Core, Op, ShapeError};
 
 /// The pass that forms products, the last one before matrices are put into blocks.
 pub const FORMED: &str = "linear";
-
-/// Elements of a group where none is asked for.
-const GROUP: u16 = 32;
-
-/// Which matrices are held how: of the rules that fit a parameter's path, the last one decides.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan {
-    rules: Vec<Rule>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Rule {
-    /// Components that stand one after another in the path, `*` for any one; empty fits all.
-    pattern: Vec<String>,
-    /// `None`: as they are without a plan.
-    blocks: Option<Blocks>,
-}
-
-/// Why a plan cannot be read.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub enum PlanError {
-    /// A format that does not exist.
-    #[error(
-        "'{0}' is no format of weights: they are int8, int4, uint8, uint4 (with a minimum), each with a group of 32, 64 or 128 as in int4:g64, and none"
-    )]
-    Format(String),
-    /// A pattern without a name.
-    #[error(
-        "'{0}' is no pattern: it is names of modules with dots between them, `*` for any one, as in layers.*.down_proj"
-    )]
-    Pattern(String),
-    /// A pattern that no matrix fits.
-    #[error("no matrix of a product is at '{0}'")]
-    Unused(String),
-}
-
-impl Plan {
-    /// Whether nothing is put into blocks.
-    pub fn is_empty(&self) -> bool {
-        self.rules.iter().all(|rule| rule.blocks.is_none())
-    }
-
-    /// A plan that holds all matrices in one way.
-    pub fn all(blocks: Option<Blocks>) -> Self {
-        Plan { rules: vec![Rule { pattern: Vec::new(), blocks }] }
-    }
-
-    /// Adds a rule, which decides over those before it. `pattern` is components of paths, `*` for any one.
-    pub fn add(&mut self, pattern: Vec<String>, blocks: Option<Blocks>) {
-        self.rules.push(Rule { pattern, blocks });
-    }
-
-    /// What the matrix at `path` is held in.
-    pub fn of(&self, path: &str) -> Option<Blocks> {
-        self.rules.iter().rfind(|rule| rule.fits(path)).and_then(|rule| rule.blocks)
-    }
-}
-
-impl Rule {
-    fn fits(&self, path: &str) -> bool {
-        let path: Vec<&str> = components(path).collect();
-        let same = |(own, of): (&String, &&str)| own == "*" || own == of;
-        let n = self.pattern.len();
-        n == 0 || path.windows(n).any(|part| self.pattern.iter().zip(part).all(same))
-    }
-}
-
-impl FromStr for Plan {
-    type Err = PlanError;
-
-    /// `int4:g64,down_proj=int8:g32,lm_head=none`: a format without a pattern is for all. Rules may stand on lines of their own, and what
-    /// follows a `#` on a line is a comment.
-    fn from_str(text: &str) -> Result<Self, PlanError> {
-        let rule = |item: &str| -> Result<Rule, PlanError> {
-            let (pattern, format) = item.rsplit_once('=').map_or((None, item), |(p, f)| (Some(p.trim()), f.trim()));
-            let pattern: Vec<String> = match pattern {
-                None => Vec::new(),
-                Some(names) => names.split('.').map(str::to_owned).collect(),
-            };
-            if pattern.iter().any(String::is_empty) {
-                return Err(PlanError::Pattern(item.to_owned()));
-            }
-            let blocks = match format {
-                "none" => None,
-                _ => Some(parse_format(format).ok_or_else(|| PlanError::Format(format.to_owned()))?),
-            };
-            Ok(Rule { pattern, blocks })
-        };
-        let lines = text.lines().map(|line| line.split_once('#').map_or(line, |(rules, _)| rules));
-        let items = lines.flat_map(|line| line.split(',')).map(str::trim).filter(|item| !item.is_empty());
-        let rules = items.map(rule).collect::<Result<Vec<_>, _>>()?;
-        if rules.is_empty() {
-            return Err(PlanError::Format(String::new()));
-        }
-        Ok(Plan { rules })
-    }
-}
-
-/// `int4`, `int4:g64`.
-fn parse_format(text: &str) -> Option<Blocks> {
-    let (form, group) = text.split_once(':').map_or((text, None), |(form, group)| (form, Some(group)));
-    let group = group.map_or(Some(GROUP), |g| g.strip_prefix('g')?.parse().ok())?;
-    let form = BlockForm::ALL.into_iter().find(|f| f.name() == form && f.is_of_weights())?;
-    Blocks::GROUPS.contains(&group).then(|| Blocks::weights(form, group))
-}
-
-impl fmt::Display for Plan {
-    /// As it is read.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rules: Vec<String> = self
-            .rules
-            .iter()
-            .map(|rule| {
-                let format = rule.blocks.map_or("none".to_owned(), |b| format!("{}:g{}", b.form.name(), b.group));
-                if rule.pattern.is_empty() { format } else { format!("{}={format}", rule.pattern.join(".")) }
-            })
-            .collect();
-        f.write_str(&rules.join(","))
-    }
-}
 
 /// Why a program cannot be quantised.
 #[derive(Clone, Debug, Error)]
@@ -287,11 +170,7 @@ impl<'p> Split<'p> {
                 calls.push((node, self.body(*callee, &join(at, relative))));
             } else if let Some(Matrices { paths, rows, columns }) = matrices(graph, node) {
                 let paths: Vec<String> = paths.iter().map(|path| join(at, path)).collect();
-                let mut held = paths.iter().map(|path| self.plan.of(path));
-                let first = held.next().flatten();
-                if let Some(blocks) = first.filter(|_| held.all(|other| other == first)) {
-                    products.push((node, blocks));
-                }
+                products.extend(self.held(graph, node, &paths, at).map(|blocks| (node, blocks)));
                 self.found.push(Matrices { paths, rows, columns });
             }
         }
@@ -302,6 +181,26 @@ impl<'p> Split<'p> {
         self.bodies.push(body.clone());
         self.known.insert(body, self.bodies.len() - 1);
         self.bodies.len() - 1
+    }
+}
+
+impl Split<'_> {
+    /// What the matrices of a product are held in, which are made of the parameters at `paths`.
+    fn held(&self, graph: &Graph, node: NodeId, paths: &[String], at: &str) -> Option<Blocks> {
+        let all: Vec<Blocks> = paths.iter().map(|path| self.plan.of(path)).collect::<Option<_>>()?;
+        let (first, rest) = all.split_first()?;
+        if rest.iter().any(|other| other != first) {
+            // Stored ones that lie in one matrix are rounded alike.
+            return paths.iter().all(|path| self.plan.is_stored(path)).then_some(ROUNDED);
+        }
+        let of_parameter = |path: &str| self.plan.along(&join(at, path));
+        let along_inputs = |value: &ValueId| {
+            let last = graph.ty(*value).dims.len().checked_sub(1);
+            last.is_some() && along(graph, *value, &of_parameter) == last
+        };
+        let matrices = || graph.operands(node).into_iter().skip(1).take(parts_of(graph, node));
+        let whole = !first.stored || matrices().all(|matrix| along_inputs(&matrix));
+        Some(if whole { *first } else { ROUNDED })
     }
 }
 
@@ -363,6 +262,7 @@ fn rewrite(
     blocks: Blocks,
     tokens: &mut HashMap<(ValueId, Blocks), ValueId>,
 ) -> Result<(), ShapeError> {
+    let brings = blocks.of_tokens();
     let parts = parts_of(graph, node);
     let operands = graph.operands(node);
     // What was narrowed for the product is not rounded twice.
@@ -374,17 +274,19 @@ fn rewrite(
     if !matches!(graph.ty(x).dims.last(), Some(Dim::Fixed(_))) {
         return Ok(());
     }
-    let brought = match tokens.get(&(x, blocks)) {
+    let brought = match tokens.get(&(x, brings)) {
         Some(known) => *known,
         None => {
-            let made = Builder::like(graph, node).cast(x, DType::Blocks(blocks.of_tokens()))?;
-            tokens.insert((x, blocks), made);
+            let made = Builder::like(graph, node).cast(x, DType::Blocks(brings))?;
+            tokens.insert((x, brings), made);
             made
         }
     };
     graph.set_operand(node, 0, brought);
     for (i, matrix) in operands.iter().enumerate().skip(1).take(parts) {
-        let held = Builder::like(graph, node).cast(*matrix, DType::Blocks(blocks))?;
+        // Nor is what was stored in blocks.
+        let matrix = if blocks.stored { unrounded(graph, *matrix)? } else { *matrix };
+        let held = Builder::like(graph, node).cast(matrix, DType::Blocks(blocks))?;
         graph.set_operand(node, i, held);
     }
     Ok(())
@@ -393,44 +295,4 @@ fn rewrite(
 fn parts_of(graph: &Graph, node: NodeId) -> usize {
     let op = graph.op(node);
     op.as_fused::<Linear>().map_or(0, |l| l.parts) + op.as_fused::<ExpertLinear>().map_or(0, |e| e.parts)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn plans_are_read_and_the_last_rule_decides() {
-        let plan: Plan = "int4:g64, down_proj=int8, layers.0.*.q_proj=uint4:g128,lm_head=none".parse().unwrap();
-        assert_eq!(plan.to_string(), "int4:g64,down_proj=int8:g32,layers.0.*.q_proj=uint4:g128,lm_head=none");
-        assert_eq!(plan, plan.to_string().parse().unwrap());
-        let held = |path: &str| plan.of(path).map(|b| b.to_string());
-        assert_eq!(held("layers.1.self_attn.q_proj.weight").as_deref(), Some("int4g64"));
-        assert_eq!(held("layers.0.self_attn.q_proj.weight").as_deref(), Some("uint4g128"));
-        assert_eq!(held("layers.1.mlp.down_proj.weight").as_deref(), Some("int8g32"));
-        assert_eq!(held("lm_head.weight"), None);
-        assert_eq!(held("layers.10.mlp.up_proj.weight").as_deref(), Some("int4g64"));
-        assert!("none".parse::<Plan>().unwrap().is_empty());
-    }
-
-    #[test]
-    fn plans_are_read_from_lines_with_comments() {
-        let lines = "# 4.5 bits a weight\nint4:g64  # all\n\n layers.0.mlp=int8,\nlm_head=none\n";
-        assert_eq!(lines.parse::<Plan>(), "int4:g64,layers.0.mlp=int8,lm_head=none".parse());
-        assert!("# nothing".parse::<Plan>().is_err());
-        let mut made = Plan::all("int4:g64".parse::<Plan>().unwrap().of("any"));
-        made.add(vec!["layers".to_owned(), "*".to_owned()], None);
-        assert_eq!(made.to_string(), "int4:g64,layers.*=none");
-    }
-
-    #[test]
-    fn wrong_plans_say_what_exists() {
-        let wrong = |text: &str| text.parse::<Plan>().unwrap_err().to_string();
-        assert!(wrong("int5").starts_with("'int5' is no format of weights: they are int8, int4"));
-        assert!(wrong("int4:g48").starts_with("'int4:g48' is no format"));
-        assert!(wrong("int4:64").starts_with("'int4:64' is no format"));
-        assert!(wrong("token8").starts_with("'token8' is no format"));
-        assert!(wrong("").starts_with("'' is no format"));
-        assert!(wrong("a..b=int4").starts_with("'a..b=int4' is no pattern"));
-    }
 }

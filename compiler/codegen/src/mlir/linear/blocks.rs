@@ -24,6 +24,7 @@ pub fn packed(blocks: Blocks, columns: u64) -> manifest::Blocks {
         bits: blocks.form.bits(),
         group: u64::from(blocks.group),
         minimum: blocks.form.has_minimum(),
+        stored: blocks.stored,
     }
 }
 
