@@ -23,7 +23,7 @@ struct Sum {
 }
 
 /// The way of each thing with which the sum of costs is least while the sum of bits is at most `budget`; `None` where no ways have so few
-/// bits. Of sums that none beats in both bits and cost at most [`MOST_SUMS`] are carried on, so that of very many things the result may be
+/// bits. Of sums that none beats in both bits and cost at most `MOST_SUMS` are carried on, so that of very many things the result may be
 /// off by that part of the budget.
 pub fn allocate(things: &[Vec<Way>], budget: u64) -> Option<Vec<usize>> {
     // The least that things from each on take.

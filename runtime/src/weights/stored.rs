@@ -145,7 +145,7 @@ mod tests {
 
     /// Blocks of bits of no order, with scales that are numbers.
     fn made(format: BlockFormat, n: usize) -> Vec<u8> {
-        let mut bytes: Vec<u8> = (0..n * format.bytes()).map(|i| (i * 2_654_435_761 >> 7) as u8).collect();
+        let mut bytes: Vec<u8> = (0..n * format.bytes()).map(|i| ((i * 2_654_435_761) >> 7) as u8).collect();
         for (block, bytes) in bytes.chunks_mut(format.bytes()).enumerate() {
             for at in [0, 2] {
                 let scale = f16::from_f32(0.01 * (block + at + 1) as f32);
