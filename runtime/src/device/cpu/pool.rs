@@ -153,10 +153,16 @@ impl Job<'_> {
         let mut early = None;
         for launch in 0..self.tiles.len() {
             let mine = early.take_if(|claim: &mut Claim| claim.launch == launch);
-            if catch_unwind(AssertUnwindSafe(|| self.work_on(worker, launch, mine))).is_err() {
+            let take_part = || {
+                self.work_on(worker, launch, mine);
+                if early.is_none() {
+                    early = self.get_ready(launch);
+                }
+            };
+            if catch_unwind(AssertUnwindSafe(take_part)).is_err() {
                 self.failed.store(true, Ordering::Release);
             }
-            if !self.wait_for(launch, &mut early) {
+            if !self.wait_for(launch) {
                 return;
             }
         }
@@ -189,22 +195,32 @@ impl Job<'_> {
         (begin < tiles).then(|| Claim { launch, begin, end: (begin + part).min(tiles) })
     }
 
-    /// Until all tiles of the launch are done, by whomever; `false` when somebody failed. `early` is what this worker has claimed of a later launch.
-    fn wait_for(&self, launch: usize, early: &mut Option<Claim>) -> bool {
-        let failed = || self.failed.load(Ordering::Acquire);
-        let over = || self.counters[launch].done.load(Ordering::Acquire) >= u64::from(self.tiles[launch]) || failed();
-        if !over() && early.is_none() {
-            let shared = (launch + 1..self.tiles.len()).take(LAUNCHES_AHEAD).find(|&later| self.tiles[later] > 1);
-            *early = shared.and_then(|later| self.claim(later));
-            if let Some(claim) = early {
-                (self.ahead)(claim.launch, claim.begin as u32, claim.end as u32, &over);
-            }
+    /// While others are at a launch, claims tiles of a later one and gets ready for them.
+    fn get_ready(&self, launch: usize) -> Option<Claim> {
+        let over = || self.is_done(launch) || self.failed.load(Ordering::Acquire);
+        if over() {
+            return None;
         }
+        let shared = (launch + 1..self.tiles.len()).take(LAUNCHES_AHEAD).find(|&later| self.tiles[later] > 1);
+        let claim = shared.and_then(|later| self.claim(later))?;
+        (self.ahead)(claim.launch, claim.begin as u32, claim.end as u32, &over);
+        Some(claim)
+    }
+
+    fn is_done(&self, launch: usize) -> bool {
+        self.counters[launch].done.load(Ordering::Acquire) >= u64::from(self.tiles[launch])
+    }
+
+    /// Until all tiles of the launch are done, by whomever; `false` when somebody failed.
+    fn wait_for(&self, launch: usize) -> bool {
         let mut turns = 0;
-        while !over() {
+        while !self.is_done(launch) {
+            if self.failed.load(Ordering::Acquire) {
+                return false;
+            }
             pause(&mut turns);
         }
-        !failed()
+        !self.failed.load(Ordering::Acquire)
     }
 }
 
@@ -350,6 +366,19 @@ mod tests {
             assert_eq!(result, Err(WorkerPanicked));
             assert_eq!(pool.run(&[100], &|_, _, _, _| ()), Ok(()));
         }
+        // Of whoever gets ready, too; the caller's single tile lasts until somebody does.
+        let reached = AtomicBool::new(false);
+        let body = |_, launch, _, _| {
+            while launch == 0 && !reached.load(Ordering::SeqCst) {
+                std::thread::yield_now();
+            }
+        };
+        let ahead = |_, _, _, _: &dyn Fn() -> bool| {
+            reached.store(true, Ordering::SeqCst);
+            panic!("on purpose");
+        };
+        assert_eq!(pool.run_ahead(&[1, 16], &body, &ahead), Err(WorkerPanicked));
+        assert_eq!(pool.run(&[100], &|_, _, _, _| ()), Ok(()));
     }
 
     #[test]
