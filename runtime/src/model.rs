@@ -1,5 +1,6 @@
 //! A model that is ready to run: code of one variant, weights in place, workers waiting.
 
+use crate::artifact::container::Variant;
 use crate::artifact::manifest::{DType, Input, Manifest};
 use crate::artifact::{Artifact, HostFeatures};
 use crate::device::Device;
@@ -84,13 +85,29 @@ impl Model {
                 "load it again",
             ));
         }
-        let device = Arc::new(CpuDevice::new(&self.manifest, variant.load_code()?, options.pool()?)?);
-        Ok(Arc::new(Self {
-            manifest: Arc::clone(&self.manifest),
-            device,
-            weights: Arc::clone(&self.weights),
-            remarks: self.remarks.clone(),
-        }))
+        self.sharing(&variant, options)
+    }
+
+    /// Another artifact with the weights of this model, which it lays out in the same way: the same program, scheduled otherwise.
+    ///
+    /// # Errors
+    /// Weights that lie otherwise; else as [`Model::load`].
+    pub fn with_code(&self, artifact: &Artifact, options: &ModelOptions<'_>) -> Result<Arc<Self>> {
+        let variant = artifact.select(&HostFeatures::detect(), Some(&self.manifest.target.name))?;
+        if variant.manifest().weights != self.manifest.weights {
+            return Err(RuntimeError::request(
+                "the artifact has other weights than the model, or lays them out otherwise",
+                "load it with its checkpoint",
+            ));
+        }
+        self.sharing(&variant, options)
+    }
+
+    /// The code of a variant with the weights of this model.
+    fn sharing(&self, variant: &Variant<'_>, options: &ModelOptions<'_>) -> Result<Arc<Self>> {
+        let manifest = Arc::clone(variant.manifest());
+        let device = Arc::new(CpuDevice::new(&manifest, variant.load_code()?, options.pool()?)?);
+        Ok(Arc::new(Self { manifest, device, weights: Arc::clone(&self.weights), remarks: self.remarks.clone() }))
     }
 
     /// A model on any device that has the code of `manifest` loaded.

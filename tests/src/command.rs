@@ -63,8 +63,7 @@ impl Shell {
     }
 
     fn run_command(&self, mut command: Command, shown: &str, arguments: &[&str]) -> Result<Ran> {
-        let folder = self.folder.path();
-        command.args(arguments).current_dir(folder).env("NO_COLOR", "1").env("XFC_CACHE_DIR", folder.join(".cache"));
+        in_folder(command.args(arguments).env("NO_COLOR", "1"), self.folder());
         let Output { status, stdout, stderr } = command.output()?;
         Ok(Ran {
             command: format!("{shown} {}", arguments.join(" ")),
@@ -73,6 +72,11 @@ impl Shell {
             stderr: String::from_utf8(stderr)?,
         })
     }
+}
+
+/// Has a command run in a folder, with a cache and settings of its own there: what the user keeps or measured plays no part.
+pub fn in_folder<'c>(command: &'c mut Command, folder: &Path) -> &'c mut Command {
+    command.current_dir(folder).env("XFC_CACHE_DIR", folder.join(".cache")).env("XFC_TUNE_DIR", folder.join(".tune"))
 }
 
 impl Ran {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use xfc_codegen::driver::write_artifact;
 use xfc_codegen::kernels::{Built, Input, build_for};
 use xfc_codegen::plan::Stored;
-use xfc_codegen::target::{self, Keep};
+use xfc_codegen::target::{self, Keep, Target};
 use xfc_lang::arch::{ElaborateOptions, elaborate};
 use xfc_lang::graph::parse::parse;
 use xfc_lang::graph::path::{Stack, instances, join, parameters};
@@ -50,14 +50,21 @@ pub fn agree_in_turn(number: usize, text: &str, steps: &[Vec<Given<'_>>]) -> Res
 }
 
 fn agree_on(text: &str, steps: &[Vec<Given<'_>>], targets: &[&str]) -> Result<()> {
+    let targets = targets.iter().map(|name| target::parse(name)).collect::<std::result::Result<Vec<_>, _>>()?;
+    agree_with(text, steps, &targets)
+}
+
+/// The same on given targets.
+pub fn agree_with(text: &str, steps: &[Vec<Given<'_>>], targets: &[Box<dyn Target>]) -> Result<()> {
     let program = parse(text)?;
     let shapes = weight_shapes(&program);
     let fused = fuse(&program)?;
     let weights = made_up(&shapes);
     let truth = Interpreter::<f32>::new(verify(&program).map_err(|v| v.to_string())?, &weights)?;
     let host = HostFeatures::detect();
-    for name in targets {
-        let artifact = Artifact::from_bytes(write_artifact("", &[built(&fused, &shapes, name)?])?)?;
+    for target in targets {
+        let name = target.name();
+        let artifact = Artifact::from_bytes(write_artifact("", &[built(&fused, &shapes, &**target)?])?)?;
         // Code of another architecture is linked, which refuses calls of libraries, and no more.
         if artifact.manifests().any(|m| host.missing(&m.target).is_none()) {
             continue;
@@ -91,7 +98,7 @@ pub fn same_in_small_steps(text: &str, x: &[Vec<f32>], tail: &[usize]) -> Result
     let host = HostFeatures::detect();
     let head = x.len() - tail.iter().sum::<usize>();
     for name in TARGETS.iter().chain(&LINKED) {
-        let artifact = Artifact::from_bytes(write_artifact("", &[built(&fused, &shapes, name)?])?)?;
+        let artifact = Artifact::from_bytes(write_artifact("", &[built(&fused, &shapes, &*target::parse(name)?)?])?)?;
         if artifact.manifests().any(|m| host.missing(&m.target).is_none()) {
             continue;
         }
@@ -158,7 +165,7 @@ pub fn compare_with_interpreter(text: &str, schedule: &Schedule, targets: &[&str
     let (exact, rounded) =
         (Interpreter::<f64>::new(verified()?, &weights)?, Interpreter::<f32>::new(verified()?, &weights)?);
     for name in targets {
-        let artifact = Artifact::from_bytes(write_artifact("", &[built(&fused, &shapes, name)?])?)?;
+        let artifact = Artifact::from_bytes(write_artifact("", &[built(&fused, &shapes, &*target::parse(name)?)?])?)?;
         let n = schedule.first().map_or(0, Vec::len);
         let options = SessionOptions { context_tokens: Some(96), ..SessionOptions::default() };
         let (model, mut session, ids) = opened(&artifact, n as u32, options)?;
@@ -273,14 +280,14 @@ pub fn of_wiring(wiring: &str) -> Result<String> {
 /// The artifact of a program for the first target.
 pub fn artifact(text: &str) -> Result<Artifact> {
     let program = parse(text)?;
-    let built = built(&fuse(&program)?, &weight_shapes(&program), TARGETS[0])?;
+    let built = built(&fuse(&program)?, &weight_shapes(&program), &*target::parse(TARGETS[0])?)?;
     Ok(Artifact::from_bytes(write_artifact("", &[built])?)?)
 }
 
 /// The manifest of a program for the first target.
 pub fn manifest(text: &str) -> Result<Manifest> {
     let program = parse(text)?;
-    Ok(built(&fuse(&program)?, &weight_shapes(&program), TARGETS[0])?.manifest)
+    Ok(built(&fuse(&program)?, &weight_shapes(&program), &*target::parse(TARGETS[0])?)?.manifest)
 }
 
 fn fuse(program: &Program) -> Result<Program> {
@@ -289,7 +296,7 @@ fn fuse(program: &Program) -> Result<Program> {
     Ok(fused)
 }
 
-fn built(fused: &Program, shapes: &HashMap<String, Vec<u64>>, target: &str) -> Result<Built> {
+fn built(fused: &Program, shapes: &HashMap<String, Vec<u64>>, target: &dyn Target) -> Result<Built> {
     let stored = |path: &str| {
         shapes.get(path).map(|shape| Stored {
             names: vec![path.to_owned()],
@@ -299,7 +306,7 @@ fn built(fused: &Program, shapes: &HashMap<String, Vec<u64>>, target: &str) -> R
         })
     };
     let input = Input { program: fused, stored: &stored, format: "hf", ignore: &[], parameters: 0 };
-    Ok(build_for(&input, &*target::parse(target)?, 2, Keep::default(), None)?)
+    Ok(build_for(&input, target, 2, Keep::default(), None)?)
 }
 
 fn weight_shapes(program: &Program) -> HashMap<String, Vec<u64>> {

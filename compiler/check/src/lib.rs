@@ -19,6 +19,7 @@ pub mod error;
 pub mod eval;
 pub mod gguf;
 pub mod inputs;
+pub mod layers;
 pub mod locate;
 pub mod mixed;
 pub mod modules;

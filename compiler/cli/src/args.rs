@@ -8,6 +8,7 @@ use xfc_runtime::commands::{BenchArgs, CacheArgs, EXIT_CODES, EmbedArgs, LogitsA
 
 use crate::eval::EvalArgs;
 use crate::quant::QuantArgs;
+use crate::tune::TuneArgs;
 use crate::verify::VerifyArgs;
 
 /// Most positions of a context: what a session can number.
@@ -51,6 +52,8 @@ pub(crate) enum Command {
     Verify(VerifyArgs),
     /// Measure perplexity over a text, and how far two runs are apart
     Eval(EvalArgs),
+    /// Measure which schedules are fastest here, and write the profile that compiling reads
+    Tune(TuneArgs),
     /// Find which matrices bear few bits, and a plan that holds each in a format of its own
     Quant(QuantArgs),
     /// Show or empty the folder in which compiled models and packed weights are kept
@@ -104,6 +107,9 @@ pub(crate) struct ModelArgs {
     /// Leave out an optional pass; may repeat
     #[arg(long = "skip-pass", value_name = "PASS")]
     pub(crate) skip_pass: Vec<String>,
+    /// Schedules from this profile, or `none` [default: what `xfc tune` measured here for the target]
+    #[arg(long, value_name = "FILE|none")]
+    pub(crate) tuned: Option<String>,
 }
 
 /// `--quant`.

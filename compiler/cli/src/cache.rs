@@ -57,6 +57,9 @@ fn key(loaded: &Loaded, targets: &[Box<dyn Target>]) -> String {
     hasher.update(loaded.key.as_bytes());
     for target in targets {
         hasher.update(b"\ntarget ").update(target.name().as_bytes());
+        if let Some(profile) = target.profile() {
+            hasher.update(b"\nprofile ").update(profile.to_text().as_bytes());
+        }
     }
     hasher.update(compiler_build().as_bytes());
     hasher.finalize().to_hex().as_str()[..32].to_owned()

@@ -39,6 +39,7 @@ fn survey(name: &str, args: &CompareArgs) -> Result<Survey> {
         calibration: None,
         models: args.models.clone(),
         gguf: None,
+        tuned: None,
         skip_pass: Vec::new(),
     };
     let loaded = see::load(name, &model)?;

@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::model::{self, Named};
 use crate::output::print;
 use crate::stored;
+use crate::tuned;
 use xfc_lang::view::digits;
 
 /// Runs the subcommand.
@@ -54,6 +55,7 @@ pub(crate) fn run(args: &CompileArgs) -> Result<()> {
             "bytes": compiled.bytes.len(),
             "parameters": loaded.model.arch.parameter_count(),
             "targets": targets.iter().map(|t| t.name()).collect::<Vec<_>>(),
+            "profiles": targets.iter().map(|t| t.profile().map(|p| &p.date)).collect::<Vec<_>>(),
             "kernels": n_kernels,
             "launches": compiled.built.iter().map(|b| b.plan.launches.len()).collect::<Vec<_>>(),
             "elapsed_ms": total.as_secs_f64() * 1e3,
@@ -82,12 +84,14 @@ pub(crate) fn run(args: &CompileArgs) -> Result<()> {
         for (name, t) in &compiled.elapsed {
             print(format!("  {name:<10} {:8.1} ms", t.as_secs_f64() * 1e3));
         }
-        for (built, name) in compiled.built.iter().zip(&names) {
+        for (built, target) in compiled.built.iter().zip(&targets) {
             print(format!(
-                "  {name}: {} distinct kernels, {} compiled with their variants, {} launches",
+                "  {}: {} distinct kernels, {} compiled with their variants, {} launches; {}",
+                target.name(),
                 built.plan.kernels.len(),
                 built.kernels.len(),
-                built.plan.launches.len()
+                built.plan.launches.len(),
+                tuned::text(&**target)
             ));
         }
     }

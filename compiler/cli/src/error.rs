@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use xfc_check::CheckError;
 use xfc_codegen::error::CodegenError;
+use xfc_codegen::target::profile::ProfileError;
 use xfc_lang::diagnostic::Report;
 use xfc_lang::passes::PassError;
 use xfc_lang::reference::InterpretError;
@@ -40,6 +41,14 @@ pub(crate) enum CliError {
     /// A check found values that depart.
     #[error("{0}")]
     Departed(String),
+    /// A profile that is not taken.
+    #[error("{path} {error}")]
+    Profile {
+        /// The file.
+        path: String,
+        /// Why.
+        error: ProfileError,
+    },
     /// A file named on the command line.
     #[error("{path}: {problem}")]
     File {
@@ -81,6 +90,7 @@ impl CliError {
         let help = match &self {
             CliError::Runtime(e) => e.help().map(str::to_owned),
             CliError::Usage { help, .. } => Some(help.clone()),
+            CliError::Profile { error, .. } => Some(error.help().to_owned()),
             CliError::Codegen(CodegenError::Bug { .. } | CodegenError::Mlir { .. } | CodegenError::Llvm { .. }) => {
                 Some("this is a defect of xfc: please report it with the card and the command".to_owned())
             }
@@ -90,7 +100,7 @@ impl CliError {
             remark(format!("  help: {help}"));
         }
         ExitCode::from(match &self {
-            CliError::Text(_) | CliError::File { .. } => EXIT_INPUT,
+            CliError::Text(_) | CliError::File { .. } | CliError::Profile { .. } => EXIT_INPUT,
             CliError::Runtime(e) => e.exit_code(),
             CliError::Usage { .. }
             | CliError::Codegen(

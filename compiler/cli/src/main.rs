@@ -24,6 +24,8 @@ mod run;
 mod see;
 mod stored;
 mod summary;
+mod tune;
+mod tuned;
 mod values;
 mod verify;
 mod variants;
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => run::bench(args),
         Command::Verify(args) => verify::run(args),
         Command::Eval(args) => eval::run(args),
+        Command::Tune(args) => tune::run(args),
         Command::Quant(args) => quant::run(args),
         Command::Cache(args) => run::cache(args),
         Command::Explain(args) => see::explain(args.code.as_deref()).map(|text| output::print(text.trim_end())),

@@ -21,6 +21,7 @@ use xfc_runtime::weights::Checkpoint;
 use crate::args::{CacheArg, DTypeArg, ModelArgs, Quant};
 use crate::error::{CliError, Result};
 use crate::output::remark;
+use crate::tuned;
 
 /// What MODEL names.
 #[derive(Debug)]
@@ -131,6 +132,7 @@ pub(crate) fn takes_no_options(path: &Path, args: &ModelArgs, allowed: &[&str]) 
         ("--calibration", args.calibration.is_some()),
         ("--models", args.models.is_some()),
         ("--skip-pass", !args.skip_pass.is_empty()),
+        ("--tuned", args.tuned.is_some()),
     ];
     match given.into_iter().find(|(option, given)| *given && !allowed.contains(option)) {
         Some((option, _)) => Err(CliError::usage(
@@ -284,11 +286,19 @@ impl ModelArgs {
         format!("{:?} {:?} {:?} {} {quant}", self.dtype, self.kv_cache_dtype, self.skip_pass, self.tiny)
     }
 
+    /// The targets named, or this host, with the schedules that were measured for them.
+    ///
+    /// # Errors
+    /// A name that is no target; a profile that is wrong.
+    pub(crate) fn targets(&self) -> Result<Vec<Box<dyn Target>>> {
+        tuned::apply(self.plain_targets()?, self.tuned.as_deref())
+    }
+
     /// The targets named, or this host.
     ///
     /// # Errors
     /// A name that is no target.
-    pub(crate) fn targets(&self) -> Result<Vec<Box<dyn Target>>> {
+    pub(crate) fn plain_targets(&self) -> Result<Vec<Box<dyn Target>>> {
         let names: Vec<&str> =
             if self.target.is_empty() { vec!["cpu"] } else { self.target.iter().map(String::as_str).collect() };
         let mut targets: Vec<Box<dyn Target>> = Vec::new();

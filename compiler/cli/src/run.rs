@@ -98,7 +98,7 @@ fn with_output(command: impl FnOnce(&mut Output<'_>) -> xfc_runtime::error::Resu
 /// checkpoint folder is also where weights come from.
 pub(crate) fn open(args: &ModelArgs, load: &mut LoadArgs, taps: &[String]) -> Result<Artifact> {
     let named = model::name(&args.model)?;
-    if let [one] = &args.targets()?[..]
+    if let [one] = &args.plain_targets()?[..]
         && !args.target.is_empty()
     {
         load.target = Some(one.name().to_owned());

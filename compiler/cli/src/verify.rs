@@ -25,6 +25,7 @@ use crate::error::{CliError, Result};
 use crate::model::{self, Loaded, Named as NamedModel};
 use crate::output::{print, remark};
 use crate::stored;
+use crate::tuned;
 use xfc_lang::view::digits;
 
 /// Sizes above which a card without a checkpoint is shrunk.
@@ -152,7 +153,11 @@ impl Prepared {
         }
         let model_args = stored::resolve(&mut loaded, Some(&checkpoint), &model_args)?;
         let options = model_args.options()?;
-        let targets = if args.model.target.is_empty() { default_targets() } else { args.model.targets()? };
+        let targets = if args.model.target.is_empty() {
+            tuned::apply(default_targets(), args.model.tuned.as_deref())?
+        } else {
+            args.model.targets()?
+        };
         if targets.is_empty() {
             // Says why this host has none.
             target::parse("cpu")?;

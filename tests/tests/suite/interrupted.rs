@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use xfc_tests::Result;
-use xfc_tests::command::{Shell, path};
+use xfc_tests::command::{Shell, in_folder, path};
 
 const RUN: [&str; 8] = ["run", "llama", "--tiny", "--tokens", "1,2,3", "-n", "3", "--json"];
 
@@ -25,7 +25,7 @@ fn files(folder: &Path) -> Result<Vec<String>> {
 /// A command under way in the folder of a shell.
 fn start(shell: &Shell, arguments: &[&str]) -> Result<Child> {
     let mut command = Command::new(path("xfc")?);
-    command.args(arguments).current_dir(shell.folder()).env("XFC_CACHE_DIR", shell.folder().join(".cache"));
+    in_folder(command.args(arguments), shell.folder());
     Ok(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?)
 }
 
@@ -34,8 +34,7 @@ fn with_room(shell: &Shell, kib: u32, arguments: &str) -> Result<(Option<i32>, S
     // The signal that would end the process is ignored, so that the write fails as on a full disk.
     let script = format!("trap '' XFSZ; ulimit -f {kib}; exec {} {arguments}", path("xfc")?.display());
     let mut command = Command::new("bash");
-    command.args(["-c", &script]).current_dir(shell.folder()).env("XFC_CACHE_DIR", shell.folder().join(".cache"));
-    let output = command.output()?;
+    let output = in_folder(command.args(["-c", &script]), shell.folder()).output()?;
     Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
 }
 

@@ -50,6 +50,7 @@ mod targets;
 mod tidy;
 mod tiny;
 mod tools;
+mod tuning;
 mod tutorial;
 mod unserved;
 mod verify;

@@ -4,10 +4,12 @@
 //! target gives as a [`Machine`](crate::mlir::machine::Machine), how they are tiled as a [`schedule`](crate::mlir::schedule).
 
 pub mod cpu;
+pub mod profile;
 
 use xfc_lang::graph::DType;
 use xfc_runtime::artifact::manifest::{self, Pack};
 
+use self::profile::{Family, Fields, Profile, ProfileError};
 use crate::error::CodegenError;
 use crate::plan::kernel::{AttentionSpec, KernelSpec};
 
@@ -51,6 +53,19 @@ pub trait Target: Sync {
 
     /// Regimes of steps, ascending.
     fn phases(&self) -> Vec<manifest::Phase>;
+
+    /// The same target with the schedules of a profile.
+    ///
+    /// # Errors
+    /// A profile of another target, or one that sets what the generator cannot do.
+    fn with_profile(&self, profile: Profile) -> Result<Box<dyn Target>, ProfileError>;
+
+    /// Where its schedules depart from those that it chooses by itself. They decide the code as its name does.
+    fn profile(&self) -> Option<&Profile>;
+
+    /// What may be set for a family, to be measured: each departs from `best`, the best of the stages before this one. `None` behind the last
+    /// stage.
+    fn candidates(&self, family: &Family, stage: usize, best: &Fields) -> Option<Vec<Fields>>;
 
     /// The schedule of a kernel in phase `phase`, rendered; equal texts are one kernel.
     fn schedule(&self, spec: &KernelSpec, phase: usize) -> String;

@@ -6,30 +6,53 @@ pub mod link;
 pub mod mlir_to_object;
 mod relocate;
 pub mod schedule;
+mod tuning;
+
+use std::sync::Arc;
 
 use xfc_lang::graph::DType;
 use xfc_runtime::artifact::manifest::{self, Pack, Phase};
 
 use self::isa::Isa;
 use self::mlir_to_object::ObjectWriter;
-use self::schedule::Regime;
+use self::schedule::{ProductKind, Regime};
+use super::profile::{self, Family, Fields, Profile, ProfileError};
 use super::{Compiled, Compiler, Emitted, Keep, SYMBOL, Target, Tiling};
 use crate::error::CodegenError;
 use crate::mlir::pipeline::Lowering;
-use crate::mlir::schedule::panel_depth;
+use crate::mlir::schedule::{AttentionSchedule, LinearSchedule, panel_depth};
 use crate::mlir::{attention, linear, rows};
-use crate::plan::kernel::{AttentionSpec, KernelSpec, PARTED_ROWS};
+use crate::plan::kernel::{AttentionSpec, KernelSpec, LinearSpec, PARTED_ROWS};
 
 /// Code for one instruction set.
 #[derive(Clone, Debug)]
 pub struct Cpu {
     isa: Isa,
+    profile: Option<Arc<Profile>>,
 }
 
 impl Cpu {
     /// A target for `isa`.
     pub fn new(isa: Isa) -> Self {
-        Cpu { isa }
+        Cpu { isa, profile: None }
+    }
+
+    fn linear(&self, phase: usize, spec: &LinearSpec) -> LinearSchedule {
+        let regime = Regime::ALL[phase];
+        let mut schedule = schedule::linear(&self.isa, regime, ProductKind::of(spec));
+        if let Some(profile) = &self.profile {
+            let family = profile::Product { operand: spec.operand, parts: spec.parts, rows: regime };
+            tuning::set(&mut schedule, &profile.product(&family));
+            schedule.next_panel &= spec.experts.is_none();
+        }
+        schedule
+    }
+
+    fn attention(&self, phase: usize, spec: &AttentionSpec) -> AttentionSchedule {
+        let regime = Regime::ALL[phase];
+        let family = tuning::family(spec, regime);
+        let set = self.profile.as_ref().zip(family).map(|(profile, family)| profile.attention(&family));
+        schedule::attention(&self.isa, regime, spec, &set.unwrap_or_default())
     }
 }
 
@@ -72,10 +95,23 @@ impl Target for Cpu {
         Regime::ALL.iter().map(|r| Phase { name: r.name().to_owned(), max_rows: r.max_rows() }).collect()
     }
 
+    fn with_profile(&self, profile: Profile) -> Result<Box<dyn Target>, ProfileError> {
+        tuning::check(&self.isa, &profile)?;
+        Ok(Box::new(Cpu { isa: self.isa.clone(), profile: Some(Arc::new(profile)) }))
+    }
+
+    fn profile(&self) -> Option<&Profile> {
+        self.profile.as_deref()
+    }
+
+    fn candidates(&self, family: &Family, stage: usize, best: &Fields) -> Option<Vec<Fields>> {
+        tuning::candidates(&self.isa, family, stage, best)
+    }
+
     fn schedule(&self, spec: &KernelSpec, phase: usize) -> String {
         match spec {
-            KernelSpec::Linear(s) => format!("{:?}", schedule::linear(&self.isa, Regime::ALL[phase], s)),
-            KernelSpec::Attention(s) => format!("{:?}", schedule::attention(&self.isa, Regime::ALL[phase], s)),
+            KernelSpec::Linear(s) => format!("{:?}", self.linear(phase, s)),
+            KernelSpec::Attention(s) => format!("{:?}", self.attention(phase, s)),
             KernelSpec::Combine(_) => format!("{:?}, parted: {}", self.isa.machine, is_parted(phase)),
             KernelSpec::Rows(_) | KernelSpec::Scan(_) => format!("{:?}", schedule::rows(&self.isa)),
         }
@@ -84,7 +120,7 @@ impl Target for Cpu {
     fn tiling(&self, spec: &KernelSpec, phase: usize) -> Tiling {
         match spec {
             KernelSpec::Linear(s) => {
-                let schedule = schedule::linear(&self.isa, Regime::ALL[phase], s);
+                let schedule = self.linear(phase, s);
                 let panels = s.outputs.div_ceil(schedule.panel_columns);
                 let (rows_per_tile, blocks) = match s.experts {
                     Some(experts) if schedule.by_expert => (linear::ALL_ROWS, experts.count),
@@ -94,7 +130,7 @@ impl Target for Cpu {
                 Tiling { rows_per_tile, tiles_per_block: blocks * panels }
             }
             KernelSpec::Attention(s) => {
-                let schedule = schedule::attention(&self.isa, Regime::ALL[phase], s);
+                let schedule = self.attention(phase, s);
                 Tiling {
                     rows_per_tile: schedule.rows_per_tile,
                     tiles_per_block: schedule.tiles_per_block(s.kv_heads, s.heads / s.kv_heads),
@@ -117,11 +153,9 @@ impl Target for Cpu {
                 if s.operand == DType::F16 {
                     return Err(CodegenError::unsupported("a product of f16 operands", ""));
                 }
-                linear::emit(SYMBOL, s, machine, &schedule::linear(&self.isa, Regime::ALL[phase], s))?
+                linear::emit(SYMBOL, s, machine, &self.linear(phase, s))?
             }
-            KernelSpec::Attention(s) => {
-                attention::emit(SYMBOL, s, machine, &schedule::attention(&self.isa, Regime::ALL[phase], s))?
-            }
+            KernelSpec::Attention(s) => attention::emit(SYMBOL, s, machine, &self.attention(phase, s))?,
             KernelSpec::Combine(s) => (attention::combine::emit(SYMBOL, s, machine, is_parted(phase))?, 0),
             KernelSpec::Rows(s) => rows::emit(SYMBOL, s, machine, &schedule::rows(&self.isa))?,
             KernelSpec::Scan(s) => rows::scan::emit(SYMBOL, s, machine, &schedule::rows(&self.isa))?,

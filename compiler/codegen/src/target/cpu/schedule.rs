@@ -1,12 +1,16 @@
 //! How kernels are tiled on a CPU: chosen from the instruction set and the sizes.
 
+use serde::{Deserialize, Serialize};
+
 use super::isa::Isa;
 use crate::mlir::machine::PairDot;
 use crate::mlir::schedule::{AttentionSchedule, BlockSchedule, LinearSchedule, RowsSchedule};
 use crate::plan::kernel::{AttentionSpec, LinearSpec, PageLayout};
+use crate::target::profile::AttentionFields;
 
 /// A regime of steps, by how many rows a launch has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Regime {
     /// One row: decoding one sequence. Bound by memory.
     One,
@@ -44,15 +48,37 @@ pub fn panel_columns(isa: &Isa) -> u64 {
     u64::from(isa.machine.lanes) * 4
 }
 
+/// What of a product decides its schedule.
+#[derive(Clone, Copy, Debug)]
+pub struct ProductKind {
+    /// Weights lie in blocks of integers.
+    pub in_blocks: bool,
+    /// Weight matrices.
+    pub parts: usize,
+    /// Rows choose their matrices.
+    pub of_experts: bool,
+}
+
+impl ProductKind {
+    /// Of a specification.
+    pub fn of(spec: &LinearSpec) -> Self {
+        ProductKind {
+            in_blocks: spec.operand.blocks().is_some(),
+            parts: spec.parts,
+            of_experts: spec.experts.is_some(),
+        }
+    }
+}
+
 /// The schedule of a linear in a regime.
-pub fn linear(isa: &Isa, regime: Regime, spec: &LinearSpec) -> LinearSchedule {
+pub fn linear(isa: &Isa, regime: Regime, kind: ProductKind) -> LinearSchedule {
     // The register tile holds rows x vectors x parts accumulators, one vector of weights for each column and one of inputs. Of weights in
     // blocks it holds sums of integers besides, for one group.
-    let in_blocks = spec.operand.blocks().is_some();
-    let parts = spec.parts as u32 * if in_blocks { 2 } else { 1 };
+    let in_blocks = kind.in_blocks;
+    let parts = kind.parts as u32 * if in_blocks { 2 } else { 1 };
     let wide = isa.registers >= 32;
     let (micro_rows, vectors, chains, rows_per_tile) = match regime {
-        Regime::One if in_blocks => (1, if wide { 4 } else { (4 / spec.parts as u32).max(1) }, 1, 1),
+        Regime::One if in_blocks => (1, if wide { 4 } else { (4 / kind.parts as u32).max(1) }, 1, 1),
         Regime::One => (1, 4, if wide && parts == 1 { 2 } else { 1 }, 1),
         Regime::Few => (4, if wide { 4 / parts } else { 2 / parts }, 1, 8),
         Regime::Many if in_blocks && wide => (7, 4 / parts, 1, 49),
@@ -65,7 +91,7 @@ pub fn linear(isa: &Isa, regime: Regime, spec: &LinearSpec) -> LinearSchedule {
         chains,
         unroll: 4,
         prefetch: if regime == Regime::One { isa.prefetch } else { 0 },
-        next_panel: regime == Regime::Few && spec.experts.is_none(),
+        next_panel: regime == Regime::Few && !kind.of_experts,
         panel_columns: panel_columns(isa),
         rows_per_tile,
         // One row's experts differ.
@@ -76,8 +102,8 @@ pub fn linear(isa: &Isa, regime: Regime, spec: &LinearSpec) -> LinearSchedule {
 /// Tokens in a page of the caches: one vector of the widest instruction set, four of the narrowest.
 pub const PAGE_TOKENS: u64 = 16;
 
-/// The schedule of attention in a regime.
-pub fn attention(isa: &Isa, regime: Regime, spec: &AttentionSpec) -> AttentionSchedule {
+/// The schedule of attention in a regime, with what is set: in steps of few rows nothing.
+pub fn attention(isa: &Isa, regime: Regime, spec: &AttentionSpec, set: &AttentionFields) -> AttentionSchedule {
     let lanes = isa.machine.lanes;
     let group = spec.heads / spec.kv_heads;
     if !is_blocked(spec) {
@@ -87,7 +113,7 @@ pub fn attention(isa: &Isa, regime: Regime, spec: &AttentionSpec) -> AttentionSc
     let wide = isa.registers >= 32;
     let page_vectors = (PAGE_TOKENS / u64::from(lanes)) as u32;
     let paired = spec.value_layout == PageLayout::TokenPairs;
-    let queries = match (regime, wide) {
+    let queries = set.queries.unwrap_or(match (regime, wide) {
         // One row's heads, whose number is small.
         (Regime::One, true) => (group as u32).clamp(1, 8),
         (Regime::One, false) => (group as u32).clamp(1, 4),
@@ -102,12 +128,12 @@ pub fn attention(isa: &Isa, regime: Regime, spec: &AttentionSpec) -> AttentionSc
                 6
             }
         }
-    };
+    });
     let halves = if paired { 2 } else { 1 };
     // Either all vectors of values are loaded and a factor is after another, or all factors are and a vector is.
-    let of_vectors = (isa.registers - halves) / (queries + halves);
+    let of_vectors = isa.registers.saturating_sub(halves) / (queries + halves);
     let of_factors = isa.registers.saturating_sub(halves * (queries + 2)) / queries;
-    let value_vectors = of_vectors.max(of_factors).clamp(1, 8);
+    let value_vectors = set.value_vectors.unwrap_or(of_vectors.max(of_factors).clamp(1, 8));
     let values_together = if of_factors >= value_vectors { 1 } else { value_vectors };
     let key_halves = if isa.machine.pair_dot == PairDot::Widened { halves } else { 1 };
     let most = ((isa.registers - key_halves) / (queries + key_halves)).max(page_vectors);
@@ -118,13 +144,16 @@ pub fn attention(isa: &Isa, regime: Regime, spec: &AttentionSpec) -> AttentionSc
         // About 60 queries, so that a block of keys is worth fetching, in whole register tiles.
         Regime::Many => {
             let whole = u64::from(queries) / gcd(u64::from(queries), heads);
-            (60 / (heads * whole)).max(1) * whole
+            (set.tile_queries.unwrap_or(TILE_QUERIES) / (heads * whole)).max(1) * whole
         }
     };
     // Few queries are bound by memory, which is fast where it is read as it lies.
     let by_page = regime != Regime::Many;
-    let pages = if by_page { block_pages(spec) } else { 4 };
-    let pages_per_tile = if by_page { 1 } else { 1 << (most / page_vectors).clamp(1, 4).ilog2() };
+    let pages = if by_page { block_pages(spec) } else { set.pages.unwrap_or(BLOCK_PAGES) };
+    let pages_per_tile =
+        if by_page { 1 } else { set.pages_per_tile.unwrap_or(1 << (most / page_vectors).clamp(1, 4).ilog2()) };
+    // A block is whole register tiles.
+    let pages_per_tile = gcd(pages_per_tile.into(), pages.into()) as u32;
     // An accumulator takes its next product some cycles after the last.
     let chains = [4, 2].into_iter().find(|n| by_page && n * queries * page_vectors <= 8).unwrap_or(1);
     AttentionSchedule {
@@ -144,6 +173,12 @@ pub fn attention(isa: &Isa, regime: Regime, spec: &AttentionSpec) -> AttentionSc
         }),
     }
 }
+
+/// Queries of a tile in steps of many rows.
+const TILE_QUERIES: u64 = 60;
+
+/// Pages of a block in steps of many rows.
+pub const BLOCK_PAGES: u32 = 4;
 
 /// Keys of a block in steps of few rows.
 const BLOCK_BYTES: u64 = 256 << 10;
