@@ -46,6 +46,11 @@ impl Blocks {
         self.integers_at() + self.columns * self.group * self.bits / 8
     }
 
+    /// Bytes of the integers of one output of so many inputs, with its scales and minima, without padding.
+    pub fn row_bytes(&self, inputs: u64) -> u64 {
+        inputs * self.bits / 8 + inputs.div_ceil(self.group) * if self.minimum { 4 } else { 2 }
+    }
+
     /// Bytes of a panel of so many inputs.
     pub fn panel_bytes(&self, inputs: u64) -> u64 {
         inputs.div_ceil(self.group) * self.group_bytes()
@@ -58,8 +63,7 @@ impl Weight {
         let elements = self.shape.iter().fold(1u64, |n, dim| n.saturating_mul(*dim));
         match (self.pack, self.shape.last()) {
             (Pack::Blocks(blocks), Some(&inputs)) if inputs > 0 => {
-                let shared = inputs.div_ceil(blocks.group) * if blocks.minimum { 4 } else { 2 };
-                elements / inputs * (inputs * blocks.bits / 8 + shared)
+                (elements / inputs).saturating_mul(blocks.row_bytes(inputs))
             }
             _ => elements.saturating_mul(self.dtype.size_bytes() as u64),
         }

@@ -394,10 +394,7 @@ fn check_launch(m: &Manifest, launch: &Launch) -> Check {
 fn check_cost(m: &Manifest, launch: &Launch, cost: &Cost) -> Check {
     let sum = |bytes: &dyn Fn(BufferRef) -> u64| launch.operands.iter().fold(0u64, |n, o| n.saturating_add(bytes(*o)));
     let weights = sum(&|operand| match operand {
-        BufferRef::Weight(w) => {
-            let elements = m.weights[w].shape.iter().fold(1u64, |n, d| n.saturating_mul(*d));
-            elements.saturating_mul(m.weights[w].dtype.size_bytes() as u64)
-        }
+        BufferRef::Weight(w) => m.weights[w].stored_bytes(),
         BufferRef::Arena { .. } | BufferRef::Cache { .. } => 0,
     });
     let kept = sum(&|operand| match operand {

@@ -33,9 +33,9 @@ fn steps(width: usize) -> [Vec<Given<'static>>; 5] {
 #[test]
 fn every_form_and_group_multiplies() {
     for (i, blocks) in all_blocks().enumerate() {
-        // No multiple of a group, a panel or a run of inputs, the last group has less than a vector; whole groups; less than one.
-        let sizes = [(131, 70), (64, 16), (7, 3)];
-        for (inputs, outputs) in sizes.into_iter().take(if i % 5 == 0 { 3 } else { 1 }) {
+        // No multiple of a group, a panel or a run of inputs, the last group has less than a vector; whole groups; less than one; one.
+        let sizes = [(131, 70), (64, 16), (7, 3), (1, 5)];
+        for (inputs, outputs) in sizes.into_iter().take(if i % 5 == 0 { 4 } else { 1 }) {
             let text = format!(
                 "program \"p\" axes [tokens]\n\ngraph 0 \"model\" (%0 x: f32[tokens, {inputs}]) {{\n\
                  \x20 %1 = weight {{path = \"w\"}} : f32[{outputs}, {inputs}]\n\

@@ -104,7 +104,12 @@ impl Body<'_> {
             let at = w.add(first, shift);
             let x = view.load(w, &[outer, &[at]].concat(), self.lanes, mask);
             let x = w.splat(x, self.lanes);
-            elements.push(cast(w, x, Elem::F32)?);
+            let x = cast(w, x, Elem::F32)?;
+            // A row of one element repeats, behind the mask too.
+            elements.push(match mask {
+                Some(mask) if view.dims.last() == Some(&1) => w.select(mask, x, nothing),
+                _ => x,
+            });
         }
         let mut most = nothing;
         for x in &elements {
