@@ -282,9 +282,10 @@ impl Workspace {
     }
 }
 
-/// The packed matrices that a launch reads whole, equal in size, with the bytes of one; `first` is the place of its first operand.
+/// The packed matrices that a launch reads whole, equal in size, with the bytes of one; `first` is the place of its first operand. Of a table
+/// that is packed as a matrix only rows are read.
 fn matrices(launch: &manifest::Launch, weights: &[Weight], first: usize) -> Option<Stream> {
-    launch.cost.filter(|cost| cost.chosen.is_none() && cost.weight_bytes > 0)?;
+    launch.cost.filter(|cost| cost.chosen.is_none() && cost.weight_bytes > 0 && cost.row_weight_bytes == 0)?;
     let bytes = |operand: &BufferRef| match operand {
         BufferRef::Weight(weight) => {
             weights.get(*weight).filter(|w| w.pack != Pack::Plain).and_then(|w| packed_bytes(w).ok())

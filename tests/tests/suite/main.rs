@@ -47,6 +47,7 @@ mod sources;
 mod stored;
 mod taps;
 mod targets;
+mod tied;
 mod tidy;
 mod tiny;
 mod tools;

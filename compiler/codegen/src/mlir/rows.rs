@@ -10,6 +10,7 @@ mod blocks;
 mod choose;
 mod kept;
 mod nest;
+mod packed;
 mod product;
 mod reduce;
 pub mod scan;
@@ -172,6 +173,8 @@ impl Body<'_> {
         }
         let mut in_place = false;
         let row = match op {
+            // Gathers make what they read of it.
+            Core::Arg { .. } if self.packed(value).is_some() => return Ok(()),
             Core::Arg { index } => match self.values.get(&value) {
                 Some(given) => given.clone(),
                 None => self.param(w, *index, value)?,
@@ -266,7 +269,7 @@ impl Body<'_> {
                 let dim = self.row_dim(node, operands[0], *dim)?;
                 Row::Memory(view.windows(dim, *size, *stride))
             }
-            Core::Gather if self.dims(operands[1])?.is_empty() => {
+            Core::Gather if self.dims(operands[1])?.is_empty() && self.packed(operands[0]).is_none() => {
                 Row::Memory(self.table_row(w, operands[0], operands[1])?)
             }
             Core::Gather | Core::Take | Core::TopK { .. } | Core::Softmax | Core::Contract { .. } => {
@@ -317,7 +320,7 @@ impl Body<'_> {
         let elem = self.elem(value)?;
         let buffer = self.buffers[index];
         let base = match self.spec.params[index] {
-            RowParam::Shared => buffer.data,
+            RowParam::Shared | RowParam::Packed(_) => buffer.data,
             RowParam::PerRow => w.row(buffer, self.row, elem.bytes()),
             RowParam::Selected => w.row(buffer, self.element, elem.bytes()),
             RowParam::End { axis, last } => {

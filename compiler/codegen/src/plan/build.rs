@@ -15,7 +15,7 @@ use super::kernel::{KernelSpec, RowParam, RowsSpec, Sink, dtype_bytes};
 use super::memory::{self, Buffer};
 use super::place::{Operand, Place, fixed_dims, row_type, stride_of_rows};
 use super::step_caches;
-use super::weights::{Stored, WeightExpr, Weights, manifest_dtype};
+use super::weights::{Stored, Tables, WeightExpr, Weights, manifest_dtype};
 use super::whole;
 use crate::error::CodegenError;
 use crate::mlir::frame::RowSpace;
@@ -101,37 +101,62 @@ pub fn build(
     target: &dyn Target,
 ) -> Result<Plan, CodegenError> {
     let program = &step_caches::add(program);
-    let caches = caches::derive(program, target.page_tokens())?;
-    let mut planner = Planner {
-        program,
-        stored,
-        target,
-        caches,
-        weights: Weights::default(),
-        kernels: Vec::new(),
-        kernel_index: HashMap::new(),
-        known: HashMap::new(),
-        flat: HashMap::new(),
-        buffers: Vec::new(),
-        drafts: Vec::new(),
-        when: None,
-        input_of: BTreeMap::new(),
-        limits: BTreeMap::new(),
-        max_positions: vec![None; program.axes.len()],
+    let plan = |tables: Tables| {
+        let mut planner = Planner::new(program, stored, target, tables)?;
+        let args = planner.args()?;
+        let results = planner.walk(0, "", &args)?;
+        Ok::<_, CodegenError>((planner, args, results))
     };
-    let mut args = Vec::new();
-    for (index, input) in program.inputs.iter().enumerate() {
-        let place = planner.new_buffer(&input.ty)?;
-        if let Place::Buffer { id, .. } = place {
-            planner.input_of.insert(id, index);
-        }
-        args.push(place);
+    let (mut planner, mut args, mut results) = plan(Tables::new())?;
+    // A table is mostly met before the product that has it as its matrix.
+    let tables = planner.weights.held_twice();
+    if !tables.is_empty() {
+        (planner, args, results) = plan(tables)?;
     }
-    let results = planner.walk(0, "", &args)?;
     planner.finish(args, results)
 }
 
+impl<'a> Planner<'a> {
+    fn new(
+        program: &'a Program,
+        stored: &'a dyn Fn(&str) -> Option<Stored>,
+        target: &'a dyn Target,
+        tables: Tables,
+    ) -> Result<Self, CodegenError> {
+        Ok(Planner {
+            program,
+            stored,
+            target,
+            caches: caches::derive(program, target.page_tokens())?,
+            weights: Weights::new(tables),
+            kernels: Vec::new(),
+            kernel_index: HashMap::new(),
+            known: HashMap::new(),
+            flat: HashMap::new(),
+            buffers: Vec::new(),
+            drafts: Vec::new(),
+            when: None,
+            input_of: BTreeMap::new(),
+            limits: BTreeMap::new(),
+            max_positions: vec![None; program.axes.len()],
+        })
+    }
+}
+
 impl Planner<'_> {
+    /// Buffers for the inputs of the program.
+    fn args(&mut self) -> Result<Vec<Place>, CodegenError> {
+        let mut args = Vec::new();
+        for (index, input) in self.program.inputs.iter().enumerate() {
+            let place = self.new_buffer(&input.ty)?;
+            if let Place::Buffer { id, .. } = place {
+                self.input_of.insert(id, index);
+            }
+            args.push(place);
+        }
+        Ok(args)
+    }
+
     fn finish(mut self, args: Vec<Place>, results: Vec<Place>) -> Result<Plan, CodegenError> {
         let main = &self.program.graphs[0];
         let mut outputs = Vec::new();

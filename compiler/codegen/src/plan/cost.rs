@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use xfc_lang::graph::{DType, Dim, Graph, Type, ValueId};
 use xfc_lang::ops::Core;
 use xfc_lang::ops::shape::ContractSpec;
-use xfc_runtime::artifact::manifest::{AttentionCost, CacheGroup, ChosenCost, Cost, Products};
+use xfc_runtime::artifact::manifest::{AttentionCost, CacheGroup, ChosenCost, Cost, Pack, Products};
 
 use super::kernel::{
     AttentionSpec, Experts, KernelSpec, LinearSpec, RowParam, RowsSpec, ScanOperand, ScanSpec, Sink, Table, dtype_bytes,
@@ -157,8 +157,13 @@ fn rows(spec: &RowsSpec) -> Cost {
     for (read, param) in spec.params.iter().zip(spec.body.params()) {
         let ty = spec.body.ty(param.value);
         match (read, gathered(&spec.body, param.value)) {
-            (RowParam::Shared, Some(row_bytes)) => cost.row_weight_bytes += row_bytes,
-            (RowParam::Shared, None) => cost.weight_bytes += fixed_bytes(ty),
+            (RowParam::Packed(Pack::Blocks(blocks)), Some(row_bytes)) => {
+                let inputs = ty.dims.last().and_then(|dim| dim.fixed()).unwrap_or(1);
+                let rows = row_bytes / (inputs * dtype_bytes(ty.dtype)).max(1);
+                cost.row_weight_bytes += rows * blocks.row_bytes(inputs);
+            }
+            (RowParam::Shared | RowParam::Packed(_), Some(row_bytes)) => cost.row_weight_bytes += row_bytes,
+            (RowParam::Shared | RowParam::Packed(_), None) => cost.weight_bytes += fixed_bytes(ty),
             (RowParam::PerRow | RowParam::Selected | RowParam::End { .. }, _) => cost.row_bytes += fixed_bytes(ty),
         }
     }
@@ -203,7 +208,7 @@ fn scan(spec: &ScanSpec) -> Cost {
 }
 
 /// Bytes a row that gathers read of a table, when nothing else reads it.
-fn gathered(body: &Graph, table: ValueId) -> Option<u64> {
+pub(super) fn gathered(body: &Graph, table: ValueId) -> Option<u64> {
     if body.is_output(table) {
         return None;
     }

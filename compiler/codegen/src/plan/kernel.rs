@@ -5,7 +5,7 @@
 use xfc_lang::graph::blocks::Blocks;
 use xfc_lang::graph::{DType, Graph};
 use xfc_lang::ops::fused::Reach;
-use xfc_runtime::artifact::manifest::When;
+use xfc_runtime::artifact::manifest::{Pack, When};
 
 pub use super::pages::{HeadPage, PageLayout};
 use crate::mlir::frame::RowSpace;
@@ -389,6 +389,8 @@ pub enum RowParam {
     },
     /// The same for all rows.
     Shared,
+    /// A table of rows that nothing but gathers reads, as a product's matrix is packed; integers are widened.
+    Packed(Pack),
 }
 
 /// Where an output of a row body goes.

@@ -7,16 +7,18 @@ use xfc_lang::graph::{AxisId, DType, Dim, Graph, NodeId, Type, ValueId};
 use xfc_lang::ops::fused::{Attention, Linear, Rows};
 use xfc_lang::ops::{Core, Op, UnaryOp};
 use xfc_runtime::artifact::abi::ROWS_ALIGN;
-use xfc_runtime::artifact::manifest::{Pack, When};
+use xfc_runtime::artifact::manifest::{Blocks, Pack, When};
 
 use super::build::Planner;
 use super::caches;
+use super::cost::gathered;
 use super::flatten::flatten;
 use super::kernel::{
     AttentionSpec, CombineSpec, Extra, KernelSpec, KeyRow, LinearSpec, PARTED_ROWS, PageLayout, RowParam, RowsSpec,
     Sink, Table,
 };
 use super::place::{Operand, Place, row_type, stride_of_rows};
+use super::weights::WeightExpr;
 use crate::error::CodegenError;
 use crate::mlir::frame::RowSpace;
 
@@ -327,12 +329,22 @@ impl Planner<'_> {
                 places.push(Place::Nowhere);
             }
         }
+        let mut packs = Vec::with_capacity(operands.len());
+        for (index, place) in operands.iter().enumerate() {
+            packs.push(if let Place::Weight(expr) = place { self.pack_of(&body, index, expr)? } else { Pack::Plain });
+        }
         let params: Vec<RowParam> = operands
             .iter()
-            .map(|place| match place {
-                Place::Selected(_) => RowParam::Selected,
-                Place::End { axis, last, .. } => RowParam::End { axis: *axis, last: *last },
-                Place::Weight(_) => RowParam::Shared,
+            .zip(&packs)
+            .map(|(place, pack)| match (place, pack) {
+                (Place::Selected(_), _) => RowParam::Selected,
+                (Place::End { axis, last, .. }, _) => RowParam::End { axis: *axis, last: *last },
+                (Place::Weight(_), Pack::Plain) => RowParam::Shared,
+                // Where integers are from is nothing to the kernel.
+                (Place::Weight(_), Pack::Blocks(blocks)) => {
+                    RowParam::Packed(Pack::Blocks(Blocks { stored: false, ..*blocks }))
+                }
+                (Place::Weight(_), pack) => RowParam::Packed(*pack),
                 _ => RowParam::PerRow,
             })
             .collect();
@@ -342,16 +354,20 @@ impl Planner<'_> {
             Sink::Buffer | Sink::Given => None,
         });
         let groups = groups.collect();
-        let kernel = self.kernel((graph_idx, node), groups, |_| {
+        // Another instance may read a table that is held in another way.
+        let is_alike = params.iter().all(|param| !matches!(param, RowParam::Packed(_)));
+        let spec = || {
             let sinks: Vec<(usize, Sink)> = sinks.iter().map(|(port, sink, _)| (*port, *sink)).collect();
-            Ok(KernelSpec::Rows(RowsSpec { label: label(&rows.body, &sinks), space, body, params, sinks }))
-        })?;
+            KernelSpec::Rows(RowsSpec { label: label(&rows.body, &sinks), space, body, params, sinks })
+        };
+        let kernel = match is_alike {
+            true => self.kernel((graph_idx, node), groups, |_| Ok(spec()))?,
+            false => self.intern_kernel(spec()),
+        };
         let mut list = Vec::new();
-        for (place, value) in operands.into_iter().zip(&values) {
+        for ((place, value), pack) in operands.into_iter().zip(&values).zip(packs) {
             list.push(match place {
-                Place::Weight(expr) => {
-                    Operand::Weight(self.weights.intern(&expr, graph.ty(*value).dtype, Pack::Plain)?)
-                }
+                Place::Weight(expr) => Operand::Weight(self.weights.intern(&expr, graph.ty(*value).dtype, pack)?),
                 Place::Buffer { .. } | Place::Selected(_) | Place::End { .. } => Operand::Place(place),
                 Place::Cache(_) | Place::CachePart { .. } | Place::Constant { .. } | Place::Nowhere => {
                     return Err(CodegenError::unsupported("a cache read token by token", name));
@@ -361,6 +377,18 @@ impl Planner<'_> {
         list.extend(sinks.into_iter().map(|(_, _, operand)| operand));
         self.launch(name, space, kernel, list);
         Ok(places)
+    }
+
+    /// How a weight is held that is parameter `index` of a row body: as a product's matrix, where that is the same and only rows of it are read.
+    fn pack_of(&mut self, body: &Graph, index: usize, expr: &WeightExpr) -> Result<Pack, CodegenError> {
+        let Some(param) = body.params().get(index) else { return Ok(Pack::Plain) };
+        let ty = body.ty(param.value);
+        let is_table = ty.dims.len() == 2 && gathered(body, param.value).is_some();
+        match expr.blocks() {
+            _ if !is_table => Ok(Pack::Plain),
+            Some(blocks) => Ok(self.target.pack(DType::Blocks(blocks))),
+            None => self.weights.layout_of_table(expr, ty.dtype),
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Constant expressions over checkpoint tensors, as bindings of packed weights.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use xfc_lang::graph::blocks::Blocks;
 use xfc_lang::graph::path::Stack;
@@ -29,6 +29,7 @@ pub struct WeightExpr {
     parts: Vec<(Source, Vec<u64>)>,
     /// Before they are put into blocks.
     dtype: DType,
+    /// What they are held in, also where they are widened again as they are read.
     blocks: Option<Blocks>,
 }
 
@@ -79,6 +80,8 @@ impl WeightExpr {
             (Core::Cast, [x]) if to.dtype.blocks().is_some() => {
                 Ok(WeightExpr { blocks: to.dtype.blocks(), ..(*x).clone() })
             }
+            // Who reads it widens what it reads.
+            (Core::Cast, [x]) if x.blocks.is_some() && to.dtype.is_float() => Ok((*x).clone()),
             // Groups are of neighbours as they lie.
             (_, [x]) if x.blocks.is_some() => Err(unsupported()),
             // Storage is converted when it is packed; a type that holds less has no way back.
@@ -119,7 +122,20 @@ impl WeightExpr {
             _ => Err(unsupported()),
         }
     }
+
+    /// What it is held in.
+    pub fn blocks(&self) -> Option<Blocks> {
+        self.blocks
+    }
+
+    /// Says which numbers it is of, once they are of this type.
+    fn numbers(&self, dtype: manifest::DType) -> String {
+        format!("{dtype:?} {:?}", self.parts)
+    }
 }
+
+/// How products lay out the matrices that are tables too, by the numbers in them.
+pub type Tables = BTreeMap<String, Pack>;
 
 /// The packed weights of a plan.
 #[derive(Debug, Default)]
@@ -127,24 +143,62 @@ pub struct Weights {
     /// In the order of first use.
     pub list: Vec<Weight>,
     index: HashMap<String, WeightId>,
+    /// What was known before of tables that are read out of matrices.
+    tables: Tables,
+    /// Tables that are row-major, and matrices in panels.
+    plain: BTreeSet<String>,
+    panels: Tables,
 }
 
 impl Weights {
-    /// The packed weight that holds `expr` in this dtype and layout; equal ones are one.
+    /// No weights yet, of a plan in which these tables are read out of matrices.
+    pub fn new(tables: Tables) -> Self {
+        Weights { tables, ..Weights::default() }
+    }
+
+    /// The layout of a table that rows are gathered from: that of a product's matrix of the same numbers where one is known.
     ///
     /// # Errors
     /// A dtype that weights cannot have.
+    pub fn layout_of_table(&mut self, expr: &WeightExpr, dtype: DType) -> Result<Pack, CodegenError> {
+        let numbers = expr.numbers(manifest_dtype(dtype)?);
+        if let Some(pack) = self.tables.get(&numbers) {
+            return Ok(*pack);
+        }
+        self.plain.insert(numbers);
+        Ok(Pack::Plain)
+    }
+
+    /// The tables that are held twice, row-major and as a matrix, and how the matrix is laid out.
+    pub fn held_twice(&self) -> Tables {
+        self.panels.iter().filter(|(numbers, _)| self.plain.contains(*numbers)).map(|(n, p)| (n.clone(), *p)).collect()
+    }
+
+    /// The packed weight that holds `expr` in this dtype and layout; equal ones are one.
+    ///
+    /// # Errors
+    /// A dtype that weights cannot have; integers of few bits that are not read as such.
     pub fn intern(&mut self, expr: &WeightExpr, dtype: DType, pack: Pack) -> Result<WeightId, CodegenError> {
+        let names: Vec<&str> = expr.parts.iter().map(|(s, _)| s.path.as_str()).collect();
+        if expr.blocks.is_some() != matches!(pack, Pack::Blocks(_)) {
+            return Err(CodegenError::unsupported(
+                "integers of few bits that are widened as a whole",
+                names.join(" + "),
+            ));
+        }
         // Integers of few bits are made of numbers of the type that the graph says.
-        let dtype = manifest_dtype(if dtype.blocks().is_some() { expr.dtype } else { dtype })?;
-        let key = format!("{dtype:?} {pack:?} {:?}", expr.parts);
+        let dtype = manifest_dtype(if expr.blocks.is_some() { expr.dtype } else { dtype })?;
+        let numbers = expr.numbers(dtype);
+        let key = format!("{pack:?} {numbers}");
         if let Some(id) = self.index.get(&key) {
             return Ok(*id);
         }
-        let names: Vec<&str> = expr.parts.iter().map(|(s, _)| s.path.as_str()).collect();
         let mut shape = expr.parts[0].1.clone();
         if let (Some(first), true) = (shape.first_mut(), expr.parts.len() > 1) {
             *first = expr.parts.iter().filter_map(|(_, s)| s.first()).sum();
+        }
+        if let (Pack::Panels { .. }, [_, _]) = (pack, &shape[..]) {
+            self.panels.insert(numbers, pack);
         }
         self.list.push(Weight {
             name: names.join(" + "),

@@ -182,8 +182,8 @@ pub fn result_type(op: &Core, operands: &[Type], stated: &Type) -> Result<Type> 
         Core::Cast => arity(1).and_then(|()| {
             let x = &operands[0];
             let grouped = x.dtype.is_float() && matches!(x.dims.last(), Some(Dim::Fixed(_)));
-            // What is kept is widened again; other blocks are read by products alone.
-            let read = x.dtype.blocks().is_none_or(|b| b.is_kept() && stated.dtype.is_float());
+            // What is kept is widened again, and so are weights; what tokens bring is read by products alone.
+            let read = x.dtype.blocks().is_none_or(|b| (b.is_kept() || b.is_weights()) && stated.dtype.is_float());
             if !read || stated.dtype.blocks().is_some() && !grouped {
                 return fail(format!("{x} as {}", stated.dtype));
             }

@@ -3,12 +3,17 @@
 //! before   y = linear x, w
 //! after    wq = cast w : int4g64[O, I] ; xq = cast x : token8g64[tokens, I] ; y = linear xq, wq
 //!
+//! A table whose rows are looked up is one with the matrix where a product reads the same parameter: rows are then of the numbers in blocks.
+//!
+//! before   e = gather w, ids ; y = linear x, w
+//! after    wq = cast w : int4g64[O, I] ; we = cast wq : f32[O, I] ; e = gather we, ids ; y = linear xq, wq
+//!
 //! It changes results, so it is no pass: it runs on a program whose products are formed (the pipeline up to [`FORMED`]), and what it makes
 //! is what later passes and compiled code are held to. Products that choose experts stay as they are: an error there is another expert.
 
 mod plan;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use thiserror::Error;
 
@@ -20,7 +25,7 @@ use super::stored::{along, unrounded};
 use crate::graph::blocks::Blocks;
 use crate::graph::build::Builder;
 use crate::graph::path::join;
-use crate::graph::{DType, Dim, Graph, NodeId, Program, ValueId};
+use crate::graph::{DType, Dim, Graph, NodeId, Program, Type, ValueId};
 use crate::ops::fused::{ExpertLinear, Linear};
 use crate::ops::{Core, Op, ShapeError};
 
@@ -106,6 +111,12 @@ pub fn matrices_of(
 pub fn apply(program: &mut Program, plan: &Plan) -> Result<(), QuantiseError> {
     let mut split = Split::new(program, plan);
     split.body(0, "");
+    // A table is mostly met before the product that has it as its matrix.
+    let tables = std::mem::take(&mut split.whole);
+    if tables.values().any(Option::is_some) {
+        split = Split { tables, ..Split::new(program, plan) };
+        split.body(0, "");
+    }
     let Split { bodies, found, .. } = split;
     let paths: BTreeSet<&str> = found.iter().flat_map(|found| &found.paths).map(String::as_str).collect();
     for rule in &plan.rules {
@@ -127,6 +138,9 @@ pub fn apply(program: &mut Program, plan: &Plan) -> Result<(), QuantiseError> {
         for (node, blocks) in body.products {
             rewrite(&mut graph, node, blocks, &mut tokens)?;
         }
+        for (node, blocks) in body.tables {
+            look_up(&mut graph, node, blocks)?;
+        }
         super::matching::remove_dead(&mut graph);
         graphs.push(graph);
     }
@@ -141,6 +155,8 @@ struct Body {
     of: usize,
     /// Its products that are put into blocks.
     products: Vec<(NodeId, Blocks)>,
+    /// Its gathers from tables that are put into blocks.
+    tables: Vec<(NodeId, Blocks)>,
     /// Its calls, and the number of the body that each calls.
     calls: Vec<(NodeId, usize)>,
 }
@@ -153,28 +169,56 @@ struct Split<'p> {
     known: HashMap<Body, usize>,
     /// All that could be put into blocks, of each instance.
     found: Vec<Matrices>,
+    /// What the parameters are held in that products read whole, by absolute path; `None` where they differ, or one reads it as it is.
+    whole: BTreeMap<String, Option<Blocks>>,
+    /// The same, of an earlier walk: what tables are held in.
+    tables: BTreeMap<String, Option<Blocks>>,
 }
 
 impl<'p> Split<'p> {
     fn new(program: &'p Program, plan: &'p Plan) -> Self {
-        Split { program, plan, bodies: Vec::new(), known: HashMap::new(), found: Vec::new() }
+        Split {
+            program,
+            plan,
+            bodies: Vec::new(),
+            known: HashMap::new(),
+            found: Vec::new(),
+            whole: BTreeMap::new(),
+            tables: BTreeMap::new(),
+        }
     }
 
     /// The number of the body of graph `of` at the absolute path `at`.
     fn body(&mut self, of: usize, at: &str) -> usize {
         let program = self.program;
         let graph = &program.graphs[of];
-        let (mut products, mut calls) = (Vec::new(), Vec::new());
+        let (mut products, mut tables, mut calls) = (Vec::new(), Vec::new(), Vec::new());
         for node in graph.topological() {
             if let Some(Core::Call { graph: callee, at: relative }) = graph.op(node).as_core() {
                 calls.push((node, self.body(*callee, &join(at, relative))));
-            } else if let Some(Matrices { paths, rows, columns }) = matrices(graph, node) {
+                continue;
+            }
+            if let Some(Core::Gather) = graph.op(node).as_core() {
+                let table = graph.operands(node).first().copied().filter(|table| graph.ty(*table).dims.len() == 2);
+                let path = table.and_then(|table| whole(graph, table));
+                let blocks = path.and_then(|path| *self.tables.get(&join(at, path))?);
+                tables.extend(blocks.map(|blocks| (node, blocks)));
+                continue;
+            }
+            let mut held = None;
+            if let Some(Matrices { paths, rows, columns }) = matrices(graph, node) {
                 let paths: Vec<String> = paths.iter().map(|path| join(at, path)).collect();
-                products.extend(self.held(graph, node, &paths, at).map(|blocks| (node, blocks)));
+                held = self.held(graph, node, &paths, at);
+                products.extend(held.map(|blocks| (node, blocks)));
                 self.found.push(Matrices { paths, rows, columns });
             }
+            for matrix in graph.operands(node).iter().skip(1).take(parts_of(graph, node)) {
+                let Some(path) = whole(graph, *matrix) else { continue };
+                let known = self.whole.entry(join(at, path)).or_insert(held);
+                *known = known.filter(|known| held == Some(*known));
+            }
         }
-        let body = Body { of, products, calls };
+        let body = Body { of, products, tables, calls };
         if let Some(known) = self.known.get(&body) {
             return *known;
         }
@@ -235,6 +279,15 @@ fn leaves(graph: &Graph, value: ValueId) -> Vec<String> {
     }
 }
 
+/// The path of the parameter that a value is all of, cast or not.
+fn whole(graph: &Graph, value: ValueId) -> Option<&str> {
+    match graph.op(value.node).as_core()? {
+        Core::Weight { path } => Some(path),
+        Core::Cast => whole(graph, *graph.operands(value.node).first()?),
+        _ => None,
+    }
+}
+
 /// Whether a result goes, by core operations alone, to a choice of the largest.
 fn chooses(graph: &Graph, node: NodeId) -> bool {
     let mut seen = BTreeSet::new();
@@ -284,11 +337,43 @@ fn rewrite(
     };
     graph.set_operand(node, 0, brought);
     for (i, matrix) in operands.iter().enumerate().skip(1).take(parts) {
-        // Nor is what was stored in blocks.
-        let matrix = if blocks.stored { unrounded(graph, *matrix)? } else { *matrix };
-        let held = Builder::like(graph, node).cast(matrix, DType::Blocks(blocks))?;
+        let held = hold(graph, node, *matrix, blocks)?;
         graph.set_operand(node, i, held);
     }
+    Ok(())
+}
+
+/// A matrix that `node` reads, in blocks.
+fn hold(graph: &mut Graph, node: NodeId, matrix: ValueId, blocks: Blocks) -> Result<ValueId, ShapeError> {
+    // What was stored in blocks is not rounded before.
+    let matrix = if blocks.stored { unrounded(graph, matrix)? } else { matrix };
+    Builder::like(graph, node).cast(matrix, DType::Blocks(blocks))
+}
+
+/// Makes a gather read what a product holds in blocks; its rows are f32, as the integers and their scales say.
+fn look_up(graph: &mut Graph, node: NodeId, blocks: Blocks) -> Result<(), ShapeError> {
+    let value = ValueId { node, port: 0 };
+    let (table, ty) = (graph.operands(node)[0], graph.ty(value).clone());
+    let held = hold(graph, node, table, blocks)?;
+    let wide = Builder::like(graph, node).cast(held, DType::F32)?;
+    graph.set_operand(node, 0, wide);
+    if ty.dtype == DType::F32 {
+        return Ok(());
+    }
+    let uses = graph.uses(value);
+    let outputs: Vec<usize> = (0..graph.outputs().len()).filter(|i| graph.outputs()[*i].value == value).collect();
+    graph.set_type(value, Type::new(DType::F32, ty.dims));
+    let narrow = Builder::like(graph, node).cast(value, ty.dtype)?;
+    for (user, operand) in uses {
+        let made = ValueId { node: user, port: 0 };
+        match graph.op(user).as_core() {
+            // What only widened the rows is the rows now.
+            Some(Core::Cast) if graph.ty(made).dtype == DType::F32 => graph.replace(made, value),
+            Some(Core::Cast) => {}
+            _ => graph.set_operand(user, operand, narrow),
+        }
+    }
+    outputs.into_iter().for_each(|output| graph.set_output(output, narrow));
     Ok(())
 }
 

@@ -230,6 +230,10 @@ impl Body<'_> {
         indices: ValueId,
         target: &View,
     ) -> Result<(), CodegenError> {
+        if let Some(packed) = self.packed(table) {
+            let dims = self.dims(table)?;
+            return self.packed_rows(w, packed, &dims, indices, target);
+        }
         let (table, indices) = (self.view_of(w, table)?, self.view_of(w, indices)?);
         let this = &*self;
         this.outer(w, &indices.dims, indices.dims.len(), Vec::new(), &mut |w, at| {
@@ -243,7 +247,7 @@ impl Body<'_> {
 }
 
 /// An index inside `0..n`.
-fn clamped(w: &mut Writer, index: Val, n: u64) -> Val {
+pub(super) fn clamped(w: &mut Writer, index: Val, n: u64) -> Val {
     let index = w.resize(index, Elem::I64);
     let (zero, last) = (w.i64(0), w.i64(n as i64 - 1));
     let index = w.max(index, zero);
