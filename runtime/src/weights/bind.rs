@@ -20,6 +20,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const MOST_SUGGESTIONS: usize = 50;
 /// Tensors named in a remark.
 const MOST_NAMED: usize = 12;
+/// Packed bytes after which what was read of the checkpoint is given back: it would be as large as the weights again.
+const RELEASED_EVERY: u64 = 32 << 20;
 /// Weights begin at multiples of this.
 const ALIGN: u64 = 64;
 
@@ -88,7 +90,13 @@ pub fn bind(
             let task = tasks.lock().ok().and_then(|mut tasks| tasks.next());
             let Some((index, piece, out)) = task else { return };
             jobs[index].pack(piece, out);
-            let now = done.fetch_add(piece.bytes, Ordering::Relaxed) + piece.bytes;
+            let before = done.fetch_add(piece.bytes, Ordering::Relaxed);
+            let now = before + piece.bytes;
+            if let Checkpoint::Stored(stored) = checkpoint
+                && before / RELEASED_EVERY != now / RELEASED_EVERY
+            {
+                stored.release();
+            }
             if let Some(progress) = progress {
                 progress(now, total);
             }

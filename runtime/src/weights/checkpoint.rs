@@ -162,6 +162,15 @@ pub(super) fn map_privately(file: &File, length: usize) -> std::io::Result<MmapM
 }
 
 impl Stored {
+    /// Gives back the memory in which the files were read so far; what is read again is mapped again.
+    pub(super) fn release(&self) {
+        #[cfg(target_os = "linux")]
+        for file in &self.files {
+            // SAFETY: nobody writes to the mapping, so that a page that was dropped comes back from the file as it was. One that stays is no error.
+            let _ = unsafe { file.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+        }
+    }
+
     fn open(path: &Path) -> Result<Self> {
         check_exists(path)?;
         let metadata = fs::metadata(path).map_err(|source| RuntimeError::io(path, "open", source))?;

@@ -48,6 +48,31 @@ fn joins_and_packs() {
     assert!((0..3).all(|i| packed[i * 16 + 4..i * 16 + 16].iter().all(|&x| x == 0.0)));
 }
 
+/// KiB of a mapped file that are this process's memory.
+#[cfg(target_os = "linux")]
+fn resident(file: &Path) -> u64 {
+    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let mut lines = maps.lines().skip_while(|line| !line.ends_with(file.to_str().unwrap()));
+    let rss = lines.find_map(|line| line.strip_prefix("Rss:")).unwrap();
+    rss.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// What was read of a checkpoint takes no memory once it is given back, and is read again as it was.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_was_read_is_given_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("large.safetensors");
+    write(&path, &[("a", &[1 << 20], 0.0)]);
+    let Checkpoint::Stored(stored) = Checkpoint::open(&path).unwrap() else { panic!("made up") };
+    let sum = || stored.bytes(stored.tensor("a").unwrap()).iter().map(|byte| u64::from(*byte)).sum::<u64>();
+    let before = sum();
+    assert!(resident(&path) >= 4096);
+    stored.release();
+    assert!(resident(&path) < 64);
+    assert_eq!(sum(), before);
+}
+
 #[test]
 fn every_wrong_tensor_is_named_at_once() {
     let folder = tempfile::tempdir().unwrap();
