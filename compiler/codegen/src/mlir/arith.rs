@@ -262,6 +262,20 @@ impl Writer {
         self.convert(name, a, a.ty.with(Elem::F32))
     }
 
+    /// The nearest integer of `-127 ..= 127`, halves to the even one, as i32; of NaN any of them.
+    pub fn nearest_byte(&mut self, x: Val) -> Val {
+        // Added to a small float it leaves, in the low bits, the nearest integer.
+        const TO_NEAREST: f32 = 12_582_912.0;
+        let nearest = self.f32(f64::from(TO_NEAREST), x.ty.lanes);
+        let moved = self.add(x, nearest);
+        let bits = self.bitcast(moved, x.ty.with(Elem::I32));
+        let offset = self.int(i64::from(TO_NEAREST.to_bits()), bits.ty);
+        let integer = self.sub(bits, offset);
+        let (least, most) = (self.int(-127, bits.ty), self.int(127, bits.ty));
+        let integer = self.max(integer, least);
+        self.min(integer, most)
+    }
+
     /// Float to integer, toward zero. What does not fit becomes the nearest float that does, NaN 0: the machine's conversion is undefined there.
     pub fn to_int(&mut self, a: Val, elem: Elem) -> Val {
         let lanes = a.ty.lanes;

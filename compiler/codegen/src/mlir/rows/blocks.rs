@@ -4,7 +4,6 @@ use xfc_lang::graph::blocks::Blocks;
 use xfc_lang::graph::{DType, ValueId};
 
 use super::Body;
-use super::kept::TO_NEAREST;
 use super::view::View;
 use crate::error::CodegenError;
 use crate::mlir::expr::cast;
@@ -124,19 +123,12 @@ impl Body<'_> {
         let is_zero = w.cmp(crate::mlir::writer::Cmp::Eq, scale, zero);
         let inverse = w.select(is_zero, zero, inverse);
         let inverse = w.splat(inverse, self.lanes);
-        let nearest = w.f32(TO_NEAREST, self.lanes);
         let at = w.element(base, index, group);
         let mut sum = None;
         for (i, x) in elements.into_iter().enumerate() {
             let x = w.mul(x, inverse);
-            let x = w.add(x, nearest);
-            let bits = w.bitcast(x, x.ty.with(Elem::I32));
-            let offset = w.int(i64::from((TO_NEAREST as f32).to_bits()), bits.ty);
-            let integer = w.sub(bits, offset);
             // What is no number has a scale that is none.
-            let (least, most) = (w.int(-127, bits.ty), w.int(127, bits.ty));
-            let integer = w.max(integer, least);
-            let integer = w.min(integer, most);
+            let integer = w.nearest_byte(x);
             sum = Some(match sum {
                 None => integer,
                 Some(sum) => w.add(sum, integer),

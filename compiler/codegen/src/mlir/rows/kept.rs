@@ -12,9 +12,6 @@ use crate::mlir::expr::cast;
 use crate::mlir::writer::{Cmp, Elem, Ty, Val, Writer};
 use crate::plan::kernel::{HeadPage, PageLayout, Sink};
 
-/// Added to a small float it leaves, in the low bits, the nearest integer.
-pub(super) const TO_NEAREST: f64 = 12_582_912.0;
-
 /// Where a head goes: integers and scales, and perhaps the rounded numbers.
 struct Places<'v> {
     integers: &'v View,
@@ -133,15 +130,8 @@ impl Body<'_> {
             let x = load(w, i, lanes, mask)?;
             let inverse = w.splat(inverse, lanes);
             let x = w.mul(x, inverse);
-            let nearest = w.f32(TO_NEAREST, lanes);
-            let x = w.add(x, nearest);
-            let bits = w.bitcast(x, x.ty.with(Elem::I32));
-            let offset = w.int(i64::from((TO_NEAREST as f32).to_bits()), bits.ty);
-            let integer = w.sub(bits, offset);
             // What is no number has a scale that is none.
-            let (least, most) = (w.int(-127, bits.ty), w.int(127, bits.ty));
-            let integer = w.max(integer, least);
-            let integer = w.min(integer, most);
+            let integer = w.nearest_byte(x);
             let at = [outer, &[i]].concat();
             let byte = w.resize(integer, Elem::I8);
             integers.store(w, byte, &at, mask);
