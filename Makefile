@@ -4,13 +4,14 @@ MAKEFLAGS += --no-print-directory
 
 emulated = aarch64-unknown-linux-musl
 
-.PHONY: help setup demo test test-full lint bench clean
+.PHONY: help setup demo test test-full lint bench bench-kernels clean
 
 help:
 	@echo 'make demo        compile models; complete Python and embed sentences with them'
 	@echo 'make test        everything that must hold: tests, formatting, lints, documentation'
 	@echo 'make test-full   the same in release, with longer fuzzing and hundreds of drawn models'
 	@echo 'make bench       how long the models take to compile, and how fast two of them run'
+	@echo 'make bench-kernels   how fast single kernels are, over the shapes of three models'
 	@echo 'make lint        formatting, lints and documentation alone'
 	@echo 'make setup       install what building needs, and nothing else'
 	@echo 'make clean       remove what was built'
@@ -56,6 +57,12 @@ bench:
 	@tools/setup.sh
 	@tools/bench_compile.sh
 	@tools/bench_speed.sh
+	@echo 'single kernels over the shapes of three models: make bench-kernels'
+
+# About ten minutes; `make bench-kernels ONLY=attention` for some of them.
+bench-kernels:
+	@tools/setup.sh
+	cargo bench -p xfc-bench -- $(ONLY)
 
 clean:
 	cargo clean

@@ -32,6 +32,8 @@ const OUTPUTS: u64 = 64;
 /// Layers of one kind.
 #[derive(Debug)]
 pub struct Layer {
+    /// Its card.
+    text: String,
     model: Model,
     options: Options,
     /// What the names of the kernels begin with that are meant.
@@ -62,77 +64,112 @@ pub struct Mixture {
     pub chosen: u64,
 }
 
+/// A module of one product, or of a gate beside what it opens.
+fn product(parts: usize) -> &'static str {
+    if parts > 1 {
+        "product(n)(x) {\n  gate = linear(n)\n  up = linear(n)\n  return silu(gate(x)) * up(x)\n}"
+    } else {
+        "product(n)(x) {\n  only = linear(n)\n  return only(x)\n}"
+    }
+}
+
+/// As names of kernels have it.
+fn several(parts: usize) -> String {
+    if parts > 1 { format!("{parts}x") } else { String::new() }
+}
+
+/// How weights of a type come about.
+fn options_of(operand: DType) -> Options {
+    let (dtype, quant) = match operand {
+        DType::Blocks(blocks) => (DType::BF16, Plan::all(Some(blocks))),
+        other => (other, Plan::default()),
+    };
+    Options { dtype, quant, ..Options::default() }
+}
+
 impl Layer {
     /// So many pairs of products from `widths[0]` to `widths[1]` and back, one after another. Of two `parts` each is a gate beside what it opens.
     ///
     /// # Errors
     /// A type that weights do not have.
     pub fn products(operand: DType, parts: usize, widths: [u64; 2], pairs: u64) -> Result<Self> {
-        let product = if parts > 1 {
-            "product(n)(x) {\n  gate = linear(n)\n  up = linear(n)\n  return silu(gate(x)) * up(x)\n}"
-        } else {
-            "product(n)(x) {\n  only = linear(n)\n  return only(x)\n}"
-        };
         let [outer, inner] = widths;
         let wiring = format!(
-            "{product}\npair(i)(x) {{\n  up = product({inner})\n  down = product({outer})\n  return down(up(x))\n}}\n\
-             model(x: f32[tokens, {outer}]) {{\n  layers = [pair(i) for i in 0..{pairs}]\n  out = linear({OUTPUTS})\n  return {{y: out(layers(x))}}\n}}"
+            "{}\npair(i)(x) {{\n  up = product({inner})\n  down = product({outer})\n  return down(up(x))\n}}\n\
+             model(x: f32[tokens, {outer}]) {{\n  layers = [pair(i) for i in 0..{pairs}]\n  out = linear({OUTPUTS})\n  return {{y: out(layers(x))}}\n}}",
+            product(parts),
         );
-        let several = if parts > 1 { format!("{parts}x") } else { String::new() };
-        let (dtype, quant) = match operand {
-            DType::Blocks(blocks) => (DType::BF16, Plan::all(Some(blocks))),
-            other => (other, Plan::default()),
-        };
-        let options = Options { dtype, quant, ..Options::default() };
-        Self::of_wiring(&wiring, options, format!("linear_{operand}_{several}"))
+        let kernels = format!("linear_{operand}_{}", several(parts));
+        Self::of_wiring("{}", &wiring, options_of(operand), kernels)
     }
 
-    /// One attention of causal masks, queries of `dtype` over keys and values of `cache`.
+    /// So many products of one shape, each with inputs and weights of its own.
+    ///
+    /// # Errors
+    /// A type that weights do not have.
+    pub fn apart(operand: DType, parts: usize, inputs: u64, outputs: u64, copies: u64) -> Result<Self> {
+        let list = |item: &dyn Fn(u64) -> String| (0..copies).map(item).collect::<Vec<_>>().join(", ");
+        let wiring = format!(
+            "{}\nmodel({}) {{\n  {} = product({outputs})\n  return {{{}}}\n}}",
+            product(parts),
+            list(&|i| format!("x{i}: f32[tokens, {inputs}]")),
+            list(&|i| format!("p{i}")),
+            list(&|i| format!("y{i}: p{i}(x{i})")),
+        );
+        let kernels = format!("linear_{operand}_{}", several(parts));
+        Self::of_wiring("{}", &wiring, options_of(operand), kernels)
+    }
+
+    /// So many layers of attention with causal masks, queries of `dtype` over keys and values of `cache`.
     ///
     /// # Errors
     /// A type that caches do not have.
-    pub fn attention(dtype: DType, cache: CacheType, of: Heads) -> Result<Self> {
+    pub fn attention(dtype: DType, cache: CacheType, of: Heads, layers: u64) -> Result<Self> {
         let Heads { heads, kv_heads, dim } = of;
         let wiring = format!(
-            "model(x: f32[tokens, {OUTPUTS}]) {{\n  q_proj = linear({})\n  k_proj = linear({kv})\n  v_proj = linear({kv})\n  out = linear({OUTPUTS})\n  \
+            "layer(i)(x) {{\n  q_proj = linear({})\n  k_proj = linear({kv})\n  v_proj = linear({kv})\n  out = linear({OUTPUTS})\n  \
              k = cache(split(k_proj(x), {kv_heads}))\n  v = cache(split(v_proj(x), {kv_heads}))\n  \
-             return {{y: out(merge(attend(split(q_proj(x), {heads}), k, v, causal)))}}\n}}",
+             return out(merge(attend(split(q_proj(x), {heads}), k, v, causal)))\n}}\n\
+             model(x: f32[tokens, {OUTPUTS}]) {{\n  layers = [layer(i) for i in 0..{layers}]\n  return {{y: layers(x)}}\n}}",
             heads * dim,
             kv = kv_heads * dim,
         );
         let options = Options { dtype, cache: Some(cache), ..Options::default() };
-        Self::of_wiring(&wiring, options, "attention_".to_owned())
+        Self::of_wiring("{}", &wiring, options, "attention_".to_owned())
     }
 
     /// A gated mixture of experts.
     ///
     /// # Errors
     /// A type that weights do not have.
-    pub fn experts(dtype: DType, of: Mixture) -> Result<Self> {
+    pub fn experts(operand: DType, of: Mixture) -> Result<Self> {
         let Mixture { width, inner, experts, chosen } = of;
         let wiring = format!(
-            "model(x: f32[tokens, {width}]) {{\n  moe = moe({experts}, {chosen}, gated_mlp({inner}, silu))\n  out = linear({OUTPUTS})\n  return {{y: out(moe(x))}}\n}}"
+            "model(x: f32[tokens, {width}]) {{\n  moe = moe({experts}, {chosen}, gated_mlp({inner}, silu))\n  out = linear({OUTPUTS})\n  \
+             return {{y: out(moe(x))}}\n}}"
         );
-        Self::of_wiring(
-            &wiring,
-            Options { dtype, ..Options::default() },
-            format!("linear_{dtype}_{chosen}of{experts}_"),
-        )
+        Self::of_wiring("{}", &wiring, options_of(operand), format!("linear_{operand}_{chosen}of{experts}_"))
     }
 
-    /// A program in the language, of which the kernels are meant whose names begin so.
+    /// A program in the language with these sizes (a mapping, as YAML), of which the kernels are meant whose names begin so.
     ///
     /// # Errors
     /// A text that does not expand.
-    pub fn of_wiring(wiring: &str, options: Options, kernels: String) -> Result<Self> {
+    pub fn of_wiring(sizes: &str, wiring: &str, options: Options, kernels: String) -> Result<Self> {
         let indented: String = wiring.lines().map(|line| format!("  {line}\n")).collect();
-        let card = format!("xfc: 1\nname: Layers\nsizes: {{}}\nwiring: |\n{indented}");
+        let card = format!("xfc: 1\nname: Layers\nsizes: {sizes}\nwiring: |\n{indented}");
         let wrong = |report: String| CheckError::request(report, "this is a defect of xfc");
         let spec = parse_card("layers.yaml", &card, &Library::embedded()).map_err(|r| wrong(r.to_string()))?;
         let model = elaborate(&spec, &ElaborateOptions::default()).map_err(|r| wrong(r.to_string()))?;
         // Kernels that are the same in another schedule are compiled once.
         let options = Options { known: options.known.or_else(|| Some(Arc::default())), ..options };
-        Ok(Layer { model, options, kernels })
+        Ok(Layer { text: card, model, options, kernels })
+    }
+
+    /// All that decides what it is: equal texts are equal layers.
+    pub fn text(&self) -> String {
+        let Options { dtype, cache, quant, .. } = &self.options;
+        format!("{}{dtype} {cache:?} {quant}", self.text)
     }
 
     fn artifact(&self, target: &dyn Target) -> Result<Artifact> {
@@ -145,22 +182,22 @@ impl Layer {
     ///
     /// # Errors
     /// A construct without a lowering; a machine that lacks memory or does not run the code.
-    pub fn load(&self, target: &dyn Target, pool: &Arc<ThreadPool>) -> Result<Loaded<'_>> {
+    pub fn load(self: &Arc<Self>, target: &dyn Target, pool: &Arc<ThreadPool>) -> Result<Loaded> {
         let options = ModelOptions { pool: Some(Arc::clone(pool)), ..ModelOptions::default() };
         let model = Running::load(&self.artifact(target)?, &Checkpoint::random(0), &options)?;
-        Ok(Loaded { layer: self, model, pool: Arc::clone(pool) })
+        Ok(Loaded { layer: Arc::clone(self), model, pool: Arc::clone(pool) })
     }
 }
 
 /// Layers that are ready to run.
 #[derive(Clone, Debug)]
-pub struct Loaded<'l> {
-    layer: &'l Layer,
+pub struct Loaded {
+    layer: Arc<Layer>,
     model: Arc<Running>,
     pool: Arc<ThreadPool>,
 }
 
-impl Loaded<'_> {
+impl Loaded {
     /// The same layers and weights with the code of another target: one with another profile.
     ///
     /// # Errors

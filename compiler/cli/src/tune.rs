@@ -122,8 +122,7 @@ pub(crate) fn run(args: &TuneArgs) -> Result<()> {
     let mut left: u32 = programs.iter().map(|p| p.rows().len() as u32).sum();
     let (mut departing, mut disturbed) = (0, 0);
     for program in &programs {
-        let layer = program.layer(args.quick)?;
-        let loaded = layer.load(&*base, &pool)?;
+        let loaded = Arc::new(program.layer(args.quick)?).load(&*base, &pool)?;
         for (family, rows) in program.families(args.quick) {
             let share = budget.saturating_sub(start.elapsed()) / left.max(1);
             left = left.saturating_sub(1);
@@ -154,7 +153,7 @@ pub(crate) fn run(args: &TuneArgs) -> Result<()> {
 }
 
 /// Measures a family and prints its row.
-fn one(contest: &Contest<'_>, loaded: &Loaded<'_>, quick: bool) -> Result<Found> {
+fn one(contest: &Contest<'_>, loaded: &Loaded, quick: bool) -> Result<Found> {
     let found = contest.run(loaded, quick)?;
     let mark = if found.others.is_some_and(|others| others > OTHERS_AT_MOST) { "*" } else { "" };
     let speed = |rate: f64| format!("{rate:.1} {}", found.unit);
@@ -290,7 +289,7 @@ impl Program {
                     Kept::Int8 => CacheType::Int8,
                 };
                 let heads = if quick { 4 } else { 32 };
-                Layer::attention(dtype, cache, Heads { heads, kv_heads: heads / 4, dim: 128 })
+                Layer::attention(dtype, cache, Heads { heads, kv_heads: heads / 4, dim: 128 }, 1)
             }
         };
         Ok(layer?)

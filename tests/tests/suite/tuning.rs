@@ -106,7 +106,9 @@ fn results_stay(dtype: DType, cache: CacheType, quant: &str, operand: &str) -> R
     for name in ["cpu", "cpu:x86-64-v3"] {
         let plain = target::parse(name)?;
         let mut targets: Vec<Box<dyn Target>> = Vec::new();
-        for profile in extremes(plain.name(), operand)? {
+        // All of them here, and one with half as many registers.
+        let skipped = if name == "cpu" { 0 } else { 2 };
+        for profile in extremes(plain.name(), operand)?.into_iter().skip(skipped) {
             targets.push(plain.with_profile(profile)?);
         }
         let steps = [37, 1, 5, 1, 70].map(|rows| vec![("x", Floats(floats(rows * 70)))]);
@@ -135,30 +137,36 @@ fn no_schedule_changes_the_layers_that_are_measured() -> Result<()> {
         (Layer::products(DType::BF16, 2, [70, 131], 1)?, "bf16", "linear"),
         (Layer::products(blocks, 2, [70, 131], 1)?, "uint8:g64", "linear"),
         (
-            Layer::attention(DType::BF16, CacheType::Float(DType::BF16), Heads { heads: 6, kv_heads: 2, dim: 20 })?,
+            Layer::attention(DType::BF16, CacheType::Float(DType::BF16), Heads { heads: 6, kv_heads: 2, dim: 20 }, 2)?,
             "bf16",
             "attention",
         ),
         (Layer::experts(DType::BF16, Mixture { width: 70, inner: 36, experts: 6, chosen: 2 })?, "bf16", "linear"),
     ];
     let plain = target::parse("cpu")?;
-    for (layer, operand, kind) in &layers {
-        let loaded = layer.load(&*plain, &pool)?;
-        for rows in [1, 6, 50] {
+    for (layer, operand, kind) in layers {
+        let loaded = Arc::new(layer).load(&*plain, &pool)?;
+        let of_rows = [1, 6, 50];
+        let mut wanted = Vec::new();
+        for rows in of_rows {
             let want = loaded.timed(rows, 3)?.run()?;
             assert!(want.seconds > 0.0 && want.seconds <= want.whole_seconds && want.work.flops() > 0, "{want:?}");
-            let size = (want.outputs.iter().map(|x| x * x).sum::<f32>() / want.outputs.len() as f32).sqrt();
-            for profile in extremes(plain.name(), operand)? {
-                let got = loaded.with_target(&*plain.with_profile(profile.clone())?)?.timed(rows, 3)?.run()?;
-                let apart = want.outputs.iter().zip(&got.outputs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-                let text = profile.to_text();
+            wanted.push(want.outputs);
+        }
+        for profile in extremes(plain.name(), operand)? {
+            let text = profile.to_text();
+            let tuned = loaded.with_target(&*plain.with_profile(profile)?)?;
+            for (rows, want) in of_rows.into_iter().zip(&wanted) {
+                let got = tuned.timed(rows, 3)?.run()?.outputs;
+                let size = (want.iter().map(|x| x * x).sum::<f32>() / want.len() as f32).sqrt();
+                let apart = want.iter().zip(&got).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
                 assert!(size > 0.0 && apart < 0.03 * size, "{kind} {operand}, {rows} rows: {apart} of {size}\n{text}");
             }
         }
     }
     // Weights that lie otherwise are not shared.
-    let elsewhere = layers[0].0.load(&*plain, &pool)?.with_target(&*target::parse("cpu:x86-64")?);
-    assert!(elsewhere.is_err());
+    let loaded = Arc::new(Layer::products(DType::F32, 1, [8, 8], 1)?).load(&*plain, &pool)?;
+    assert!(loaded.with_target(&*target::parse("cpu:x86-64")?).is_err());
     Ok(())
 }
 

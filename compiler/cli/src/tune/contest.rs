@@ -63,7 +63,7 @@ impl Contest<'_> {
     ///
     /// # Errors
     /// A device that failed; code that does not compile, which is a defect of xfc.
-    pub(super) fn run(&self, loaded: &Loaded<'_>, quick: bool) -> Result<Found> {
+    pub(super) fn run(&self, loaded: &Loaded, quick: bool) -> Result<Found> {
         let begin = Instant::now();
         let looking_until = begin + self.until.saturating_duration_since(begin).mul_f64(LOOKING);
         let used = Use::now();
@@ -111,7 +111,7 @@ impl Contest<'_> {
     }
 
     /// A candidate, ready to run. `None` where it gives other outputs, which is said.
-    fn candidate(&self, loaded: &Loaded<'_>, fields: Fields, default: &Racer) -> Result<Option<Racer>> {
+    fn candidate(&self, loaded: &Loaded, fields: Fields, default: &Racer) -> Result<Option<Racer>> {
         let profile = self.empty.clone().with(self.family, fields, None);
         let target = self.base.with_profile(profile);
         let target = target.map_err(|error| CliError::Departed(format!("{}: {fields}: {error}", self.family)))?;
