@@ -75,6 +75,7 @@ fn key(manifest: &Manifest, checkpoint: &Checkpoint) -> Option<String> {
     let wanted = (&manifest.weights, &manifest.format, &manifest.ignore, cfg!(target_endian = "little"));
     hasher.update(&serde_json::to_vec(&wanted).ok()?);
     stored.fingerprint(&mut hasher)?;
+    stored.release();
     Some(hasher.finalize().to_hex().as_str()[..32].to_owned())
 }
 
