@@ -2,13 +2,19 @@
 //!
 //! The caller is worker 0 and needs nobody: workers that are late find less to do, and a list of launches with one tile each never leaves the
 //! caller. Each launch begins when the one before it is done on all workers. A worker that waits for others claims its first tiles of a later
-//! launch already and may get ready for them. Between lists, workers spin briefly and then sleep.
+//! launch already and may get ready for them. Whoever waits spins briefly and then sleeps: at the end of a launch, too, since the worker that is
+//! waited for may itself be waiting for a processor, and gets the sleeper's. A worker that made others wait because something else ran on its
+//! processor stays away for a while: the rest is slower without it, and much slower with it.
 
+mod bed;
+mod delay;
+
+use self::bed::Bed;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// What is done with tiles: `(worker, launch, tile_begin, tile_end)`.
 pub type Body<'a> = &'a (dyn Fn(usize, usize, u32, u32) + Sync);
@@ -16,10 +22,10 @@ pub type Body<'a> = &'a (dyn Fn(usize, usize, u32, u32) + Sync);
 /// What a worker does while it waits, for tiles that it will do later: `(launch, tile_begin, tile_end, over)`, until `over` says so.
 pub type Ahead<'a> = &'a (dyn Fn(usize, u32, u32, &dyn Fn() -> bool) + Sync);
 
-/// How long a worker without work spins before it sleeps.
+/// How long a worker that waits spins before it sleeps.
 const SPIN: Duration = Duration::from_micros(100);
-/// Turns that a worker spins at the end of a launch before it lets others have the processor.
-const SPIN_TURNS: u32 = 2000;
+/// How long a worker that was put off its processor stays away: longer than others' time slices, so that what the next attempt may cost is little.
+const AWAY: Duration = Duration::from_millis(50);
 /// Of the tiles that are left, a worker claims its share divided by this.
 const PARTS: u64 = 2;
 /// Launches that are looked at for tiles to claim early.
@@ -37,8 +43,8 @@ pub struct WorkerPanicked;
 pub struct ThreadPool {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
-    /// One list at a time.
-    turn: Mutex<()>,
+    /// One list at a time, with the counters that lists have needed so far.
+    turn: Mutex<Vec<Counter>>,
 }
 
 #[derive(Debug, Default)]
@@ -50,14 +56,19 @@ struct Shared {
     /// Changes with every job.
     epoch: AtomicU64,
     stop: AtomicBool,
-    sleepers: AtomicUsize,
-    bed: Mutex<()>,
-    wake: Condvar,
+    /// How long whoever waits spins.
+    spin: Duration,
+    /// Where workers wait for a job.
+    idle: Bed,
+    /// Where workers wait for each other.
+    barrier: Bed,
+    /// For each worker, whether it is to stay away.
+    away: Box<[AtomicBool]>,
 }
 
 /// Progress of one launch, on a cache line of its own.
 #[repr(align(64))]
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Counter {
     /// First tile that nobody has claimed; may run past the number of tiles.
     next: AtomicU64,
@@ -73,6 +84,7 @@ struct Job<'a> {
     ahead: Ahead<'a>,
     workers: u64,
     failed: AtomicBool,
+    shared: &'a Shared,
 }
 
 impl ThreadPool {
@@ -81,7 +93,12 @@ impl ThreadPool {
     /// # Errors
     /// The system gives no more threads.
     pub fn new(workers: usize) -> std::io::Result<Self> {
-        let mut pool = Self { shared: Arc::default(), threads: Vec::new(), turn: Mutex::new(()) };
+        // With fewer processors than workers, whoever is waited for needs the processor of whoever waits.
+        let enough = std::thread::available_parallelism().is_ok_and(|processors| processors.get() >= workers);
+        let spin = if enough { SPIN } else { Duration::ZERO };
+        let away = (0..workers.max(1)).map(|_| AtomicBool::default()).collect();
+        let shared = Shared { spin, away, ..Shared::default() };
+        let mut pool = Self { shared: Arc::new(shared), threads: Vec::new(), turn: Mutex::default() };
         for worker in 1..workers.max(1) {
             let shared = Arc::clone(&pool.shared);
             // When this fails, dropping `pool` ends the threads that were started.
@@ -110,11 +127,23 @@ impl ThreadPool {
     /// # Errors
     /// As [`run`](Self::run).
     pub fn run_ahead(&self, tiles: &[u32], body: Body<'_>, ahead: Ahead<'_>) -> Result<(), WorkerPanicked> {
-        // Poison only says that a caller panicked elsewhere; the lock guards no data.
-        let _turn = self.turn.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let counters: Vec<Counter> = tiles.iter().map(|_| Counter::default()).collect();
-        let workers = self.workers() as u64;
-        let job = Job { tiles, counters: &counters, body, ahead, workers, failed: AtomicBool::new(false) };
+        // Poison only says that a caller panicked elsewhere; the counters are set anew.
+        let mut counters = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        if counters.len() < tiles.len() {
+            counters.resize_with(tiles.len(), Counter::default);
+        }
+        for counter in &mut counters[..tiles.len()] {
+            *counter = Counter::default();
+        }
+        let job = Job {
+            tiles,
+            counters: &counters,
+            body,
+            ahead,
+            workers: self.workers() as u64,
+            failed: AtomicBool::new(false),
+            shared: &self.shared,
+        };
         let shared_work = !self.threads.is_empty() && tiles.iter().any(|&tiles| tiles > 1);
         if shared_work {
             self.shared.open(&job);
@@ -131,8 +160,9 @@ impl ThreadPool {
 impl Drop for ThreadPool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
-        self.shared.call();
+        self.shared.idle.call();
         for thread in self.threads.drain(..) {
+            thread.thread().unpark();
             // A thread that panicked outside of a job has nothing to hand over.
             let _ = thread.join();
         }
@@ -152,15 +182,19 @@ impl Job<'_> {
     fn work(&self, worker: usize) {
         let mut early = None;
         for launch in 0..self.tiles.len() {
+            if early.is_none() && self.shared.stays_away(worker) {
+                return;
+            }
             let mine = early.take_if(|claim: &mut Claim| claim.launch == launch);
             let take_part = || {
                 self.work_on(worker, launch, mine);
-                if early.is_none() {
+                if early.is_none() && !self.shared.stays_away(worker) {
                     early = self.get_ready(launch);
                 }
             };
             if catch_unwind(AssertUnwindSafe(take_part)).is_err() {
-                self.failed.store(true, Ordering::Release);
+                self.failed.store(true, Ordering::SeqCst);
+                self.shared.call(worker);
             }
             if !self.wait_for(launch) {
                 return;
@@ -177,7 +211,10 @@ impl Job<'_> {
         let mut next = mine.or_else(|| self.claim(launch));
         while let Some(Claim { begin, end, .. }) = next {
             (self.body)(worker, launch, begin as u32, end as u32);
-            self.counters[launch].done.fetch_add(end - begin, Ordering::Release);
+            let done = self.counters[launch].done.fetch_add(end - begin, Ordering::SeqCst) + end - begin;
+            if done >= u64::from(self.tiles[launch]) {
+                self.shared.call(worker);
+            }
             next = self.claim(launch);
         }
     }
@@ -197,7 +234,7 @@ impl Job<'_> {
 
     /// While others are at a launch, claims tiles of a later one and gets ready for them.
     fn get_ready(&self, launch: usize) -> Option<Claim> {
-        let over = || self.is_done(launch) || self.failed.load(Ordering::Acquire);
+        let over = || self.is_done(launch) || self.failed.load(Ordering::SeqCst);
         if over() {
             return None;
         }
@@ -208,19 +245,14 @@ impl Job<'_> {
     }
 
     fn is_done(&self, launch: usize) -> bool {
-        self.counters[launch].done.load(Ordering::Acquire) >= u64::from(self.tiles[launch])
+        self.counters[launch].done.load(Ordering::SeqCst) >= u64::from(self.tiles[launch])
     }
 
     /// Until all tiles of the launch are done, by whomever; `false` when somebody failed.
     fn wait_for(&self, launch: usize) -> bool {
-        let mut turns = 0;
-        while !self.is_done(launch) {
-            if self.failed.load(Ordering::Acquire) {
-                return false;
-            }
-            pause(&mut turns);
-        }
-        !self.failed.load(Ordering::Acquire)
+        let failed = || self.failed.load(Ordering::SeqCst);
+        self.shared.barrier.wait(self.shared.spin, || (failed() || self.is_done(launch)).then_some(()));
+        !failed()
     }
 }
 
@@ -228,73 +260,61 @@ impl Shared {
     /// Lets workers into `job`.
     fn open(&self, job: &Job<'_>) {
         self.job.store(std::ptr::from_ref(job).cast_mut().cast(), Ordering::Relaxed);
-        self.gate.fetch_or(OPEN, Ordering::Release);
-        self.call();
-    }
-
-    /// Wakes whoever sleeps, with a new epoch.
-    fn call(&self) {
+        self.gate.fetch_or(OPEN, Ordering::SeqCst);
         self.epoch.fetch_add(1, Ordering::SeqCst);
-        if self.sleepers.load(Ordering::SeqCst) > 0 {
-            let _bed = self.bed.lock();
-            self.wake.notify_all();
-        }
+        self.idle.call();
     }
 
     /// Lets nobody in any more and waits until everybody is out.
     fn close(&self) {
-        self.gate.fetch_and(!OPEN, Ordering::AcqRel);
-        let mut turns = 0;
-        while self.gate.load(Ordering::Acquire) != 0 {
-            pause(&mut turns);
-        }
+        self.gate.fetch_and(!OPEN, Ordering::SeqCst);
+        self.barrier.wait(self.spin, || (self.gate.load(Ordering::SeqCst) == 0).then_some(()));
     }
 
     /// The life of a worker thread.
     fn serve(&self, worker: usize) {
         let mut seen = 0;
+        delay::forget();
         while let Some(epoch) = self.wait_for_call(seen) {
             seen = epoch;
-            if self.gate.fetch_add(1, Ordering::Acquire) & OPEN != 0 {
+            if self.gate.fetch_add(1, Ordering::SeqCst) & OPEN != 0 {
                 let job = self.job.load(Ordering::Relaxed).cast_const().cast::<Job<'_>>();
                 // SAFETY: `run` keeps the job alive until `close` has seen this thread leave; the gate was open when this thread was counted.
                 unsafe { &*job }.work(worker);
             }
-            self.gate.fetch_sub(1, Ordering::Release);
+            if self.gate.fetch_sub(1, Ordering::SeqCst) == 1 {
+                self.call(worker);
+            }
+            if self.away[worker].load(Ordering::Relaxed) {
+                std::thread::park_timeout(AWAY);
+                self.away[worker].store(false, Ordering::Relaxed);
+                delay::forget();
+                // The job that it left may not have ended: it takes part again.
+                seen = 0;
+            }
         }
+    }
+
+    /// Wakes who waits for this worker. If they wait because it was put off its processor, it is to stay away; the caller cannot, so that another
+    /// one leaves it its processor.
+    fn call(&self, worker: usize) {
+        if self.barrier.call() && delay::was_put_off() {
+            let who = if worker == 0 { self.away.len() - 1 } else { worker };
+            self.away[who].store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn stays_away(&self, worker: usize) -> bool {
+        worker != 0 && self.away[worker].load(Ordering::Relaxed)
     }
 
     /// The next epoch after `seen`, or `None` at the end.
     fn wait_for_call(&self, seen: u64) -> Option<u64> {
-        let news = || {
+        self.idle.wait(self.spin, || {
             let epoch = self.epoch.load(Ordering::SeqCst);
-            (epoch != seen || self.stop.load(Ordering::SeqCst)).then_some(epoch)
-        };
-        let asleep_at = Instant::now() + SPIN;
-        let mut epoch = news();
-        while epoch.is_none() && Instant::now() < asleep_at {
-            for _ in 0..32 {
-                std::hint::spin_loop();
-            }
-            epoch = news();
-        }
-        if epoch.is_none() {
-            let mut bed = self.bed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            self.sleepers.fetch_add(1, Ordering::SeqCst);
-            while news().is_none() {
-                bed = self.wake.wait(bed).unwrap_or_else(std::sync::PoisonError::into_inner);
-            }
-            self.sleepers.fetch_sub(1, Ordering::SeqCst);
-            epoch = news();
-        }
-        if self.stop.load(Ordering::SeqCst) { None } else { epoch }
+            if self.stop.load(Ordering::SeqCst) { Some(None) } else { (epoch != seen).then_some(Some(epoch)) }
+        })
     }
-}
-
-/// Spins; after a while lets other threads run.
-fn pause(turns: &mut u32) {
-    *turns = turns.saturating_add(1);
-    if *turns < SPIN_TURNS { std::hint::spin_loop() } else { std::thread::yield_now() }
 }
 
 #[cfg(test)]
@@ -379,6 +399,22 @@ mod tests {
         };
         assert_eq!(pool.run_ahead(&[1, 16], &body, &ahead), Err(WorkerPanicked));
         assert_eq!(pool.run(&[100], &|_, _, _, _| ()), Ok(()));
+    }
+
+    #[test]
+    fn who_was_away_takes_part_again() {
+        let pool = ThreadPool::new(2).unwrap();
+        for _ in 0..3 {
+            pool.shared.away[1].store(true, Ordering::SeqCst);
+            let both = AtomicU64::new(0);
+            pool.run(&[2], &|_, _, begin, end| {
+                both.fetch_add(u64::from(end - begin), Ordering::SeqCst);
+                while both.load(Ordering::SeqCst) < 2 {
+                    std::thread::yield_now();
+                }
+            })
+            .unwrap();
+        }
     }
 
     #[test]
