@@ -48,14 +48,13 @@ pub enum FinishReason {
 #[derive(Debug)]
 pub struct Generate<'a> {
     session: &'a mut Session,
-    sequence: SequenceId,
-    token_input: String,
     logits: String,
-    /// What the next step is given: a source, by the name of its input, and tokens.
-    source: Option<(String, Vec<i64>)>,
-    pending: Vec<i64>,
+    /// What the next step is given: tokens first; before the first step also a source and what else was given.
+    input: StepInput,
     sampler: Sampler,
     options: GenerateOptions,
+    /// Of the last step.
+    outputs: StepOutputs,
     recorded: StepOutputs,
     made: u64,
     finished: Option<FinishReason>,
@@ -112,15 +111,17 @@ impl Session {
             None => (None, ints(prompt)),
         };
         let sampler = Sampler::new(&options.sampler)?;
+        let mut options = options;
+        let given = [(token_input, pending)].into_iter().chain(source).map(|(name, ids)| (name, InputData::Ints(ids)));
+        let inputs = given.chain(std::mem::take(&mut options.inputs)).collect();
+        let wanted = if options.record.is_empty() { Wanted::Last } else { Wanted::All };
         Ok(Generate {
             session: self,
-            sequence,
-            token_input,
             logits,
-            source,
-            pending,
+            input: StepInput { sequence, inputs, wanted },
             sampler,
             options,
+            outputs: StepOutputs::default(),
             recorded: StepOutputs::default(),
             made: 0,
             finished: None,
@@ -153,42 +154,40 @@ impl Generate<'_> {
             return Err((FinishReason::Cancelled, None));
         }
         let failed = |error| (FinishReason::Error, Some(error));
-        let length = self.session.length(self.sequence).map_err(failed)?;
-        if length + self.pending.len() as u64 > self.session.context_tokens() {
+        let length = self.session.length(self.input.sequence).map_err(failed)?;
+        let pending = self.input.inputs.first().map_or(0, |(_, tokens)| tokens.len());
+        if length + pending as u64 > self.session.context_tokens() {
             return Err((FinishReason::Context, None));
         }
-        let outputs = self.step().map_err(failed)?;
-        let last = |output: &StepOutput| output.data.len().checked_div(output.row_len()).unwrap_or(0).saturating_sub(1);
-        let logits = outputs.get(&self.logits).and_then(|output| output.row(last(output)));
+        self.session.step_in_pieces_into(&self.input, &mut self.outputs).map_err(failed)?;
+        if !self.options.record.is_empty() {
+            let kept = self.outputs.outputs.iter().filter(|output| self.options.record.contains(&output.name));
+            self.recorded.extend(StepOutputs { outputs: kept.cloned().collect() });
+        }
+        let logits = self.outputs.get_mut(&self.logits).and_then(StepOutput::last_row_mut);
         let logits = logits.ok_or_else(|| failed(RuntimeError::request("the step returned no logits", "")))?;
-        let mut logits = std::borrow::Cow::Borrowed(logits);
         for &id in &self.options.suppress_ids {
-            if let Some(logit) = logits.to_mut().get_mut(id as usize) {
+            if let Some(logit) = logits.get_mut(id as usize) {
                 *logit = f32::NEG_INFINITY;
             }
         }
-        let token = self.sampler.sample(&logits).map_err(failed)?;
-        if !self.options.record.is_empty() {
-            let kept = outputs.outputs.into_iter().filter(|output| self.options.record.contains(&output.name));
-            self.recorded.extend(StepOutputs { outputs: kept.collect() });
-        }
+        let token = self.sampler.sample(logits).map_err(failed)?;
         if self.options.stop_ids.contains(&token) {
             return Err((FinishReason::Stop, None));
         }
-        self.pending.push(token.into());
+        self.go_on(token);
         self.made += 1;
         Ok(token)
     }
 
-    /// Runs what is pending: all of the prompt, or the last token.
-    fn step(&mut self) -> Result<StepOutputs> {
-        let tokens = (self.token_input.clone(), std::mem::take(&mut self.pending));
-        let further = std::mem::take(&mut self.options.inputs);
-        let inputs = self.source.take().into_iter().chain([tokens]).map(|(name, ids)| (name, InputData::Ints(ids)));
-        let inputs = inputs.chain(further);
-        let wanted = if self.options.record.is_empty() { Wanted::Last } else { Wanted::All };
-        let input = StepInput { sequence: self.sequence, inputs: inputs.collect(), wanted };
-        self.session.step_in_pieces(&input)
+    /// Gives the next step this token alone.
+    fn go_on(&mut self, token: u32) {
+        let inputs = &mut self.input.inputs;
+        inputs.truncate(1);
+        if let Some((_, InputData::Ints(tokens))) = inputs.first_mut() {
+            tokens.clear();
+            tokens.push(token.into());
+        }
     }
 }
 

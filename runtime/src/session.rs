@@ -3,12 +3,12 @@
 //! A step is checked before anything changes; when a device fails in the middle, the sequences are as they were before it.
 
 use crate::artifact::manifest::Manifest;
-use crate::cache::{Append, AxisLimit, BlockTable, CacheOptions, CacheStore, SequenceId};
+use crate::cache::{Append, AxisLimit, BlockTable, CacheOptions, CacheStore, PageCopy, SequenceId};
 use crate::device::AxisStep;
 use crate::device::workspace::Workspace;
 use crate::error::{Result, RuntimeError};
 use crate::model::Model;
-use crate::step::{self, StepInput, StepOutput, StepOutputs, Wanted};
+use crate::step::{self, StepInput, StepOutputs, Wanted};
 use std::sync::Arc;
 
 /// Positions of a sequence where neither the caller nor the model says.
@@ -49,6 +49,21 @@ pub struct Session {
     model: Arc<Model>,
     cache: CacheStore,
     workspace: Workspace,
+    batch: Batch,
+}
+
+/// The last step in the form that devices read. Kept so that a step of no more elements than one before it takes no memory from the system.
+#[derive(Debug, Default)]
+struct Batch {
+    sequences: Vec<SequenceId>,
+    /// Elements on each axis that each sequence had before the step, and those that it gets: one row a sequence.
+    before: Vec<u64>,
+    lengths: Vec<u64>,
+    axes: Vec<AxisStep>,
+    copies: Vec<PageCopy>,
+    tables: Vec<BlockTable>,
+    /// Of an input or output.
+    bytes: Vec<u8>,
 }
 
 impl Session {
@@ -80,7 +95,7 @@ impl Session {
         };
         let cache = CacheStore::new(manifest, cache_options)?;
         let workspace = workspace(&model, &cache)?;
-        Ok(Self { model, cache, workspace })
+        Ok(Self { model, cache, workspace, batch: Batch::default() })
     }
 
     /// The model.
@@ -157,67 +172,42 @@ impl Session {
     /// # Errors
     /// Names what was asked and what is allowed; no sequence has changed then.
     pub fn step(&mut self, step: &[StepInput]) -> Result<StepOutputs> {
+        let mut outputs = StepOutputs::default();
+        self.step_into(step, &mut outputs)?;
+        Ok(outputs)
+    }
+
+    /// As [`Session::step`], in the memory of an earlier step's outputs. A step of no more elements than one before it then takes no memory from
+    /// the system.
+    ///
+    /// # Errors
+    /// As [`Session::step`]; `outputs` are then undefined.
+    pub fn step_into(&mut self, step: &[StepInput], outputs: &mut StepOutputs) -> Result<()> {
         let manifest = Arc::clone(self.model.manifest());
         if step.is_empty() {
             return Err(RuntimeError::request("a step without sequences was asked for", "give at least one sequence"));
         }
-        let before = step.iter().map(|part| self.lengths(part.sequence)).collect::<Result<Vec<_>>>()?;
-        let checked = step.iter().zip(&before).map(|(part, before)| part.check(&manifest, before));
-        let lengths = checked.collect::<Result<Vec<_>>>()?;
-        self.check_whole(&manifest, step)?;
-        let axes = (0..manifest.axes.len())
-            .map(|axis| flatten_axis(axis, step, &lengths, &before))
-            .collect::<Result<Vec<_>>>()?;
+        self.batch.set(&manifest, &self.cache, step)?;
         if manifest.whole_sequences {
-            self.grow(&axes)?;
+            self.grow()?;
         }
-        let appends: Vec<Append> = step
-            .iter()
-            .zip(&lengths)
-            .map(|(part, tokens)| Append { sequence: part.sequence, tokens: tokens.clone() })
-            .collect();
-        let copies = self.cache.begin_step(&appends)?;
-        let result = self.workspace.copy_pages(&copies).and_then(|()| self.run(&manifest, step, &lengths, &axes));
-        let sequences = || step.iter().map(|part| part.sequence);
-        self.cache.end_step(sequences())?;
+        let n_axes = manifest.axes.len();
+        let Batch { sequences, lengths, copies, .. } = &mut self.batch;
+        let appends = sequences.iter().zip(lengths.chunks_exact(n_axes));
+        let appends = appends.map(|(&sequence, tokens)| Append { sequence, tokens });
+        self.cache.begin_step(appends, copies)?;
+        let copied = self.workspace.copy_pages(copies);
+        let result = copied.and_then(|()| self.batch.run(&manifest, &self.cache, &mut self.workspace, step, outputs));
+        let Batch { sequences, before, .. } = &self.batch;
+        self.cache.end_step(sequences.iter().copied())?;
         if result.is_err() || manifest.whole_sequences {
-            for (part, before) in step.iter().zip(&before) {
+            for (&sequence, before) in sequences.iter().zip(before.chunks_exact(n_axes)) {
                 for (axis, &length) in before.iter().enumerate() {
-                    self.cache.truncate(part.sequence, axis, length)?;
+                    self.cache.truncate(sequence, axis, length)?;
                 }
             }
         }
         result
-    }
-
-    /// Inputs in, launches, outputs out.
-    fn run(
-        &mut self,
-        manifest: &Manifest,
-        step: &[StepInput],
-        lengths: &[Vec<u64>],
-        axes: &[AxisStep],
-    ) -> Result<StepOutputs> {
-        for (index, input) in manifest.inputs.iter().enumerate() {
-            self.workspace.write_input(index, &step::flatten(input, step, lengths))?;
-        }
-        let sequences: Vec<SequenceId> = step.iter().map(|part| part.sequence).collect();
-        let tables = (0..manifest.caches.len()).map(|group| self.cache.block_table(group, &sequences));
-        let tables = tables.collect::<Result<Vec<BlockTable>>>()?;
-        self.workspace.run(axes, &tables, step.len() as u32)?;
-        let mut outputs = Vec::with_capacity(manifest.outputs.len());
-        for (index, output) in manifest.outputs.iter().enumerate() {
-            let axis = &axes[output.axis];
-            let bounds = |s: usize| -> usize {
-                let first = axis.offsets[s];
-                if output.rows { axis.rows.partition_point(|&row| row < first) } else { first as usize }
-            };
-            let rows: Vec<_> = (0..step.len()).map(|s| bounds(s)..bounds(s + 1)).collect();
-            let n_rows = rows.last().map_or(0, |last| last.end);
-            let data = step::to_f32(output, &self.workspace.read_output(index, n_rows as u64)?);
-            outputs.push(StepOutput { name: output.name.clone(), dims: output.dims.clone(), data, rows });
-        }
-        Ok(StepOutputs { outputs })
     }
 
     /// One sequence's input of any length, in as many steps as it takes; the outputs are those of all pieces. [`Wanted::Last`] is the last of all.
@@ -225,11 +215,22 @@ impl Session {
     /// # Errors
     /// As [`Session::step`]; the pieces before the one that failed stay.
     pub fn step_in_pieces(&mut self, input: &StepInput) -> Result<StepOutputs> {
+        let mut outputs = StepOutputs::default();
+        self.step_in_pieces_into(input, &mut outputs)?;
+        Ok(outputs)
+    }
+
+    /// As [`Session::step_in_pieces`], in the memory of an earlier step's outputs.
+    ///
+    /// # Errors
+    /// As [`Session::step_in_pieces`]; `outputs` are then undefined.
+    pub fn step_in_pieces_into(&mut self, input: &StepInput, outputs: &mut StepOutputs) -> Result<()> {
         let manifest = Arc::clone(self.model.manifest());
-        let n = input.check(&manifest, &self.lengths(input.sequence)?)?[0] as usize;
+        self.batch.set(&manifest, &self.cache, std::slice::from_ref(input))?;
+        let n = self.batch.lengths[0] as usize;
         let most = self.step_tokens() as usize;
         if manifest.whole_sequences || n <= most {
-            return self.step(std::slice::from_ref(input));
+            return self.step_into(std::slice::from_ref(input), outputs);
         }
         let room = self.context_tokens().saturating_sub(self.length(input.sequence)?);
         if n as u64 > room {
@@ -238,8 +239,8 @@ impl Session {
                 "give fewer tokens, or open the session with a larger context",
             ));
         }
-        let selected = input.selected(n as u64)?;
-        let mut outputs = StepOutputs::default();
+        let selected = std::mem::take(&mut self.batch.axes[0].rows);
+        *outputs = StepOutputs::default();
         for start in (0..n).step_by(most) {
             let end = n.min(start + most);
             let rows = selected
@@ -249,35 +250,87 @@ impl Session {
                 .collect();
             outputs.extend(self.step(&[input.piece(&manifest, start..end, Wanted::List(rows))])?);
         }
-        Ok(outputs)
-    }
-
-    /// Models that see a sequence only as a whole must be given it so.
-    fn check_whole(&self, manifest: &Manifest, step: &[StepInput]) -> Result<()> {
-        for part in step.iter().filter(|_| manifest.whole_sequences) {
-            if self.cache.length(part.sequence, 0)? > 0 {
-                return Err(RuntimeError::request(
-                    "the model takes whole sequences only",
-                    "give all tokens in one step",
-                ));
-            }
-        }
         Ok(())
     }
 
     /// Makes room for a larger step, where nothing is kept between steps.
-    fn grow(&mut self, axes: &[AxisStep]) -> Result<()> {
+    fn grow(&mut self) -> Result<()> {
         let sequences = u64::from(self.cache.options().max_sequences);
         // Either there is room, or the cache refuses the step because a sequence has too much.
         let lacks = |(axis, limit): &(&AxisStep, &AxisLimit)| {
             let rows = axis.positions.len() as u64;
             rows > limit.step && rows <= limit.sequence.saturating_mul(sequences)
         };
+        let axes = &self.batch.axes;
         let lacking = axes.iter().zip(self.cache.limits()).filter(lacks).map(|(axis, _)| axis.positions.len() as u64);
         let Some(rows) = lacking.max() else { return Ok(()) };
         let options = CacheOptions { step_tokens: rows.next_power_of_two(), ..*self.cache.options() };
         self.cache.set_step_tokens(self.model.manifest(), options)?;
         self.workspace = workspace(&self.model, &self.cache)?;
+        Ok(())
+    }
+}
+
+impl Batch {
+    /// Makes it that of `step`, which is checked.
+    fn set(&mut self, manifest: &Manifest, cache: &CacheStore, step: &[StepInput]) -> Result<()> {
+        let n_axes = manifest.axes.len();
+        self.sequences.clear();
+        self.sequences.extend(step.iter().map(|part| part.sequence));
+        self.before.clear();
+        self.lengths.resize(step.len() * n_axes, 0);
+        for (part, lengths) in step.iter().zip(self.lengths.chunks_exact_mut(n_axes)) {
+            let start = self.before.len();
+            for axis in 0..n_axes {
+                self.before.push(cache.length(part.sequence, axis)?);
+            }
+            let before = &self.before[start..];
+            part.check(manifest, before, lengths)?;
+            if manifest.whole_sequences && before[0] > 0 {
+                return Err(RuntimeError::request(
+                    "the model takes whole sequences only",
+                    "give all tokens in one step",
+                ));
+            }
+        }
+        self.axes.resize_with(n_axes, AxisStep::default);
+        for (axis, flat) in self.axes.iter_mut().enumerate() {
+            let of_axis = |all: &[u64], s: usize| all[s * n_axes + axis];
+            flatten_axis(axis, step, |s| (of_axis(&self.before, s), of_axis(&self.lengths, s)), flat)?;
+        }
+        Ok(())
+    }
+
+    /// Inputs, kernels, outputs.
+    fn run(
+        &mut self,
+        manifest: &Manifest,
+        cache: &CacheStore,
+        workspace: &mut Workspace,
+        step: &[StepInput],
+        outputs: &mut StepOutputs,
+    ) -> Result<()> {
+        let Self { sequences, lengths, axes, tables, bytes, .. } = self;
+        for (index, input) in manifest.inputs.iter().enumerate() {
+            step::flatten(input, step, lengths, axes.len(), bytes);
+            workspace.write_input(index, bytes)?;
+        }
+        tables.resize_with(manifest.caches.len(), BlockTable::default);
+        for (group, table) in tables.iter_mut().enumerate() {
+            cache.block_table(group, sequences, table)?;
+        }
+        workspace.run(axes, tables, step.len() as u32)?;
+        outputs.reset(manifest);
+        for (index, (output, made)) in manifest.outputs.iter().zip(&mut outputs.outputs).enumerate() {
+            let axis = &axes[output.axis];
+            let bounds = |s: usize| -> usize {
+                let first = axis.offsets[s];
+                if output.rows { axis.rows.partition_point(|&row| row < first) } else { first as usize }
+            };
+            made.rows.extend((0..step.len()).map(|s| bounds(s)..bounds(s + 1)));
+            workspace.read_output(index, bounds(step.len()) as u64, bytes)?;
+            step::to_f32(output, bytes, &mut made.data);
+        }
         Ok(())
     }
 }
@@ -292,21 +345,32 @@ fn workspace(model: &Arc<Model>, cache: &CacheStore) -> Result<Workspace> {
     )
 }
 
-/// The elements of one axis of a step.
-fn flatten_axis(axis: usize, step: &[StepInput], lengths: &[Vec<u64>], before: &[Vec<u64>]) -> Result<AxisStep> {
-    let mut flat = AxisStep { offsets: vec![0], ..AxisStep::default() };
+/// Makes `flat` the elements of one axis of a step; `span` gives how many a sequence had before, and how many it gets.
+fn flatten_axis(
+    axis: usize,
+    step: &[StepInput],
+    span: impl Fn(usize) -> (u64, u64),
+    flat: &mut AxisStep,
+) -> Result<()> {
+    let AxisStep { offsets, positions, sequences, rows, before } = flat;
+    for list in [&mut *offsets, positions, sequences, rows, before] {
+        list.clear();
+    }
+    offsets.push(0);
     for (s, part) in step.iter().enumerate() {
-        let (n, first) = (lengths[s][axis], before[s][axis]);
-        let start = flat.positions.len() as u64;
+        let (first, n) = span(s);
+        let start = positions.len() as u64;
         let too_long = || RuntimeError::request("a step has more than 2^32 positions", "give fewer tokens");
         u32::try_from(first + n).and(u32::try_from(start + n)).map_err(|_| too_long())?;
-        flat.before.push(first as u32);
-        flat.positions.extend((first..first + n).map(|position| position as u32));
-        flat.sequences.extend((0..n).map(|_| s as u32));
-        flat.offsets.push((start + n) as u32);
+        before.push(first as u32);
+        positions.extend((first..first + n).map(|position| position as u32));
+        sequences.extend((0..n).map(|_| s as u32));
+        offsets.push((start + n) as u32);
         // Only elements of the first axis are selected; of the others, all are.
-        let selected = if axis == 0 { part.selected(n)? } else { (0..n as u32).collect() };
-        flat.rows.extend(selected.into_iter().map(|row| row + start as u32));
+        match axis {
+            0 => part.select(n, start, rows)?,
+            _ => rows.extend(start as u32..(start + n) as u32),
+        }
     }
-    Ok(flat)
+    Ok(())
 }

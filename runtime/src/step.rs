@@ -104,6 +104,13 @@ impl StepOutput {
         self.data.get(row.checked_mul(n)?..(row + 1).checked_mul(n)?)
     }
 
+    /// The last of all rows, to be changed.
+    pub fn last_row_mut(&mut self) -> Option<&mut [f32]> {
+        let n = self.row_len();
+        let start = self.data.len().checked_sub(n).filter(|_| n > 0)?;
+        self.data.get_mut(start..)
+    }
+
     /// All rows of the step's input `index`.
     pub fn rows_of(&self, index: usize) -> Option<&[f32]> {
         let rows = self.rows.get(index)?;
@@ -122,6 +129,29 @@ impl StepOutputs {
     /// The output called `name`.
     pub fn get(&self, name: &str) -> Option<&StepOutput> {
         self.outputs.iter().find(|output| output.name == name)
+    }
+
+    /// The output called `name`, to be changed.
+    pub fn get_mut(&mut self, name: &str) -> Option<&mut StepOutput> {
+        self.outputs.iter_mut().find(|output| output.name == name)
+    }
+
+    /// Makes them those of `manifest`, without rows; memory stays where they are already.
+    pub(crate) fn reset(&mut self, manifest: &Manifest) {
+        let same = |(own, output): (&StepOutput, &Output)| own.name == output.name && own.dims == output.dims;
+        if self.outputs.len() != manifest.outputs.len() || !self.outputs.iter().zip(&manifest.outputs).all(same) {
+            let empty = |output: &Output| StepOutput {
+                name: output.name.clone(),
+                dims: output.dims.clone(),
+                data: Vec::new(),
+                rows: Vec::new(),
+            };
+            self.outputs = manifest.outputs.iter().map(empty).collect();
+        }
+        for output in &mut self.outputs {
+            output.data.clear();
+            output.rows.clear();
+        }
     }
 
     /// Adds the rows of a later piece of the same (single) sequence.
@@ -143,10 +173,10 @@ fn bad(problem: String, help: &str) -> RuntimeError {
 }
 
 impl StepInput {
-    /// New elements on each axis of `manifest`, after checking names, types, lengths and values. `before` are the elements that the
-    /// sequence has on each axis.
-    pub(crate) fn check(&self, manifest: &Manifest, before: &[u64]) -> Result<Vec<u64>> {
-        let mut lengths: Vec<Option<(u64, &str)>> = vec![None; manifest.axes.len()];
+    /// Sets `lengths` to the new elements on each axis of `manifest`, after checking names, types, lengths and values. `before` are the elements
+    /// that the sequence has on each axis.
+    pub(crate) fn check(&self, manifest: &Manifest, before: &[u64], lengths: &mut [u64]) -> Result<()> {
+        lengths.fill(0);
         for (position, (name, data)) in self.inputs.iter().enumerate() {
             if self.inputs[..position].iter().any(|(other, _)| other == name) {
                 return Err(bad(format!("input `{name}` is given twice"), "give each input once"));
@@ -159,36 +189,36 @@ impl StepInput {
                 ));
             };
             let n = check_data(input, data)?;
-            match lengths[input.axis] {
-                Some((before, other)) if before != n => {
-                    return Err(bad(
-                        format!(
-                            "input `{name}` has {n} {axis}, input `{other}` has {before}",
-                            axis = manifest.axes[input.axis]
-                        ),
-                        "inputs of the same axis have the same length",
-                    ));
-                }
-                _ => lengths[input.axis] = Some((n, name)),
+            let earlier = of_axis(manifest, &self.inputs[..position], input.axis);
+            if let Some(other) = earlier.filter(|_| lengths[input.axis] != n) {
+                return Err(bad(
+                    format!(
+                        "input `{name}` has {n} {axis}, input `{other}` has {before}",
+                        axis = manifest.axes[input.axis],
+                        before = lengths[input.axis]
+                    ),
+                    "inputs of the same axis have the same length",
+                ));
             }
+            lengths[input.axis] = n;
         }
-        let once: Vec<bool> = (0..manifest.axes.len()).map(|axis| manifest.given_once(axis)).collect();
+        let once = |axis: usize| manifest.given_once(axis);
         // A sequence gets these once; then it has them.
-        let has = |axis: usize| before[axis] > 0 && (once[axis] || manifest.extents[axis].is_some());
+        let has = |axis: usize| before[axis] > 0 && (once(axis) || manifest.extents[axis].is_some());
         for (axis, extent) in manifest.extents.iter().enumerate() {
             let Some(extent) = extent.filter(|_| !has(axis)) else { continue };
-            if let Some((n, name)) = lengths[axis].filter(|(n, _)| *n != extent) {
+            let n = lengths[axis];
+            if let Some(name) = of_axis(manifest, &self.inputs, axis).filter(|_| n != extent) {
                 return Err(bad(
                     format!("input `{name}` has {n} {}, a sequence has {extent}", manifest.axes[axis]),
                     "give those of one sequence",
                 ));
             }
-            lengths[axis] = Some((extent, ""));
+            lengths[axis] = extent;
         }
-        let lengths: Vec<u64> = lengths.iter().map(|length| length.map_or(0, |(n, _)| n)).collect();
         let tokens = lengths.first().is_some_and(|&n| n > 0);
         // A step may give what is given once and no tokens yet.
-        let prepares = lengths.iter().zip(&once).any(|(&n, &once)| once && n > 0);
+        let prepares = lengths.iter().enumerate().any(|(axis, &n)| n > 0 && once(axis));
         for input in &manifest.inputs {
             let (axis, name) = (&manifest.axes[input.axis], &input.name);
             let given = self.inputs.iter().any(|(given, _)| given == name);
@@ -199,7 +229,7 @@ impl StepInput {
                         "give it once; another one is for a new sequence",
                     ));
                 }
-            } else if once[input.axis] && lengths[input.axis] == 0 && input.default.is_none() {
+            } else if once(input.axis) && lengths[input.axis] == 0 && input.default.is_none() {
                 return Err(bad(
                     format!("input `{name}` is missing: the sequence has no {axis} yet"),
                     "give it before the sequence's first tokens, or with them",
@@ -209,30 +239,32 @@ impl StepInput {
             }
         }
         if tokens || prepares {
-            Ok(lengths)
+            Ok(())
         } else {
             Err(bad("a step without tokens was asked for".to_owned(), "give at least one token"))
         }
     }
 
-    /// The selected rows among this sequence's `n` new elements.
-    pub(crate) fn selected(&self, n: u64) -> Result<Vec<u32>> {
+    /// Adds the selected rows among this sequence's `n` new elements, of which `start` is the number of the first.
+    pub(crate) fn select(&self, n: u64, start: u64, rows: &mut Vec<u32>) -> Result<()> {
+        let start = start as u32;
         match &self.wanted {
-            Wanted::None => Ok(Vec::new()),
-            Wanted::Last => Ok(n.checked_sub(1).map(|last| last as u32).into_iter().collect()),
-            Wanted::All => Ok((0..n as u32).collect()),
-            Wanted::List(rows) => {
-                if rows.windows(2).any(|pair| pair[0] >= pair[1])
-                    || rows.last().is_some_and(|&last| u64::from(last) >= n)
+            Wanted::None => {}
+            Wanted::Last => rows.extend(n.checked_sub(1).map(|last| start + last as u32)),
+            Wanted::All => rows.extend(start..start + n as u32),
+            Wanted::List(list) => {
+                if list.windows(2).any(|pair| pair[0] >= pair[1])
+                    || list.last().is_some_and(|&last| u64::from(last) >= n)
                 {
                     return Err(bad(
-                        format!("the wanted rows {rows:?} are not ascending and below {n}"),
+                        format!("the wanted rows {list:?} are not ascending and below {n}"),
                         "ask for rows of the new tokens",
                     ));
                 }
-                Ok(rows.clone())
+                rows.extend(list.iter().map(|row| start + row));
             }
         }
+        Ok(())
     }
 
     /// The part with the elements `range` of axis 0.
@@ -240,6 +272,12 @@ impl StepInput {
         let inputs = piece(manifest, self.inputs.iter().map(|(name, data)| (name.as_str(), data)), &range);
         Self { sequence: self.sequence, inputs, wanted }
     }
+}
+
+/// The first of `inputs` that has elements of `axis`.
+fn of_axis<'a>(manifest: &Manifest, inputs: &'a [(String, InputData)], axis: usize) -> Option<&'a str> {
+    let of = |(name, _): &&(String, InputData)| manifest.inputs.iter().any(|i| i.axis == axis && i.name == *name);
+    inputs.iter().find(of).map(|(name, _)| name.as_str())
 }
 
 /// The part of a sequence's inputs with the elements `range` of axis 0, which they have. Inputs of other axes go with the first part.
@@ -301,12 +339,13 @@ fn check_data(input: &Input, data: &InputData) -> Result<u64> {
     Ok(data.len() as u64 / width)
 }
 
-/// Bytes of input `input` for all sequences of a step, row after row; sequences that leave it out get the default.
-pub(crate) fn flatten(input: &Input, step: &[StepInput], lengths: &[Vec<u64>]) -> Vec<u8> {
+/// Sets `bytes` to those of input `input` for all sequences of a step, row after row; sequences that leave it out get the default. `lengths` are
+/// the new elements of each sequence on each of `n_axes` axes.
+pub(crate) fn flatten(input: &Input, step: &[StepInput], lengths: &[u64], n_axes: usize, bytes: &mut Vec<u8>) {
     let size = input.dtype.size_bytes();
     let width = input.dims.iter().product::<u64>() as usize;
-    let mut bytes = Vec::new();
-    for (part, lengths) in step.iter().zip(lengths) {
+    bytes.clear();
+    for (part, lengths) in step.iter().zip(lengths.chunks_exact(n_axes)) {
         let start = bytes.len();
         bytes.resize(start + lengths[input.axis] as usize * width * size, 0);
         let elements = bytes[start..].chunks_exact_mut(size);
@@ -326,18 +365,17 @@ pub(crate) fn flatten(input: &Input, step: &[StepInput], lengths: &[Vec<u64>]) -
             None => elements.for_each(|element| store(input.default.unwrap_or(0.0), input.dtype, element)),
         }
     }
-    bytes
 }
 
-/// The values of an output's bytes.
-pub(crate) fn to_f32(output: &Output, bytes: &[u8]) -> Vec<f32> {
+/// Adds the values of an output's bytes.
+pub(crate) fn to_f32(output: &Output, bytes: &[u8], values: &mut Vec<f32>) {
     match output.dtype {
-        DType::F32 => bytes.as_chunks().0.iter().map(|x| f32::from_le_bytes(*x)).collect(),
-        DType::F16 => bytes.as_chunks().0.iter().map(|x| f16::from_le_bytes(*x).to_f32()).collect(),
-        DType::BF16 => bytes.as_chunks().0.iter().map(|x| bf16::from_le_bytes(*x).to_f32()).collect(),
-        DType::I64 => bytes.as_chunks().0.iter().map(|x| i64::from_le_bytes(*x) as f32).collect(),
-        DType::I32 => bytes.as_chunks().0.iter().map(|x| i32::from_le_bytes(*x) as f32).collect(),
-        DType::Bool => bytes.iter().map(|&x| f32::from(x != 0)).collect(),
+        DType::F32 => values.extend(bytes.as_chunks().0.iter().map(|x| f32::from_le_bytes(*x))),
+        DType::F16 => values.extend(bytes.as_chunks().0.iter().map(|x| f16::from_le_bytes(*x).to_f32())),
+        DType::BF16 => values.extend(bytes.as_chunks().0.iter().map(|x| bf16::from_le_bytes(*x).to_f32())),
+        DType::I64 => values.extend(bytes.as_chunks().0.iter().map(|x| i64::from_le_bytes(*x) as f32)),
+        DType::I32 => values.extend(bytes.as_chunks().0.iter().map(|x| i32::from_le_bytes(*x) as f32)),
+        DType::Bool => values.extend(bytes.iter().map(|&x| f32::from(x != 0))),
     }
 }
 
@@ -383,7 +421,9 @@ mod tests {
         let sequence = CacheStore::new(&manifest, options).unwrap().add().unwrap();
         let check = |names: &[(&str, usize)], before: [u64; 3]| {
             let inputs = names.iter().map(|(name, n)| ((*name).to_owned(), InputData::Ints(vec![1; *n]))).collect();
-            StepInput { sequence, inputs, wanted: Wanted::Last }.check(&manifest, &before).map_err(|e| e.to_string())
+            let mut lengths = vec![0; before.len()];
+            let checked = StepInput { sequence, inputs, wanted: Wanted::Last }.check(&manifest, &before, &mut lengths);
+            checked.map(|()| lengths).map_err(|e| e.to_string())
         };
         let image = [("source_ids", 6), ("style", 1)];
         assert_eq!(check(&image, [0, 0, 0]), Ok(vec![0, 6, 1]));
@@ -412,7 +452,9 @@ mod tests {
         let sequence = CacheStore::new(&manifest, options).unwrap().add().unwrap();
         let check = |names: &[(&str, usize)], before: [u64; 2]| {
             let inputs = names.iter().map(|(name, n)| ((*name).to_owned(), InputData::Ints(vec![1; *n]))).collect();
-            StepInput { sequence, inputs, wanted: Wanted::Last }.check(&manifest, &before).map_err(|e| e.to_string())
+            let mut lengths = vec![0; before.len()];
+            let checked = StepInput { sequence, inputs, wanted: Wanted::Last }.check(&manifest, &before, &mut lengths);
+            checked.map(|()| lengths).map_err(|e| e.to_string())
         };
         assert_eq!(check(&[("source_ids", 3)], [0, 0]), Ok(vec![0, 3]));
         assert_eq!(check(&[("source_ids", 3), ("source_kinds", 3), ("input_ids", 2)], [0, 0]), Ok(vec![2, 3]));

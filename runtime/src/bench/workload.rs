@@ -10,7 +10,7 @@ use crate::error::{Result, RuntimeError};
 use crate::memory;
 use crate::model::Model;
 use crate::session::{Session, SessionOptions};
-use crate::step::{InputData, StepInput, Wanted};
+use crate::step::{InputData, StepInput, StepOutputs, Wanted};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -229,6 +229,8 @@ pub struct Workload {
     steps: Vec<PlannedStep>,
     /// Sequences that were prepared, forked for each run.
     base: Vec<SequenceId>,
+    /// Of the last step.
+    outputs: StepOutputs,
 }
 
 impl Workload {
@@ -266,7 +268,8 @@ impl Workload {
             step_tokens,
             pool_tokens: None,
         };
-        let mut workload = Self { session: model.session(&options)?, test, steps, base: Vec::new() };
+        let outputs = StepOutputs::default();
+        let mut workload = Self { session: model.session(&options)?, test, steps, base: Vec::new(), outputs };
         if !preparation.is_empty() {
             workload.base = workload.add()?;
             for step in &preparation {
@@ -300,7 +303,7 @@ impl Workload {
         let inputs: Vec<Vec<StepInput>> = steps.map(|step| self.inputs(&sequences, step)).collect();
         let begin = Instant::now();
         for inputs in &inputs {
-            self.session.step(inputs)?;
+            self.session.step_into(inputs, &mut self.outputs)?;
         }
         let seconds = begin.elapsed().as_secs_f64();
         for sequence in sequences {

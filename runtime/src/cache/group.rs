@@ -54,6 +54,13 @@ pub(super) struct Table {
     held_from: u64,
 }
 
+impl Table {
+    /// Entries that it has so far.
+    pub(super) fn entries(&self) -> usize {
+        self.pages.len()
+    }
+}
+
 /// A copy of one page to another, over all slots of the group, to be done before the step's kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageCopy {
@@ -75,6 +82,8 @@ pub(super) struct Group {
     page_bytes: u64,
     /// Entries of a ring; 0 where tables grow.
     ring: u64,
+    /// Entries of the largest table.
+    most_entries: usize,
     pub(super) pool: Pool,
 }
 
@@ -92,8 +101,20 @@ impl Group {
             page_tokens: tokens,
             page_bytes: page_bytes(spec),
             ring,
+            most_entries: match spec.keep {
+                Keep::State => 2,
+                _ if ring > 0 => ring as usize,
+                _ => limit.sequence.div_ceil(tokens).min(pages.into()) as usize,
+            },
             pool: Pool::new(pages),
         })
+    }
+
+    /// The table of an empty sequence, with room for as many entries as a sequence of the store may need.
+    pub(super) fn table(&self) -> Table {
+        let mut pages = Vec::new();
+        let _ = pages.try_reserve_exact(self.most_entries);
+        Table { pages, held_from: 0 }
     }
 
     /// Bytes of the pages that some sequence owns.
@@ -132,13 +153,14 @@ impl Group {
         for index in self.page_indices(from, to) {
             match table.pages.get(self.entry(index)) {
                 None | Some(&NULL_PAGE) => needed += 1,
-                Some(&page) => {
+                Some(&page) if self.pool.owners(page) > 1 => {
                     let gone = released.entry(page).or_default();
                     if self.pool.owners(page) > *gone + 1 {
                         *gone += 1;
                         needed += 1;
                     }
                 }
+                Some(_) => (),
             }
         }
         needed
@@ -191,7 +213,7 @@ impl Group {
         let Some(own) = self.pool.take() else { return false };
         table.pages.resize(2, NULL_PAGE);
         self.pool.release(table.pages[0]);
-        table.pages = vec![table.pages[1], own];
+        table.pages[0] = std::mem::replace(&mut table.pages[1], own);
         table.held_from = from;
         true
     }
@@ -247,7 +269,9 @@ impl Group {
         for &page in &table.pages {
             self.pool.share(page);
         }
-        table.clone()
+        let mut copy = self.table();
+        copy.pages.extend(&table.pages);
+        Table { held_from: table.held_from, ..copy }
     }
 
     /// Gives all pages back.
@@ -265,12 +289,13 @@ impl Group {
         }
     }
 
-    /// Entries per sequence that address the given tables without meeting.
-    pub(super) fn entries<'a>(&self, tables: impl Iterator<Item = &'a Table>) -> usize {
-        if self.keep == Keep::State {
-            return 2;
+    /// Entries per sequence that address tables without meeting, of which the largest has `most`.
+    pub(super) fn entries(&self, most: usize) -> usize {
+        match self.keep {
+            Keep::State => 2,
+            _ if self.ring > 0 => self.ring as usize,
+            _ => most.max(1),
         }
-        if self.ring > 0 { self.ring as usize } else { tables.map(|table| table.pages.len()).max().unwrap_or(0).max(1) }
     }
 
     /// A sequence's row of the block table.

@@ -28,12 +28,12 @@ pub struct SequenceId {
 }
 
 /// What a step adds to a sequence.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Append {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Append<'a> {
     /// Which.
     pub sequence: SequenceId,
     /// New elements on each ragged axis.
-    pub tokens: Vec<u64>,
+    pub tokens: &'a [u64],
 }
 
 /// A group's block table for the sequences of a step: [`XfmCache`](crate::artifact::abi::XfmCache) without the pointers.
@@ -118,7 +118,7 @@ impl CacheStore {
         }
         for slot in &mut self.sequences {
             if let Some(sequence) = &mut slot.sequence {
-                sequence.tables = vec![Table::default(); fresh.groups.len()];
+                sequence.tables = fresh.groups.iter().map(Group::table).collect();
             }
         }
         (self.options, self.groups, self.limits) = (fresh.options, fresh.groups, fresh.limits);
@@ -140,7 +140,7 @@ impl CacheStore {
     /// # Errors
     /// There are [`CacheOptions::max_sequences`] already.
     pub fn add(&mut self) -> Result<SequenceId> {
-        let tables = self.groups.iter().map(|_| Table::default()).collect();
+        let tables = self.groups.iter().map(Group::table).collect();
         self.insert(Sequence { lengths: vec![0; self.axes.len()], tables })
     }
 
@@ -246,16 +246,20 @@ impl CacheStore {
         Ok(())
     }
 
-    /// Gives pages to the tokens of a step and makes the sequences longer. The copies are to be done before any kernel runs.
+    /// Gives pages to the tokens of a step and makes the sequences longer. The `copies` are to be done before any kernel runs.
     ///
     /// # Errors
     /// A sequence does not exist, is given twice, or grows past the context; the step is too large; no pages are left. Nothing has changed then.
-    pub fn begin_step(&mut self, step: &[Append]) -> Result<Vec<PageCopy>> {
-        self.check_step(step)?;
+    pub fn begin_step<'a>(
+        &mut self,
+        step: impl Iterator<Item = Append<'a>> + Clone,
+        copies: &mut Vec<PageCopy>,
+    ) -> Result<()> {
+        self.check_step(step.clone())?;
         for (g, group) in self.groups.iter().enumerate() {
             let mut released = BTreeMap::new();
             let mut needed = 0;
-            for append in step {
+            for append in step.clone() {
                 let sequence = self.sequence(append.sequence)?;
                 let from = sequence.lengths[group.axis];
                 needed +=
@@ -268,26 +272,25 @@ impl CacheStore {
                 ));
             }
         }
-        let mut copies = Vec::new();
+        copies.clear();
         for append in step {
             let (groups, sequence) = self.split(append.sequence)?;
             for (g, (group, table)) in groups.iter_mut().zip(&mut sequence.tables).enumerate() {
                 let from = sequence.lengths[group.axis];
-                let given = group.append(table, from, from + append.tokens[group.axis], g, &mut copies);
+                let given = group.append(table, from, from + append.tokens[group.axis], g, copies);
                 debug_assert!(given, "the pages were counted above");
             }
-            for (length, tokens) in sequence.lengths.iter_mut().zip(&append.tokens) {
+            for (length, tokens) in sequence.lengths.iter_mut().zip(append.tokens) {
                 *length += tokens;
             }
         }
-        Ok(copies)
+        Ok(())
     }
 
-    fn check_step(&self, step: &[Append]) -> Result<()> {
-        let mut totals = vec![0u64; self.axes.len()];
-        for (i, append) in step.iter().enumerate() {
+    fn check_step<'a>(&self, step: impl Iterator<Item = Append<'a>> + Clone) -> Result<()> {
+        for (i, append) in step.clone().enumerate() {
             let sequence = self.sequence(append.sequence)?;
-            if step[..i].iter().any(|other| other.sequence == append.sequence) {
+            if step.clone().take(i).any(|other| other.sequence == append.sequence) {
                 return Err(RuntimeError::request(
                     "a sequence is given twice in one step",
                     "give all its tokens at once",
@@ -297,12 +300,12 @@ impl CacheStore {
                 let problem = format!("a step has {} axes, the model {}", append.tokens.len(), self.axes.len());
                 return Err(RuntimeError::request(problem, "give the new elements of every axis"));
             }
-            for (axis, (length, &tokens)) in sequence.lengths.iter().zip(&append.tokens).enumerate() {
-                totals[axis] = totals[axis].saturating_add(tokens);
+            for (axis, (length, &tokens)) in sequence.lengths.iter().zip(append.tokens).enumerate() {
                 self.check_length(axis, length.saturating_add(tokens))?;
             }
         }
-        match totals.iter().enumerate().find(|&(axis, &total)| total > self.limits[axis].step) {
+        let total = |axis| step.clone().fold(0, |total: u64, append| total.saturating_add(append.tokens[axis]));
+        match (0..self.axes.len()).map(|axis| (axis, total(axis))).find(|&(axis, n)| n > self.limits[axis].step) {
             Some((axis, total)) => Err(RuntimeError::request(
                 format!(
                     "the step has {total} {}, the session takes {} at a time",
@@ -350,21 +353,27 @@ impl CacheStore {
         Ok(())
     }
 
-    /// The block table of group `g` for these sequences, in this order.
+    /// Makes `table` the block table of group `g` for these sequences, in this order.
     ///
     /// # Errors
     /// A sequence or the group does not exist.
-    pub fn block_table(&self, g: usize, sequences: &[SequenceId]) -> Result<BlockTable> {
+    pub fn block_table(&self, g: usize, sequences: &[SequenceId], table: &mut BlockTable) -> Result<()> {
         let none = || RuntimeError::request(format!("there is no cache group {g}"), "give a group of the manifest");
         let group = self.groups.get(g).ok_or_else(none)?;
-        let sequences = sequences.iter().map(|&id| self.sequence(id)).collect::<Result<Vec<_>>>()?;
-        let entries = group.entries(sequences.iter().map(|sequence| &sequence.tables[g]));
-        let mut table = Vec::with_capacity(entries * sequences.len());
-        for sequence in &sequences {
-            group.row(&sequence.tables[g], entries, &mut table);
+        let mut most = 0;
+        for &id in sequences {
+            most = most.max(self.sequence(id)?.tables[g].entries());
         }
-        let lengths = sequences.iter().map(|sequence| sequence.lengths[group.axis] as u32).collect();
-        Ok(BlockTable { table, lengths, entries: entries as u32, page_tokens: group.page_tokens() as u32 })
+        let entries = group.entries(most);
+        table.table.clear();
+        table.lengths.clear();
+        (table.entries, table.page_tokens) = (entries as u32, group.page_tokens() as u32);
+        for &id in sequences {
+            let sequence = self.sequence(id)?;
+            group.row(&sequence.tables[g], entries, &mut table.table);
+            table.lengths.push(sequence.lengths[group.axis] as u32);
+        }
+        Ok(())
     }
 
     /// Bytes of the pages that sequences own; a shared page counts once.

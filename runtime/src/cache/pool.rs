@@ -24,7 +24,10 @@ pub(super) struct Pool {
 impl Pool {
     /// A pool of at most `limit` pages besides the null page.
     pub(super) fn new(limit: u32) -> Self {
-        Self { owners: vec![1], free: BinaryHeap::new(), limit }
+        // Room for all of them, where the system has it, so that steps seldom ask for more.
+        let mut owners = vec![1];
+        let _ = owners.try_reserve_exact(limit as usize);
+        Self { owners, free: BinaryHeap::new(), limit }
     }
 
     /// Most pages, the null page counted: what the memory must have room for.

@@ -8,8 +8,18 @@ use proptest::prelude::*;
 const OPTIONS: CacheOptions =
     CacheOptions { max_sequences: 4, context_tokens: 40, once_tokens: 40, step_tokens: 7, pool_tokens: None };
 
-fn tokens(sequence: SequenceId, n: u64) -> Append {
-    Append { sequence, tokens: vec![n] }
+/// Gives sequences so many tokens.
+fn begin(store: &mut CacheStore, step: &[(SequenceId, u64)]) -> Result<Vec<PageCopy>> {
+    let mut copies = Vec::new();
+    let appends = step.iter().map(|(sequence, n)| Append { sequence: *sequence, tokens: std::slice::from_ref(n) });
+    store.begin_step(appends, &mut copies)?;
+    Ok(copies)
+}
+
+fn table(store: &CacheStore, group: usize, sequences: &[SequenceId]) -> BlockTable {
+    let mut table = BlockTable::default();
+    store.block_table(group, sequences, &mut table).unwrap();
+    table
 }
 
 /// Memory as the kernels see it, and what every sequence should find there.
@@ -35,9 +45,9 @@ impl World {
     }
 
     fn step(&mut self, parts: &[(usize, u64)]) -> Result<()> {
-        let step: Vec<Append> = parts.iter().map(|&(i, n)| tokens(self.written[i].0, n)).collect();
+        let step: Vec<(SequenceId, u64)> = parts.iter().map(|&(i, n)| (self.written[i].0, n)).collect();
         let before = (self.store.live_bytes(), self.store.allocated_bytes());
-        let copies = match self.store.begin_step(&step) {
+        let copies = match begin(&mut self.store, &step) {
             Ok(copies) => copies,
             Err(error) => {
                 assert_eq!(before, (self.store.live_bytes(), self.store.allocated_bytes()));
@@ -52,14 +62,14 @@ impl World {
                 }
             }
         }
-        let ids: Vec<SequenceId> = step.iter().map(|append| append.sequence).collect();
+        let ids: Vec<SequenceId> = step.iter().map(|part| part.0).collect();
         let starts: Vec<u64> = parts.iter().map(|&(i, _)| self.written[i].1.len() as u64).collect();
         for &(i, n) in parts {
             self.written[i].1.extend(self.next..self.next + n);
             self.next += n;
         }
         for g in 0..self.manifest.caches.len() {
-            let table = self.store.block_table(g, &ids).unwrap();
+            let table = table(&self.store, g, &ids);
             let mut seen = std::collections::BTreeSet::new();
             for (s, &(i, _)) in parts.iter().enumerate() {
                 for p in starts[s]..self.written[i].1.len() as u64 {
@@ -102,7 +112,7 @@ impl World {
             let end = values.len() as u64;
             assert_eq!(self.store.length(*id, 0).unwrap(), end);
             for (g, group) in self.manifest.caches.iter().enumerate() {
-                let table = self.store.block_table(g, &[*id]).unwrap();
+                let table = table(&self.store, g, &[*id]);
                 match group.keep {
                     Keep::All | Keep::Once | Keep::State => self.expect(g, &table, 0, i, 0..end),
                     Keep::Window(window) => {
@@ -190,13 +200,13 @@ fn bytes_are_exact() {
     let mut store = CacheStore::new(&sample::manifest(), OPTIONS).unwrap();
     let one = store.add().unwrap();
     let page = 2 * 128;
-    store.begin_step(&[tokens(one, 5)]).unwrap();
+    begin(&mut store, &[(one, 5)]).unwrap();
     assert_eq!(store.live_bytes(), 3 * 2 * page);
     store.end_step([one]).unwrap();
     assert_eq!(store.live_bytes(), 2 * 2 * page);
     let two = store.fork(one).unwrap();
     assert_eq!(store.live_bytes(), 2 * 2 * page);
-    let copies = store.begin_step(&[tokens(two, 1)]).unwrap();
+    let copies = begin(&mut store, &[(two, 1)]).unwrap();
     assert_eq!(copies.len(), 2);
     store.end_step([two]).unwrap();
     assert_eq!(store.live_bytes(), 2 * 3 * page);
@@ -211,7 +221,7 @@ fn rings_stay_small_and_can_be_cut_as_far_as_they_hold() {
     let mut store = CacheStore::new(&sample::manifest(), CacheOptions { context_tokens: 1000, ..OPTIONS }).unwrap();
     let id = store.add().unwrap();
     for _ in 0..100 {
-        store.begin_step(&[tokens(id, 5)]).unwrap();
+        begin(&mut store, &[(id, 5)]).unwrap();
         store.end_step([id]).unwrap();
     }
     // Window 5 and steps of 7: ceil(12 / 4) + 1 pages.
@@ -229,14 +239,16 @@ fn requests_that_cannot_be_met_change_nothing() {
     let mut store = CacheStore::new(&sample::manifest(), OPTIONS).unwrap();
     let id = store.add().unwrap();
     for (step, expected) in [
-        (vec![tokens(id, 8)], "the step has 8 tokens, the session takes 7"),
-        (vec![tokens(id, 1), tokens(id, 1)], "twice"),
-        (vec![Append { sequence: id, tokens: vec![] }], "0 axes"),
-        (vec![tokens(id, 41)], "41 positions, the context has 40"),
+        (vec![(id, 8)], "the step has 8 tokens, the session takes 7"),
+        (vec![(id, 1), (id, 1)], "twice"),
+        (vec![(id, 41)], "41 positions, the context has 40"),
     ] {
-        let error = store.begin_step(&step).unwrap_err().to_string();
+        let error = begin(&mut store, &step).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
+    let no_axes = [Append { sequence: id, tokens: &[] }];
+    let error = store.begin_step(no_axes.into_iter(), &mut Vec::new()).unwrap_err().to_string();
+    assert!(error.contains("0 axes"), "{error}");
     assert_eq!((store.length(id, 0).unwrap(), store.live_bytes()), (0, 0));
 }
 
@@ -247,9 +259,9 @@ fn a_state_is_a_page_before_the_last_step_and_one_after_it() {
     let mut store = CacheStore::new(&manifest, OPTIONS).unwrap();
     let one = store.add().unwrap();
     let step = |store: &mut CacheStore, id, n| {
-        assert_eq!(store.begin_step(&[tokens(id, n)]).unwrap().iter().filter(|c| c.group == 0).count(), 0, "no copies");
+        assert_eq!(begin(store, &[(id, n)]).unwrap().iter().filter(|c| c.group == 0).count(), 0, "no copies");
         store.end_step([id]).unwrap();
-        let table = store.block_table(0, &[id]).unwrap();
+        let table = table(store, 0, &[id]);
         assert_eq!((table.entries, table.table.len()), (2, 2));
         (table.table[0], table.table[1])
     };

@@ -2,7 +2,7 @@
 
 use super::{AxisStep, Device, Launch, Memory, Step, Stream};
 use crate::artifact::abi::{ROWS_ALIGN, XfmBuffer};
-use crate::artifact::manifest::{self, BufferRef, CacheGroup, DType, Keep, Manifest, Pack, Weight, When};
+use crate::artifact::manifest::{self, BufferRef, CacheGroup, DType, Keep, Manifest, Pack, Weight};
 use crate::artifact::validate::packed_bytes;
 use crate::cache::{BlockTable, PageCopy};
 use crate::error::{Result, RuntimeError};
@@ -46,6 +46,9 @@ pub struct Workspace {
     first_buffers: Vec<usize>,
     /// For each launch, its packed matrices, as if all of them were one tile's.
     matrices: Vec<Option<Stream>>,
+    /// Of the last step: elements and selected rows of each axis, and what was launched. Kept so that a step takes no memory from the system.
+    sizes: Vec<u64>,
+    launches: Vec<Launch>,
 }
 
 impl Workspace {
@@ -98,6 +101,8 @@ impl Workspace {
             buffers: BufferTable(Vec::new()),
             first_buffers: Vec::new(),
             matrices: Vec::new(),
+            sizes: Vec::new(),
+            launches: Vec::new(),
         };
         workspace.resolve_buffers()?;
         Ok(workspace)
@@ -188,19 +193,18 @@ impl Workspace {
         Ok(())
     }
 
-    /// The first `n_rows` rows of output `index`, row after row without gaps.
-    pub(crate) fn read_output(&self, index: usize, n_rows: u64) -> Result<Vec<u8>> {
+    /// The first `n_rows` rows of output `index`, row after row without gaps, in the memory of `data`.
+    pub(crate) fn read_output(&self, index: usize, n_rows: u64, data: &mut Vec<u8>) -> Result<()> {
         let output = &self.manifest.outputs[index];
         let (arena, at, row_bytes, stride_bytes) = self.rows_of(output.buffer, output.dtype, &output.dims)?;
-        let mut data = vec![0; (row_bytes * n_rows) as usize];
+        data.resize((row_bytes * n_rows) as usize, 0);
         if row_bytes == stride_bytes {
-            self.device.download(&self.arenas[arena], at, &mut data)?;
-        } else {
-            for (row, data) in data.chunks_exact_mut(row_bytes as usize).enumerate() {
-                self.device.download(&self.arenas[arena], at + row as u64 * stride_bytes, data)?;
-            }
+            return self.device.download(&self.arenas[arena], at, data);
         }
-        Ok(data)
+        for (row, data) in data.chunks_exact_mut(row_bytes as usize).enumerate() {
+            self.device.download(&self.arenas[arena], at + row as u64 * stride_bytes, data)?;
+        }
+        Ok(())
     }
 
     /// Arena, first byte, bytes of a row, bytes from row to row.
@@ -220,15 +224,16 @@ impl Workspace {
     /// # Errors
     /// The step is larger than the workspace, or the device failed.
     pub(crate) fn run(&mut self, axes: &[AxisStep], caches: &[BlockTable], n_sequences: u32) -> Result<()> {
-        let sizes: Vec<u64> =
-            axes.iter().flat_map(|axis| [axis.positions.len() as u64, axis.rows.len() as u64]).collect();
+        self.sizes.clear();
+        self.sizes.extend(axes.iter().flat_map(|axis| [axis.positions.len() as u64, axis.rows.len() as u64]));
         let capacity = self.capacity_rows.iter().flat_map(|rows| [rows, rows]);
-        if let Some((rows, room)) = sizes.iter().zip(capacity).find(|(rows, room)| rows > room) {
+        if let Some((rows, room)) = self.sizes.iter().zip(capacity).find(|(rows, room)| rows > room) {
             let problem = format!("a step has {rows} rows, the session has room for {room}");
             return Err(RuntimeError::request(problem, "give fewer tokens at a time"));
         }
-        let launches = self.launches(&sizes, axes)?;
-        let step = Step { launches: &launches, buffers: &self.buffers.0, sizes: &sizes, axes, caches, n_sequences };
+        self.choose_launches(axes)?;
+        let Self { launches, buffers, sizes, .. } = self;
+        let step = Step { launches, buffers: &buffers.0, sizes, axes, caches, n_sequences };
         // SAFETY: the addresses were resolved against arenas and pages that this workspace owns (and borrows mutably here) and against
         // weights that it keeps alive and nobody writes; each view lies inside its memory, as the manifest's validation and the check of
         // rows above promise; axes and block tables come from one session, whose cache numbers only pages that `new` made room for.
@@ -236,19 +241,12 @@ impl Workspace {
     }
 
     /// The launches that have something to do, with the kernels for this many rows.
-    fn launches(&self, sizes: &[u64], axes: &[AxisStep]) -> Result<Vec<Launch>> {
+    fn choose_launches(&mut self, axes: &[AxisStep]) -> Result<()> {
         let phases = &self.manifest.phases;
-        let [from_start, continued] =
-            [When::FromStart, When::Continued].map(|when| axes.iter().map(|a| a.has(when)).collect::<Vec<bool>>());
-        let mut launches = Vec::with_capacity(self.manifest.launches.len());
+        self.launches.clear();
         for (index, launch) in self.manifest.launches.iter().enumerate() {
-            let rows = sizes[2 * launch.axis + usize::from(launch.rows)].saturating_mul(launch.times);
-            let wanted = match launch.when {
-                None => true,
-                Some(When::FromStart) => from_start[launch.axis],
-                Some(When::Continued) => continued[launch.axis],
-            };
-            if rows == 0 || !wanted {
+            let rows = self.sizes[2 * launch.axis + usize::from(launch.rows)].saturating_mul(launch.times);
+            if rows == 0 || launch.when.is_some_and(|when| !axes[launch.axis].has(when)) {
                 continue;
             }
             let phase = phases
@@ -270,7 +268,7 @@ impl Workspace {
             // The rows of one block share the panels, which are its tiles.
             let one_block = u64::from(tiles) == variant.tiles_per_block;
             let stream = self.matrices[index].filter(|all| one_block && all.tile_bytes.is_multiple_of(tiles.into()));
-            launches.push(Launch {
+            self.launches.push(Launch {
                 index,
                 kernel: variant.kernel,
                 tiles,
@@ -278,7 +276,7 @@ impl Workspace {
                 stream: stream.map(|all| Stream { tile_bytes: all.tile_bytes / u64::from(tiles), ..all }),
             });
         }
-        Ok(launches)
+        Ok(())
     }
 }
 

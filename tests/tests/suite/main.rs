@@ -1,6 +1,7 @@
 //! Every suite, in one binary: one module a stage of the pipeline, and one for each part of the harness.
 
 mod ablation;
+mod allocations;
 mod architectures;
 mod artifact;
 mod bench;

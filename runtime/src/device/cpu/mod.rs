@@ -4,8 +4,8 @@ mod pool;
 
 pub use pool::{Ahead, Body, ThreadPool, WorkerPanicked};
 
-use super::{Device, Memory, Step};
-use crate::artifact::abi::{KernelFn, XfmArgs, XfmAxis, XfmBuffer, XfmCache};
+use super::{Device, Launch, Memory, Step};
+use crate::artifact::abi::{XfmArgs, XfmAxis, XfmCache};
 use crate::artifact::manifest::Manifest;
 use crate::artifact::{Code, VERSION};
 use crate::error::{Result, RuntimeError};
@@ -28,11 +28,26 @@ const SCRATCH_ALIGN: u64 = 4096;
 pub struct CpuDevice {
     code: Code,
     pool: Arc<ThreadPool>,
-    /// `scratch_bytes` for each worker; locked while a step runs.
-    scratch: Mutex<Memory>,
+    /// Locked while a step runs.
+    working: Mutex<Working>,
     scratch_bytes: usize,
     recorder: Mutex<Option<Arc<Recorder>>>,
 }
+
+/// Memory that steps use one after the other, so that a step takes none from the system.
+#[derive(Debug)]
+struct Working {
+    /// `scratch_bytes` for each worker. Holds nothing between launches.
+    scratch: Memory,
+    /// The axes and caches of a step in the form that kernels read.
+    axes: Vec<XfmAxis>,
+    caches: Vec<XfmCache>,
+    /// Tiles of each launch.
+    tiles: Vec<u32>,
+}
+
+// SAFETY: the addresses in the tables are followed only while the step that they were made for runs.
+unsafe impl Send for Working {}
 
 impl CpuDevice {
     /// A device that runs `code`, the code of `manifest`, on `pool`.
@@ -43,10 +58,11 @@ impl CpuDevice {
         let most = manifest.kernels.iter().map(|kernel| kernel.scratch_bytes).max().unwrap_or(0).max(1);
         let scratch_bytes = most.next_multiple_of(SCRATCH_ALIGN);
         let scratch = Memory::host(scratch_bytes.saturating_mul(pool.workers() as u64))?;
+        let working = Working { scratch, axes: Vec::new(), caches: Vec::new(), tiles: Vec::new() };
         Ok(Self {
             code,
             pool,
-            scratch: Mutex::new(scratch),
+            working: Mutex::new(working),
             scratch_bytes: scratch_bytes as usize,
             recorder: Mutex::default(),
         })
@@ -55,10 +71,9 @@ impl CpuDevice {
 
 /// A step in the form that kernels read. Lives on the caller's stack while the workers use it.
 struct Prepared<'a> {
-    kernels: Vec<KernelFn>,
-    first_buffers: Vec<*const XfmBuffer>,
-    axes: Vec<XfmAxis>,
-    caches: Vec<XfmCache>,
+    code: &'a Code,
+    axes: &'a [XfmAxis],
+    caches: &'a [XfmCache],
     step: &'a Step<'a>,
     scratch: *mut u8,
     scratch_bytes: usize,
@@ -73,8 +88,10 @@ impl Prepared<'_> {
     /// # Safety
     /// What [`Device::run`] asks for; and `worker` is the calling worker's own index, below the number for which scratch was made.
     unsafe fn call(&self, worker: usize, launch: usize, begin: u32, end: u32) {
+        let Launch { kernel, buffers, .. } = &self.step.launches[launch];
+        let kernel = self.code.kernel(*kernel).expect("checked before the step");
         let args = XfmArgs {
-            buffers: self.first_buffers[launch],
+            buffers: self.step.buffers[buffers.clone()].as_ptr(),
             sizes: self.step.sizes.as_ptr(),
             axes: self.axes.as_ptr(),
             caches: self.caches.as_ptr(),
@@ -86,7 +103,7 @@ impl Prepared<'_> {
         let scratch = self.scratch.wrapping_add(worker * self.scratch_bytes).cast::<c_void>();
         // SAFETY: the code is verified and alive, `args` points at tables that outlive the call, the tiles are this worker's alone (the
         // pool hands out each once), the scratch is as large as the largest kernel of the manifest wants.
-        unsafe { self.kernels[launch](&raw const args, begin, end, scratch) }
+        unsafe { kernel(&raw const args, begin, end, scratch) }
     }
 }
 
@@ -132,14 +149,13 @@ impl Device for CpuDevice {
 
     unsafe fn run(&self, step: &Step<'_>) -> Result<()> {
         let fail = |problem: String| RuntimeError::Device { device: "cpu", problem };
-        let mut kernels = Vec::with_capacity(step.launches.len());
-        let mut first_buffers = Vec::with_capacity(step.launches.len());
         for launch in step.launches {
-            let kernel = self.code.kernel(launch.kernel);
-            kernels.push(kernel.ok_or_else(|| fail(format!("the code has no kernel {}", launch.kernel)))?);
-            let buffers = step.buffers.get(launch.buffers.clone());
-            first_buffers
-                .push(buffers.ok_or_else(|| fail(format!("launch {} has no buffers", launch.index)))?.as_ptr());
+            if self.code.kernel(launch.kernel).is_none() {
+                return Err(fail(format!("the code has no kernel {}", launch.kernel)));
+            }
+            if step.buffers.get(launch.buffers.clone()).is_none() {
+                return Err(fail(format!("launch {} has no buffers", launch.index)));
+            }
         }
         let axis = |axis: &super::AxisStep| XfmAxis {
             offsets: axis.offsets.as_ptr(),
@@ -153,25 +169,21 @@ impl Device for CpuDevice {
             entries: cache.entries,
             page_tokens: cache.page_tokens,
         };
-        // Scratch holds nothing between launches, so that poison does not matter.
-        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        let prepared = Prepared {
-            kernels,
-            first_buffers,
-            axes: step.axes.iter().map(axis).collect(),
-            caches: step.caches.iter().map(cache).collect(),
-            step,
-            scratch: scratch.address(),
-            scratch_bytes: self.scratch_bytes,
-        };
-        let tiles: Vec<u32> = step.launches.iter().map(|launch| launch.tiles).collect();
+        // All of it is set anew, so that poison does not matter.
+        let mut working = self.working.lock().unwrap_or_else(PoisonError::into_inner);
+        let Working { scratch, axes, caches, tiles } = &mut *working;
+        refill(axes, step.axes.iter().map(axis));
+        refill(caches, step.caches.iter().map(cache));
+        refill(tiles, step.launches.iter().map(|launch| launch.tiles));
+        let scratch = scratch.address();
+        let prepared = Prepared { code: &self.code, axes, caches, step, scratch, scratch_bytes: self.scratch_bytes };
         // SAFETY: the caller of `run` promises what `call` asks for; the pool gives each thread its own index.
         let body = |worker, launch, begin, end| unsafe { prepared.call(worker, launch, begin, end) };
         // SAFETY: the caller of `run` promises what `fetch` asks for.
         let ahead = |launch, begin, end, over: &dyn Fn() -> bool| unsafe { prepared.fetch(launch, begin..end, over) };
         let recorder = self.recorder.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let result = match recorder {
-            None => self.pool.run_ahead(&tiles, &body, &ahead),
+            None => self.pool.run_ahead(tiles, &body, &ahead),
             Some(recorder) => {
                 let recorded = |worker, launch, begin, end| {
                     let begin_ns = recorder.now_ns();
@@ -179,11 +191,17 @@ impl Device for CpuDevice {
                     recorder.part(worker, launch, begin_ns, end - begin);
                 };
                 recorder.begin_step(step);
-                let result = self.pool.run_ahead(&tiles, &recorded, &ahead);
+                let result = self.pool.run_ahead(tiles, &recorded, &ahead);
                 recorder.end_step();
                 result
             }
         };
         result.map_err(|error| fail(error.to_string()))
     }
+}
+
+/// Other contents for a list, in the memory that it has.
+fn refill<T>(list: &mut Vec<T>, items: impl Iterator<Item = T>) {
+    list.clear();
+    list.extend(items);
 }
