@@ -1,17 +1,18 @@
 //! What is kept of a sequence, in bytes: of each token what the sizes of config.json say, and in all that in whole pages.
 
 use serde_json::Value;
-use xfc_codegen::driver::Options;
+use xfc_codegen::driver::{Options, fuse, outline};
+use xfc_codegen::target;
 use xfc_lang::graph::DType;
 use xfc_lang::graph::parse::parse;
 use xfc_lang::passes::precision::CacheType;
 use xfc_lang::passes::quantise::{Plan, prepare};
-use xfc_runtime::artifact::Artifact;
 use xfc_runtime::artifact::manifest::{CacheGroup, Keep};
 use xfc_runtime::step::InputData::Floats;
 use xfc_tests::Result;
 use xfc_tests::case::Case;
-use xfc_tests::compile::{Runner, artifact, load};
+use xfc_tests::compile::{Runner, load};
+use xfc_tests::model;
 use xfc_tests::program::of_wiring;
 
 use crate::cases::{decoders, every_case};
@@ -50,10 +51,10 @@ fn bytes_of_a_token_follow_the_type_of_caches() -> Result<()> {
     ];
     for (name, sizes) in scales {
         let case = Case::load(name)?;
+        let model = model::expand(&case)?;
         let bytes = |dtype: DType, cache: Option<CacheType>| -> Result<Vec<u64>> {
-            let artifact =
-                Artifact::from_bytes(artifact(&case, &["cpu"], &Options { dtype, cache, ..Options::default() })?)?;
-            let manifest = artifact.manifests().next().ok_or("no plan")?.clone();
+            let fused = fuse(&model, &Options { dtype, cache, ..Options::default() })?;
+            let manifest = outline(&model, &fused.program, &*target::parse("cpu")?)?.manifest;
             let of_group = |group: &CacheGroup| group.slots.iter().map(|slot| slot.token_bytes).sum();
             // What a step makes for itself alone is not kept.
             let kept = manifest.caches.iter().filter(|group| group.keep != Keep::Step);

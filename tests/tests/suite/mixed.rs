@@ -154,9 +154,9 @@ fn mixtures_keep_to_their_bits() -> Result<()> {
     Ok(())
 }
 
-/// A folder with a checkpoint of three layers and a text of token ids.
-fn shell() -> Result<Shell> {
-    let case = Case::load("llama3")?;
+/// A folder with a case's checkpoint and a text of token ids.
+fn shell(case: &str) -> Result<Shell> {
+    let case = Case::load(case)?;
     let shell = Shell::new()?;
     fs::create_dir(shell.folder().join("checkpoint"))?;
     case.write_checkpoint(&shell.folder().join("checkpoint"), Layout::Single)?;
@@ -167,7 +167,7 @@ fn shell() -> Result<Shell> {
 
 #[test]
 fn modules_are_ranked_and_a_plan_is_what_it_was_measured_to_be() -> Result<()> {
-    let shell = shell()?;
+    let shell = shell("llama3")?;
     let text = ["--token-file", "ids.txt", "-c", "48"];
     let quant = |rest: &[&str]| shell.run("xfc", &[&["quant", "checkpoint"], &text[..], rest].concat());
     let said = quant(&["--sensitivity", "--by", "kind", "--bits", "6", "-o", "plan.txt", "--json"])?.success()?;
@@ -183,7 +183,7 @@ fn modules_are_ranked_and_a_plan_is_what_it_was_measured_to_be() -> Result<()> {
         Ok(serde_json::from_str::<Value>(&said)?["against"]["kl"]["mean"].as_f64().ok_or("no divergence")?)
     };
     let same = |a: f64, b: &Value| b.as_f64().is_some_and(|b| (a - b).abs() <= 1e-3 * b);
-    for i in [0, 17, 39] {
+    for i in [0, 39] {
         let one = &modules[i];
         let (module, format) = (one["module"].as_str().ok_or("no name")?, one["format"].as_str().ok_or("no format")?);
         assert!(same(kl(&format!("none,{module}={format}"))?, &one["cost"]), "{one}");
@@ -211,7 +211,8 @@ fn modules_are_ranked_and_a_plan_is_what_it_was_measured_to_be() -> Result<()> {
 
 #[test]
 fn commands_find_a_plan_for_so_many_bits() -> Result<()> {
-    let shell = shell()?;
+    // Few kinds of matrices, so that little has to be measured.
+    let shell = shell("gpt2")?;
     let run = |quant: &str| {
         shell.run("xfc", &["run", "checkpoint", "--tokens", "1,2,3", "-n", "3", "--json", "--quant", quant])
     };
@@ -258,7 +259,7 @@ fn commands_find_a_plan_for_so_many_bits() -> Result<()> {
 
 #[test]
 fn what_cannot_be_found_is_refused() -> Result<()> {
-    let shell = shell()?;
+    let shell = shell("llama3")?;
     fs::write(shell.folder().join("one.txt"), "1")?;
     fs::write(shell.folder().join("far.txt"), "1 2 9999")?;
     fs::write(shell.folder().join("bad.txt"), "int5")?;
