@@ -105,6 +105,22 @@ fn what_is_read_is_counted_in_bits() {
     }
 }
 
+/// One of several products of the same numbers is computed for wanted rows only: its rows are taken before they are rounded.
+#[test]
+fn wanted_rows_of_what_all_rows_need() {
+    let wiring = "model(x: f32[tokens, 70]) {\n\
+        \x20 mlp = gated_mlp(44, silu)\n\
+        \x20 aside = linear(33)\n\
+        \x20 h = x + mlp(x)\n\
+        \x20 k, v = parts(h, [35, 35])\n\
+        \x20 seen = attend(split(k, 5), cache(split(k, 5)), cache(split(v, 5)), causal)\n\
+        \x20 return {seen: merge(seen), aside: aside(x)}\n}";
+    let text = held(wiring, DType::F32, "int4");
+    agree(&text, &steps(70)).unwrap_or_else(|e| panic!("{e}\n{text}"));
+    let narrow = held(wiring, DType::BF16, "int4");
+    artifact(&narrow).unwrap_or_else(|e| panic!("{e}\n{narrow}"));
+}
+
 /// Gates with two matrices, biases, residuals, norms before and rows of heads: what follows and precedes products stays fused with them.
 #[test]
 fn what_surrounds_products_stays() {

@@ -90,7 +90,15 @@ fn rows_of(graph: &mut Graph, selected: &mut BTreeMap<ValueId, ValueId>, value: 
     if let Some(known) = selected.get(&value) {
         return Some(*known);
     }
-    let rows = Builder::like(graph, value.node).select_rows(value).ok()?;
+    let rows = match graph.ty(value).dtype.blocks() {
+        // Rows are taken of numbers and then put into blocks, since blocks are nothing but operands of products.
+        Some(_) if matches!(graph.op(value.node).as_core(), Some(Core::Cast)) => {
+            let of_numbers = rows_of(graph, selected, graph.operands(value.node)[0])?;
+            let dtype = graph.ty(value).dtype;
+            Builder::like(graph, value.node).cast(of_numbers, dtype).ok()?
+        }
+        _ => Builder::like(graph, value.node).select_rows(value).ok()?,
+    };
     selected.insert(value, rows);
     Some(rows)
 }
