@@ -14,8 +14,9 @@ use crate::mlir::machine::ByteDot;
 use crate::mlir::writer::{Elem, Ty, Val, Writer};
 use crate::plan::kernel::TokenRow;
 
-/// Runs of inputs that are written out; more are a loop.
-const UNROLL: u64 = 8;
+/// Runs of inputs that a loop takes at a time; up to twice as many are written out. Of more at a time, LLVM asks for the inputs of all rows far
+/// ahead and has no registers for them.
+const UNROLL: u64 = 4;
 
 /// How the runtime lays out weights in blocks, in panels of so many columns.
 pub fn packed(blocks: Blocks, columns: u64) -> manifest::Blocks {
@@ -102,7 +103,7 @@ impl Linear<'_> {
         let words: Vec<Val> = starts.iter().map(|start| w.offset_const(*start, shift)).collect();
         let xs: Vec<Val> = of.xs.iter().map(|x| w.element(*x, group, of.group)).collect();
         let runs = of.group * of.panel.bits / 32;
-        if runs <= UNROLL {
+        if runs <= 2 * UNROLL {
             for run in 0..runs {
                 self.add_run(w, of, &words, &xs, run, &mut sums);
             }
