@@ -78,7 +78,8 @@ pub fn linear(isa: &Isa, regime: Regime, kind: ProductKind) -> LinearSchedule {
     let parts = kind.parts as u32 * if in_blocks { 2 } else { 1 };
     let wide = isa.registers >= 32;
     let (micro_rows, vectors, chains, rows_per_tile) = match regime {
-        Regime::One if in_blocks => (1, if wide { 4 } else { (4 / kind.parts as u32).max(1) }, 1, 1),
+        // Of a panel all columns at once: memory is read as it lies, whatever registers are short of.
+        Regime::One if in_blocks => (1, 4, 1, 1),
         Regime::One => (1, 4, if wide && parts == 1 { 2 } else { 1 }, 1),
         Regime::Few => (4, if wide { 4 / parts } else { 2 / parts }, 1, 8),
         Regime::Many if in_blocks && wide => (7, 4 / parts, 1, 49),
