@@ -49,7 +49,8 @@ pub fn agree_in_turn(number: usize, text: &str, steps: &[Vec<Given<'_>>]) -> Res
     agree_on(text, steps, &std::iter::once(TARGETS[0]).chain(other).collect::<Vec<_>>())
 }
 
-fn agree_on(text: &str, steps: &[Vec<Given<'_>>], targets: &[&str]) -> Result<()> {
+/// The same on these targets.
+pub fn agree_on(text: &str, steps: &[Vec<Given<'_>>], targets: &[&str]) -> Result<()> {
     let targets = targets.iter().map(|name| target::parse(name)).collect::<std::result::Result<Vec<_>, _>>()?;
     agree_with(text, steps, &targets)
 }

@@ -6,7 +6,7 @@ use xfc_lang::graph::parse::parse;
 use xfc_lang::passes::quantise::{Plan, StoredForm, prepare};
 use xfc_runtime::artifact::manifest::{Pack, Products};
 use xfc_runtime::step::InputData::Floats;
-use xfc_tests::program::{Given, agree, agree_in_turn, artifact, manifest, of_wiring};
+use xfc_tests::program::{Given, agree, agree_in_turn, agree_on, artifact, manifest, of_wiring};
 
 use crate::programs::floats;
 
@@ -30,21 +30,36 @@ fn steps(width: usize) -> [Vec<Given<'static>>; 5] {
     [1, 5, 8, 13, 50].map(|rows| vec![("x", Floats(floats(rows * width)))])
 }
 
+/// The product of one matrix, held so, by what tokens bring.
+fn product(blocks: Blocks, inputs: usize, outputs: usize) -> String {
+    format!(
+        "program \"p\" axes [tokens]\n\ngraph 0 \"model\" (%0 x: f32[tokens, {inputs}]) {{\n\
+         \x20 %1 = weight {{path = \"w\"}} : f32[{outputs}, {inputs}]\n\
+         \x20 %2 = cast %1 : {blocks}[{outputs}, {inputs}]\n\
+         \x20 %3 = cast %0 : {tokens}[tokens, {inputs}]\n\
+         \x20 %4 = contract %3, %2 {{spec = \"ni,oi->no\"}} : f32[tokens, {outputs}]\n\
+         \x20 return y = %4\n}}\n",
+        tokens = blocks.of_tokens()
+    )
+}
+
+/// Each level has instructions of its own for sums of products of bytes, and some for bytes of few bits alone.
+#[test]
+fn every_level_multiplies() {
+    for blocks in all_blocks().filter(|blocks| blocks.group == 64) {
+        let text = product(blocks, 131, 70);
+        agree_on(&text, &steps(131), &["cpu:x86-64-v2", "cpu:x86-64-v3", "cpu:x86-64-v4"])
+            .unwrap_or_else(|e| panic!("{e}\n{text}"));
+    }
+}
+
 #[test]
 fn every_form_and_group_multiplies() {
     for (i, blocks) in all_blocks().enumerate() {
         // No multiple of a group, a panel or a run of inputs, the last group has less than a vector; whole groups; less than one; one.
         let sizes = [(131, 70), (64, 16), (7, 3), (1, 5)];
         for (inputs, outputs) in sizes.into_iter().take(if i % 5 == 0 { 4 } else { 1 }) {
-            let text = format!(
-                "program \"p\" axes [tokens]\n\ngraph 0 \"model\" (%0 x: f32[tokens, {inputs}]) {{\n\
-                 \x20 %1 = weight {{path = \"w\"}} : f32[{outputs}, {inputs}]\n\
-                 \x20 %2 = cast %1 : {blocks}[{outputs}, {inputs}]\n\
-                 \x20 %3 = cast %0 : {tokens}[tokens, {inputs}]\n\
-                 \x20 %4 = contract %3, %2 {{spec = \"ni,oi->no\"}} : f32[tokens, {outputs}]\n\
-                 \x20 return y = %4\n}}\n",
-                tokens = blocks.of_tokens()
-            );
+            let text = product(blocks, inputs, outputs);
             agree_in_turn(i, &text, &steps(inputs)).unwrap_or_else(|e| panic!("{e}\n{text}"));
         }
     }

@@ -36,6 +36,11 @@ pub enum ByteDot {
     Widened,
     /// By an instruction: the name of LLVM's intrinsic `(sum, unsigned, signed) -> sum` on vectors of `Machine::lanes` words.
     Intrinsic(&'static str),
-    /// As 16-bit numbers: the name of LLVM's intrinsic `(a, b) -> products of pairs`, two of which are added to the sum.
-    Pairs(&'static str),
+    /// As 16-bit numbers: names of LLVM's intrinsics.
+    Pairs {
+        /// `(a, b) -> products of pairs` of 16-bit numbers in 32 bits, two of which are added to the sum.
+        halves: &'static str,
+        /// `(unsigned, signed) -> products of pairs` of bytes in 16 bits, which are exact where the unsigned ones have four bits.
+        bytes: Option<&'static str>,
+    },
 }

@@ -136,6 +136,9 @@ impl Linear<'_> {
             }
         }
         let planes = 8 / of.panel.bits;
+        if let (ByteDot::Pairs { halves, bytes: Some(bytes) }, 2) = (w.machine().byte_dot, planes) {
+            return self.add_halves_of_bytes(w, (halves, bytes), &stored, xs, run * 8, sums);
+        }
         for plane in 0..planes {
             let shift = (plane * of.panel.bits) as u32;
             let first = (run * planes + plane) * 4;
@@ -164,7 +167,7 @@ impl Linear<'_> {
                         }
                     }
                 }
-                ByteDot::Pairs(name) => {
+                ByteDot::Pairs { halves: name, .. } => {
                     // Bytes 0 and 2 are 16-bit numbers where they stand, and 1 and 3 where these stood.
                     let pairs = Ty::of(Elem::I16, s.lanes * 2);
                     let columns = [0, 8].map(|down| {
@@ -202,6 +205,45 @@ impl Linear<'_> {
                         }
                     }
                 }
+            }
+        }
+    }
+
+    /// Adds the products of one word of each column, eight numbers of 4 bits, by what tokens bring behind `first`: by 127 two are below 2^12 and
+    /// four below 2^13, so that 16 bits hold them. `names` are those of [`ByteDot::Pairs`].
+    fn add_halves_of_bytes(
+        &self,
+        w: &mut Writer,
+        names: (&str, &str),
+        stored: &[Val],
+        xs: &[Val],
+        first: u64,
+        sums: &mut [Val],
+    ) {
+        let lanes = self.schedule.lanes;
+        let (packed, pairs) = (Ty::of(Elem::I8, lanes * 4), Ty::of(Elem::I16, lanes * 2));
+        let planes = [0, 4].map(|down| {
+            let half = |column: &Val| {
+                let moved = if down == 0 { *column } else { w.shr(*column, down) };
+                let mask = w.int(0x0F0F_0F0F, column.ty);
+                let half = w.and(moved, mask);
+                w.bitcast(half, packed)
+            };
+            stored.iter().map(half).collect::<Vec<_>>()
+        });
+        let one = w.int(1, pairs);
+        for (x, mine) in xs.iter().zip(sums.chunks_exact_mut(stored.len())) {
+            let tokens = [0, 4].map(|behind| {
+                let at = w.offset_const(*x, first + behind);
+                let four = w.load(Ty::scalar(Elem::I32), at);
+                let four = w.splat(four, lanes);
+                w.bitcast(four, packed)
+            });
+            for (column, sum) in mine.iter_mut().enumerate() {
+                let [low, high] = [0, 1].map(|p| w.intrinsic(names.1, &[planes[p][column], tokens[p]], pairs));
+                let of_four = w.add(low, high);
+                let products = w.intrinsic(names.0, &[of_four, one], sum.ty);
+                *sum = w.add(*sum, products);
             }
         }
     }

@@ -27,6 +27,10 @@ const fn machine(lanes: u32, round: bool, whole: bool, byte_dot: ByteDot) -> Mac
     Machine { lanes, fma: whole, round, pair_dot: PairDot::Widened, byte_dot, half: whole }
 }
 
+const fn pairs(halves: &'static str, bytes: Option<&'static str>) -> ByteDot {
+    ByteDot::Pairs { halves, bytes }
+}
+
 /// Of each architecture, ascending: each has all features of those before it.
 pub(super) const LEVELS: [Level; 5] = [
     Level {
@@ -35,7 +39,7 @@ pub(super) const LEVELS: [Level; 5] = [
         llvm_cpu: "x86-64",
         adds: &["sse", "sse2"],
         registers: 16,
-        machine: machine(4, false, false, ByteDot::Pairs("llvm.x86.sse2.pmadd.wd")),
+        machine: machine(4, false, false, pairs("llvm.x86.sse2.pmadd.wd", None)),
     },
     Level {
         name: "x86-64-v2",
@@ -43,7 +47,7 @@ pub(super) const LEVELS: [Level; 5] = [
         llvm_cpu: "x86-64-v2",
         adds: &["popcnt", "sse3", "sse4.1", "sse4.2", "ssse3"],
         registers: 16,
-        machine: machine(4, true, false, ByteDot::Pairs("llvm.x86.sse2.pmadd.wd")),
+        machine: machine(4, true, false, pairs("llvm.x86.sse2.pmadd.wd", Some("llvm.x86.ssse3.pmadd.ub.sw.128"))),
     },
     Level {
         name: "x86-64-v3",
@@ -51,7 +55,7 @@ pub(super) const LEVELS: [Level; 5] = [
         llvm_cpu: "x86-64-v3",
         adds: &["avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe"],
         registers: 16,
-        machine: machine(8, true, true, ByteDot::Pairs("llvm.x86.avx2.pmadd.wd")),
+        machine: machine(8, true, true, pairs("llvm.x86.avx2.pmadd.wd", Some("llvm.x86.avx2.pmadd.ub.sw"))),
     },
     Level {
         name: "x86-64-v4",
@@ -59,7 +63,7 @@ pub(super) const LEVELS: [Level; 5] = [
         llvm_cpu: "x86-64-v4",
         adds: &["avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl"],
         registers: 32,
-        machine: machine(16, true, true, ByteDot::Pairs("llvm.x86.avx512.pmaddw.d.512")),
+        machine: machine(16, true, true, pairs("llvm.x86.avx512.pmaddw.d.512", Some("llvm.x86.avx512.pmaddubs.w.512"))),
     },
     Level {
         name: "aarch64",
