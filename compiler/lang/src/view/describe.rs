@@ -9,7 +9,7 @@ use super::scene::{Kind, Mark, Node, Shape};
 use super::{cost, formula};
 use crate::graph::called::{called, distinct};
 use crate::graph::path::split_last;
-use crate::graph::{Graph, NodeId, Param, Type, ValueId};
+use crate::graph::{DType, Graph, NodeId, Param, Type, ValueId};
 use crate::ops::fused::{Attention, ExpertLinear, HeadLinear, Linear, Rows};
 use crate::ops::{BinaryOp, Core, Op, UnaryOp};
 use crate::passes::is_constant;
@@ -341,21 +341,23 @@ fn counts(body: &Graph, nodes: &[NodeId]) -> String {
     counts.iter().map(show).collect::<Vec<_>>().join(", ")
 }
 
-/// Weights that a node reads, itself or through constant expressions, each once: path and type.
+/// Weights that a node reads, itself or through constant expressions, each once: path and type, in blocks where they are held so.
 pub(super) fn weights(graph: &Graph, operands: &[ValueId]) -> Vec<(String, Type)> {
     let mut found: Vec<(String, Type)> = Vec::new();
     let mut seen = std::collections::BTreeSet::new();
-    let mut stack: Vec<ValueId> = operands.iter().rev().copied().collect();
-    while let Some(value) = stack.pop() {
+    let mut stack: Vec<(ValueId, Option<DType>)> = operands.iter().rev().map(|value| (*value, None)).collect();
+    while let Some((value, held)) = stack.pop() {
         if !is_constant(graph, value.node) || !seen.insert(value) {
             continue;
         }
+        let ty = graph.ty(value);
+        let held = held.or(Some(ty.dtype).filter(|dtype| dtype.blocks().is_some()));
         if let Some(Core::Weight { path }) = graph.op(value.node).as_core()
             && found.iter().all(|(p, _)| p != path)
         {
-            found.push((path.clone(), graph.ty(value).clone()));
+            found.push((path.clone(), Type::new(held.unwrap_or(ty.dtype), ty.dims.clone())));
         }
-        stack.extend(graph.operands(value.node).into_iter().rev());
+        stack.extend(graph.operands(value.node).into_iter().rev().map(|operand| (operand, held)));
     }
     found
 }

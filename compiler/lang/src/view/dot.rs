@@ -3,11 +3,12 @@
 //! Given any program, before or after fusion, it returns `dot` source. The same program gives the same text. Weights are named
 //! inside the boxes that read them, constants are left out; views and caches are drawn small.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use super::describe;
 use crate::graph::path::components;
-use crate::graph::{Graph, NodeId, Program, ValueId};
+use crate::graph::{Graph, NodeId, Program};
 use crate::ops::fused::{Attention, ExpertLinear, HeadLinear, Linear, Rows};
 use crate::ops::{Core, Op};
 use crate::passes::is_constant;
@@ -144,26 +145,9 @@ impl Drawing<'_> {
                 }
             }
         }
-        lines.extend(self.weights(node));
+        let weights = describe::weights(self.graph, &self.graph.operands(node));
+        lines.extend(weights.iter().map(|(path, ty)| format!("{path} {}", ty.text(&self.program.axes))));
         lines.join("\n")
-    }
-
-    /// Paths and types of the weights that a node reads, itself or through constant expressions, each once.
-    fn weights(&self, node: NodeId) -> Vec<String> {
-        let mut found = Vec::new();
-        let mut seen: BTreeSet<ValueId> = BTreeSet::new();
-        let mut stack = self.graph.operands(node);
-        stack.reverse();
-        while let Some(value) = stack.pop() {
-            if self.is_drawn(value.node) || !seen.insert(value) {
-                continue;
-            }
-            if let Some(Core::Weight { path }) = self.graph.op(value.node).as_core() {
-                found.push(format!("{path} {}", self.graph.ty(value).text(&self.program.axes)));
-            }
-            stack.extend(self.graph.operands(value.node).into_iter().rev());
-        }
-        found
     }
 }
 

@@ -271,7 +271,7 @@ impl<'s> Flat<'s> {
                 path: join(&place.at, &path),
                 ty: ty.text(axes),
                 elements,
-                bytes: elements.saturating_mul(ty.dtype.size_bytes()),
+                bytes: cost::token_bytes(&ty),
             });
         }
         for (name, value) in &mut node.facts {
