@@ -88,14 +88,15 @@ fn options_of(operand: DType) -> Options {
 }
 
 impl Layer {
-    /// So many pairs of products from `widths[0]` to `widths[1]` and back, one after another. Of two `parts` each is a gate beside what it opens.
+    /// So many pairs of products from `widths[0]` to `widths[1]` and back, one after another, each of numbers below 1. Of two `parts` each is a gate beside
+    /// what it opens.
     ///
     /// # Errors
     /// A type that weights do not have.
     pub fn products(operand: DType, parts: usize, widths: [u64; 2], pairs: u64) -> Result<Self> {
         let [outer, inner] = widths;
         let wiring = format!(
-            "{}\npair(i)(x) {{\n  up = product({inner})\n  down = product({outer})\n  return down(up(x))\n}}\n\
+            "{}\npair(i)(x) {{\n  up = product({inner})\n  down = product({outer})\n  return down(up(tanh(x)))\n}}\n\
              model(x: f32[tokens, {outer}]) {{\n  layers = [pair(i) for i in 0..{pairs}]\n  out = linear({OUTPUTS})\n  return {{y: out(layers(x))}}\n}}",
             product(parts),
         );
