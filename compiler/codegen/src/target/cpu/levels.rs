@@ -24,7 +24,7 @@ pub(super) struct Level {
 
 /// `whole`: with instructions for fused products, rounding and f16.
 const fn machine(lanes: u32, round: bool, whole: bool, byte_dot: ByteDot) -> Machine {
-    Machine { lanes, fma: whole, round, pair_dot: PairDot::Widened, byte_dot, half: whole }
+    Machine { lanes, threads: 1, fma: whole, round, pair_dot: PairDot::Widened, byte_dot, half: whole }
 }
 
 const fn pairs(halves: &'static str, bytes: Option<&'static str>) -> ByteDot {
@@ -169,15 +169,17 @@ pub(super) const PROCESSORS: [Processor; 37] = [
     processor("icelake-client", "x86-64-v4", ICE),
     processor("icelake-server", "x86-64-v4", ICE),
     processor("tigerlake", "x86-64-v4", ICE),
-    processor("rocketlake", "x86-64-v4", ICE),
+    // Where a hypervisor hides what it is, LLVM takes a server of the years after it for this one.
+    processor("rocketlake", "x86-64-v4", ICE).asking_ahead(2048),
     processor("alderlake", "x86-64-v3", &["avxvnni"]),
     processor("raptorlake", "x86-64-v3", &["avxvnni"]),
     processor("meteorlake", "x86-64-v3", &["avxvnni"]),
     processor("arrowlake", "x86-64-v3", &["avxneconvert", "avxvnni", "avxvnniint8"]),
     processor("sierraforest", "x86-64-v3", &["avxneconvert", "avxvnni", "avxvnniint8"]),
-    processor("sapphirerapids", "x86-64-v4", RAPIDS),
-    processor("emeraldrapids", "x86-64-v4", RAPIDS),
-    processor("graniterapids", "x86-64-v4", RAPIDS),
+    // One token is 16 to 30 % faster than without.
+    processor("sapphirerapids", "x86-64-v4", RAPIDS).asking_ahead(2048),
+    processor("emeraldrapids", "x86-64-v4", RAPIDS).asking_ahead(2048),
+    processor("graniterapids", "x86-64-v4", RAPIDS).asking_ahead(2048),
     processor("znver1", "x86-64-v3", &[]),
     processor("znver2", "x86-64-v3", &[]),
     processor("znver3", "x86-64-v3", &[]),
