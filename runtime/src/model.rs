@@ -1,10 +1,12 @@
 //! A model that is ready to run: code of one variant, weights in place, workers waiting.
 
+use crate::artifact::abi::PTX;
 use crate::artifact::container::Variant;
 use crate::artifact::manifest::{DType, Input, Manifest};
 use crate::artifact::{Artifact, HostFeatures};
 use crate::device::Device;
 use crate::device::cpu::{CpuDevice, ThreadPool};
+use crate::device::cuda::CudaDevice;
 use crate::device::workspace::LoadedWeights;
 use crate::error::{Result, RuntimeError};
 use crate::folder::CacheFolder;
@@ -62,15 +64,14 @@ impl Model {
     /// # Errors
     /// No variant runs here, the checkpoint does not fit, or there is no memory.
     pub fn load(artifact: &Artifact, checkpoint: &Checkpoint, options: &ModelOptions<'_>) -> Result<Arc<Self>> {
-        let variant = artifact.select(&HostFeatures::detect(), options.target.as_deref())?;
+        let variant = artifact.select(&host_for(artifact), options.target.as_deref())?;
         let manifest = Arc::clone(variant.manifest());
         let pool = options.pool()?;
         let packed = match options.keep {
             Some(folder) => weights::bind_kept(&manifest, checkpoint, pool.workers(), options.progress, folder)?,
             None => weights::bind(&manifest, checkpoint, pool.workers(), options.progress)?,
         };
-        let device = Arc::new(CpuDevice::new(&manifest, variant.load_code()?, pool)?);
-        Self::on_device(manifest, device, packed)
+        Self::on_device(manifest, device_for(&variant, pool)?, packed)
     }
 
     /// The same model on other threads, as [`ModelOptions`] say; the weights are shared. `artifact` is what this model was loaded from.
@@ -78,7 +79,7 @@ impl Model {
     /// # Errors
     /// As [`Model::load`].
     pub fn with_threads(&self, artifact: &Artifact, options: &ModelOptions<'_>) -> Result<Arc<Self>> {
-        let variant = artifact.select(&HostFeatures::detect(), Some(&self.manifest.target.name))?;
+        let variant = artifact.select(&host_for(artifact), Some(&self.manifest.target.name))?;
         if **variant.manifest() != *self.manifest {
             return Err(RuntimeError::request(
                 "the artifact is not the one that the model was loaded from",
@@ -93,7 +94,7 @@ impl Model {
     /// # Errors
     /// Weights that lie otherwise; else as [`Model::load`].
     pub fn with_code(&self, artifact: &Artifact, options: &ModelOptions<'_>) -> Result<Arc<Self>> {
-        let variant = artifact.select(&HostFeatures::detect(), Some(&self.manifest.target.name))?;
+        let variant = artifact.select(&host_for(artifact), Some(&self.manifest.target.name))?;
         if variant.manifest().weights != self.manifest.weights {
             return Err(RuntimeError::request(
                 "the artifact has other weights than the model, or lays them out otherwise",
@@ -106,7 +107,7 @@ impl Model {
     /// The code of a variant with the weights of this model.
     fn sharing(&self, variant: &Variant<'_>, options: &ModelOptions<'_>) -> Result<Arc<Self>> {
         let manifest = Arc::clone(variant.manifest());
-        let device = Arc::new(CpuDevice::new(&manifest, variant.load_code()?, options.pool()?)?);
+        let device = device_for(variant, options.pool()?)?;
         Ok(Arc::new(Self { manifest, device, weights: Arc::clone(&self.weights), remarks: self.remarks.clone() }))
     }
 
@@ -159,6 +160,21 @@ impl Model {
     pub fn session(self: &Arc<Self>, options: &SessionOptions) -> Result<Session> {
         Session::new(Arc::clone(self), options)
     }
+}
+
+/// This machine, with its GPU where the artifact has code for one.
+fn host_for(artifact: &Artifact) -> HostFeatures {
+    let host = HostFeatures::detect();
+    if artifact.manifests().any(|manifest| manifest.target.arch == PTX) { host.with_gpu() } else { host }
+}
+
+/// A device with the code of a variant.
+fn device_for(variant: &Variant<'_>, pool: Arc<ThreadPool>) -> Result<Arc<dyn Device>> {
+    if variant.is_ptx() {
+        let (code, entries) = variant.code();
+        return Ok(Arc::new(CudaDevice::new(variant.manifest(), code, entries, 0)?));
+    }
+    Ok(Arc::new(CpuDevice::new(variant.manifest(), variant.load_code()?, pool)?))
 }
 
 /// More threads than any machine has processors.

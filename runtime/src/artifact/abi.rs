@@ -80,9 +80,50 @@ pub struct XfmCache {
     pub page_tokens: u32,
 }
 
+/// The architecture of a target whose code is PTX: modules one after another, each ended by a zero byte, that a driver makes code of.
+pub const PTX: &str = "ptx";
+
+/// Most ragged axes of a model whose kernels take a [`XfmLaunch`].
+pub const LAUNCH_AXES: usize = 8;
+
+/// Most cache groups of a model whose kernels take a [`XfmLaunch`].
+pub const LAUNCH_CACHES: usize = 16;
+
+/// Most bytes that a kernel takes by value.
+pub const LAUNCH_BYTES: usize = 4096;
+
+/// What a launch works on, as kernels of a device with memory of its own take it: by value, so that nothing has to be fetched before the first
+/// operand is. An [`XfmOperand`] for each operand of the launch follows. All addresses are the device's.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct XfmLaunch {
+    /// Tiles of the launch.
+    pub tiles: u32,
+    /// Sequences in the step.
+    pub n_sequences: u32,
+    /// For each block of threads as many bytes as the kernel's [`scratch_bytes`](super::manifest::Kernel::scratch_bytes).
+    pub scratch: u64,
+    /// As [`XfmArgs::sizes`].
+    pub sizes: [u64; 2 * LAUNCH_AXES],
+    /// As [`XfmArgs::axes`].
+    pub axes: [XfmAxis; LAUNCH_AXES],
+    /// As [`XfmArgs::caches`].
+    pub caches: [XfmCache; LAUNCH_CACHES],
+}
+
+/// One operand of a launch, behind an [`XfmLaunch`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct XfmOperand {
+    /// As [`XfmBuffer::data`].
+    pub data: u64,
+    /// As [`XfmBuffer::row_stride`].
+    pub row_stride: u64,
+}
+
 /// Byte offsets of the fields that generated code reads.
 pub mod offsets {
-    use super::{XfmArgs, XfmAxis, XfmBuffer, XfmCache};
+    use super::{XfmArgs, XfmAxis, XfmBuffer, XfmCache, XfmLaunch, XfmOperand};
     use std::mem::{offset_of, size_of};
 
     /// `XfmArgs::buffers`.
@@ -119,4 +160,26 @@ pub mod offsets {
     pub const CACHE_LENGTHS: usize = offset_of!(XfmCache, lengths);
     /// `XfmCache::entries`.
     pub const CACHE_ENTRIES: usize = offset_of!(XfmCache, entries);
+    /// `XfmCache::page_tokens`.
+    pub const CACHE_PAGE_TOKENS: usize = offset_of!(XfmCache, page_tokens);
+    /// `XfmLaunch::tiles`.
+    pub const LAUNCH_TILES: usize = offset_of!(XfmLaunch, tiles);
+    /// `XfmLaunch::n_sequences`.
+    pub const LAUNCH_N_SEQUENCES: usize = offset_of!(XfmLaunch, n_sequences);
+    /// `XfmLaunch::scratch`.
+    pub const LAUNCH_SCRATCH: usize = offset_of!(XfmLaunch, scratch);
+    /// `XfmLaunch::sizes`.
+    pub const LAUNCH_SIZES: usize = offset_of!(XfmLaunch, sizes);
+    /// `XfmLaunch::axes`.
+    pub const LAUNCH_AXES: usize = offset_of!(XfmLaunch, axes);
+    /// `XfmLaunch::caches`.
+    pub const LAUNCH_CACHES: usize = offset_of!(XfmLaunch, caches);
+    /// Where operands begin.
+    pub const LAUNCH_BUFFERS: usize = size_of::<XfmLaunch>();
+    /// Size of an operand.
+    pub const OPERAND_SIZE: usize = size_of::<XfmOperand>();
+    /// `XfmOperand::data`.
+    pub const OPERAND_DATA: usize = offset_of!(XfmOperand, data);
+    /// `XfmOperand::row_stride`.
+    pub const OPERAND_ROW_STRIDE: usize = offset_of!(XfmOperand, row_stride);
 }

@@ -11,6 +11,7 @@
 //!
 //! Reading executes nothing and maps nothing executable: see [`Variant::load_code`] for that.
 
+use super::abi::PTX;
 use super::code::Code;
 use super::elf::{self, Section};
 use super::features::HostFeatures;
@@ -90,7 +91,8 @@ pub fn write(card: &str, variants: &[VariantParts]) -> Result<Vec<u8>> {
     let sums_index = sections.len();
     sections.push(section(sums::SECTION.to_owned(), vec![0; Sums::len(summed.iter().map(String::as_str))], false));
     for &i in &stored {
-        sections.push(section(code_name(i), variants[i].code.bytes.clone(), true));
+        let executable = variants[i].manifest.target.arch != PTX;
+        sections.push(section(code_name(i), variants[i].code.bytes.clone(), executable));
     }
 
     // Where variants are of several architectures, the file is of none.
@@ -254,6 +256,9 @@ impl Artifact {
         for index in candidates {
             let target = &self.manifests[index].target;
             match host.missing(target) {
+                None if target.arch == PTX => {
+                    refusals.push(format!("{} needs an NVIDIA GPU and its driver", target.name))
+                }
                 None => refusals.push(format!("{} is for {}", target.name, target.arch)),
                 Some(missing) if missing.is_empty() => return Ok(Variant { artifact: self, index }),
                 Some(missing) => refusals.push(format!("{} needs {}", target.name, missing.join(", "))),
@@ -261,7 +266,7 @@ impl Artifact {
         }
         Err(RuntimeError::Unsupported {
             subject: self.path.clone(),
-            problem: format!("does not run on this {} processor: {}", host.arch, refusals.join("; ")),
+            problem: format!("does not run on this {} machine: {}", host.arch, refusals.join("; ")),
             help: "compile the model on this machine, or for a target that it has, with `--target`".to_owned(),
         })
     }
@@ -294,11 +299,29 @@ impl Variant<'_> {
         &self.artifact.manifests[self.index]
     }
 
+    /// Whether the code is for a GPU, as PTX.
+    pub fn is_ptx(&self) -> bool {
+        self.manifest().target.arch == PTX
+    }
+
+    /// The code as it is stored, verified, and where each kernel begins in it.
+    pub fn code(&self) -> (&[u8], &[u64]) {
+        let VariantCode { range, entries, .. } = &self.artifact.variants[self.index];
+        (&self.artifact.bytes[range.clone()], entries)
+    }
+
     /// Maps the code into memory of its own, executable: a verified copy, independent of the artifact.
     ///
     /// # Errors
     /// The system gives no executable memory.
     pub fn load_code(&self) -> Result<Code> {
+        if self.is_ptx() {
+            return Err(RuntimeError::Unsupported {
+                subject: self.artifact.path.clone(),
+                problem: format!("the code for {} runs on no processor", self.manifest().target.name),
+                help: "take a variant for this machine, or load it on a GPU".to_owned(),
+            });
+        }
         let VariantCode { range, sum, entries, .. } = &self.artifact.variants[self.index];
         Code::map(&self.artifact.bytes[range.clone()], *sum, entries)
     }

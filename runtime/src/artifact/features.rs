@@ -1,9 +1,11 @@
-//! Which CPU features this machine has, in LLVM's names.
+//! Which CPU features this machine has, in LLVM's names, and which GPU.
 //!
 //! One table a processor family. A name that the table lacks counts as missing, so that code of a newer compiler is refused and
 //! not run blindly.
 
+use super::abi::PTX;
 use super::manifest::Target;
+use crate::device::cuda::{self, Gpu};
 use std::collections::BTreeSet;
 
 /// What a machine offers to generated code.
@@ -13,17 +15,29 @@ pub struct HostFeatures {
     pub arch: String,
     /// LLVM feature names.
     pub features: BTreeSet<String>,
+    /// Of its first GPU, where it was asked for.
+    pub gpu: Option<Gpu>,
 }
 
 impl HostFeatures {
     /// Asks the processor.
     pub fn detect() -> Self {
         let features = table().into_iter().filter(|&(_, present)| present).map(|(name, _)| name.to_owned()).collect();
-        Self { arch: std::env::consts::ARCH.to_owned(), features }
+        Self { arch: std::env::consts::ARCH.to_owned(), features, gpu: None }
+    }
+
+    /// The same with the first GPU, if the driver has one.
+    pub fn with_gpu(self) -> Self {
+        let gpu = cuda::gpus().ok().and_then(|gpus| gpus.into_iter().next());
+        Self { gpu, ..self }
     }
 
     /// The features of `target` that this machine lacks; `None` when it is of another architecture.
     pub fn missing(&self, target: &Target) -> Option<Vec<String>> {
+        if target.arch == PTX {
+            let gpu = self.gpu.as_ref()?;
+            return Some(target.features.iter().filter(|arch| !gpu.runs(arch)).cloned().collect());
+        }
         if target.arch != self.arch {
             return None;
         }
@@ -94,7 +108,7 @@ mod tests {
 
     #[test]
     fn names_what_is_missing() {
-        let host = HostFeatures { arch: "x86_64".into(), features: ["avx2".to_owned()].into() };
+        let host = HostFeatures { arch: "x86_64".into(), features: ["avx2".to_owned()].into(), gpu: None };
         let target = |arch: &str| Target {
             name: "t".into(),
             arch: arch.into(),

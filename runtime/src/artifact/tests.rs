@@ -95,6 +95,7 @@ fn selects_the_first_variant_that_runs() {
     let host = |features: &[&str]| HostFeatures {
         arch: "x86_64".into(),
         features: features.iter().map(|&f| f.to_owned()).collect(),
+        gpu: None,
     };
     let chosen =
         |features: &[&str], wanted| artifact.select(&host(features), wanted).map(|v| v.manifest().target.name.clone());

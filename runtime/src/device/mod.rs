@@ -3,13 +3,17 @@
 //! | device | file |
 //! |---|---|
 //! | `cpu` | [`cpu`]: a pool of threads that claim tiles |
+//! | `cuda` | [`cuda`]: an NVIDIA GPU, through its driver |
 //! | `null` | [`null`]: records launches, for tests without hardware |
 //!
-//! A new device is one file here and one line above; [`workspace`] lays out a model's memory on any of them.
+//! A new device is one file here and one line above; [`workspace`] lays out a model's memory on any of them, and [`launch`] a step's arguments in
+//! the memory of those that have their own.
 
 #![allow(unsafe_code, reason = "devices call generated code with addresses")]
 
 pub mod cpu;
+pub mod cuda;
+pub mod launch;
 pub mod null;
 pub mod workspace;
 
@@ -32,7 +36,23 @@ const LEAST_HUGE: u64 = 4 << 20;
 pub enum Memory {
     /// The host's: page-aligned, zero until written, taken from the system when first touched.
     Host(MmapMut),
+    /// A device's own.
+    Device(DeviceMemory),
 }
+
+/// Memory that the host cannot address. Given back when it is dropped.
+#[derive(Debug)]
+pub struct DeviceMemory {
+    /// First byte, as the device's code addresses it.
+    pub address: u64,
+    /// How many there are.
+    pub bytes: u64,
+    /// Gives it back when it is dropped.
+    pub owner: Box<dyn Owner>,
+}
+
+/// What keeps a device's memory alive.
+pub trait Owner: Debug + Send + Sync {}
 
 impl Memory {
     /// Zeroed host memory.
@@ -60,6 +80,7 @@ impl Memory {
     fn address(&mut self) -> *mut u8 {
         match self {
             Self::Host(map) => map.as_mut_ptr(),
+            Self::Device(memory) => std::ptr::without_provenance_mut(memory.address as usize),
         }
     }
 
@@ -67,6 +88,38 @@ impl Memory {
     fn read_address(&self) -> *const u8 {
         match self {
             Self::Host(map) => map.as_ptr(),
+            Self::Device(memory) => std::ptr::without_provenance(memory.address as usize),
+        }
+    }
+
+    /// The host's bytes.
+    fn host_bytes(&self) -> Result<&MmapMut> {
+        match self {
+            Self::Host(map) => Ok(map),
+            Self::Device(_) => Err(elsewhere()),
+        }
+    }
+
+    /// The host's bytes, to be written.
+    fn host_bytes_mut(&mut self) -> Result<&mut MmapMut> {
+        match self {
+            Self::Host(map) => Ok(map),
+            Self::Device(_) => Err(elsewhere()),
+        }
+    }
+
+    /// Where the bytes `at .. at + n` of a device's memory are.
+    ///
+    /// # Errors
+    /// They lie outside of it, or it is the host's.
+    pub fn device_address(&self, at: u64, n: u64) -> Result<u64> {
+        match self {
+            Self::Host(_) => Err(elsewhere()),
+            Self::Device(memory) => {
+                let length = usize::try_from(memory.bytes).unwrap_or(usize::MAX);
+                range(length, at, n)?;
+                Ok(memory.address + at)
+            }
         }
     }
 }
@@ -123,6 +176,8 @@ impl AxisStep {
 /// Everything that a device needs to run one step.
 #[derive(Clone, Copy, Debug)]
 pub struct Step<'a> {
+    /// Whose memory it is about: steps of the same number have the same `buffers`.
+    pub workspace: u64,
     /// In order; each sees what those before it wrote.
     pub launches: &'a [Launch],
     /// Operands of all launches.
@@ -169,7 +224,7 @@ pub trait Device: Debug + Send + Sync {
     /// # Errors
     /// The range lies outside of the memory.
     fn upload(&self, memory: &mut Memory, at: u64, bytes: &[u8]) -> Result<()> {
-        let Memory::Host(map) = memory;
+        let map = memory.host_bytes_mut()?;
         let range = range(map.len(), at, bytes.len() as u64)?;
         map[range].copy_from_slice(bytes);
         Ok(())
@@ -180,7 +235,7 @@ pub trait Device: Debug + Send + Sync {
     /// # Errors
     /// The range lies outside of the memory.
     fn download(&self, memory: &Memory, at: u64, out: &mut [u8]) -> Result<()> {
-        let Memory::Host(map) = memory;
+        let map = memory.host_bytes()?;
         out.copy_from_slice(&map[range(map.len(), at, out.len() as u64)?]);
         Ok(())
     }
@@ -190,7 +245,7 @@ pub trait Device: Debug + Send + Sync {
     /// # Errors
     /// A range lies outside of the memory.
     fn copy(&self, memory: &mut Memory, from: u64, to: u64, bytes: u64) -> Result<()> {
-        let Memory::Host(map) = memory;
+        let map = memory.host_bytes_mut()?;
         let from = range(map.len(), from, bytes)?;
         let to = range(map.len(), to, bytes)?;
         map.copy_within(from, to.start);
@@ -206,6 +261,11 @@ pub trait Device: Debug + Send + Sync {
     /// The addresses in `step.buffers` are those of live memory of this device, as large as the kernels take them to be, and nothing else
     /// reads or writes what the kernels write meanwhile. Sizes, axes and block tables agree with one another and with that memory.
     unsafe fn run(&self, step: &Step<'_>) -> Result<()>;
+}
+
+/// Memory of another device was given to one.
+fn elsewhere() -> RuntimeError {
+    RuntimeError::Device { device: "cpu", problem: "the memory of another device was given".to_owned() }
 }
 
 fn range(length: usize, at: u64, bytes: u64) -> Result<Range<usize>> {

@@ -8,6 +8,7 @@ use crate::cache::{BlockTable, PageCopy};
 use crate::error::{Result, RuntimeError};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The weights of a model in a device's memory. Only ever read.
 #[derive(Debug)]
@@ -30,6 +31,8 @@ unsafe impl Sync for BufferTable {}
 /// Memory for steps of up to some number of rows.
 #[derive(Debug)]
 pub struct Workspace {
+    /// No other has it.
+    number: u64,
     device: Arc<dyn Device>,
     manifest: Arc<Manifest>,
     /// Kept alive for the addresses in `buffers`.
@@ -90,7 +93,9 @@ impl Workspace {
                 pages.push(device.allocate(page_bytes.checked_mul(n_pages).ok_or_else(too_large)?)?);
             }
         }
+        static NUMBERS: AtomicU64 = AtomicU64::new(0);
         let mut workspace = Self {
+            number: NUMBERS.fetch_add(1, Ordering::Relaxed),
             device,
             manifest,
             weights,
@@ -232,8 +237,8 @@ impl Workspace {
             return Err(RuntimeError::request(problem, "give fewer tokens at a time"));
         }
         self.choose_launches(axes)?;
-        let Self { launches, buffers, sizes, .. } = self;
-        let step = Step { launches, buffers: &buffers.0, sizes, axes, caches, n_sequences };
+        let Self { launches, buffers, sizes, .. } = &*self;
+        let step = Step { workspace: self.number, launches, buffers: &buffers.0, sizes, axes, caches, n_sequences };
         // SAFETY: the addresses were resolved against arenas and pages that this workspace owns (and borrows mutably here) and against
         // weights that it keeps alive and nobody writes; each view lies inside its memory, as the manifest's validation and the check of
         // rows above promise; axes and block tables come from one session, whose cache numbers only pages that `new` made room for.

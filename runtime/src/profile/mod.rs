@@ -207,7 +207,15 @@ pub(crate) mod tests {
         let launches = [Launch { index: 7, kernel: 3, tiles: 9, buffers: 0..0, stream: None }];
         let axes =
             [AxisStep { offsets: vec![0, 1], positions: vec![5], sequences: vec![0], rows: vec![0], before: vec![5] }];
-        let step = Step { launches: &launches, buffers: &[], sizes: &[], axes: &axes, caches: &[], n_sequences: 1 };
+        let step = Step {
+            workspace: 0,
+            launches: &launches,
+            buffers: &[],
+            sizes: &[],
+            axes: &axes,
+            caches: &[],
+            n_sequences: 1,
+        };
         for _ in 0..2 {
             recorder.begin_step(&step);
             for tiles in [4, 5] {

@@ -26,7 +26,7 @@ const ALL: [&str; 6] =
 /// What a machine has that runs `name` and no more.
 fn machine(name: &str) -> Result<HostFeatures> {
     let target = target::parse(name)?.describe();
-    Ok(HostFeatures { arch: target.arch, features: target.features.into_iter().collect() })
+    Ok(HostFeatures { arch: target.arch, features: target.features.into_iter().collect(), gpu: None })
 }
 
 fn chosen(artifact: &Artifact, host: &str) -> Result<String> {
