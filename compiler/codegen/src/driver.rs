@@ -15,14 +15,13 @@ use xfc_lang::graph::{DType, Program};
 use xfc_lang::passes::precision::CacheType;
 use xfc_lang::passes::quantise::Plan;
 use xfc_lang::passes::{self, Event, Moment, Report};
-use xfc_runtime::artifact::container::{self, CodeImage, VariantParts};
+use xfc_runtime::artifact::container::{self, VariantParts};
 use xfc_runtime::artifact::manifest;
 
 use crate::error::CodegenError;
 use crate::kernels::{Built, Input, Known, Outline, build_for, outline_for};
 pub use crate::plan::Stored;
-use crate::target::cpu::link::link;
-use crate::target::{Keep, SYMBOL, Target};
+use crate::target::{Keep, Target};
 
 /// A form that a model takes on the way, as `--emit` names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -264,22 +263,16 @@ pub fn stored(binding: &Binding) -> Stored {
     Stored { names, shape, steps: steps.collect(), offset: binding.offset }
 }
 
-/// Links what was built for each target and writes the artifact's bytes, the best variant first.
+/// Writes the bytes of an artifact of what was built for each target, the best variant first.
 ///
 /// # Errors
-/// Code that is not self-contained: a defect of xfc.
+/// A manifest that the runtime would not take: a defect of xfc.
 pub fn write_artifact(card: &str, built: &[Built]) -> Result<Vec<u8>, CodegenError> {
     let mut variants = Vec::new();
     let mut best_first: Vec<&Built> = built.iter().collect();
     best_first.sort_by_key(|b| std::cmp::Reverse(b.rank));
     for b in best_first {
-        let objects: Vec<(String, Vec<u8>)> =
-            b.kernels.iter().map(|k| (k.name.clone(), k.code.object.clone())).collect();
-        let image = link(&objects, SYMBOL)?;
-        variants.push(VariantParts {
-            manifest: b.manifest.clone(),
-            code: CodeImage { bytes: image.bytes, entries: image.entries },
-        });
+        variants.push(VariantParts { manifest: b.manifest.clone(), code: b.image.clone() });
     }
     Ok(container::write(card, &variants)?)
 }

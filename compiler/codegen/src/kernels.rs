@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use xfc_lang::graph::{AxisId, Program};
+use xfc_runtime::artifact::container::CodeImage;
 use xfc_runtime::artifact::manifest::{Kernel, Launch, Manifest, Variant};
 
 use crate::error::CodegenError;
@@ -69,6 +70,8 @@ pub struct Built {
     pub rank: u32,
     /// Kernels in the order of the entry table.
     pub kernels: Vec<CompiledKernel>,
+    /// Their code.
+    pub image: CodeImage,
     /// Time spent planning, and compiling kernels.
     pub elapsed: [(&'static str, Duration); 2],
 }
@@ -136,6 +139,8 @@ pub fn build_for(
     let planned = start.elapsed();
     let start = Instant::now();
     let kernels = compile_units(&plan, &units, target, threads, keep, known)?;
+    let objects: Vec<(String, &[u8])> = kernels.iter().map(|k| (k.name.clone(), k.code.object.as_slice())).collect();
+    let image = target.link(&objects)?;
     let listed = kernels.iter().map(|k| Kernel { name: k.name.clone(), scratch_bytes: k.scratch_bytes }).collect();
     let manifest = manifest(input, target, &plan, &unit_of, listed);
     Ok(Built {
@@ -143,6 +148,7 @@ pub fn build_for(
         manifest,
         rank: target.rank(),
         kernels,
+        image,
         elapsed: [("plan", planned), ("kernels", start.elapsed())],
     })
 }

@@ -245,7 +245,7 @@ fn caches_are_told_as_they_are_planned() -> Result<()> {
         let mut program = model.program.clone();
         passes::precision::apply(&mut program, DType::F32, DType::F32)?;
         passes::run(&mut program, &mut passes::Options::default()).map_err(|e| format!("{card}: {e}"))?;
-        let planned = plan_caches::derive(&program, 16).map_err(|e| format!("{card}: {e}"))?;
+        let planned = plan_caches::derive(&program, (16, false)).map_err(|e| format!("{card}: {e}"))?;
         for group in &planned.groups {
             for slot in &group.slots {
                 // What attention reads together is planned as one: `latent+key` is `latent` and `key` side by side.

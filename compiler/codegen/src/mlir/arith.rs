@@ -9,7 +9,10 @@ impl Writer {
             return a;
         }
         let ty = Ty::of(a.ty.elem, lanes);
-        self.op(ty, &format!("vector.broadcast {} : {} to {}", a, a.ty.text(), ty.text()))
+        if !self.is_vector(ty) {
+            return a.with(ty);
+        }
+        self.op(ty, &format!("vector.broadcast {} : {} to {}", a, self.text(a.ty), self.text(ty)))
     }
 
     /// The same bits as another type of the same size.
@@ -17,7 +20,11 @@ impl Writer {
         if a.ty == to {
             return a;
         }
-        let name = if a.ty.lanes != to.lanes { "vector.bitcast" } else { "arith.bitcast" };
+        let name = match (self.is_vector(a.ty), self.is_vector(to)) {
+            (from, to) if from != to => "llvm.bitcast",
+            (true, true) if a.ty.lanes != to.lanes => "vector.bitcast",
+            _ => "arith.bitcast",
+        };
         self.convert(name, a, to)
     }
 
@@ -45,10 +52,13 @@ impl Writer {
         if a.ty.lanes == 0 {
             return a;
         }
+        if self.is_block() {
+            return self.reduce_block(a, kind);
+        }
         let fast = if kind == "add" && a.ty.elem.is_float() { " fastmath<reassoc>" } else { "" };
         self.op(
             Ty::scalar(a.ty.elem),
-            &format!("vector.reduction <{kind}>, {}{fast} : {} into {}", a, a.ty.text(), a.ty.elem.text()),
+            &format!("vector.reduction <{kind}>, {}{fast} : {} into {}", a, self.text(a.ty), a.ty.elem.text()),
         )
     }
 
@@ -177,16 +187,16 @@ impl Writer {
             (Cmp::Ge, false) => "sge",
         };
         let name = if float { "arith.cmpf" } else { "arith.cmpi" };
-        self.op(a.ty.with(Elem::I1), &format!("{name} {p}, {}, {} : {}", a, b, a.ty.text()))
+        self.op(a.ty.with(Elem::I1), &format!("{name} {p}, {}, {} : {}", a, b, self.text(a.ty)))
     }
 
     /// `a` where `condition`, else `b`.
     pub fn select(&mut self, condition: Val, a: Val, b: Val) -> Val {
         debug_assert_eq!(a.ty, b.ty);
-        let text = if condition.ty.lanes == a.ty.lanes && a.ty.lanes > 0 {
-            format!("arith.select {}, {}, {} : {}, {}", condition, a, b, condition.ty.text(), a.ty.text())
+        let text = if condition.ty.lanes == a.ty.lanes && self.is_vector(a.ty) {
+            format!("arith.select {}, {}, {} : {}, {}", condition, a, b, self.text(condition.ty), self.text(a.ty))
         } else {
-            format!("arith.select {}, {}, {} : {}", condition, a, b, a.ty.text())
+            format!("arith.select {}, {}, {} : {}", condition, a, b, self.text(a.ty))
         };
         self.op(a.ty, &text)
     }
@@ -198,7 +208,7 @@ impl Writer {
             let product = self.mul(a, b);
             return self.add(product, c);
         }
-        let t = a.ty.text();
+        let t = self.text(a.ty);
         self.op(a.ty, &format!("llvm.intr.fma({}, {}, {}) : ({t}, {t}, {t}) -> {t}", a, b, c))
     }
 
@@ -218,7 +228,7 @@ impl Writer {
     /// The largest whole number not above.
     pub fn floor(&mut self, a: Val) -> Val {
         if self.machine().round {
-            let t = a.ty.text();
+            let t = self.text(a.ty);
             return self.op(a.ty, &format!("llvm.intr.floor({}) : ({t}) -> {t}", a));
         }
         // Through i32, one less where that rounded up. From 2^23 on every number is whole; NaN stays, as does the sign of zero.
@@ -246,13 +256,13 @@ impl Writer {
 
     /// Square root.
     pub fn sqrt(&mut self, a: Val) -> Val {
-        let t = a.ty.text();
+        let t = self.text(a.ty);
         self.op(a.ty, &format!("llvm.intr.sqrt({}) : ({t}) -> {t}", a))
     }
 
     /// Absolute value of floats.
     pub fn fabs(&mut self, a: Val) -> Val {
-        let t = a.ty.text();
+        let t = self.text(a.ty);
         self.op(a.ty, &format!("llvm.intr.fabs({}) : ({t}) -> {t}", a))
     }
 
@@ -318,14 +328,14 @@ impl Writer {
     /// Calls an LLVM intrinsic.
     pub fn intrinsic(&mut self, name: &str, args: &[Val], result: Ty) -> Val {
         let ids: Vec<String> = args.iter().map(ToString::to_string).collect();
-        let types: Vec<String> = args.iter().map(|a| a.ty.text()).collect();
+        let types: Vec<String> = args.iter().map(|a| self.text(a.ty)).collect();
         self.op(
             result,
             &format!(
                 "llvm.call_intrinsic \"{name}\"({}) : ({}) -> {}",
                 ids.join(", "),
                 types.join(", "),
-                result.text()
+                self.text(result)
             ),
         )
     }

@@ -96,7 +96,7 @@ pub fn emit(
             spec.page_tokens * 4
         }
     };
-    Ok((w.finish(), scratch_bytes))
+    Ok(w.finish(scratch_bytes))
 }
 
 struct Attention<'a> {

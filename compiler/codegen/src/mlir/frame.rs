@@ -29,6 +29,14 @@ pub struct RowSpace {
 impl Writer {
     /// Operand `index` of the launch.
     pub fn buffer(&mut self, args: Val, index: usize) -> Buffer {
+        if self.is_block() {
+            self.n_buffers = self.n_buffers.max(index + 1);
+            let base = abi::LAUNCH_BUFFERS + index * abi::OPERAND_SIZE;
+            let at = self.offset_const(args, (base + abi::OPERAND_DATA) as u64);
+            let data = self.load(PTR, at);
+            let at = self.offset_const(args, (base + abi::OPERAND_ROW_STRIDE) as u64);
+            return Buffer { data, row_stride: self.load(I64, at) };
+        }
         let at = self.offset_const(args, abi::ARGS_BUFFERS as u64);
         let table = self.load(PTR, at);
         let base = (index * abi::BUFFER_SIZE) as u64;
@@ -39,10 +47,18 @@ impl Writer {
         Buffer { data, row_stride }
     }
 
+    /// A list of the arguments: its address is at `field`, or in a block's launch the list itself at `place`.
+    fn list(&mut self, args: Val, field: usize, place: usize) -> Val {
+        if self.is_block() {
+            return self.offset_const(args, place as u64);
+        }
+        let at = self.offset_const(args, field as u64);
+        self.load(PTR, at)
+    }
+
     /// How many rows the step has.
     pub fn n_rows(&mut self, args: Val, space: RowSpace) -> Val {
-        let at = self.offset_const(args, abi::ARGS_SIZES as u64);
-        let sizes = self.load(PTR, at);
+        let sizes = self.list(args, abi::ARGS_SIZES, abi::LAUNCH_SIZES);
         let at = self.offset_const(sizes, 8 * (2 * space.axis + usize::from(space.selected)) as u64);
         self.load(I64, at)
     }
@@ -57,15 +73,15 @@ impl Writer {
 
     /// How many sequences the step has.
     pub fn n_sequences(&mut self, args: Val) -> Val {
-        let at = self.offset_const(args, abi::ARGS_N_SEQUENCES as u64);
+        let field = if self.is_block() { abi::LAUNCH_N_SEQUENCES } else { abi::ARGS_N_SEQUENCES };
+        let at = self.offset_const(args, field as u64);
         let n = self.load(I32, at);
         self.widen_unsigned(n, Elem::I64)
     }
 
     /// One of the arrays of an axis, by the offset of its field.
     pub fn axis_array(&mut self, args: Val, axis: usize, field: usize) -> Val {
-        let at = self.offset_const(args, abi::ARGS_AXES as u64);
-        let axes = self.load(PTR, at);
+        let axes = self.list(args, abi::ARGS_AXES, abi::LAUNCH_AXES);
         let at = self.offset_const(axes, (axis * abi::AXIS_SIZE + field) as u64);
         self.load(PTR, at)
     }
@@ -114,8 +130,7 @@ pub struct CacheTable {
 impl Writer {
     /// Cache group `group`.
     pub fn cache(&mut self, args: Val, group: usize) -> CacheTable {
-        let at = self.offset_const(args, abi::ARGS_CACHES as u64);
-        let caches = self.load(PTR, at);
+        let caches = self.list(args, abi::ARGS_CACHES, abi::LAUNCH_CACHES);
         let base = group * abi::CACHE_SIZE;
         let at = self.offset_const(caches, (base + abi::CACHE_TABLE) as u64);
         let table = self.load(PTR, at);

@@ -46,7 +46,7 @@ pub fn emit(
     let mut linear = Linear::new(&mut w, params.args, spec, schedule);
     if let Some(experts) = spec.experts {
         let scratch_bytes = linear.of_experts(&mut w, &params, experts)?;
-        return Ok((w.finish(), scratch_bytes));
+        return Ok(w.finish(scratch_bytes));
     }
     let elements = w.n_rows(params.args, spec.space);
     let times = w.i64(spec.times as i64);
@@ -66,7 +66,7 @@ pub fn emit(
         }
         Ok(vec![])
     })?;
-    Ok((w.finish(), 0))
+    Ok(w.finish(0))
 }
 
 /// A row of the result: of a row of the launch, or of one of its choices.

@@ -6,8 +6,10 @@
 /// Operations that some machines have and others lack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Machine {
-    /// f32 lanes of a vector register.
+    /// f32 lanes of a vector.
     pub lanes: u32,
+    /// Threads that hold a vector together, each its own lanes, and run a kernel as one worker; 1: vectors are registers.
+    pub threads: u32,
     /// There is an instruction for `a * b + c`; without it, products are rounded before they are added.
     pub fma: bool,
     /// There is an instruction that rounds to whole numbers.

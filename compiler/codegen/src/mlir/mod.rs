@@ -6,6 +6,7 @@
 
 mod arith;
 pub mod attention;
+mod block;
 pub mod expr;
 pub mod frame;
 pub mod linear;

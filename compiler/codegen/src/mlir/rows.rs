@@ -76,9 +76,10 @@ pub fn emit(
             body.node(w, node)?;
         }
         scratch_bytes = body.scratch_bytes;
+        w.sync();
         Ok(vec![])
     })?;
-    Ok((w.finish(), scratch_bytes))
+    Ok(w.finish(scratch_bytes))
 }
 
 struct Axis {

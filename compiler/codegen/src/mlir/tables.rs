@@ -56,10 +56,11 @@ impl Writer {
     }
 
     fn gather_at(&mut self, elem: Elem, table: Val, index: Val) -> Val {
-        if index.ty.lanes == 0 {
-            let index = self.resize(index, Elem::I64);
+        if !self.is_vector(index.ty) {
+            let lanes = index.ty.lanes;
+            let index = self.resize(index, Elem::I64).with(Ty::scalar(Elem::I64));
             let at = self.element(table, index, elem.bytes());
-            return self.load(Ty::scalar(elem), at);
+            return self.load(Ty::scalar(elem), at).with(Ty::of(elem, lanes));
         }
         let lanes = index.ty.lanes;
         let ty = Ty::of(elem, lanes);
@@ -67,7 +68,7 @@ impl Writer {
         let at = self.fresh(Ty::of(Elem::Ptr, lanes));
         let line = format!(
             "{at} = llvm.getelementptr {table}[{index}] : (!llvm.ptr, {}) -> {pointers}, {}",
-            index.ty.text(),
+            self.text(index.ty),
             elem.text()
         );
         self.line(&line);
@@ -78,9 +79,9 @@ impl Writer {
             &format!(
                 "llvm.intr.masked.gather {at}, {all}, {zero} {{alignment = {} : i32}} : ({pointers}, {}, {}) -> {}",
                 elem.bytes(),
-                all.ty.text(),
-                ty.text(),
-                ty.text()
+                self.text(all.ty),
+                self.text(ty),
+                self.text(ty)
             ),
         )
     }

@@ -26,7 +26,7 @@ fn map_kernel(machine: &Machine, lanes: u32, f: &dyn Fn(&mut Writer, Val) -> Val
         Ok(vec![])
     })
     .unwrap();
-    w.finish()
+    w.finish(0).0
 }
 
 fn run(target: &dyn Target, mlir: &str, xs: &[f32]) -> Vec<f32> {

@@ -90,14 +90,6 @@ impl Ty {
     pub fn with(self, elem: Elem) -> Self {
         Ty { elem, ..self }
     }
-
-    pub(super) fn text(self) -> String {
-        if self.lanes == 0 {
-            self.elem.text().to_owned()
-        } else {
-            format!("vector<{}x{}>", self.lanes, self.elem.text())
-        }
-    }
 }
 
 /// A value of the kernel being written.
@@ -108,6 +100,13 @@ pub struct Val {
     port: Option<u32>,
     /// Its type.
     pub ty: Ty,
+}
+
+impl Val {
+    /// What a thread holds, taken for something else of the same form: its lane of a vector for a scalar, or the other way round.
+    pub(super) fn with(self, ty: Ty) -> Val {
+        Val { ty, ..self }
+    }
 }
 
 /// Where a table's elements lie that differs from lane to lane: element `i` of lane `l` is `i * stride + first[l]` elements behind its address.
@@ -143,12 +142,15 @@ pub enum Cmp {
 /// The text of one module under construction.
 #[derive(Debug)]
 pub struct Writer {
+    symbol: String,
     machine: Machine,
     pub(super) globals: String,
     pub(super) n_globals: usize,
     body: String,
     next: u32,
-    depth: usize,
+    pub(super) depth: usize,
+    /// Operands of the launch that were asked for.
+    pub(super) n_buffers: usize,
 }
 
 /// The parameters of a kernel: see [`KernelFn`](xfc_runtime::artifact::abi::KernelFn).
@@ -165,17 +167,33 @@ pub struct KernelParams {
 }
 
 impl Writer {
-    /// Starts the function `symbol` with the kernel ABI, for `machine`.
+    /// Starts the function `symbol` with the ABI of `machine`.
     pub fn kernel(symbol: &str, machine: &Machine) -> (Self, KernelParams) {
-        // The first four values are the parameters.
-        let mut w =
-            Writer { machine: *machine, globals: String::new(), n_globals: 0, body: String::new(), next: 4, depth: 2 };
-        let p = |id| Val { id, port: None, ty: Ty::scalar(Elem::Ptr) };
-        let i = |id| Val { id, port: None, ty: Ty::scalar(Elem::I32) };
-        let _ = writeln!(w.body, "  func.func @{symbol}(%v0: !llvm.ptr, %v1: i32, %v2: i32, %v3: !llvm.ptr) {{");
-        let tile_begin = w.convert("arith.extui", i(1), Ty::scalar(Elem::I64));
-        let tile_end = w.convert("arith.extui", i(2), Ty::scalar(Elem::I64));
-        (w, KernelParams { args: p(0), tile_begin, tile_end, scratch: p(3) })
+        let mut w = Writer {
+            symbol: symbol.to_owned(),
+            machine: *machine,
+            globals: String::new(),
+            n_globals: 0,
+            body: String::new(),
+            next: 0,
+            depth: 2,
+            n_buffers: 0,
+        };
+        let params = if w.is_block() { w.enter_block() } else { w.enter_function() };
+        (w, params)
+    }
+
+    /// The parameters of a function that is called with the tiles to do.
+    fn enter_function(&mut self) -> KernelParams {
+        let [args, begin, end, scratch] =
+            [Elem::Ptr, Elem::I32, Elem::I32, Elem::Ptr].map(|elem| self.fresh(Ty::scalar(elem)));
+        let [tile_begin, tile_end] = [begin, end].map(|v| self.widen_unsigned(v, Elem::I64));
+        KernelParams { args, tile_begin, tile_end, scratch }
+    }
+
+    /// Name of the function.
+    pub(super) fn symbol(&self) -> &str {
+        &self.symbol
     }
 
     /// What the kernel is written for.
@@ -183,10 +201,30 @@ impl Writer {
         &self.machine
     }
 
-    /// Ends the function and gives the module's text.
-    pub fn finish(mut self) -> String {
-        self.line("return");
-        format!("module {{\n{}{}  }}\n}}\n", self.globals, self.body)
+    /// Ends the function; gives the module's text and the bytes of scratch that a worker must bring, of the `scratch_bytes` that the kernel uses.
+    pub fn finish(mut self, scratch_bytes: u64) -> (String, u64) {
+        let (head, scratch_bytes) = if self.is_block() {
+            self.leave_block(scratch_bytes)
+        } else {
+            let head = format!("func.func @{}(%v0: !llvm.ptr, %v1: i32, %v2: i32, %v3: !llvm.ptr) {{", self.symbol);
+            (head, scratch_bytes)
+        };
+        self.line(if self.is_block() { "llvm.return" } else { "return" });
+        (format!("module {{\n{}  {head}\n{}  }}\n}}\n", self.globals, self.body), scratch_bytes)
+    }
+
+    /// Of a type, what a thread holds.
+    pub(super) fn text(&self, ty: Ty) -> String {
+        match ty.lanes / self.machine.threads {
+            0 => ty.elem.text().to_owned(),
+            1 if self.is_block() => ty.elem.text().to_owned(),
+            own => format!("vector<{own}x{}>", ty.elem.text()),
+        }
+    }
+
+    /// Whether a thread holds several elements of a type.
+    pub(super) fn is_vector(&self, ty: Ty) -> bool {
+        ty.lanes / self.machine.threads > u32::from(self.is_block())
     }
 
     pub(super) fn line(&mut self, text: &str) {
@@ -211,22 +249,22 @@ impl Writer {
     }
 
     pub(super) fn convert(&mut self, name: &str, a: Val, to: Ty) -> Val {
-        self.op(to, &format!("{name} {} : {} to {}", a, a.ty.text(), to.text()))
+        self.op(to, &format!("{name} {} : {} to {}", a, self.text(a.ty), self.text(to)))
     }
 
     pub(super) fn binary(&mut self, name: &str, a: Val, b: Val) -> Val {
         debug_assert_eq!(a.ty, b.ty, "{name}");
-        self.op(a.ty, &format!("{name} {}, {} : {}", a, b, a.ty.text()))
+        self.op(a.ty, &format!("{name} {}, {} : {}", a, b, self.text(a.ty)))
     }
 
     /// A float constant, in all lanes.
     pub fn f32(&mut self, value: f64, lanes: u32) -> Val {
         let ty = Ty::of(Elem::F32, lanes);
         let bits = (value as f32).to_bits();
-        let text = if lanes == 0 {
+        let text = if !self.is_vector(ty) {
             format!("arith.constant 0x{bits:08X} : f32")
         } else {
-            format!("arith.constant dense<0x{bits:08X}> : {}", ty.text())
+            format!("arith.constant dense<0x{bits:08X}> : {}", self.text(ty))
         };
         self.op(ty, &text)
     }
@@ -238,10 +276,10 @@ impl Writer {
         } else {
             value.to_string()
         };
-        let text = match (ty.lanes, ty.elem) {
-            (0, Elem::I1) => format!("arith.constant {shown}"),
-            (0, _) => format!("arith.constant {shown} : {}", ty.text()),
-            _ => format!("arith.constant dense<{shown}> : {}", ty.text()),
+        let text = match (self.is_vector(ty), ty.elem) {
+            (false, Elem::I1) => format!("arith.constant {shown}"),
+            (false, _) => format!("arith.constant {shown} : {}", self.text(ty)),
+            _ => format!("arith.constant dense<{shown}> : {}", self.text(ty)),
         };
         self.op(ty, &text)
     }
@@ -254,9 +292,12 @@ impl Writer {
     /// A constant of different lanes.
     pub fn lanes(&mut self, values: &[i64], elem: Elem) -> Val {
         let ty = Ty::of(elem, values.len() as u32);
+        if self.is_block() {
+            return self.lanes_of_block(values, ty);
+        }
         let list: Vec<String> =
             values.iter().map(|v| if elem == Elem::I1 { (*v != 0).to_string() } else { v.to_string() }).collect();
-        self.op(ty, &format!("arith.constant dense<[{}]> : {}", list.join(", "), ty.text()))
+        self.op(ty, &format!("arith.constant dense<[{}]> : {}", list.join(", "), self.text(ty)))
     }
 
     /// `base + bytes`.
@@ -278,14 +319,18 @@ impl Writer {
 
     /// Loads a scalar, or consecutive lanes, aligned to the element only.
     pub fn load(&mut self, ty: Ty, from: Val) -> Val {
+        let from = self.own_place(from, ty);
         self.op(
             ty,
-            &format!("llvm.load {} {{alignment = {} : i64}} : !llvm.ptr -> {}", from, ty.elem.bytes(), ty.text()),
+            &format!("llvm.load {} {{alignment = {} : i64}} : !llvm.ptr -> {}", from, ty.elem.bytes(), self.text(ty)),
         )
     }
 
     /// Asks for the cache line at an address, which need not be memory: for the first level of caches, or for the second.
     pub fn prefetch(&mut self, at: Val, level: u32) {
+        if self.is_block() {
+            return;
+        }
         let hint = 4 - level;
         self.line(&format!(
             "\"llvm.intr.prefetch\"({at}) <{{cache = 1 : i32, hint = {hint} : i32, rw = 0 : i32}}> : (!llvm.ptr) -> ()"
@@ -294,18 +339,22 @@ impl Writer {
 
     /// Stores a scalar, or consecutive lanes, aligned to the element only.
     pub fn store(&mut self, value: Val, to: Val) {
+        let to = self.own_place(to, value.ty);
         let line = format!(
             "llvm.store {}, {} {{alignment = {} : i64}} : {}, !llvm.ptr",
             value,
             to,
             value.ty.elem.bytes(),
-            value.ty.text()
+            self.text(value.ty)
         );
         self.line(&line);
     }
 
     /// Loads the lanes whose mask is set; the others are zero and not touched in memory.
     pub fn load_masked(&mut self, ty: Ty, from: Val, mask: Val) -> Val {
+        if self.is_block() {
+            return self.load_if(ty, from, mask);
+        }
         let zero = if ty.elem.is_float() { self.f32(0.0, ty.lanes) } else { self.int(0, ty) };
         self.op(
             ty,
@@ -315,23 +364,26 @@ impl Writer {
                 mask,
                 zero,
                 ty.elem.bytes(),
-                mask.ty.text(),
-                ty.text(),
-                ty.text()
+                self.text(mask.ty),
+                self.text(ty),
+                self.text(ty)
             ),
         )
     }
 
     /// Stores the lanes whose mask is set.
     pub fn store_masked(&mut self, value: Val, to: Val, mask: Val) {
+        if self.is_block() {
+            return self.store_if(value, to, mask);
+        }
         let line = format!(
             "llvm.intr.masked.store {}, {}, {} {{alignment = {} : i32}} : {}, {} into !llvm.ptr",
             value,
             to,
             mask,
             value.ty.elem.bytes(),
-            value.ty.text(),
-            mask.ty.text()
+            self.text(value.ty),
+            self.text(mask.ty)
         );
         self.line(&line);
     }
@@ -355,7 +407,7 @@ impl Writer {
         let _ = write!(head, "scf.for {i} = {begin} to {end} step {step}");
         if !carried.is_empty() {
             let args: Vec<String> = inner.iter().zip(carried).map(|(a, c)| format!("{a} = {c}")).collect();
-            let types: Vec<String> = carried.iter().map(|c| c.ty.text()).collect();
+            let types: Vec<String> = carried.iter().map(|c| self.text(c.ty)).collect();
             let _ = write!(head, " iter_args({}) -> ({})", args.join(", "), types.join(", "));
         }
         head.push_str(" : i64 {");
@@ -396,7 +448,7 @@ impl Writer {
         then: impl FnOnce(&mut Self) -> Result<Vec<Val>, CodegenError>,
     ) -> Result<Vec<Val>, CodegenError> {
         let (results, mut head) = self.results_like(otherwise);
-        let types: Vec<String> = otherwise.iter().map(|v| v.ty.text()).collect();
+        let types: Vec<String> = otherwise.iter().map(|v| self.text(v.ty)).collect();
         let _ = write!(head, "scf.if {condition} -> ({}) {{", types.join(", "));
         self.line(&head);
         self.depth += 1;
@@ -434,7 +486,7 @@ impl Writer {
             return;
         }
         let ids: Vec<String> = values.iter().map(ToString::to_string).collect();
-        let types: Vec<String> = values.iter().map(|v| v.ty.text()).collect();
+        let types: Vec<String> = values.iter().map(|v| self.text(v.ty)).collect();
         self.line(&format!("scf.yield {} : {}", ids.join(", "), types.join(", ")));
     }
 }

@@ -63,11 +63,11 @@ struct Kept {
     alias: Option<usize>,
 }
 
-/// Derives groups and slots.
+/// Derives groups and slots, for pages of so many tokens, and whether all of them hold rows of tokens.
 ///
 /// # Errors
 /// A cache that something other than attentions reads.
-pub fn derive(program: &Program, page_tokens: u64) -> Result<Caches, CodegenError> {
+pub fn derive(program: &Program, (page_tokens, of_rows): (u64, bool)) -> Result<Caches, CodegenError> {
     let list =
         instances(program).ok_or_else(|| CodegenError::bug("caches", "the program has no finite list of instances"))?;
     let mut found = Vec::new();
@@ -77,7 +77,7 @@ pub fn derive(program: &Program, page_tokens: u64) -> Result<Caches, CodegenErro
     }
     let mut caches = Caches::default();
     for kept in &found {
-        caches.add(kept, page_tokens)?;
+        caches.add(kept, page_tokens, of_rows)?;
     }
     for Instance { graph, at } in &list {
         for (path, axis, bytes) in states_of(&program.graphs[*graph])? {
@@ -88,9 +88,9 @@ pub fn derive(program: &Program, page_tokens: u64) -> Result<Caches, CodegenErro
 }
 
 impl Caches {
-    fn add(&mut self, kept: &Kept, page_tokens: u64) -> Result<(), CodegenError> {
+    fn add(&mut self, kept: &Kept, page_tokens: u64, of_rows: bool) -> Result<(), CodegenError> {
         let Some(reach) = kept.reach else { return Ok(()) };
-        let layout = kept.layout();
+        let layout = if of_rows { PageLayout::TokensMiddle } else { kept.layout() };
         let (keep, name) = match reach {
             _ if is_for_step(&kept.path) => (Keep::Step, "step".to_owned()),
             // All of the first axis is there when queries of another look at it: a sequence is given whole.

@@ -4,9 +4,12 @@
 //! target gives as a [`Machine`](crate::mlir::machine::Machine), how they are tiled as a [`schedule`](crate::mlir::schedule).
 
 pub mod cpu;
+pub mod cuda;
+mod optimise;
 pub mod profile;
 
 use xfc_lang::graph::DType;
+use xfc_runtime::artifact::container::CodeImage;
 use xfc_runtime::artifact::manifest::{self, Pack};
 
 use self::profile::{Family, Fields, Profile, ProfileError};
@@ -48,6 +51,9 @@ pub trait Target: Sync {
     /// Tokens of a cache page.
     fn page_tokens(&self) -> u64;
 
+    /// Whether the elements of a token lie side by side in all pages; otherwise keys lie as products with one query like them best.
+    fn pages_of_rows(&self) -> bool;
+
     /// Parts that an attention divides the keys of a query into in steps of few rows, where it has too few heads for the threads of a machine.
     fn key_parts(&self, spec: &AttentionSpec) -> u64;
 
@@ -79,6 +85,12 @@ pub trait Target: Sync {
     /// A construct without a lowering.
     fn emit(&self, spec: &KernelSpec, phase: usize) -> Result<Emitted, CodegenError>;
 
+    /// Code of kernels, `(name for messages, object)` in kernel order, as one image.
+    ///
+    /// # Errors
+    /// Code that is not self-contained: a defect of xfc.
+    fn link(&self, objects: &[(String, &[u8])]) -> Result<CodeImage, CodegenError>;
+
     /// A compiler of emitted kernels, one a worker thread.
     ///
     /// # Errors
@@ -107,7 +119,7 @@ pub struct Keep {
 /// What LLVM made of a kernel.
 #[derive(Clone, Debug, Default)]
 pub struct Compiled {
-    /// A relocatable object.
+    /// What [`Target::link`] makes an image of: a relocatable object, or text.
     pub object: Vec<u8>,
     /// Optimised LLVM IR, when asked for.
     pub llvm: Option<String>,
@@ -120,7 +132,7 @@ pub const SYMBOL: &str = "kernel";
 
 /// What names of targets are made of, for people.
 pub fn known() -> String {
-    cpu::isa::known()
+    format!("{}; {}", cpu::isa::known(), cuda::arch::known())
 }
 
 /// The target that a name on the command line means.
@@ -128,5 +140,8 @@ pub fn known() -> String {
 /// # Errors
 /// Unknown names, with what exists.
 pub fn parse(name: &str) -> Result<Box<dyn Target>, CodegenError> {
+    if name.strip_prefix("cuda").is_some_and(|rest| rest.is_empty() || rest.starts_with(':')) {
+        return Ok(Box::new(cuda::Cuda::new(cuda::arch::parse(name)?)));
+    }
     Ok(Box::new(cpu::Cpu::new(cpu::isa::Isa::parse(name)?)))
 }

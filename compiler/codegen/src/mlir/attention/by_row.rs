@@ -135,7 +135,9 @@ impl Attention<'_> {
                 let at = w.offset_const(self.scratch, v as u64 * u64::from(lanes) * 4);
                 w.store(p, at);
             }
+            w.sync();
             let out = self.weighted_values(w, query, first_key, values, &state[2..])?;
+            w.sync();
             return Ok([&state[..2], &out[..]].concat());
         }
         let mut highest = scores[0];
@@ -160,7 +162,9 @@ impl Attention<'_> {
         }
         let decay = w.splat(decay, lanes);
         let out: Vec<Val> = state[2..].iter().map(|o| w.mul(*o, decay)).collect();
+        w.sync();
         let out = self.weighted_values(w, query, first_key, values, &out)?;
+        w.sync();
         let mut next = vec![maximum, sum];
         next.extend(out);
         Ok(next)
@@ -297,6 +301,7 @@ impl Attention<'_> {
             }
             Ok(vec![])
         })?;
+        w.sync();
         let load = |v: usize| {
             let at = w.offset_const(self.scratch, v as u64 * lanes * 4);
             w.load(Ty::of(Elem::F32, self.lanes), at)

@@ -20,14 +20,14 @@ pub(super) fn parts_of(w: &mut Writer, buffer: Buffer, (row, head): (Val, Val), 
     w.element(of_row, head, spec.row_elements() / spec.heads * 4)
 }
 
-/// Writes the kernel. `parted`: for steps that are divided; otherwise it does nothing.
+/// Writes the kernel; gives its text and the bytes of scratch it needs. `parted`: for steps that are divided; otherwise it does nothing.
 ///
 /// # Errors
 /// An element type without a lowering.
-pub fn emit(symbol: &str, spec: &CombineSpec, machine: &Machine, parted: bool) -> Result<String, CodegenError> {
+pub fn emit(symbol: &str, spec: &CombineSpec, machine: &Machine, parted: bool) -> Result<(String, u64), CodegenError> {
     let (mut w, params) = Writer::kernel(symbol, machine);
     if !parted {
-        return Ok(w.finish());
+        return Ok(w.finish(0));
     }
     let lanes = machine.lanes;
     let buffer = w.buffer(params.args, 0);
@@ -46,7 +46,7 @@ pub fn emit(symbol: &str, spec: &CombineSpec, machine: &Machine, parted: bool) -
         })?;
         Ok(vec![])
     })?;
-    Ok(w.finish())
+    Ok(w.finish(0))
 }
 
 fn combine(

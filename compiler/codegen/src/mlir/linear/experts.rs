@@ -73,6 +73,7 @@ impl Linear<'_> {
             let end = w.add(begin, size);
             let end = w.min(end, n_rows);
             let count = self.choices_of(w, expert, (begin, end), list, experts)?;
+            w.sync();
             for step in 0..self.steps() {
                 self.enter_columns(w, panel, step, Some(expert));
                 w.for_loop(zero, count, i64::from(self.schedule.micro_rows), &[], |w, first, _| {
@@ -80,6 +81,7 @@ impl Linear<'_> {
                     Ok(vec![])
                 })?;
             }
+            w.sync();
             Ok(vec![])
         })?;
         Ok(())

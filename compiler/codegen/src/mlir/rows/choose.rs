@@ -95,7 +95,9 @@ impl Body<'_> {
                 Ok(vec![])
             })?;
             Ok(())
-        })
+        })?;
+        w.sync();
+        Ok(())
     }
 
     /// The index of the largest element of the last dimension.
@@ -142,6 +144,7 @@ impl Body<'_> {
                 }
                 Ok(vec![])
             })?;
+            w.sync();
             let (zero, end) = (w.i64(0), w.i64(k as i64));
             w.for_loop(zero, end, 1, &[], |w, j, _| {
                 let least = w.int(i64::MIN, Ty::scalar(Elem::I64));
@@ -187,6 +190,7 @@ impl Body<'_> {
                 target.store(w, index, &to, None);
                 Ok(vec![])
             })?;
+            w.sync();
             Ok(())
         })
     }

@@ -79,6 +79,7 @@ impl Body<'_> {
             }
             Ok(())
         })?;
+        w.sync();
         for sink in pages {
             self.copy_to_page(w, &places, blocks, *sink)?;
         }

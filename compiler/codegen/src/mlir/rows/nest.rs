@@ -38,7 +38,7 @@ impl Body<'_> {
         })
     }
 
-    /// A loop nest over `dims`, the last in vectors where possible, with a masked tail.
+    /// A loop nest over `dims`, the last in vectors where possible, with a masked tail. What it stores, all lanes see behind it.
     pub(super) fn nest(
         &self,
         w: &mut Writer,
@@ -57,7 +57,9 @@ impl Body<'_> {
                 Ok(vec![])
             })?;
             Ok(())
-        })
+        })?;
+        w.sync();
+        Ok(())
     }
 
     pub(super) fn outer(

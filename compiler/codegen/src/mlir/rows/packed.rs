@@ -52,7 +52,9 @@ impl Body<'_> {
                 }
                 Pack::Plain => Err(CodegenError::bug("rows", "a table that is not packed")),
             }
-        })
+        })?;
+        w.sync();
+        Ok(())
     }
 }
 

@@ -64,6 +64,7 @@ impl Body<'_> {
             }
             Ok(())
         })?;
+        w.sync();
         match (target, scalar) {
             (Some(view), _) => Ok(Row::Memory(view)),
             (None, Some(v)) => Ok(Row::Scalar(v)),

@@ -93,6 +93,7 @@ pub fn emit(
                     let mut body = body.again();
                     scan.token(w, &mut body, &known, (part, token), &carried[..2 * n])?;
                     scratch_bytes = scratch_bytes.max(body.scratch_bytes);
+                    w.sync();
                     Ok([&carried[n..2 * n], &carried[2 * n..], &carried[n..2 * n]].concat())
                 })?;
                 Ok(())
@@ -101,7 +102,7 @@ pub fn emit(
         })?;
         Ok(vec![])
     })?;
-    Ok((w.finish(), scratch_bytes))
+    Ok(w.finish(scratch_bytes))
 }
 
 /// The kernel's operands.
@@ -236,7 +237,10 @@ impl<'a> Scan<'a> {
             for (i, to) in begun.iter().enumerate() {
                 match self.shared(w, body, i, part)? {
                     Row::Memory(from) => body.copy(w, &from, to)?,
-                    Row::Scalar(x) => to.store(w, x, &[], None),
+                    Row::Scalar(x) => {
+                        to.store(w, x, &[], None);
+                        w.sync();
+                    }
                     Row::Const(x, dtype) => body.nest(w, &to.dims, true, &mut |w, at, lanes, mask| {
                         let x = constant(w, x, dtype, Elem::I64)?;
                         let x = w.splat(x, lanes);

@@ -7,24 +7,17 @@ use object::read::elf::{ElfFile64, FileHeader as _};
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _, RelocationTarget, SectionIndex, SectionKind};
 use std::collections::BTreeMap;
 
+use xfc_runtime::artifact::container::CodeImage;
+
 use super::relocate::relocate;
 use crate::error::CodegenError;
-
-/// Machine code and constants of all kernels.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Image {
-    /// To be mapped at any multiple of 4096 bytes, readable and executable.
-    pub bytes: Vec<u8>,
-    /// Byte offset of each kernel, in order.
-    pub entries: Vec<u64>,
-}
 
 /// Links objects, given as `(name for messages, bytes)` in kernel order; each defines its kernel as `symbol`.
 ///
 /// # Errors
 /// An object that is malformed, imports a symbol, or needs a relocation at load time.
-pub fn link(objects: &[(String, Vec<u8>)], symbol: &str) -> Result<Image, CodegenError> {
-    let mut image = Image::default();
+pub fn link(objects: &[(String, &[u8])], symbol: &str) -> Result<CodeImage, CodegenError> {
+    let mut image = CodeImage::default();
     for (name, bytes) in objects {
         let failed = |message: String| CodegenError::Llvm { kernel: name.clone(), message };
         link_one(&mut image, symbol, bytes).map_err(failed)?;
@@ -32,7 +25,7 @@ pub fn link(objects: &[(String, Vec<u8>)], symbol: &str) -> Result<Image, Codege
     Ok(image)
 }
 
-fn link_one(image: &mut Image, symbol: &str, bytes: &[u8]) -> Result<(), String> {
+fn link_one(image: &mut CodeImage, symbol: &str, bytes: &[u8]) -> Result<(), String> {
     let file = ElfFile64::<object::Endianness>::parse(bytes).map_err(|e| e.to_string())?;
     let machine = file.elf_header().e_machine(file.endian());
     let mut at: BTreeMap<usize, u64> = BTreeMap::new();

@@ -11,6 +11,7 @@ mod tuning;
 use std::sync::Arc;
 
 use xfc_lang::graph::DType;
+use xfc_runtime::artifact::container::CodeImage;
 use xfc_runtime::artifact::manifest::{self, Pack, Phase};
 
 use self::isa::Isa;
@@ -87,6 +88,10 @@ impl Target for Cpu {
         schedule::PAGE_TOKENS
     }
 
+    fn pages_of_rows(&self) -> bool {
+        false
+    }
+
     fn key_parts(&self, spec: &AttentionSpec) -> u64 {
         schedule::key_parts(spec)
     }
@@ -156,11 +161,15 @@ impl Target for Cpu {
                 linear::emit(SYMBOL, s, machine, &self.linear(phase, s))?
             }
             KernelSpec::Attention(s) => attention::emit(SYMBOL, s, machine, &self.attention(phase, s))?,
-            KernelSpec::Combine(s) => (attention::combine::emit(SYMBOL, s, machine, is_parted(phase))?, 0),
+            KernelSpec::Combine(s) => attention::combine::emit(SYMBOL, s, machine, is_parted(phase))?,
             KernelSpec::Rows(s) => rows::emit(SYMBOL, s, machine, &schedule::rows(&self.isa))?,
             KernelSpec::Scan(s) => rows::scan::emit(SYMBOL, s, machine, &schedule::rows(&self.isa))?,
         };
         Ok(Emitted { mlir, scratch_bytes })
+    }
+
+    fn link(&self, objects: &[(String, &[u8])]) -> Result<CodeImage, CodegenError> {
+        link::link(objects, SYMBOL)
     }
 
     fn compiler(&self) -> Result<Box<dyn Compiler>, CodegenError> {
