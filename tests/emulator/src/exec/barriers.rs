@@ -1,0 +1,129 @@
+//! Barriers of a block (PTX ISA, section 9.7.13.1): `bar.sync`, `bar.arrive`, `bar.red`, by number and count of threads.
+
+use super::block::Env;
+use super::clocks::{Known, join};
+use super::fault::{FaultKind, LaneFault};
+use super::warp::{Step, Wait, Warp};
+use crate::decode::collective::{BarrierKind, Reduce};
+use crate::decode::lanes::{LANES, Reg, lanes};
+use crate::decode::program::Pc;
+
+/// Barriers that programs can name, and the one that `barrier.cluster` stands for.
+pub(crate) const BARRIERS: usize = 17;
+
+/// A barrier that some threads have reached.
+#[derive(Default)]
+pub(crate) struct Barrier {
+    /// Threads that arrived; a whole warp counts 32 even if it has fewer.
+    pub(crate) arrived: u32,
+    /// Threads that are to arrive; none if all that are alive.
+    pub(crate) expected: Option<u32>,
+    waiting: Vec<(usize, u32, Option<Reg>)>,
+    known: Known,
+    reduced: Option<Reduction>,
+}
+
+#[derive(Clone, Copy)]
+struct Reduction {
+    op: Reduce,
+    set: u32,
+    all: u32,
+}
+
+impl Warp {
+    pub(crate) fn barrier(
+        &mut self,
+        env: &mut Env<'_>,
+        kind: BarrierKind,
+        aligned: bool,
+        (id, count): (Reg, Option<Reg>),
+        pc: Pc,
+        mask: u32,
+    ) -> Result<Step, LaneFault> {
+        let mask = if aligned {
+            match self.together(pc, mask, self.alive) {
+                Some(here) => here,
+                None => return Ok(Step::Gather(self.alive)),
+            }
+        } else {
+            mask
+        };
+        let lane = mask.trailing_zeros() as usize;
+        let wrong = |what: String| LaneFault { lane: Some(lane), kind: FaultKind::Operand(what) };
+        let id = self.rows[id as usize][lane] as u32;
+        let count = count.map(|c| self.rows[c as usize][lane] as u32);
+        if id as usize >= BARRIERS {
+            return Err(wrong(format!("there is no barrier {id}")));
+        }
+        if let Some(count) = count.filter(|c| c % 32 != 0 || *c == 0) {
+            return Err(wrong(format!("{count} threads are not whole warps")));
+        }
+        env.clocks.meet(self.index);
+        let barrier = &mut env.barriers[id as usize];
+        if barrier.arrived != 0 && barrier.expected != count {
+            return Err(wrong(format!(
+                "barrier {id} is reached with different counts: {:?} and {count:?}",
+                barrier.expected
+            )));
+        }
+        barrier.expected = count;
+        barrier.arrived += if aligned { LANES as u32 } else { mask.count_ones() };
+        env.clocks.release(self.index, mask, &mut barrier.known);
+        match kind {
+            BarrierKind::Arrive => {}
+            BarrierKind::Sync => barrier.waiting.push((self.index, mask, None)),
+            BarrierKind::Reduce { op, d, p, negated } => {
+                let row = &self.rows[p as usize];
+                let set = lanes(mask).filter(|&l| (row[l] & 1 != 0) ^ negated).count() as u32;
+                let sum = barrier.reduced.get_or_insert(Reduction { op, set: 0, all: 0 });
+                sum.set += set;
+                sum.all += mask.count_ones();
+                barrier.waiting.push((self.index, mask, Some(d)));
+            }
+        }
+        env.complete_barriers();
+        if let BarrierKind::Arrive = kind {
+            return Ok(Step::Next);
+        }
+        // All wait, the last one too: it is woken with the others. Lanes that came earlier are not in the group that executes this.
+        self.blocked |= mask;
+        for lane in lanes(mask) {
+            self.pcs[lane] = pc;
+            self.waits[lane] = Wait::Barrier(id);
+        }
+        Ok(Step::Wait(Wait::Barrier(id)))
+    }
+}
+
+impl Env<'_> {
+    /// Opens the barriers that all have reached.
+    pub(crate) fn complete_barriers(&mut self) {
+        for id in 0..BARRIERS {
+            let barrier = &self.barriers[id];
+            let complete = barrier.expected.map_or_else(|| !self.missing(barrier), |n| barrier.arrived >= n);
+            if barrier.arrived == 0 || !complete {
+                continue;
+            }
+            let mut done = std::mem::take(&mut self.barriers[id]);
+            join(&mut done.known, self.clocks.ended());
+            let value = done.reduced.map(|r| match r.op {
+                Reduce::And => u64::from(r.set == r.all),
+                Reduce::Or => u64::from(r.set != 0),
+                _ => r.set.into(),
+            });
+            for (warp, mask, result) in done.waiting {
+                self.clocks.acquire(warp, mask, self.alive[warp] | mask, &done.known);
+                self.wakes.push((warp, mask, result.zip(value)));
+            }
+            self.clocks.tick();
+        }
+    }
+
+    /// Whether a thread that is alive is not at this barrier, which is for all.
+    fn missing(&self, barrier: &Barrier) -> bool {
+        self.alive.iter().enumerate().any(|(warp, &alive)| {
+            let here = barrier.waiting.iter().filter(|w| w.0 == warp).fold(0, |mask, w| mask | w.1);
+            alive & !here != 0
+        })
+    }
+}
