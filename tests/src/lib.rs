@@ -19,6 +19,7 @@ pub mod fill;
 pub mod fuzz;
 pub mod generated;
 pub mod gguf;
+pub mod gpu;
 pub mod model;
 pub mod program;
 pub mod source;

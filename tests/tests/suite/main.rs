@@ -15,6 +15,7 @@ mod comparing;
 mod compiled;
 mod completions;
 mod costs;
+mod cuda;
 mod differential;
 mod embeddings;
 mod encodings;

@@ -170,6 +170,18 @@ impl Writer {
         self.line("}");
     }
 
+    /// Stores what is the same in all threads.
+    pub(super) fn store_once(&mut self, value: Val, to: Val) {
+        let lane = self.lane();
+        let zero = self.int(0, lane.ty);
+        let first = self.cmp(Cmp::Eq, lane, zero);
+        self.line(&format!("scf.if {first} {{"));
+        self.depth += 1;
+        self.store_own(value, to);
+        self.depth -= 1;
+        self.line("}");
+    }
+
     /// All lanes brought to one value, in every thread: `kind` is as in [`reduce`](Self::reduce).
     pub(super) fn reduce_block(&mut self, a: Val, kind: &str) -> Val {
         let threads = self.machine().threads;
@@ -205,7 +217,15 @@ impl Writer {
         let at = self.element(id, warp, size);
         // What was read of the last sum may be written over.
         self.sync();
-        self.store(x, at);
+        let first = self.int(i64::from(WARP) - 1, lane.ty);
+        let of_warp = self.and(lane, first);
+        let zero = self.int(0, lane.ty);
+        let is_first = self.cmp(Cmp::Eq, of_warp, zero);
+        self.line(&format!("scf.if {is_first} {{"));
+        self.depth += 1;
+        self.store_own(x, at);
+        self.depth -= 1;
+        self.line("}");
         self.sync();
         let mut x = self.load(scalar, id);
         for warp in 1..warps {

@@ -339,7 +339,14 @@ impl Writer {
 
     /// Stores a scalar, or consecutive lanes, aligned to the element only.
     pub fn store(&mut self, value: Val, to: Val) {
+        if self.is_block() && value.ty.lanes == 0 {
+            return self.store_once(value, to);
+        }
         let to = self.own_place(to, value.ty);
+        self.store_own(value, to);
+    }
+
+    pub(super) fn store_own(&mut self, value: Val, to: Val) {
         let line = format!(
             "llvm.store {}, {} {{alignment = {} : i64}} : {}, !llvm.ptr",
             value,

@@ -185,6 +185,7 @@ impl Body<'_> {
                 if let Some(order) = &order {
                     order.store(w, least, &[index], None);
                 }
+                w.sync();
                 let mut to = outer.clone();
                 to.push(j);
                 target.store(w, index, &to, None);
