@@ -16,6 +16,7 @@ pub(crate) mod ptx;
 pub(crate) mod decode;
 pub(crate) mod exec;
 mod module;
+mod tensor_map;
 
 pub use exec::fault::{Fault, FaultKind};
 pub use exec::launch::{Launch, SHARED_LIMIT, launch};
@@ -23,3 +24,4 @@ pub use exec::memory::Memory;
 pub use exec::stats::{LineStats, Stats};
 pub use module::{Kernel, Module, Param};
 pub use ptx::ParseError;
+pub use tensor_map::{Swizzle, TensorMap};

@@ -4,6 +4,7 @@
 use super::context::{Context, Name, Scope};
 use super::instruction;
 use super::program::{Constant, Guard, Inst, Op, Pc, Program};
+use super::tensor::Tensor;
 use super::types::Ty;
 use crate::ptx::ast::{Function, Instruction, Operand, Space, Statement, Text};
 use crate::ptx::parser::Failure;
@@ -50,6 +51,7 @@ pub(crate) fn flatten(text: &Text, kernel: &Function) -> Result<Program, Failure
             _ => {}
         }
     }
+    mark_dirty(&mut cx.code);
     Ok(Program {
         code: cx.code,
         constants: cx.constants,
@@ -61,6 +63,21 @@ pub(crate) fn flatten(text: &Text, kernel: &Function) -> Result<Program, Failure
         param_offsets,
         param_bytes,
     })
+}
+
+/// Notes which instructions write registers that `wgmma` uses.
+fn mark_dirty(code: &mut [Inst]) {
+    let product = |op: &Op| matches!(op, Op::Tensor(t) if matches!(**t, Tensor::Wgmma(_)));
+    let mut used: Vec<_> = code.iter().filter(|i| product(&i.op)).flat_map(|i| i.registers.iter().copied()).collect();
+    used.sort_unstable();
+    used.dedup();
+    if used.is_empty() {
+        return;
+    }
+    for inst in code.iter_mut().filter(|i| !product(&i.op)) {
+        let results = inst.registers[..inst.results].iter();
+        inst.dirties = results.filter(|r| used.binary_search(r).is_ok()).copied().collect();
+    }
 }
 
 /// All names that a function and what it calls mention.
@@ -107,7 +124,14 @@ struct Flattener<'t> {
 
 impl Flattener<'_> {
     fn push(&mut self, op: Op, line: u32) {
-        self.cx.code.push(Inst { guard: None, op, line, registers: Box::default(), results: 0 });
+        self.cx.code.push(Inst {
+            guard: None,
+            op,
+            line,
+            registers: Box::default(),
+            results: 0,
+            dirties: Box::default(),
+        });
     }
 
     fn new_label(&mut self) -> usize {
@@ -234,6 +258,7 @@ impl Flattener<'_> {
                     line: i.line,
                     registers: registers.into(),
                     results: decoded.results.len(),
+                    dirties: Box::default(),
                 };
                 self.cx.code.push(inst);
                 return Ok(());
@@ -243,7 +268,7 @@ impl Flattener<'_> {
             Op::BranchIndexed(index, _) => Box::from([*index]),
             _ => Box::default(),
         };
-        self.cx.code.push(Inst { guard, op, line: i.line, registers, results: 0 });
+        self.cx.code.push(Inst { guard, op, line: i.line, registers, results: 0, dirties: Box::default() });
         Ok(())
     }
 
@@ -253,7 +278,14 @@ impl Flattener<'_> {
         if let Some(Guard { predicate, negated }) = guard {
             let guard = Some(Guard { predicate, negated: !negated });
             let op = Op::Branch(over as Pc);
-            self.cx.code.push(Inst { guard, op, line: i.line, registers: Box::default(), results: 0 });
+            self.cx.code.push(Inst {
+                guard,
+                op,
+                line: i.line,
+                registers: Box::default(),
+                results: 0,
+                dirties: Box::default(),
+            });
         }
         self.call(operands)?;
         self.place(over);

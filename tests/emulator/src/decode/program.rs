@@ -69,6 +69,8 @@ pub(crate) struct Inst {
     pub(crate) registers: Box<[Reg]>,
     /// Of `registers`, how many are results.
     pub(crate) results: usize,
+    /// Of the results, those that `wgmma` uses somewhere, unless it is one itself.
+    pub(crate) dirties: Box<[Reg]>,
 }
 
 /// Only lanes whose predicate is set (or, negated, is not) execute.

@@ -54,7 +54,7 @@ impl Touched {
 }
 
 impl Warp {
-    fn at(&self, lane: usize, space: Space, address: u32, offset: i64) -> (Space, u64) {
+    pub(crate) fn at(&self, lane: usize, space: Space, address: u32, offset: i64) -> (Space, u64) {
         spaces::resolve(space, self.rows[address as usize][lane].wrapping_add_signed(offset))
     }
 

@@ -7,7 +7,7 @@ use super::mbarrier::Mbarriers;
 use super::memory::Memory;
 use super::shared::Shared;
 use super::stats::{LineStats, Stats};
-use super::transfers::Transfers;
+use super::transfers::{Transfer, Transfers};
 use super::warp::{Wait, Warp};
 use crate::decode::lanes::{LANES, Reg, Row, lanes};
 use crate::decode::program::{Constant, Pc, Program, Special};
@@ -181,14 +181,20 @@ impl<'l> Block<'l> {
         }
         if std::mem::take(&mut self.env.mbarriers.changed) {
             for warp in &mut self.warps {
-                warp.retry(|wait| matches!(wait, Wait::Mbarrier { .. }));
+                warp.retry(|wait| matches!(wait, Wait::Mbarrier { .. } | Wait::Stores(_)));
             }
         }
     }
 
-    fn end(&mut self) -> Result<(), Box<Fault>> {
-        while self.advance()? {}
-        Ok(())
+    fn end(&self) -> Result<(), Box<Fault>> {
+        // Waited for by nobody, or not long enough.
+        match self.env.transfers.in_flight.first() {
+            None => Ok(()),
+            Some(Transfer::Load { line, .. } | Transfer::Store { line, .. } | Transfer::Arrive { line, .. }) => {
+                let what = "all threads ended before this copy was done".to_owned();
+                Err(self.at_line(*line, None, FaultKind::InFlight(what)))
+            }
+        }
     }
 
     /// The line that the first thread alive is at.
@@ -239,6 +245,7 @@ impl<'l> Block<'l> {
                             self.env.mbarriers.describe(address)
                         )
                     }
+                    Wait::Stores(pending) => format!("line {line} for all but {pending} groups of stores"),
                     Wait::Nothing => format!("line {line}"),
                 };
                 let thread = warp.thread(lane);

@@ -1,17 +1,22 @@
 //! Runs decoded kernels: memory and its checks, warps, blocks, launches.
 
+pub(crate) mod launch;
+pub(crate) mod block;
+pub(crate) mod warp;
 pub(crate) mod access;
 pub(crate) mod barriers;
-pub(crate) mod block;
-pub(crate) mod clocks;
 pub(crate) mod collectives;
-pub(crate) mod fault;
-pub(crate) mod launch;
-pub(crate) mod memory;
+pub(crate) mod tensor;
+pub(crate) mod mma;
+pub(crate) mod matrices;
+pub(crate) mod wgmma;
+pub(crate) mod descriptor;
+pub(crate) mod transfers;
+pub(crate) mod bulk;
+pub(crate) mod mbarrier;
+pub(crate) mod clocks;
 pub(crate) mod shared;
+pub(crate) mod memory;
 pub(crate) mod spaces;
 pub(crate) mod stats;
-pub(crate) mod warp;
-pub(crate) mod mbarrier;
-pub(crate) mod transfers;
-pub(crate) mod wgmma;
+pub(crate) mod fault;

@@ -21,6 +21,8 @@ pub(crate) enum Wait {
         address: u32,
         parity: u32,
     },
+    /// All but so many groups of bulk stores.
+    Stores(u32),
 }
 
 /// What an instruction leaves its lanes to do.
@@ -30,6 +32,8 @@ pub(crate) enum Step {
     Wait(Wait),
     /// They stay until these lanes are with them.
     Gather(u32),
+    /// Some of them stay, for this; the others go on.
+    Part(u32, Wait),
 }
 
 /// Instructions that a warp may execute before others take their turn.
@@ -171,6 +175,9 @@ impl Warp {
                 if self.held.any() {
                     self.held.check(inst).map_err(|kind| (pc, kind.into()))?;
                 }
+                if !inst.dirties.is_empty() {
+                    self.held.wrote(&inst.dirties);
+                }
                 match &inst.op {
                     Op::Lanes(run) => run(&mut self.rows, &inst.registers, mask),
                     Op::Branch(target) if mask == active => next = *target,
@@ -230,9 +237,10 @@ impl Warp {
     }
 
     fn stay(&mut self, mask: u32, pc: Pc, step: Step) {
-        let wait = match step {
-            Step::Wait(wait) => wait,
-            Step::Gather(need) => Wait::Lanes(need),
+        let (mask, wait) = match step {
+            Step::Wait(wait) => (mask, wait),
+            Step::Gather(need) => (mask, Wait::Lanes(need)),
+            Step::Part(part, wait) => (part, wait),
             Step::Next => return,
         };
         self.set(mask, pc);
@@ -263,7 +271,7 @@ impl Warp {
             Op::Store(access) => self.store(env, access, pc, mask)?,
             Op::Atomic(atomic) => self.atomic(env, atomic, mask)?,
             Op::Collective(collective) => return self.collective(env, collective, pc, mask),
-            Op::Tensor(tensor) => return self.tensor(env, tensor, inst, pc, mask),
+            Op::Tensor(tensor) => return self.tensor(env, tensor, pc, mask),
             Op::Async(operation) => return self.asynchronous(env, operation, pc, mask),
             _ => {}
         }

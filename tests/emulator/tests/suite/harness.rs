@@ -97,6 +97,7 @@ pub(crate) fn run_grid(
     input: &[u8],
     out_bytes: usize,
 ) -> Result<Done, Box<Fault>> {
+    dump(text);
     let module = Module::parse(text).unwrap_or_else(|error| panic!("{error}"));
     let mut memory = Memory::new();
     let (from, to) = (memory.alloc(input.len() as u64, 256), memory.alloc(out_bytes as u64, 256));
@@ -108,6 +109,14 @@ pub(crate) fn run_grid(
     let mut out = vec![0; out_bytes];
     memory.read(to, &mut out).unwrap();
     Ok(Done { out, stats })
+}
+
+/// With XFC_PTX_DUMP=folder, writes what is run to files, for a look at what other assemblers say to it.
+pub(crate) fn dump(text: &str) {
+    if let Ok(folder) = std::env::var("XFC_PTX_DUMP") {
+        let name = text.bytes().fold(0u64, |hash, b| hash.wrapping_mul(31).wrapping_add(b.into()));
+        std::fs::write(format!("{folder}/{name:016x}.ptx"), text).unwrap();
+    }
 }
 
 /// The fault that a body must end with.
