@@ -134,11 +134,12 @@ impl TensorMap {
         let mut rows = Vec::with_capacity(count as usize);
         for index in 0..count {
             let (mut rest, mut address, mut inside) = (index, self.address, true);
-            for axis in 1..self.dims.len() {
-                let at = i64::from(coordinates[axis]) + i64::from(rest % self.box_dims[axis]);
-                rest /= self.box_dims[axis];
-                inside &= at >= 0 && (at as u64) < self.dims[axis];
-                address = address.wrapping_add_signed(at.wrapping_mul(self.strides[axis - 1] as i64));
+            let axes = coordinates.iter().zip(&self.box_dims).zip(&self.dims).skip(1);
+            for (((&coordinate, &box_dim), &dim), &stride) in axes.zip(&self.strides) {
+                let at = i64::from(coordinate) + i64::from(rest % box_dim);
+                rest /= box_dim;
+                inside &= at >= 0 && (at as u64) < dim;
+                address = address.wrapping_add_signed(at.wrapping_mul(stride as i64));
             }
             let first = i64::from(coordinates[0]);
             let from = (-first).clamp(0, self.box_dims[0].into()) as u64;

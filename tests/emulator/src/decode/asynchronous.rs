@@ -210,7 +210,8 @@ fn bulk(cx: &mut Context, m: &mut Modifiers<'_>, operands: &[Operand]) -> Result
     let first = m.first().unwrap_or_default();
     let second = m.first().unwrap_or_default();
     let load = SHARED.contains(&first) && second == "global";
-    if !load && !(first == "global" && second == "shared::cta") {
+    let store = first == "global" && second == "shared::cta";
+    if !(load || store) {
         return Err(format!("a bulk copy from .{second} to .{first} is not supported"));
     }
     m.require(if load { "mbarrier::complete_tx::bytes" } else { "bulk_group" })?;

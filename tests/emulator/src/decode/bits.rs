@@ -1,6 +1,5 @@
 //! Logic, shifts and bit fields (PTX ISA, sections 9.7.1.16 to 9.7.1.24 and 9.7.8).
 
-use super::integer::with_int;
 use super::lanes::{LaneFn, binary, general, ternary, unary};
 use super::modifiers::Modifiers;
 use super::types::{Ty, sign_extend, truncate};
@@ -159,9 +158,12 @@ pub(crate) fn mask(modifiers: &mut Modifiers<'_>) -> LaneFn {
 pub(crate) fn extend(ty: Ty, modifiers: &mut Modifiers<'_>) -> Result<LaneFn, String> {
     let wrap = modifiers.one_of(&["wrap", "clamp"]) == Some("wrap");
     let signed = ty.signed();
-    Ok(with_int!(ty, T => binary(move |a: T, n: u32| {
+    if !matches!(ty, Ty::U32 | Ty::S32) {
+        return Err(format!("szext is not defined for {ty:?}"));
+    }
+    Ok(binary(move |a: u32, n: u32| {
         let n = if wrap { n & 31 } else { n.min(32) };
-        let low = truncate(a as u64, n);
-        if n == 0 { 0 as T } else if signed { sign_extend(low, n) as T } else { low as T }
-    })))
+        let low = truncate(a.into(), n);
+        if signed && n > 0 { sign_extend(low, n) as u32 } else { low as u32 }
+    }))
 }

@@ -1,7 +1,7 @@
 //! Comparison and selection (PTX ISA, sections 9.7.6 and 9.7.7).
 
 use super::integer::with_int;
-use super::lanes::{LaneFn, binary, general, ternary};
+use super::lanes::{LaneFn, general, ternary};
 use super::modifiers::Modifiers;
 use super::types::{Slot, Ty};
 use crate::numbers::flush;
@@ -173,9 +173,4 @@ pub(crate) fn select_by_sign(by: Ty) -> Result<LaneFn, String> {
         Ty::F32 => Ok(ternary(|a: u64, b: u64, c: f32| if c >= 0.0 { a } else { b })),
         other => Err(format!("slct does not select by {other:?}")),
     }
-}
-
-/// Predicates negated on the way: `!p` as a source.
-pub(crate) fn negate() -> LaneFn {
-    binary(|a: bool, _: bool| !a)
 }

@@ -15,7 +15,6 @@ pub(crate) trait Int: Slot + Ord {
     /// Division as the hardware has it: by zero it gives all ones.
     fn div(self, other: Self) -> Self;
     fn rem(self, other: Self) -> Self;
-    fn saturate(value: i128) -> Self;
 }
 
 macro_rules! ints {
@@ -36,8 +35,6 @@ macro_rules! ints {
             fn div(self, other: Self) -> Self { if other == 0 { !0 } else { self.wrapping_div(other) } }
             #[inline(always)]
             fn rem(self, other: Self) -> Self { if other == 0 { self } else { self.wrapping_rem(other) } }
-            #[inline(always)]
-            fn saturate(value: i128) -> Self { value.clamp(i128::from(<$int>::MIN), i128::from(<$int>::MAX)) as $int }
         }
     )*};
 }
@@ -114,14 +111,14 @@ pub(crate) fn arithmetic(name: &str, ty: Ty, modifiers: &mut Modifiers<'_>) -> R
                 _ => ternary(move |a: u64, b: u64, c: u32| ((low(a) * low(b)) as u32).wrapping_add(c)),
             }
         }
-        "add" if modifiers.take("sat") => binary(i32::saturating_add),
-        "sub" if modifiers.take("sat") => binary(i32::saturating_sub),
+        "add" if ty == Ty::S32 && modifiers.take("sat") => binary(i32::saturating_add),
+        "sub" if ty == Ty::S32 && modifiers.take("sat") => binary(i32::saturating_sub),
         "add" => with_int!(ty, T => binary(<T as Int>::add)),
         "sub" => with_int!(ty, T => binary(<T as Int>::sub)),
         "div" => with_int!(ty, T => binary(<T as Int>::div)),
         "rem" => with_int!(ty, T => binary(<T as Int>::rem)),
-        "min" if modifiers.take("relu") => with_int!(ty, T => binary(|a: T, b: T| a.min(b).max(0))),
-        "max" if modifiers.take("relu") => with_int!(ty, T => binary(|a: T, b: T| a.max(b).max(0))),
+        "min" if ty == Ty::S32 && modifiers.take("relu") => binary(|a: i32, b: i32| a.min(b).max(0)),
+        "max" if ty == Ty::S32 && modifiers.take("relu") => binary(|a: i32, b: i32| a.max(b).max(0)),
         "min" => with_int!(ty, T => binary(|a: T, b: T| a.min(b))),
         "max" => with_int!(ty, T => binary(|a: T, b: T| a.max(b))),
         "abs" => match ty {

@@ -228,11 +228,11 @@ pub(crate) fn atomic(
         (true, [old, rest @ ..]) => (Some(old), rest),
         (_, rest) => (None, rest),
     };
-    let ([at, b], c) = (match rest {
+    let ([at, b], c) = match rest {
         [at, b] if name != "cas" => ([at, b], None),
         [at, b, c] if name == "cas" => ([at, b], Some(c)),
         _ => return Err("a wrong number of operands".to_owned()),
-    });
+    };
     let (address, offset, space) = located(cx, at, space)?;
     let b = cx.sources(b, ty)?;
     let old = match old {

@@ -12,6 +12,9 @@ use super::warp::{Wait, Warp};
 use crate::decode::lanes::{LANES, Reg, Row, lanes};
 use crate::decode::program::{Constant, Pc, Program, Special};
 
+/// Lanes of a warp that a barrier let go, and what it has them write.
+pub(crate) type Wake = (usize, u32, Option<(Reg, u64)>);
+
 /// What all warps of a block share.
 pub(crate) struct Env<'l> {
     pub(crate) program: &'l Program,
@@ -25,8 +28,7 @@ pub(crate) struct Env<'l> {
     pub(crate) transfers: Transfers,
     /// Lanes alive, by warp.
     pub(crate) alive: Vec<u32>,
-    /// Lanes that a barrier let go, and what it has them write.
-    pub(crate) wakes: Vec<(usize, u32, Option<(Reg, u64)>)>,
+    pub(crate) wakes: Vec<Wake>,
     pub(crate) executed: u64,
     pub(crate) thread_instructions: u64,
     pub(crate) stats: Stats,

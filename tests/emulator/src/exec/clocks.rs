@@ -63,10 +63,6 @@ impl Clocks {
         self.threads
     }
 
-    pub(crate) fn warp_count(&self) -> usize {
-        self.warps.len()
-    }
-
     /// Up to here a warp knows of all that threads did.
     pub(crate) fn floor(&self, warp: usize) -> Time {
         self.warps[warp].floor.min(self.warps[warp].met)
@@ -110,8 +106,8 @@ impl Clocks {
         let clock = &self.warps[warp];
         join(into, &clock.known);
         let first = warp * LANES;
-        for thread in first..(first + LANES).min(self.threads) {
-            into[thread] = into[thread].max(clock.met);
+        for time in &mut into[first..(first + LANES).min(self.threads)] {
+            *time = (*time).max(clock.met);
         }
         for lane in lanes(mask) {
             into[first + lane] = self.now;

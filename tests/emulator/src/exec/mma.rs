@@ -33,11 +33,11 @@ pub(crate) fn gather_a(rows: &[Row], regs: &[Reg], ty: Ty, m: usize, k: usize) -
     let halves = m / 8;
     let mut a = vec![0.0; m * k];
     for (r, &reg) in regs.iter().enumerate() {
-        for lane in 0..LANES {
+        for (lane, &value) in rows[reg as usize].iter().enumerate() {
             let row = lane / 4 + 8 * (r % halves);
             let column = lane % 4 * per + 4 * per * (r / halves);
             for i in 0..per {
-                a[row * k + column + i] = decode(part(rows[reg as usize][lane] as u32, i, per));
+                a[row * k + column + i] = decode(part(value as u32, i, per));
             }
         }
     }
@@ -49,10 +49,10 @@ fn gather_b(rows: &[Row], regs: &[Reg], ty: Ty, k: usize) -> Vec<f32> {
     let (per, decode) = (4 / ty.bytes() as usize, element(ty));
     let mut b = vec![0.0; k * 8];
     for (r, &reg) in regs.iter().enumerate() {
-        for lane in 0..LANES {
+        for (lane, &value) in rows[reg as usize].iter().enumerate() {
             let row = lane % 4 * per + 4 * per * r;
             for i in 0..per {
-                b[(row + i) * 8 + lane / 4] = decode(part(rows[reg as usize][lane] as u32, i, per));
+                b[(row + i) * 8 + lane / 4] = decode(part(value as u32, i, per));
             }
         }
     }

@@ -74,10 +74,22 @@ fn phase_ways(addresses: &[u64], bytes: u32) -> u32 {
 
 /// Distinct sectors of 32 bytes that accesses touch.
 pub(crate) fn sectors(addresses: &[u64], bytes: u32) -> u64 {
-    let mut touched: Vec<u64> = addresses.iter().flat_map(|&a| a / 32..(a + u64::from(bytes)).div_ceil(32)).collect();
-    touched.sort_unstable();
-    touched.dedup();
-    touched.len() as u64
+    // In order, as they mostly are, a sector is new if it is after the last.
+    let mut sorted;
+    let addresses = if addresses.is_sorted() {
+        addresses
+    } else {
+        sorted = addresses.to_vec();
+        sorted.sort_unstable();
+        &sorted
+    };
+    let (mut count, mut next) = (0, 0);
+    for &address in addresses {
+        let (first, end) = ((address / 32).max(next), (address + u64::from(bytes)).div_ceil(32));
+        count += end.saturating_sub(first);
+        next = next.max(end);
+    }
+    count
 }
 
 #[cfg(test)]

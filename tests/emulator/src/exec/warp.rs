@@ -43,8 +43,7 @@ pub(crate) const SLICE: u64 = 20_000;
 pub(crate) struct Warp {
     pub(crate) index: usize,
     pub(crate) rows: Vec<Row>,
-    /// The lanes that exist: the last warp of a block may be partial.
-    pub(crate) launched: u32,
+    /// The lanes that have not ended; the last warp of a block may lack some from the start.
     pub(crate) alive: u32,
     pub(crate) blocked: u32,
     pub(crate) pcs: [Pc; LANES],
@@ -62,7 +61,6 @@ impl Warp {
         Self {
             index,
             rows,
-            launched,
             alive: launched,
             blocked: 0,
             pcs: [0; LANES],

@@ -327,9 +327,9 @@ impl Parser {
 
     fn extent(&mut self) -> Result<[u32; 3], Failure> {
         let mut extent = [self.small()?, 1, 1];
-        for axis in 1..3 {
+        for more in &mut extent[1..] {
             if self.accept(',') {
-                extent[axis] = self.small()?;
+                *more = self.small()?;
             }
         }
         Ok(extent)

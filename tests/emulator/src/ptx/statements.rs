@@ -166,9 +166,8 @@ impl Parser {
     fn offset(&mut self) -> Result<i64, Failure> {
         let mut offset = 0i64;
         loop {
-            if self.accept('+') {
-                offset = offset.wrapping_add(self.int()? as i64);
-            } else if self.peek() == Some(&TokenKind::Punct('-')) {
+            // A minus is read with the number.
+            if self.accept('+') || self.peek() == Some(&TokenKind::Punct('-')) {
                 offset = offset.wrapping_add(self.int()? as i64);
             } else {
                 return Ok(offset);

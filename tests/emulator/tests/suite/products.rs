@@ -60,7 +60,7 @@ fn place_a(bits: usize, k: usize, m: usize, lane: usize, i: usize) -> (usize, us
             (row, place * 2 + (i & 1) + if i < 4 { 0 } else { 8 })
         }
         (16, 8) => (if i < 2 { group } else { group + 8 }, place * 2 + (i & 1)),
-        (32, 8) => (if i % 2 == 0 { group } else { group + 8 }, place + if i < 2 { 0 } else { 4 }),
+        (32, 8) => (if i.is_multiple_of(2) { group } else { group + 8 }, place + if i < 2 { 0 } else { 4 }),
         (32, 4) => (if i == 0 { group } else { group + 8 }, place),
         (8, 32) => {
             let row = if i < 4 || (8..12).contains(&i) { group } else { group + 8 };
