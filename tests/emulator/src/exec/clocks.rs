@@ -68,6 +68,11 @@ impl Clocks {
         self.warps[warp].floor.min(self.warps[warp].met)
     }
 
+    /// Up to here the lanes of a warp know of each other's accesses.
+    pub(crate) fn met(&self, warp: usize) -> Time {
+        self.warps[warp].met
+    }
+
     /// Whether a lane knows of what an agent did at a time.
     pub(crate) fn knows(&self, warp: usize, lane: usize, agent: usize, time: Time) -> bool {
         let clock = &self.warps[warp];

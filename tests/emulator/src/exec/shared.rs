@@ -141,8 +141,10 @@ impl Shared {
         if self.readers[by.warp].is_empty() {
             self.readers[by.warp] = vec![Reader::default(); self.data.len()];
         }
+        // Who knows of this read knows of those that its lanes knew of when they last met.
+        let met = clocks.met(by.warp);
         for reader in &mut self.readers[by.warp][range.clone()] {
-            let alone = reader.lane == by.lane as u8 || reader.time <= floor;
+            let alone = reader.lane == by.lane as u8 || reader.time <= met;
             *reader = Reader { time: now, lane: if alone { by.lane as u8 } else { SEVERAL } };
         }
         self.last_read[range.clone()].fill(now);
