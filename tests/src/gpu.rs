@@ -87,7 +87,8 @@ impl EmulatedGpu {
             let module = Module::parse(std::str::from_utf8(text)?).map_err(|error| named(&error))?;
             let function = module.kernel("kernel").ok_or_else(|| named(&"there is no function `kernel`"))?;
             let threads = function.reqntid.ok_or_else(|| named(&"says no number of threads"))?;
-            let param_bytes = function.params.iter().map(|param| param.offset + param.bytes).max().unwrap_or(0) as usize;
+            let param_bytes =
+                function.params.iter().map(|param| param.offset + param.bytes).max().unwrap_or(0) as usize;
             let (name, scratch_bytes) = (kernel.name.clone(), kernel.scratch_bytes);
             Ok(Kernel { name, threads, param_bytes, scratch_bytes, module })
         });
@@ -156,9 +157,9 @@ impl Device for EmulatedGpu {
             };
             let blocks = if scratch.is_some() { one.tiles.min(BLOCKS) } else { one.tiles };
             let arguments = tables.arguments(step, one, base, scratch.unwrap_or(0))?;
-            let arguments = arguments.get(..kernel.param_bytes).ok_or_else(|| {
-                fault(format!("{}: {} bytes of arguments are too few", kernel.name, arguments.len()))
-            })?;
+            let arguments = arguments
+                .get(..kernel.param_bytes)
+                .ok_or_else(|| fault(format!("{}: {} bytes of arguments are too few", kernel.name, arguments.len())))?;
             let how = Launch::new([blocks, 1, 1], kernel.threads, arguments);
             launch(&kernel.module, "kernel", &mut memory, &how)
                 .map_err(|error| fault(format!("{}: {error}", kernel.name)))?;

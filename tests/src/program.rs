@@ -18,8 +18,9 @@ use xfc_lang::ops::Core;
 use xfc_lang::passes;
 use xfc_lang::reference::{Data, Interpreter, State, Tensor};
 use xfc_lang::spec::{Library, parse_card};
+use xfc_runtime::artifact::Artifact;
+use xfc_runtime::artifact::abi::PTX;
 use xfc_runtime::artifact::manifest::Manifest;
-use xfc_runtime::artifact::{Artifact, HostFeatures};
 use xfc_runtime::cache::SequenceId;
 use xfc_runtime::model::{Model, ModelOptions};
 use xfc_runtime::session::{Session, SessionOptions};
@@ -30,9 +31,10 @@ use crate::Result;
 use crate::compare::{Precision, Tier, compare};
 use crate::compile::TARGETS;
 use crate::fill::splitmix64;
+use crate::gpu;
 
-/// Targets that lack what the others have, or are of another architecture: run where the machine can, linked everywhere.
-const LINKED: [&str; 2] = ["cpu:x86-64", "cpu:aarch64"];
+/// Targets that lack what the others have, or are of another architecture: run where the machine can, linked everywhere; and a GPU, which is emulated.
+const LINKED: [&str; 3] = ["cpu:x86-64", "cpu:aarch64", "cuda:sm_80"];
 
 /// An input of a step: name and values, row by row.
 pub type Given<'a> = (&'a str, InputData);
@@ -64,7 +66,7 @@ pub fn agree_with(text: &str, steps: &[Vec<Given<'_>>], targets: &[Box<dyn Targe
     let truth = Interpreter::<f32>::new(verify(&program).map_err(|v| v.to_string())?, &weights)?;
     // What the interpreter makes of each step, when a target that runs here asks for it first.
     let mut wanted = Vec::new();
-    let host = HostFeatures::detect();
+    let host = gpu::host();
     for target in targets {
         let name = target.name();
         let artifact = Artifact::from_bytes(write_artifact("", &[built(&fused, &shapes, &**target)?])?)?;
@@ -102,7 +104,7 @@ pub fn same_in_small_steps(text: &str, x: &[Vec<f32>], tail: &[usize]) -> Result
     let program = parse(text)?;
     let shapes = weight_shapes(&program);
     let fused = fuse(&program)?;
-    let host = HostFeatures::detect();
+    let host = gpu::host();
     let head = x.len() - tail.iter().sum::<usize>();
     for name in TARGETS.iter().chain(&LINKED) {
         let artifact = Artifact::from_bytes(write_artifact("", &[built(&fused, &shapes, &*target::parse(name)?)?])?)?;
@@ -140,7 +142,12 @@ pub fn same_in_small_steps(text: &str, x: &[Vec<f32>], tail: &[usize]) -> Result
 /// An artifact loaded with the made-up weights, and `n` sequences of it.
 fn opened(artifact: &Artifact, n: u32, options: SessionOptions) -> Result<(Arc<Model>, Session, Vec<SequenceId>)> {
     let threads = ModelOptions { threads: Some(2), ..ModelOptions::default() };
-    let model = Model::load(artifact, &Checkpoint::random(SEED), &threads)?;
+    let weights = Checkpoint::random(SEED);
+    let gpu = artifact.manifests().find(|manifest| manifest.target.arch == PTX);
+    let model = match gpu {
+        Some(manifest) => gpu::load(artifact, &manifest.target.name, &weights)?,
+        None => Model::load(artifact, &weights, &threads)?,
+    };
     let mut session = model.session(&SessionOptions { max_sequences: n, ..options })?;
     let sequences = (0..n).map(|_| session.add_sequence()).collect::<std::result::Result<_, _>>()?;
     Ok((model, session, sequences))

@@ -1,18 +1,31 @@
 //! Code for GPUs: the PTX of the artifacts, run by an emulator, against other implementations.
 
 use xfc_codegen::driver::Options;
+use xfc_lang::graph::DType;
+use xfc_lang::passes::precision::CacheType;
+use xfc_runtime::artifact::Artifact;
+use xfc_runtime::model::{Model, ModelOptions};
+use xfc_runtime::weights::Checkpoint;
+use xfc_tests::Result;
+use xfc_tests::case::{Case, Layout};
 use xfc_tests::compare::{Precision, Tier, compare, measure};
-use xfc_tests::compile::Runner;
+use xfc_tests::compile::{Runner, artifact};
 use xfc_tests::gpu;
 
-use crate::cases::every_case;
+use crate::cases::{every_case, largest};
+
+/// What every GPU that code is generated for runs.
+const TARGET: &str = "cuda:sm_80";
+
+/// Cases of attention with windows, latents, sinks and experts, of scans, and of a decoder that looks at an encoder.
+const KINDS: [&str; 7] = ["llama3", "gemma3", "deepseek_v3", "gpt_oss", "mamba2", "qwen3_next", "t5"];
 
 /// Prints each case's largest difference under `--nocapture`.
 #[test]
 #[expect(clippy::print_stdout, reason = "a measurement for people, hidden unless asked for")]
-fn outputs_match() {
+fn outputs_and_greedy_tokens_match() {
     every_case(|case| {
-        let mut runner = Runner::new(&gpu::load_case(case, "cuda:sm_80", &Options::default())?, 1)?;
+        let mut runner = Runner::new(&gpu::load_case(case, TARGET, &Options::default())?, 1)?;
         let sequence = runner.session.add_sequence()?;
         let outputs = runner.outputs_of(sequence, case)?;
         for (name, golden) in case.outputs()? {
@@ -21,6 +34,95 @@ fn outputs_match() {
             let furthest = measure(got, &golden.values, Tier::Model, Precision::F32).largest();
             println!("{}: {furthest:.1e} in {name}", case.name);
         }
+        if case.greedy_steps == 0 {
+            return Ok(());
+        }
+        let golden = case.golden("greedy.logits")?;
+        let vocabulary = golden.shape[1];
+        let mut logits = outputs.get("logits").ok_or("there are no logits")?.clone();
+        let mut ids = Vec::new();
+        // Some tokens one by one: all of them take an emulator minutes.
+        for want in golden.values.chunks(vocabulary).take(4) {
+            let last = logits.split_off(logits.len() - vocabulary);
+            compare("greedy.logits", &[1, vocabulary], &last, want, Tier::Model, Precision::F32)?;
+            ids.push(largest(&last));
+            logits = runner.step(&[(sequence, &ids[ids.len() - 1..])])?.remove(0);
+        }
+        if case.greedy_ids()?[..ids.len()] != ids {
+            return Err(format!("generated {ids:?}, expected {:?}", case.greedy_ids()?).into());
+        }
         Ok(())
     });
+}
+
+#[test]
+fn pieces_of_several_sequences_are_the_whole_of_each() -> Result<()> {
+    for name in KINDS {
+        let case = Case::load(name)?;
+        let prompt = case.prompt()?;
+        let n = prompt.len().min(14);
+        let prompt = &prompt[..n];
+        let reversed: Vec<i64> = prompt.iter().rev().copied().collect();
+        let texts = [prompt, &reversed];
+        let mut runner = Runner::of(&case, &gpu::load_case(&case, TARGET, &Options::default())?, 3)?;
+        let mut want = Vec::new();
+        for text in texts {
+            let sequence = runner.add()?;
+            want.push(runner.step(&[(sequence, text)])?.remove(0));
+            runner.session.free(sequence)?;
+        }
+        let sequences = [runner.add()?, runner.add()?];
+        let mut got = [Vec::new(), Vec::new()];
+        // The second is given more than the first, and is done sooner.
+        let cuts: [&[usize]; 2] = [&[0, 1, 4, n - 1, n], &[0, n - 3, n]];
+        for step in 0..4 {
+            let part = |s: usize| Some(&texts[s][*cuts[s].get(step)?..*cuts[s].get(step + 1)?]);
+            let parts: Vec<_> = (0..2).filter_map(|s| Some((s, part(s)?))).collect();
+            let given: Vec<_> = parts.iter().map(|(s, ids)| (sequences[*s], *ids)).collect();
+            for ((s, _), logits) in parts.iter().zip(runner.step(&given)?) {
+                got[*s].extend(logits);
+            }
+        }
+        for s in 0..2 {
+            let what = format!("{name}: logits of sequence {s}");
+            compare(&what, &[got[s].len()], &got[s], &want[s], Tier::Accumulate(1024), Precision::F32)?;
+        }
+    }
+    Ok(())
+}
+
+/// Types of fewer bits: as far from the same model on a processor as another order of sums explains.
+#[test]
+fn narrow_types_are_those_of_a_processor() -> Result<()> {
+    let bf16 = Options { dtype: DType::BF16, ..Options::default() };
+    let quantised = |plan: &str| -> Result<Options> { Ok(Options { quant: plan.parse()?, ..bf16.clone() }) };
+    let all = [
+        ("bf16", bf16.clone()),
+        ("int8", quantised("int8:g32")?),
+        ("uint4", quantised("uint4:g64")?),
+        ("int8 caches", Options { cache: Some(CacheType::Int8), ..bf16.clone() }),
+    ];
+    for name in ["llama3", "deepseek_v3", "mixtral"] {
+        let case = Case::load(name)?;
+        let checkpoint = case.checkpoint(Layout::Single)?;
+        let checkpoint = Checkpoint::open(checkpoint.path())?;
+        for (what, options) in &all {
+            let both = Artifact::from_bytes(artifact(&case, &["cpu:x86-64-v3", TARGET], options)?)?;
+            let of = |target: &str| ModelOptions { target: Some(target.to_owned()), ..ModelOptions::default() };
+            let models =
+                [Model::load(&both, &checkpoint, &of("cpu:x86-64-v3"))?, gpu::load(&both, TARGET, &checkpoint)?];
+            let mut logits = Vec::new();
+            for model in &models {
+                let mut runner = Runner::new(model, 1)?;
+                let sequence = runner.session.add_sequence()?;
+                let (first, rest) = case.prompt()?.split_at(9);
+                let mut of_model = runner.step(&[(sequence, first)])?.remove(0);
+                of_model.extend(runner.step(&[(sequence, &rest[..1])])?.remove(0));
+                logits.push(of_model);
+            }
+            let what = format!("{name} in {what}");
+            compare(&what, &[logits[1].len()], &logits[1], &logits[0], Tier::Model, Precision::BF16)?;
+        }
+    }
+    Ok(())
 }

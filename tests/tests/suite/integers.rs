@@ -19,7 +19,7 @@ use xfc_tests::program::{Given, agree, agree_in_turn, manifest, of_wiring};
 use crate::programs::floats;
 
 /// The wiring's program with caches in 8 bits.
-fn kept(wiring: &str, dtype: DType) -> String {
+pub(crate) fn kept(wiring: &str, dtype: DType) -> String {
     let text = of_wiring(wiring).unwrap_or_else(|e| panic!("{e}\n{wiring}"));
     let mut program = parse(&text).unwrap_or_else(|e| panic!("{e}"));
     prepare(&mut program, dtype, CacheType::Int8, &Plan::default()).unwrap_or_else(|e| panic!("{e}"));
@@ -27,7 +27,7 @@ fn kept(wiring: &str, dtype: DType) -> String {
 }
 
 /// Steps of every regime, over more than a block of pages; the last but one of zeros alone.
-fn steps(width: usize) -> Vec<Vec<Given<'static>>> {
+pub(crate) fn steps(width: usize) -> Vec<Vec<Given<'static>>> {
     let mut steps: Vec<_> = [37, 1, 6, 1, 113, 1, 8].map(|n| vec![("x", Floats(floats(n * width)))]).into();
     steps.insert(5, vec![("x", Floats(vec![0.0; 2 * width]))]);
     steps

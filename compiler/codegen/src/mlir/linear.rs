@@ -395,7 +395,8 @@ impl<'a> Linear<'a> {
                 let low = w.load(Ty::scalar(Elem::I16), at);
                 w.widen_unsigned(low, Elem::I32)
             } else {
-                w.load(Ty::scalar(Elem::I32), at)
+                // Rows of an odd number of inputs begin between pairs.
+                w.load_aligned(Ty::scalar(Elem::I32), at, dtype_bytes(self.spec.operand))
             };
             let pair = w.splat(pair, s.lanes);
             match dot {

@@ -319,11 +319,13 @@ impl Writer {
 
     /// Loads a scalar, or consecutive lanes, aligned to the element only.
     pub fn load(&mut self, ty: Ty, from: Val) -> Val {
+        self.load_aligned(ty, from, ty.elem.bytes())
+    }
+
+    /// The same, aligned to so many bytes.
+    pub fn load_aligned(&mut self, ty: Ty, from: Val, alignment: u64) -> Val {
         let from = self.own_place(from, ty);
-        self.op(
-            ty,
-            &format!("llvm.load {} {{alignment = {} : i64}} : !llvm.ptr -> {}", from, ty.elem.bytes(), self.text(ty)),
-        )
+        self.op(ty, &format!("llvm.load {from} {{alignment = {alignment} : i64}} : !llvm.ptr -> {}", self.text(ty)))
     }
 
     /// Asks for the cache line at an address, which need not be memory: for the first level of caches, or for the second.

@@ -134,8 +134,15 @@ impl Body<'_> {
                 Some(sum) => w.add(sum, integer),
             });
             let byte = w.resize(integer, Elem::I8);
-            let to = w.offset_const(at, i as u64 * lanes);
-            w.store(byte, to);
+            let start = i as u64 * lanes;
+            let to = w.offset_const(at, start);
+            if start + lanes <= group {
+                w.store(byte, to);
+                continue;
+            }
+            let inside: Vec<i64> = (0..lanes).map(|l| i64::from(start + l < group)).collect();
+            let inside = w.lanes(&inside, Elem::I1);
+            w.store_masked(byte, to, inside);
         }
         let scales = w.offset_const(base, token.scales_at);
         let to = w.element(scales, index, 4);

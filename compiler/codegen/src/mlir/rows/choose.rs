@@ -181,6 +181,7 @@ impl Body<'_> {
                 let low = w.int(0xFFFF_FFFF, key.ty);
                 let place = w.and(key, low);
                 let index = w.sub(low, place);
+                w.sync();
                 keys.store(w, least, &[index], None);
                 if let Some(order) = &order {
                     order.store(w, least, &[index], None);
