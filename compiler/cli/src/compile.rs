@@ -74,6 +74,11 @@ pub(crate) fn run(args: &CompileArgs) -> Result<()> {
         compiled.bytes.len().div_ceil(1000),
         total.as_secs_f64()
     ));
+    if let Some(portable) = args.model.portable_gpu() {
+        print(format!(
+            "  `{portable}` is PTX for sm_80, which later GPUs run too; `{portable}:sm_90a` and others are for newer ones alone"
+        ));
+    }
     if args.verbose {
         print(format!(
             "  {:<10} {:8.1} ms   {} graphs",

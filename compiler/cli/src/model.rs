@@ -311,6 +311,11 @@ impl ModelArgs {
         Ok(targets)
     }
 
+    /// The target that stands for GPUs of any kind, if it is named.
+    pub(crate) fn portable_gpu(&self) -> Option<&str> {
+        self.target.iter().map(String::as_str).find(|name| *name == "cuda")
+    }
+
     /// Options of the compiler.
     ///
     /// # Errors

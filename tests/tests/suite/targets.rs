@@ -100,13 +100,13 @@ fn a_processor_without_the_features_is_told_what_it_lacks() -> Result<()> {
     };
     assert_eq!(
         refusal(&["cpu:x86-64-v4+avx512bf16", "cpu:x86-64-v3", "cpu:aarch64"], "cpu:x86-64-v2")?,
-        "artifact in memory: does not run on this x86_64 processor: cpu:x86-64-v4+avx512bf16 needs avx, avx2, bmi, bmi2, f16c, fma, lzcnt, \
+        "artifact in memory: does not run on this x86_64 machine: cpu:x86-64-v4+avx512bf16 needs avx, avx2, bmi, bmi2, f16c, fma, lzcnt, \
          movbe, avx512bw, avx512cd, avx512dq, avx512f, avx512vl, avx512bf16; cpu:x86-64-v3 needs avx, avx2, bmi, bmi2, f16c, fma, lzcnt, movbe; \
          cpu:aarch64 is for aarch64\n  help: compile the model on this machine, or for a target that it has, with `--target`"
     );
     assert_eq!(
         refusal(&["cpu:neoverse-v1"], "cpu:neoverse-n1")?,
-        "artifact in memory: does not run on this aarch64 processor: cpu:neoverse-v1 needs bf16, i8mm, sve\n  \
+        "artifact in memory: does not run on this aarch64 machine: cpu:neoverse-v1 needs bf16, i8mm, sve\n  \
          help: compile the model on this machine, or for a target that it has, with `--target`"
     );
     Ok(())
@@ -162,10 +162,10 @@ fn emulated_products_of_bf16_are_those_of_the_case() -> Result<()> {
 fn code_for_another_processor_is_refused_before_it_runs() -> Result<()> {
     let case = Case::load("llama2")?;
     for (target, processor, named) in [
-        ("cpu:x86-64-v3", X86_64, ["x86_64 processor: cpu:x86-64-v3 needs", " avx2,"]),
-        ("cpu:x86-64", CORTEX_A53, ["aarch64 processor: cpu:x86-64 is for x86_64", "--target"]),
-        ("cpu:aarch64+bf16", CORTEX_A53, ["aarch64 processor: cpu:aarch64+bf16 needs bf16", "--target"]),
-        ("cpu:aarch64", X86_64, ["x86_64 processor: cpu:aarch64 is for aarch64", "--target"]),
+        ("cpu:x86-64-v3", X86_64, ["x86_64 machine: cpu:x86-64-v3 needs", " avx2,"]),
+        ("cpu:x86-64", CORTEX_A53, ["aarch64 machine: cpu:x86-64 is for x86_64", "--target"]),
+        ("cpu:aarch64+bf16", CORTEX_A53, ["aarch64 machine: cpu:aarch64+bf16 needs bf16", "--target"]),
+        ("cpu:aarch64", X86_64, ["x86_64 machine: cpu:aarch64 is for aarch64", "--target"]),
     ] {
         let shell = compiled(&case, &[target], DType::F32)?;
         logits(&shell, &processor)?.failure(4, &named)?;

@@ -261,12 +261,8 @@ impl Writer {
     pub fn f32(&mut self, value: f64, lanes: u32) -> Val {
         let ty = Ty::of(Elem::F32, lanes);
         let bits = (value as f32).to_bits();
-        let text = if !self.is_vector(ty) {
-            format!("arith.constant 0x{bits:08X} : f32")
-        } else {
-            format!("arith.constant dense<0x{bits:08X}> : {}", self.text(ty))
-        };
-        self.op(ty, &text)
+        let value = if self.is_vector(ty) { format!("dense<0x{bits:08X}>") } else { format!("0x{bits:08X}") };
+        self.op(ty, &format!("arith.constant {value} : {}", self.text(ty)))
     }
 
     /// An integer or boolean constant, in all lanes.

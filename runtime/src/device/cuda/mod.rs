@@ -4,15 +4,20 @@
 //! the same rows was made before, as the graph that was recorded of it: a launch of a graph costs the host one call whatever its kernels. Nothing
 //! waits for the device until an output is read.
 
+mod context;
+
+pub use self::context::{Gpu, gpus};
+
+use self::context::{Allocation, Context, Pinned, failed, problem};
 use super::launch::StepTables;
-use super::{Device, DeviceMemory, Memory, Owner, Step};
+use super::{Device, DeviceMemory, Memory, Step};
 use crate::artifact::manifest::Manifest;
-use crate::error::{Result, RuntimeError};
+use crate::error::Result;
 use cudarc::driver::{result, sys};
 use memmap2::MmapMut;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_void};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The function in each PTX module.
 const SYMBOL: &CStr = c"kernel";
@@ -28,223 +33,6 @@ const RECORDED_ROWS: u64 = 64;
 
 /// Most recorded steps that are kept.
 const MOST_GRAPHS: usize = 64;
-
-/// A GPU of this machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Gpu {
-    /// Which, as the driver counts.
-    pub index: usize,
-    /// The maker's name.
-    pub name: String,
-    /// Compute capability: major and minor.
-    pub capability: (u32, u32),
-    /// Bytes of memory.
-    pub memory_bytes: u64,
-}
-
-impl Gpu {
-    /// Whether it runs code for an architecture, by its name in PTX: code runs on later ones too, but where the name ends in a letter on its own alone.
-    pub fn runs(&self, arch: &str) -> bool {
-        let Some(number) = arch.strip_prefix("sm_") else { return false };
-        let own = self.capability.0 * 10 + self.capability.1;
-        match number.strip_suffix('a') {
-            Some(number) => number.parse() == Ok(own),
-            None => number.parse().is_ok_and(|number: u32| number <= own),
-        }
-    }
-}
-
-/// The GPUs that the driver offers.
-///
-/// # Errors
-/// There is no driver, or it has no GPU.
-pub fn gpus() -> Result<Vec<Gpu>> {
-    start()?;
-    let n = result::device::get_count().map_err(|e| failed("counting GPUs", e))?;
-    let gpu = |index: i32| {
-        let device = result::device::get(index)?;
-        use sys::CUdevice_attribute_enum as Attribute;
-        // SAFETY: the device is one that the driver has just named.
-        let attribute = |which| unsafe { result::device::get_attribute(device, which) };
-        let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
-        let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
-        // SAFETY: as above.
-        let memory = unsafe { result::device::total_mem(device)? };
-        Ok(Gpu {
-            index: index as usize,
-            name: result::device::get_name(device)?,
-            capability: (major as u32, minor as u32),
-            memory_bytes: memory as u64,
-        })
-    };
-    let gpus = (0..n).map(gpu).collect::<Result<Vec<_>, _>>().map_err(|e| failed("asking what GPUs there are", e))?;
-    if gpus.is_empty() { Err(problem("the driver has no GPU")) } else { Ok(gpus) }
-}
-
-/// Loads the driver's library, once.
-fn start() -> Result<()> {
-    static STARTED: OnceLock<Result<(), String>> = OnceLock::new();
-    let started = STARTED.get_or_init(|| {
-        // SAFETY: asks whether a library of that name can be loaded, which runs its constructors and nothing else.
-        if !unsafe { sys::is_culib_present() } {
-            return Err("no CUDA driver: the library libcuda.so is not found".to_owned());
-        }
-        result::init().map_err(|e| format!("the CUDA driver does not start: {}", text(e)))
-    });
-    started.clone().map_err(problem)
-}
-
-fn text(error: result::DriverError) -> String {
-    let shown = error.error_string().ok().and_then(|s| s.to_str().ok()).unwrap_or("no description").to_owned();
-    format!("{:?} ({shown})", error.0)
-}
-
-fn problem(problem: impl Into<String>) -> RuntimeError {
-    RuntimeError::Device { device: "cuda", problem: problem.into() }
-}
-
-fn failed(doing: &str, error: result::DriverError) -> RuntimeError {
-    problem(format!("{doing} failed: {}", text(error)))
-}
-
-/// A context and a stream of one GPU.
-#[derive(Debug)]
-struct Context {
-    device: sys::CUdevice,
-    context: sys::CUcontext,
-    stream: sys::CUstream,
-}
-
-// SAFETY: handles of the driver may be used by any thread; each call below sets the context first.
-unsafe impl Send for Context {}
-// SAFETY: as above.
-unsafe impl Sync for Context {}
-
-impl Context {
-    fn new(gpu: usize) -> Result<Self> {
-        start()?;
-        let device = result::device::get(gpu as i32).map_err(|e| failed(&format!("opening GPU {gpu}"), e))?;
-        // SAFETY: the device exists; what is retained here is released once, when this is dropped.
-        let context =
-            unsafe { result::primary_ctx::retain(device) }.map_err(|e| failed(&format!("opening GPU {gpu}"), e))?;
-        let mut this = Self { device, context, stream: result::stream::null() };
-        this.enter()?;
-        this.stream =
-            result::stream::create(result::stream::StreamKind::NonBlocking).map_err(|e| failed("a stream", e))?;
-        Ok(this)
-    }
-
-    /// Makes the context that of the calling thread.
-    fn enter(&self) -> Result<()> {
-        // SAFETY: the context is retained until this is dropped.
-        unsafe { result::ctx::set_current(self.context) }.map_err(|e| failed("entering the GPU", e))
-    }
-
-    /// Waits until all that was asked for is done.
-    fn wait(&self) -> Result<()> {
-        // SAFETY: the stream is this context's and alive.
-        unsafe { result::stream::synchronize(self.stream) }.map_err(|e| failed("a step", e))
-    }
-
-    /// Memory of zeros.
-    fn allocate(self: &Arc<Self>, bytes: u64) -> Result<Allocation> {
-        self.enter()?;
-        let size = usize::try_from(bytes.max(1)).map_err(|e| problem(e.to_string()))?;
-        // SAFETY: the context is the calling thread's.
-        let address = unsafe { result::malloc_sync(size) }.map_err(|error| {
-            let free = result::mem_get_info().map_or(0, |(free, _)| free as u64);
-            problem(format!(
-                "no memory for {} more ({} are free): {}; a smaller context (`-c`), smaller steps or weights and caches of fewer bits (`--quant`, `--kv-cache-dtype`) take less",
-                gigabytes(bytes),
-                gigabytes(free),
-                text(error)
-            ))
-        })?;
-        let memory = Allocation { context: Arc::clone(self), address, bytes };
-        // SAFETY: the memory was just given and is as large.
-        unsafe { result::memset_d8_async(address, 0, size, self.stream) }.map_err(|e| failed("clearing memory", e))?;
-        self.wait()?;
-        Ok(memory)
-    }
-
-    /// Copies to the device, in order with everything else, and returns when it is done.
-    fn upload(&self, address: u64, bytes: &[u8]) -> Result<()> {
-        self.enter()?;
-        // SAFETY: the caller's range lies in memory of this device, and `bytes` lives until the copy is done.
-        unsafe { result::memcpy_htod_async(address, bytes, self.stream) }
-            .map_err(|e| failed("a copy to the GPU", e))?;
-        self.wait()
-    }
-}
-
-fn gigabytes(bytes: u64) -> String {
-    format!("{:.2} GB", bytes as f64 / 1e9)
-}
-
-impl Drop for Context {
-    fn drop(&mut self) {
-        // Nothing is left to be done where the driver refuses: the process ends, or another context goes on.
-        if self.enter().is_ok() && !self.stream.is_null() {
-            // SAFETY: created in `new`, destroyed once.
-            let _ = unsafe { result::stream::destroy(self.stream) };
-        }
-        // SAFETY: retained in `new`, released once.
-        let _ = unsafe { result::primary_ctx::release(self.device) };
-    }
-}
-
-/// Memory of the device.
-#[derive(Debug)]
-struct Allocation {
-    context: Arc<Context>,
-    address: u64,
-    bytes: u64,
-}
-
-impl Owner for Allocation {}
-
-impl Drop for Allocation {
-    fn drop(&mut self) {
-        if self.context.enter().is_ok() {
-            // SAFETY: given by `malloc_sync` and freed once; the driver waits for kernels that use it.
-            let _ = unsafe { result::free_sync(self.address) };
-        }
-    }
-}
-
-/// Host memory that the device copies from by itself.
-#[derive(Debug)]
-struct Pinned {
-    context: Arc<Context>,
-    start: *mut c_void,
-    bytes: usize,
-}
-
-// SAFETY: plain memory, used through `&mut`.
-unsafe impl Send for Pinned {}
-
-impl Pinned {
-    fn new(context: &Arc<Context>, bytes: usize) -> Result<Self> {
-        context.enter()?;
-        // SAFETY: the context is the calling thread's.
-        let start = unsafe { result::malloc_host(bytes.max(1), 0) }.map_err(|e| failed("pinned memory", e))?;
-        Ok(Self { context: Arc::clone(context), start, bytes })
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: `start` is `bytes` bytes of memory that only this owns; any bytes are valid.
-        unsafe { std::slice::from_raw_parts_mut(self.start.cast(), self.bytes) }
-    }
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        if self.context.enter().is_ok() {
-            // SAFETY: given by `malloc_host` and freed once.
-            let _ = unsafe { result::free_host(self.start) };
-        }
-    }
-}
 
 /// A kernel that the driver has made code of.
 #[derive(Debug)]
@@ -559,26 +347,5 @@ impl Device for CudaDevice {
         };
         // SAFETY: recorded with the addresses of memory that is alive, as `Device::run` promises for steps of this workspace.
         unsafe { result::graph::launch(exec, self.context.stream) }.map_err(|e| failed("a recorded step", e))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_runs_where() {
-        let gpu = |major, minor| Gpu { index: 0, name: String::new(), capability: (major, minor), memory_bytes: 0 };
-        assert!(gpu(9, 0).runs("sm_80") && gpu(9, 0).runs("sm_90a") && gpu(9, 0).runs("sm_89"));
-        assert!(!gpu(10, 0).runs("sm_90a") && gpu(10, 0).runs("sm_100") && gpu(12, 0).runs("sm_100"));
-        assert!(!gpu(7, 5).runs("sm_80") && !gpu(9, 0).runs("sm_100") && !gpu(9, 0).runs("avx2"));
-    }
-
-    #[test]
-    fn without_a_driver_the_error_says_so() {
-        if let Err(error) = gpus() {
-            let shown = error.to_string();
-            assert!(shown.contains("driver"), "{shown}");
-        }
     }
 }
