@@ -22,7 +22,7 @@ pub struct StepTables {
 impl StepTables {
     /// Puts the arrays of a step in their places; whether these are others than those of the step before.
     pub fn fill(&mut self, step: &Step<'_>) -> bool {
-        let lengths = || arrays(step).map(|array| size_of_val(array));
+        let lengths = || arrays(step).map(size_of_val::<[u32]>);
         let fits = self.places.len() == lengths().count() && lengths().zip(&self.places).all(|(n, place)| n <= place.1);
         if !fits {
             // Twice what is needed, as what grows by one goes on growing.

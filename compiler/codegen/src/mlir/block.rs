@@ -55,7 +55,7 @@ impl Writer {
         let symbol = self.symbol();
         let mut head = format!(
             "llvm.func @{symbol}(%v0: !llvm.ptr {{llvm.byval = !llvm.array<{words} x i64>, llvm.align = 8 : i64}}) attributes {{nvvm.kernel, nvvm.reqntid = array<i32: {}, 1, 1>}} {{",
-            self.machine().threads
+            self.machine().threads * self.machine().groups
         );
         let is_shared = scratch_bytes <= SHARED_BYTES;
         if is_shared {
@@ -86,13 +86,95 @@ impl Writer {
     /// Which lane a thread holds, as a vector of so many 32-bit numbers as there are threads.
     fn lane(&mut self) -> Val {
         let ty = Ty::of(Elem::I32, self.machine().threads);
-        self.op(ty, "nvvm.read.ptx.sreg.tid.x : i32")
+        let thread = self.thread().with(ty);
+        if self.machine().groups == 1 {
+            return thread;
+        }
+        let last = self.int(i64::from(self.machine().threads) - 1, ty);
+        self.and(thread, last)
+    }
+
+    /// The number of the thread in its block.
+    fn thread(&mut self) -> Val {
+        self.op(Ty::scalar(Elem::I32), "nvvm.read.ptx.sreg.tid.x : i32")
+    }
+
+    /// The number of the group that a thread is of; 0 where there is one. The same in all threads of a group: no [`sync`](Self::sync) may stand where
+    /// groups go different ways.
+    pub fn group(&mut self) -> Val {
+        if self.machine().groups == 1 {
+            return self.i64(0);
+        }
+        let thread = self.thread();
+        let group = self.shr(thread, self.machine().threads.ilog2());
+        self.widen_unsigned(group, Elem::I64)
+    }
+
+    /// `condition`, in the first group alone.
+    pub fn in_first_group(&mut self, condition: Val) -> Val {
+        if self.machine().groups == 1 {
+            return condition;
+        }
+        let group = self.group();
+        let zero = self.i64(0);
+        let is_first = self.cmp(Cmp::Eq, group, zero);
+        self.and(condition, is_first)
+    }
+
+    /// Vectors of f32 that every group has some terms of, with those of all: in the first group.
+    pub fn add_groups(&mut self, sums: Vec<Val>) -> Vec<Val> {
+        let groups = u64::from(self.machine().groups);
+        if groups == 1 {
+            return sums;
+        }
+        let vector_bytes = u64::from(self.machine().threads) * 4;
+        let of_group = sums.len() as u64 * vector_bytes;
+        let shared = self.shared("sums", of_group * groups);
+        let group = self.group();
+        // What was read of the last sums may be written over.
+        self.sync();
+        let mine = self.element(shared, group, of_group);
+        for (i, sum) in sums.iter().enumerate() {
+            let at = self.offset_const(mine, i as u64 * vector_bytes);
+            self.store(*sum, at);
+        }
+        self.sync();
+        let mut totals = sums;
+        for (i, total) in totals.iter_mut().enumerate() {
+            for group in 1..groups {
+                let at = self.offset_const(shared, group * of_group + i as u64 * vector_bytes);
+                let other = self.load(total.ty, at);
+                *total = self.add(*total, other);
+            }
+        }
+        totals
+    }
+
+    /// Shared memory of a block.
+    fn shared(&mut self, name: &str, bytes: u64) -> Val {
+        let name = format!("{name}{}", self.n_globals);
+        self.n_globals += 1;
+        let _ = writeln!(
+            self.globals,
+            "  llvm.mlir.global internal @{name}() {{addr_space = 3 : i32, alignment = 16 : i64}} : !llvm.array<{bytes} x i8>"
+        );
+        let address = self.fresh(Ty::scalar(Elem::Ptr));
+        self.line(&format!("{address}_3 = llvm.mlir.addressof @{name} : !llvm.ptr<3>"));
+        self.line(&format!("{address} = llvm.addrspacecast {address}_3 : !llvm.ptr<3> to !llvm.ptr"));
+        address
+    }
+
+    /// Word `index` of the four that each thread holds of a vector.
+    pub fn word_of(&mut self, four: Val, index: usize) -> Val {
+        let ty = Ty::of(four.ty.elem, four.ty.lanes / 4);
+        let (word, all) = (self.text(ty), self.text(four.ty));
+        self.op(ty, &format!("vector.extract {four}[{index}] : {word} from {all}"))
     }
 
     /// What the threads of a block wrote so far, all of them see from here on; and what they read so far may be written over. Nothing where a
     /// kernel has one thread.
     pub fn sync(&mut self) {
-        match self.machine().threads {
+        match self.machine().threads * self.machine().groups {
             1 => {}
             WARP => {
                 let all = self.int(-1, Ty::scalar(Elem::I32));
@@ -172,9 +254,9 @@ impl Writer {
 
     /// Stores what is the same in all threads.
     pub(super) fn store_once(&mut self, value: Val, to: Val) {
-        let lane = self.lane();
-        let zero = self.int(0, lane.ty);
-        let first = self.cmp(Cmp::Eq, lane, zero);
+        let thread = self.thread();
+        let zero = self.int(0, thread.ty);
+        let first = self.cmp(Cmp::Eq, thread, zero);
         self.line(&format!("scf.if {first} {{"));
         self.depth += 1;
         self.store_own(value, to);
@@ -201,16 +283,8 @@ impl Writer {
             return x;
         }
         let warps = threads / WARP;
-        let name = format!("meet{}", self.n_globals);
-        self.n_globals += 1;
-        let (bytes, size) = (u64::from(warps) * scalar.elem.bytes(), scalar.elem.bytes());
-        let _ = writeln!(
-            self.globals,
-            "  llvm.mlir.global internal @{name}() {{addr_space = 3 : i32, alignment = 16 : i64}} : !llvm.array<{bytes} x i8>"
-        );
-        let id = self.fresh(Ty::scalar(Elem::Ptr));
-        self.line(&format!("{id}_3 = llvm.mlir.addressof @{name} : !llvm.ptr<3>"));
-        self.line(&format!("{id} = llvm.addrspacecast {id}_3 : !llvm.ptr<3> to !llvm.ptr"));
+        let size = scalar.elem.bytes();
+        let id = self.shared("meet", u64::from(warps) * size);
         let lane = self.lane().with(Ty::scalar(Elem::I32));
         let warp = self.shr(lane, WARP.ilog2());
         let warp = self.widen_unsigned(warp, Elem::I64);

@@ -9,6 +9,7 @@
 
 mod blocks;
 mod experts;
+mod turns;
 
 use xfc_lang::graph::DType;
 use xfc_lang::graph::blocks::Blocks;
@@ -18,7 +19,7 @@ pub use self::blocks::packed;
 use super::expr::{cast, elem_of, scalar_graph};
 use super::frame::Buffer;
 use super::machine::{Machine, PairDot};
-use super::schedule::{LinearSchedule, panel_depth};
+use super::schedule::LinearSchedule;
 use super::writer::{Cmp, Elem, Ty, Val, Writer};
 use crate::error::CodegenError;
 use crate::plan::kernel::{Extra, LinearSpec, dtype_bytes, row_elements};
@@ -163,11 +164,11 @@ impl<'a> Linear<'a> {
 
     /// Bytes of one group of inputs of a panel.
     fn group_bytes(&self) -> u64 {
-        self.schedule.panel_columns * panel_depth(self.bf16()) * dtype_bytes(self.spec.operand)
+        self.schedule.panel_columns * self.schedule.depth * dtype_bytes(self.spec.operand)
     }
 
     fn groups(&self) -> u64 {
-        self.spec.inputs.div_ceil(panel_depth(self.bf16()))
+        self.spec.inputs.div_ceil(self.schedule.depth)
     }
 
     fn enter_columns(&mut self, w: &mut Writer, panel: Val, step: u64, expert: Option<Val>) {
@@ -189,7 +190,7 @@ impl<'a> Linear<'a> {
         // In blocks, columns have scales and integers, which lie apart.
         let offset = match self.blocks() {
             Some(_) => 0,
-            None => step * columns * panel_depth(self.bf16()) * dtype_bytes(self.spec.operand),
+            None => step * columns * self.schedule.depth * dtype_bytes(self.spec.operand),
         };
         let panel = match expert {
             None => panel,
@@ -286,11 +287,14 @@ impl<'a> Linear<'a> {
     fn block(&self, w: &mut Writer, xs: &[Val], places: &[(Val, Place)], end: Val) -> Result<(), CodegenError> {
         let sums = match self.blocks() {
             Some(blocks) => self.products_of_groups(w, xs, blocks)?,
+            None if w.is_block() => self.products_in_turns(w, xs)?,
             None => self.products(w, xs)?,
         };
+        let sums = w.add_groups(sums);
         let per_row = (self.schedule.vectors as usize) * self.spec.parts;
         for ((number, place), mine) in places.iter().zip(sums.chunks_exact(per_row)) {
             let inside = w.cmp(Cmp::Lt, *number, end);
+            let inside = w.in_first_group(inside);
             w.if_then(inside, |w| self.finish_row(w, *place, mine))?;
         }
         Ok(())
@@ -309,7 +313,7 @@ impl<'a> Linear<'a> {
     fn products(&self, w: &mut Writer, xs: &[Val]) -> Result<Vec<Val>, CodegenError> {
         let s = self.schedule;
         let n = xs.len() * self.spec.parts * s.vectors as usize;
-        let depth = panel_depth(self.bf16());
+        let depth = self.schedule.depth;
         let whole = self.spec.inputs / depth;
         let unroll = u64::from(s.unroll);
         let looped = whole / unroll * unroll;
@@ -379,7 +383,7 @@ impl<'a> Linear<'a> {
             PairDot::Widened if bf16 => weights.iter().map(|x| halves(w, *x)).collect(),
             _ => Vec::new(),
         };
-        let x_bytes = panel_depth(bf16) * dtype_bytes(self.spec.operand);
+        let x_bytes = self.schedule.depth * dtype_bytes(self.spec.operand);
         for (i, x) in xs.iter().enumerate() {
             let at = w.offset_const(*x, k * x_bytes);
             let mine = &mut sums[i * weights.len()..(i + 1) * weights.len()];

@@ -10,6 +10,8 @@ pub struct Machine {
     pub lanes: u32,
     /// Threads that hold a vector together, each its own lanes, and run a kernel as one worker; 1: vectors are registers.
     pub threads: u32,
+    /// Groups of so many threads that run a kernel together, where they divide the terms of its sums.
+    pub groups: u32,
     /// There is an instruction for `a * b + c`; without it, products are rounded before they are added.
     pub fma: bool,
     /// There is an instruction that rounds to whole numbers.

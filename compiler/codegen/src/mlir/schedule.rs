@@ -19,6 +19,8 @@ pub struct LinearSchedule {
     pub next_panel: bool,
     /// Outputs in a panel of the packed weights: a multiple of `lanes * vectors`.
     pub panel_columns: u64,
+    /// Inputs that lie side by side in a panel, for each output.
+    pub depth: u64,
     /// Rows of a tile.
     pub rows_per_tile: u64,
     /// Of chosen experts: a tile is all rows of one expert, so that its matrix is read once, and not the choices of one row.

@@ -209,7 +209,9 @@ impl CudaDevice {
 
 /// Gives recorded steps back.
 fn forget(graphs: &mut HashMap<Key, sys::CUgraphExec>) {
-    for (_, exec) in graphs.drain() {
+    // In no order: each is by itself.
+    let all: Vec<sys::CUgraphExec> = graphs.drain().map(|(_, exec)| exec).collect();
+    for exec in all {
         // SAFETY: made by `record_graph` and destroyed once; the device has waited for it.
         let _ = unsafe { result::graph::exec_destroy(exec) };
     }

@@ -54,8 +54,8 @@ impl Linear<'_> {
         };
         let zero = w.f32(0.0, s.lanes);
         let sums = vec![zero; xs.len() * self.spec.parts * s.vectors as usize];
-        let (begin, end) = (w.i64(0), w.i64(of.token.groups as i64));
-        w.for_loop(begin, end, 1, &sums, |w, group, sums| {
+        let (begin, end) = (w.group(), w.i64(of.token.groups as i64));
+        w.for_loop(begin, end, i64::from(w.machine().groups), &sums, |w, group, sums| {
             self.ask_for_next(w, group, 1, of.panel.group_bytes());
             let starts: Vec<Val> =
                 self.starts.iter().map(|start| w.element(*start, group, of.panel.group_bytes())).collect();

@@ -1,10 +1,11 @@
 //! How kernels are tiled on a CPU: chosen from the instruction set and the sizes.
 
 use serde::{Deserialize, Serialize};
+use xfc_lang::graph::DType;
 
 use super::isa::Isa;
 use crate::mlir::machine::PairDot;
-use crate::mlir::schedule::{AttentionSchedule, BlockSchedule, LinearSchedule, RowsSchedule};
+use crate::mlir::schedule::{AttentionSchedule, BlockSchedule, LinearSchedule, RowsSchedule, panel_depth};
 use crate::plan::kernel::{AttentionSpec, LinearSpec, PageLayout};
 use crate::target::profile::AttentionFields;
 
@@ -51,6 +52,8 @@ pub fn panel_columns(isa: &Isa) -> u64 {
 /// What of a product decides its schedule.
 #[derive(Clone, Copy, Debug)]
 pub struct ProductKind {
+    /// Weights are bf16.
+    pub is_bf16: bool,
     /// Weights lie in blocks of integers.
     pub in_blocks: bool,
     /// Weight matrices.
@@ -63,6 +66,7 @@ impl ProductKind {
     /// Of a specification.
     pub fn of(spec: &LinearSpec) -> Self {
         ProductKind {
+            is_bf16: spec.operand == DType::BF16,
             in_blocks: spec.operand.blocks().is_some(),
             parts: spec.parts,
             of_experts: spec.experts.is_some(),
@@ -94,6 +98,7 @@ pub fn linear(isa: &Isa, regime: Regime, kind: ProductKind) -> LinearSchedule {
         prefetch: if regime == Regime::One { isa.prefetch } else { 0 },
         next_panel: regime == Regime::Few && !kind.of_experts,
         panel_columns: panel_columns(isa),
+        depth: panel_depth(kind.is_bf16),
         rows_per_tile,
         // One row's experts differ.
         by_expert: regime != Regime::One,

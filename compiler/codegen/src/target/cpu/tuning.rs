@@ -156,7 +156,9 @@ fn check_product(isa: &Isa, family: &Product, fields: &ProductFields) -> Result<
 }
 
 fn default_of(isa: &Isa, family: &Product) -> LinearSchedule {
-    let kind = ProductKind { in_blocks: family.operand.blocks().is_some(), parts: family.parts, of_experts: false };
+    let is_bf16 = family.operand == DType::BF16;
+    let kind =
+        ProductKind { is_bf16, in_blocks: family.operand.blocks().is_some(), parts: family.parts, of_experts: false };
     schedule::linear(isa, family.rows, kind)
 }
 

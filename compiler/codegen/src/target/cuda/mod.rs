@@ -18,7 +18,6 @@ use super::profile::{Family, Fields, Profile, ProfileError};
 use super::{Compiled, Compiler, Emitted, Keep, SYMBOL, Target, Tiling};
 use crate::error::CodegenError;
 use crate::mlir::pipeline::Lowering;
-use crate::mlir::schedule::panel_depth;
 use crate::mlir::{attention, linear, rows};
 use crate::plan::kernel::{AttentionSpec, KernelSpec};
 
@@ -59,7 +58,7 @@ impl Target for Cuda {
         let columns = schedule::PANEL_COLUMNS;
         match dtype {
             DType::Blocks(blocks) => Pack::Blocks(linear::packed(blocks, columns)),
-            _ => Pack::Panels { columns, depth: panel_depth(dtype == DType::BF16) },
+            _ => Pack::Panels { columns, depth: schedule::depth(dtype) },
         }
     }
 
@@ -94,7 +93,9 @@ impl Target for Cuda {
     fn schedule(&self, spec: &KernelSpec, phase: usize) -> String {
         let regime = Regime::ALL[phase];
         match spec {
-            KernelSpec::Linear(s) => format!("{:?}", schedule::linear(regime, s)),
+            KernelSpec::Linear(s) => {
+                format!("{:?} {:?}", schedule::linear(regime, s), schedule::product_machine(regime))
+            }
             KernelSpec::Attention(_) => format!("{:?}", schedule::attention()),
             KernelSpec::Rows(_) | KernelSpec::Combine(_) => format!("{:?}", schedule::rows(regime)),
             KernelSpec::Scan(_) => format!("{:?}", schedule::rows(Regime::One)),
@@ -133,7 +134,7 @@ impl Target for Cuda {
                     return Err(CodegenError::unsupported("a product of f16 operands", ""));
                 }
                 let schedule = schedule::linear(regime, s);
-                linear::emit(SYMBOL, s, &schedule::machine(schedule.lanes), &schedule)?
+                linear::emit(SYMBOL, s, &schedule::product_machine(regime), &schedule)?
             }
             KernelSpec::Attention(s) => {
                 let schedule = schedule::attention();

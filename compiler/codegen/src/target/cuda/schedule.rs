@@ -4,11 +4,14 @@ use xfc_lang::graph::DType;
 
 use crate::mlir::machine::{ByteDot, Machine, PairDot};
 use crate::mlir::schedule::{AttentionSchedule, LinearSchedule, RowsSchedule};
-use crate::plan::kernel::LinearSpec;
+use crate::plan::kernel::{LinearSpec, dtype_bytes};
 use crate::target::cpu::schedule::Regime;
 
-/// Outputs in a panel of packed weights: a vector of a block of threads.
-pub(super) const PANEL_COLUMNS: u64 = 128;
+/// Outputs in a panel of packed weights: a vector of a warp.
+pub(super) const PANEL_COLUMNS: u64 = 32;
+
+/// Bytes of a column that lie side by side: what a thread loads at a time.
+const COLUMN_BYTES: u64 = 16;
 
 /// Tokens in a page of the caches: a vector of a warp.
 pub(super) const PAGE_TOKENS: u64 = 32;
@@ -21,6 +24,7 @@ pub(super) fn machine(threads: u32) -> Machine {
     Machine {
         lanes: threads,
         threads,
+        groups: 1,
         fma: true,
         round: true,
         pair_dot: PairDot::Widened,
@@ -29,23 +33,30 @@ pub(super) fn machine(threads: u32) -> Machine {
     }
 }
 
+/// Warps that divide the inputs of a product.
+pub(super) fn product_machine(regime: Regime) -> Machine {
+    // Few rows are bound by memory: the more warps, the more of it is asked for at a time.
+    Machine { groups: if regime == Regime::Many { 4 } else { 8 }, ..machine(WARP) }
+}
+
+/// Inputs that lie side by side in a panel.
+pub(super) fn depth(operand: DType) -> u64 {
+    COLUMN_BYTES / dtype_bytes(operand)
+}
+
 /// The schedule of a linear in a regime.
 pub(super) fn linear(regime: Regime, spec: &LinearSpec) -> LinearSchedule {
-    let micro_rows = match regime {
-        Regime::One => 1,
-        Regime::Few => 8,
-        Regime::Many if matches!(spec.operand, DType::Blocks(_)) || spec.parts > 1 => 8,
-        Regime::Many => 16,
-    };
+    let micro_rows = if regime == Regime::One { 1 } else { 8 };
     LinearSchedule {
-        lanes: PANEL_COLUMNS as u32,
+        lanes: WARP,
         micro_rows,
         vectors: 1,
         chains: 1,
-        unroll: 4,
+        unroll: 1,
         prefetch: 0,
         next_panel: false,
         panel_columns: PANEL_COLUMNS,
+        depth: depth(spec.operand),
         rows_per_tile: u64::from(micro_rows),
         by_expert: regime != Regime::One,
     }
