@@ -168,6 +168,7 @@ impl Context {
             Operand::Int(value) if ty == Ty::F32 || ty == Ty::F64 => {
                 return Err(format!("{value} is not a number of type {ty:?}"));
             }
+            Operand::Int(value) if ty == Ty::Pred => value & 1,
             Operand::Int(value) => truncate(*value, ty.bits()),
             Operand::F32(bits) => u64::from(*bits),
             Operand::F64(bits) if ty.bytes() == 4 => u64::from((f64::from_bits(*bits) as f32).to_bits()),

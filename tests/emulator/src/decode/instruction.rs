@@ -108,7 +108,11 @@ fn family(cx: &mut Context, i: &Instruction, m: &mut Modifiers<'_>) -> Result<De
             mixed(cx, run, o, &types[..sources])?
         }
         "trap" => Decoded { op: Op::Trap, results: vec![], sources: vec![] },
-        "brkpt" | "nanosleep" | "pmevent" => Decoded::nothing(),
+        "nanosleep" => {
+            m.require("u32")?;
+            Decoded::nothing()
+        }
+        "brkpt" => Decoded { op: Op::Trap, results: vec![], sources: vec![] },
         "prefetch" | "prefetchu" | "discard" | "applypriority" | "griddepcontrol" | "setmaxnreg" | "createpolicy"
         | "membar" => {
             while m.first().is_some() {}

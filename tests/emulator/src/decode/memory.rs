@@ -150,7 +150,7 @@ pub(crate) fn load_store(
 /// `cvta`: between generic addresses and those of a space.
 pub(crate) fn cvta(cx: &mut Context, m: &mut Modifiers<'_>, operands: &[Operand]) -> Result<Decoded, String> {
     let to = m.take("to");
-    let space = space(m);
+    let space = if m.take("shared::cluster") { Space::Shared } else { space(m) };
     let ty = m.ty()?;
     let [d, a] = operands else { return Err("two operands are expected".to_owned()) };
     let base = spaces::base(space);

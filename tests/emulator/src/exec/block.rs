@@ -29,6 +29,8 @@ pub(crate) struct Env<'l> {
     /// Lanes alive, by warp.
     pub(crate) alive: Vec<u32>,
     pub(crate) wakes: Vec<Wake>,
+    /// A poll of an mbarrier was in vain: others take their turn.
+    pub(crate) polled: bool,
     pub(crate) executed: u64,
     pub(crate) thread_instructions: u64,
     pub(crate) stats: Stats,
@@ -47,6 +49,7 @@ pub(crate) struct Grid<'l> {
     pub(crate) variables: &'l [u64],
     pub(crate) source: &'l [String],
     pub(crate) seed: u64,
+    pub(crate) strict_stores: bool,
 }
 
 /// How a turn of a block ended.
@@ -76,13 +79,14 @@ impl<'l> Block<'l> {
             program,
             params: grid.params,
             memory: Memory::default(),
-            shared: Shared::new(shared, warps),
+            shared: Shared::new(shared, warps, grid.strict_stores),
             clocks: Clocks::new(threads),
             barriers: (0..BARRIERS).map(|_| Barrier::default()).collect(),
             mbarriers: Mbarriers::default(),
             transfers: Transfers::new(grid.seed ^ u64::from(index[0]) << 20 ^ u64::from(index[1]), threads),
             alive: (0..warps).map(launched).collect(),
             wakes: Vec::new(),
+            polled: false,
             executed: 0,
             thread_instructions: 0,
             stats: Stats::default(),
@@ -140,6 +144,7 @@ impl<'l> Block<'l> {
         let started = self.env.executed;
         loop {
             let before = self.env.executed;
+            let mut polled = false;
             for at in 0..self.warps.len() {
                 if self.warps[at].alive == 0 {
                     continue;
@@ -147,6 +152,7 @@ impl<'l> Block<'l> {
                 let done = self.warps[at].run(&mut self.env);
                 done.map_err(|(pc, fault)| self.fault(at, pc, fault))?;
                 self.wake();
+                polled |= std::mem::take(&mut self.env.polled);
             }
             if self.env.alive.iter().all(|&mask| mask == 0) {
                 return self.end().map(|()| Turn::Finished);
@@ -156,6 +162,9 @@ impl<'l> Block<'l> {
             }
             if self.env.executed == before && !self.advance()? {
                 return Err(self.deadlock());
+            }
+            if polled {
+                self.advance()?;
             }
             if self.env.executed - started > 64 * super::warp::SLICE {
                 // Whoever polls may wait for what is in flight.

@@ -30,13 +30,24 @@ pub struct Launch<'a> {
     pub step_limit: u64,
     /// Orders the completion of asynchronous operations.
     pub seed: u64,
+    /// Also forbids lanes of a warp to store one value to one place in one instruction.
+    pub strict_stores: bool,
 }
 
 impl<'a> Launch<'a> {
     /// A launch without dynamic shared memory.
     #[must_use]
     pub fn new(grid: [u32; 3], block: [u32; 3], params: &'a [u8]) -> Self {
-        Self { grid, block, cluster: [1, 1, 1], dynamic_shared: 0, params, step_limit: 1 << 32, seed: 1 }
+        Self {
+            grid,
+            block,
+            cluster: [1, 1, 1],
+            dynamic_shared: 0,
+            params,
+            step_limit: 1 << 26,
+            seed: 1,
+            strict_stores: false,
+        }
     }
 
     /// With dynamic shared memory.
@@ -102,6 +113,7 @@ pub fn launch(module: &Module, kernel: &str, memory: &mut Memory, launch: &Launc
         variables: &variables,
         source: module.source(),
         seed: launch.seed,
+        strict_stores: launch.strict_stores,
     };
     run(&grid, memory, launch.step_limit)
 }

@@ -188,6 +188,7 @@ impl Warp {
                         env.clocks.acquire(self.index, complete, self.alive, &known);
                     }
                     super::collectives::put(&mut self.rows, *done, group, |lane| u64::from(complete >> lane & 1));
+                    env.polled |= !*block && group != complete;
                     if *block && group != complete {
                         waiting |= group & !complete;
                         wait = Wait::Mbarrier { address: address as u32, parity: number as u32 & 1 };

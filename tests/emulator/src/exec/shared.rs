@@ -49,6 +49,8 @@ impl Toucher {
 
 /// The memory and its shadow.
 pub(crate) struct Shared {
+    /// Lanes may not write one value to one byte at once.
+    strict: bool,
     data: Vec<u8>,
     writers: Vec<Writer>,
     last_read: Vec<Time>,
@@ -60,8 +62,9 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(bytes: usize, warps: usize) -> Self {
+    pub(crate) fn new(bytes: usize, warps: usize, strict: bool) -> Self {
         Self {
+            strict,
             data: vec![0; bytes],
             writers: vec![Writer::default(); bytes],
             last_read: vec![0; bytes],
@@ -232,9 +235,10 @@ impl Shared {
         let agent = by.thread() as u16;
         for (at, &byte) in range.zip(bytes) {
             let writer = &mut self.writers[at];
-            if kind == Kind::Plain && writer.time == time && writer.agent != agent && self.data[at] != byte {
+            let differs = self.strict || self.data[at] != byte;
+            if kind == Kind::Plain && writer.time == time && writer.agent != agent && differs {
                 let other = writer.agent.into();
-                return Err(self.race(at, by, "writes", other, "writes another value in the same instruction"));
+                return Err(self.race(at, by, "writes", other, "writes it in the same instruction"));
             }
             *writer = Writer { time, agent, kind };
             self.data[at] = byte;

@@ -146,7 +146,7 @@ impl Warp {
                 return Ok(());
             };
             self.group(env, active, pc, other, end)?;
-            if env.executed >= end {
+            if env.executed >= end || env.polled {
                 self.highest_first = !self.highest_first && self.runnable().count_ones() > 1;
                 return Ok(());
             }
@@ -225,7 +225,7 @@ impl Warp {
                     },
                 }
             }
-            if env.executed >= end || next >= other {
+            if env.executed >= end || env.polled || next >= other {
                 self.set(active, next);
                 // Collectives may have let others join.
                 return Ok(());

@@ -128,7 +128,7 @@ fn bulk_copies() {
     wants(
         64,
         &change("@!%p1 bra WAIT;", "").replace("mbarrier.try_wait", "mbarrier.test_wait"),
-        "asynchronous operation has it",
+        "an asynchronous copy wrote",
     );
     wants(
         64,
@@ -253,7 +253,7 @@ st.global.v4.u32 [%a1], {{%r0, %r1, %r2, %r3}};",
     let out = go(64, &body).unwrap_or_else(|f| panic!("{f}"));
     let from = input();
     assert!((0..1024).all(|i| out[i] == from[i ^ 512]));
-    wants(64, &body.replace("@!%p1 bra WAIT;", "").replace("try_wait", "test_wait"), "nothing wrote it");
+    wants(64, &body.replace("@!%p1 bra WAIT;", "").replace("try_wait", "test_wait"), "asynchronous operation has it");
 }
 
 /// Copies a box to shared memory and out to `out` as it lies there, and with a store to another place of the tensor.

@@ -76,6 +76,13 @@ fn races_within_a_warp() {
     // Lanes that write one byte at once must agree.
     assert!(matches!(fault_kind(&format!("{SHARED}st.shared.u32 [%r20], %t;"), 32).0, FaultKind::Race { .. }));
     ok(&format!("{SHARED}st.shared.u32 [%r20], 7;"), 32);
+    let equal = kernel(&format!("{SHARED}st.shared.u32 [%r20], 7;"));
+    let params = [0; 16];
+    let mut how = Launch::new([1, 1, 1], [32, 1, 1], &params);
+    how.strict_stores = true;
+    let module = Module::parse(&equal).unwrap();
+    let Err(fault) = launch(&module, "k", &mut Memory::new(), &how) else { panic!() };
+    assert!(matches!(fault.kind, FaultKind::Race { .. }), "{fault}");
     // Bytes side by side are apart.
     ok(
         &format!(
