@@ -1,14 +1,15 @@
 //! Barriers of a block (PTX ISA, section 9.7.13.1): `bar.sync`, `bar.arrive`, `bar.red`, by number and count of threads.
 
 use super::block::Env;
-use super::clocks::{Known, join};
+use super::clocks::{GROUP, Known, Time, join};
 use super::fault::{FaultKind, LaneFault};
 use super::warp::{Step, Wait, Warp};
 use crate::decode::collective::{BarrierKind, Reduce};
 use crate::decode::lanes::{LANES, Reg, lanes};
 use crate::decode::program::Pc;
 
-/// Barriers that programs can name, and the one that `barrier.cluster` stands for.
+/// Barriers that programs can name, and the one that `barrier.cluster` stands for. After them each four warps have one, where they wait for
+/// each other's `wgmma`s.
 pub(crate) const BARRIERS: usize = 17;
 
 /// A barrier that some threads have reached.
@@ -21,6 +22,8 @@ pub(crate) struct Barrier {
     waiting: Vec<(usize, u32, Option<Reg>)>,
     known: Known,
     reduced: Option<Reduction>,
+    /// Of four warps: when the first of their `wgmma`s that are not done was issued.
+    unfinished: Option<Time>,
 }
 
 #[derive(Clone, Copy)]
@@ -95,17 +98,34 @@ impl Warp {
     }
 }
 
+impl Warp {
+    /// The warp's `wgmma`s are done but for those issued from a time on; it waits for those of its neighbours, for all four make one product.
+    /// Nobody learns anything else of the others.
+    pub(crate) fn meet_group(&mut self, env: &mut Env<'_>, unfinished: Option<Time>) -> Step {
+        let id = BARRIERS + self.index / GROUP;
+        let barrier = &mut env.barriers[id];
+        barrier.expected = Some((GROUP * LANES) as u32);
+        barrier.arrived += LANES as u32;
+        barrier.unfinished = barrier.unfinished.into_iter().chain(unfinished).min();
+        barrier.waiting.push((self.index, u32::MAX, None));
+        env.complete_barriers();
+        Step::Wait(Wait::Barrier(id as u32))
+    }
+}
+
 impl Env<'_> {
     /// Opens the barriers that all have reached.
     pub(crate) fn complete_barriers(&mut self) {
-        for id in 0..BARRIERS {
+        for id in 0..self.barriers.len() {
             let barrier = &self.barriers[id];
             let complete = barrier.expected.map_or_else(|| !self.missing(barrier), |n| barrier.arrived >= n);
             if barrier.arrived == 0 || !complete {
                 continue;
             }
             let mut done = std::mem::take(&mut self.barriers[id]);
-            join(&mut done.known, self.clocks.ended());
+            if id < BARRIERS {
+                join(&mut done.known, self.clocks.ended());
+            }
             let value = done.reduced.map(|r| match r.op {
                 Reduce::And => u64::from(r.set == r.all),
                 Reduce::Or => u64::from(r.set != 0),
@@ -113,6 +133,11 @@ impl Env<'_> {
             });
             for (warp, mask, result) in done.waiting {
                 self.clocks.acquire(warp, mask, self.alive[warp] | mask, &done.known);
+                if id >= BARRIERS {
+                    let done = done.unfinished.map_or(self.clocks.now(), |time| time - 1);
+                    let agent = self.clocks.group_agent(warp);
+                    self.clocks.learn(warp, agent, done);
+                }
                 self.wakes.push((warp, mask, result.zip(value)));
             }
             self.clocks.tick();

@@ -1,7 +1,7 @@
 //! A block: its warps take turns until all end, or nobody can go on.
 
 use super::barriers::{BARRIERS, Barrier};
-use super::clocks::Clocks;
+use super::clocks::{Clocks, GROUP};
 use super::fault::{Fault, FaultKind, LaneFault};
 use super::mbarrier::Mbarriers;
 use super::memory::Memory;
@@ -81,7 +81,7 @@ impl<'l> Block<'l> {
             memory: Memory::default(),
             shared: Shared::new(shared, warps, grid.strict_stores),
             clocks: Clocks::new(threads),
-            barriers: (0..BARRIERS).map(|_| Barrier::default()).collect(),
+            barriers: (0..BARRIERS + warps.div_ceil(GROUP)).map(|_| Barrier::default()).collect(),
             mbarriers: Mbarriers::default(),
             transfers: Transfers::new(grid.seed ^ u64::from(index[0]) << 20 ^ u64::from(index[1]), threads),
             alive: (0..warps).map(launched).collect(),
@@ -245,6 +245,9 @@ impl<'l> Block<'l> {
                         format!("line {line} for lanes of the warp")
                     }
                     Wait::WarpBarrier(_) => format!("line {line} for lanes of the warp"),
+                    Wait::Barrier(id) if id as usize >= BARRIERS => {
+                        format!("line {line} for the other warps of a wgmma")
+                    }
                     Wait::Barrier(id) => {
                         let Barrier { arrived, expected, .. } = &self.env.barriers[id as usize];
                         let expected = expected.map_or("all".to_owned(), |n| n.to_string());

@@ -11,8 +11,10 @@ pub(crate) type Time = u32;
 /// What is known: of each agent the time up to which its accesses are.
 pub(crate) type Known = Vec<Time>;
 
-/// Agents besides threads: asynchronous copies, by the mbarrier that they complete on.
+/// Agents besides threads: asynchronous copies, by the mbarrier that they complete on; and after them the warps of each `wgmma`.
 pub(crate) const ASYNC_AGENTS: usize = 64;
+/// Warps of a `wgmma`.
+pub(crate) const GROUP: usize = 4;
 
 struct WarpClock {
     known: Known,
@@ -43,7 +45,7 @@ pub(crate) fn join(into: &mut Known, other: &[Time]) {
 
 impl Clocks {
     pub(crate) fn new(threads: usize) -> Self {
-        let agents = threads + ASYNC_AGENTS;
+        let agents = threads + ASYNC_AGENTS + threads.div_ceil(LANES * GROUP);
         let warp = || WarpClock { known: vec![0; agents], private: [const { None }; LANES], met: 0, floor: 0 };
         let warps = (0..threads.div_ceil(LANES)).map(|_| warp()).collect();
         Self { now: 1, warps, threads, ended: vec![0; agents] }
@@ -79,7 +81,19 @@ impl Clocks {
         if agent / LANES == warp && agent < self.threads {
             return agent % LANES == lane || time <= clock.met;
         }
-        time <= clock.known[agent] || clock.private[lane].as_ref().is_some_and(|known| time <= known[agent])
+        let private = clock.private[lane].as_ref().and_then(|known| known.get(agent));
+        time <= clock.known[agent] || private.is_some_and(|&known| time <= known)
+    }
+
+    /// The agent that reads for the `wgmma`s of a warp and its neighbours.
+    pub(crate) fn group_agent(&self, warp: usize) -> usize {
+        self.threads + ASYNC_AGENTS + warp / GROUP
+    }
+
+    /// All of a warp learn what one agent did, up to a time.
+    pub(crate) fn learn(&mut self, warp: usize, agent: usize, time: Time) {
+        let known = &mut self.warps[warp].known[agent];
+        *known = (*known).max(time);
     }
 
     /// Lanes of a warp met: they know what each other knew.

@@ -1,6 +1,6 @@
 //! Shared memory of a block and its shadow: of each byte who wrote it last, who read it, and what asynchronous operations have in flight.
 
-use super::clocks::{Clocks, Time};
+use super::clocks::{Clocks, GROUP, Time};
 use super::fault::FaultKind;
 use crate::decode::lanes::LANES;
 
@@ -54,8 +54,9 @@ pub(crate) struct Shared {
     data: Vec<u8>,
     writers: Vec<Writer>,
     last_read: Vec<Time>,
-    /// By warp; empty until the warp reads.
+    /// By warp, and after these by the four warps of a `wgmma`; empty until they read.
     readers: Vec<Vec<Reader>>,
+    warps: usize,
     /// How many asynchronous operations will write, and how many will read, each byte.
     writes_in_flight: Vec<u8>,
     reads_in_flight: Vec<u16>,
@@ -68,7 +69,8 @@ impl Shared {
             data: vec![0; bytes],
             writers: vec![Writer::default(); bytes],
             last_read: vec![0; bytes],
-            readers: vec![Vec::new(); warps],
+            readers: vec![Vec::new(); warps + warps.div_ceil(GROUP)],
+            warps,
             writes_in_flight: vec![0; bytes],
             reads_in_flight: vec![0; bytes],
         }
@@ -84,10 +86,10 @@ impl Shared {
     }
 
     fn race(&self, at: usize, by: Toucher, does: &str, other: usize, did: &str) -> FaultKind {
-        let other = if other >= self.readers.len() * LANES {
-            "an asynchronous copy".to_owned()
-        } else {
-            format!("thread {other}")
+        let other = match other.checked_sub(self.warps * LANES) {
+            None => format!("thread {other}"),
+            Some(past) if past < (self.readers.len() - self.warps) * LANES => "a wgmma".to_owned(),
+            Some(_) => "an asynchronous copy".to_owned(),
         };
         let what = format!("thread {} {does}, {other} {did}, and nothing orders them", by.thread());
         FaultKind::Race { address: at as u64 + u64::from(BASE), what }
@@ -125,6 +127,28 @@ impl Shared {
         by: Toucher,
         clocks: &Clocks,
     ) -> Result<std::ops::Range<usize>, FaultKind> {
+        self.check_read_for(by.warp, address, bytes, by, clocks)
+    }
+
+    /// Checks a read by the tensor core for a `wgmma` of this thread's warp, and notes it for all four.
+    pub(crate) fn check_group_read(
+        &mut self,
+        address: u64,
+        bytes: usize,
+        by: Toucher,
+        clocks: &Clocks,
+    ) -> Result<std::ops::Range<usize>, FaultKind> {
+        self.check_read_for(self.warps + by.warp / GROUP, address, bytes, by, clocks)
+    }
+
+    fn check_read_for(
+        &mut self,
+        reader: usize,
+        address: u64,
+        bytes: usize,
+        by: Toucher,
+        clocks: &Clocks,
+    ) -> Result<std::ops::Range<usize>, FaultKind> {
         let range = self.range(address, bytes)?;
         let floor = clocks.floor(by.warp);
         if !self.plainly_known(range.clone(), by, floor, clocks)
@@ -141,12 +165,12 @@ impl Shared {
             }
         }
         let now = clocks.now();
-        if self.readers[by.warp].is_empty() {
-            self.readers[by.warp] = vec![Reader::default(); self.data.len()];
+        if self.readers[reader].is_empty() {
+            self.readers[reader] = vec![Reader::default(); self.data.len()];
         }
         // Who knows of this read knows of those that its lanes knew of when they last met.
         let met = clocks.met(by.warp);
-        for reader in &mut self.readers[by.warp][range.clone()] {
+        for reader in &mut self.readers[reader][range.clone()] {
             let alone = reader.lane == by.lane as u8 || reader.time <= met;
             *reader = Reader { time: now, lane: if alone { by.lane as u8 } else { SEVERAL } };
         }
@@ -193,6 +217,13 @@ impl Shared {
         for (warp, readers) in self.readers.iter().enumerate() {
             let Some(&Reader { time, lane }) = readers.get(at) else { continue };
             if time == 0 {
+                continue;
+            }
+            if warp >= self.warps {
+                let agent = clocks.group_agent((warp - self.warps) * GROUP);
+                if !clocks.knows(by.warp, by.lane, agent, time) {
+                    return Err(self.race(at, by, "writes", warp * LANES, "read"));
+                }
                 continue;
             }
             let known = |lane: usize| clocks.knows(by.warp, by.lane, warp * LANES + lane, time);

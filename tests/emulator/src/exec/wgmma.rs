@@ -7,11 +7,12 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use super::block::Env;
+use super::clocks::Time;
 use super::descriptor::Descriptor;
 use super::fault::{FaultKind, LaneFault};
 use super::mma::{Sum, element, gather_a};
 use super::shared::Toucher;
-use super::warp::Warp;
+use super::warp::{Step, Warp};
 use crate::decode::lanes::Reg;
 use crate::decode::program::{Inst, Op};
 use crate::decode::tensor::{Factor, Tensor, Wgmma};
@@ -23,6 +24,8 @@ struct Group {
     sums: Vec<Reg>,
     factors: Vec<Reg>,
     ranges: Vec<Range<usize>>,
+    /// When the first was issued.
+    issued: Option<Time>,
 }
 
 /// What a warp's asynchronous products hold.
@@ -79,18 +82,24 @@ impl Held {
         let group = std::mem::take(&mut self.open);
         self.committed.push_back(group);
     }
-
-    /// Lets all groups but the last few finish.
-    pub(crate) fn wait(&mut self, env: &mut Env<'_>, pending: usize) {
-        while self.committed.len() > pending {
-            for range in self.committed.pop_front().map(|g| g.ranges).unwrap_or_default() {
-                env.shared.finish_read(range);
-            }
-        }
-    }
 }
 
 impl Warp {
+    /// `wgmma.wait_group`: all groups but the last few are done.
+    pub(crate) fn wait_for_products(&mut self, env: &mut Env<'_>, pending: usize) -> Step {
+        let held = &mut self.held;
+        if held.committed.len() <= pending {
+            return Step::Next;
+        }
+        while held.committed.len() > pending {
+            for range in held.committed.pop_front().map(|g| g.ranges).unwrap_or_default() {
+                env.shared.finish_read(range);
+            }
+        }
+        let unfinished = held.groups().find_map(|group| group.issued);
+        self.meet_group(env, unfinished)
+    }
+
     pub(crate) fn wgmma(&mut self, env: &mut Env<'_>, w: &Wgmma) -> Result<(), LaneFault> {
         if (self.index / 4 + 1) * 128 > env.clocks.threads() {
             let what = "wgmma takes four warps, from one whose number is a multiple of four".to_owned();
@@ -123,6 +132,8 @@ impl Warp {
         }
         let sum = Sum { ty: w.sum, saturate: w.saturate };
         sum.add(&mut self.rows, &w.d, scale_d.then_some(&w.d), (16, w.n, w.k), &a, &b);
+        self.held.open.issued.get_or_insert(env.clocks.now());
+        env.clocks.tick();
         self.held.open.sums.extend(&w.d);
         self.held.open.factors.extend(factors);
         Ok(())
@@ -176,7 +187,7 @@ impl Warp {
     /// Checks a read of 16 bytes by the tensor core, which lasts until the group is waited for.
     fn asynchronous_read(&mut self, env: &mut Env<'_>, address: u64) -> Result<Range<usize>, LaneFault> {
         let by = Toucher { warp: self.index, lane: 0 };
-        let range = env.shared.check_read(address, 16, by, &env.clocks)?;
+        let range = env.shared.check_group_read(address, 16, by, &env.clocks)?;
         env.shared.check_proxy(range.clone(), &env.transfers.fenced, env.transfers.fenced[self.thread(0)])?;
         env.shared.begin_read(range.clone());
         self.held.open.ranges.push(range.clone());
