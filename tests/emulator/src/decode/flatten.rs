@@ -36,7 +36,7 @@ pub(crate) fn flatten(text: &Text, kernel: &Function) -> Result<Program, Failure
     }
     let mut flattener = Flattener { text, cx, calls: vec![kernel.name.clone()], returns: None };
     let body = kernel.body.as_ref().ok_or((kernel.line, format!("{} has no body", kernel.name)))?;
-    flattener.block(body)?;
+    flattener.block(body).map_err(|(line, message)| (if line == 0 { kernel.line } else { line }, message))?;
     flattener.push(Op::Exit, kernel.line);
     let mut cx = flattener.cx;
     let labels = cx.labels;

@@ -113,9 +113,18 @@ fn family(cx: &mut Context, i: &Instruction, m: &mut Modifiers<'_>) -> Result<De
             Decoded::nothing()
         }
         "brkpt" => Decoded { op: Op::Trap, results: vec![], sources: vec![] },
-        "prefetch" | "prefetchu" | "discard" | "applypriority" | "griddepcontrol" | "setmaxnreg" | "createpolicy"
-        | "membar" => {
+        // Hints, whatever they say.
+        "prefetch" | "prefetchu" | "discard" | "applypriority" | "createpolicy" => {
             while m.first().is_some() {}
+            Decoded::nothing()
+        }
+        "griddepcontrol" | "setmaxnreg" | "membar" => {
+            let words: &[&str] = match i.name.as_str() {
+                "griddepcontrol" => &["launch_dependents", "wait"],
+                "setmaxnreg" => &["inc", "dec", "sync", "aligned", "u32"],
+                _ => &["cta", "gl", "sys"],
+            };
+            m.ignore(words);
             Decoded::nothing()
         }
         name => {
@@ -171,7 +180,6 @@ fn arithmetic(cx: &mut Context, name: &str, m: &mut Modifiers<'_>, o: &[Operand]
             return mixed(cx, run, o, &[ty, ty, addend][..sources]);
         }
     };
-    // min and max of three numbers are two of two.
     same(cx, run, ty, o, sources)
 }
 

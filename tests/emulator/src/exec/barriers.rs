@@ -125,14 +125,22 @@ impl Env<'_> {
             let mut done = std::mem::take(&mut self.barriers[id]);
             if id < BARRIERS {
                 join(&mut done.known, self.clocks.ended());
+                // Who waits did nothing since it arrived: all that it did until now is known.
+                for &(warp, mask, _) in &done.waiting {
+                    lanes(mask).for_each(|lane| done.known[warp * LANES + lane] = self.clocks.now());
+                }
             }
             let value = done.reduced.map(|r| match r.op {
                 Reduce::And => u64::from(r.set == r.all),
                 Reduce::Or => u64::from(r.set != 0),
                 _ => r.set.into(),
             });
+            let now = self.clocks.now();
             for (warp, mask, result) in done.waiting {
                 self.clocks.acquire(warp, mask, self.alive[warp] | mask, &done.known);
+                if id < BARRIERS && mask == self.alive[warp] {
+                    self.clocks.met_at(warp, now);
+                }
                 if id >= BARRIERS {
                     let done = done.unfinished.map_or(self.clocks.now(), |time| time - 1);
                     let agent = self.clocks.group_agent(warp);

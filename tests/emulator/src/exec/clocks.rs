@@ -113,6 +113,11 @@ impl Clocks {
         }
     }
 
+    /// Lanes of a warp met at a time that is over.
+    pub(crate) fn met_at(&mut self, warp: usize, time: Time) {
+        self.warps[warp].met = time;
+    }
+
     fn lift(&mut self, warp: usize) {
         let own = warp * LANES..(warp + 1) * LANES;
         let known = &self.warps[warp].known[..self.threads];

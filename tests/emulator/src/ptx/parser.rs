@@ -199,14 +199,6 @@ impl Parser {
             let TokenKind::Dotted(word) = self.next()? else { return self.fail("a type is expected") };
             match word.as_str() {
                 "align" => align = Some(self.int()?),
-                // What a parameter's pointer points to; a hint.
-                "ptr" => {}
-                "global" | "const" | "shared" | "local" if space == Space::Param => {
-                    if self.accept_dotted(&["align"]) {
-                        self.int()?;
-                    }
-                    continue;
-                }
                 "v2" => lanes = 2,
                 "v4" => lanes = 4,
                 ty => {
