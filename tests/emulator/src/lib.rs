@@ -9,6 +9,32 @@
 //! and the line. It is exact where the instruction set is, and says where it is not: approximations are computed in f64 and rounded, and a
 //! tensor core's sums are rounded once.
 //!
+//! Understood is what LLVM's NVPTX back end emits for sm_80 to sm_90a, and inline assembly with `mma`, `ldmatrix`, `stmatrix`, `wgmma`,
+//! `cp.async`, bulk copies, tiles and mbarriers. Everything else is refused when a module is parsed: indirect and recursive calls (direct
+//! ones are inlined), registers of 128 bits, textures, sparse and sub-byte products, clusters of several blocks, instructions of later
+//! architectures. Atomics on shared memory do not race with each other, but order nothing else.
+//!
+//! ```
+//! use xfc_emulator::{Launch, Memory, Module, launch};
+//!
+//! let text = ".version 8.6 .target sm_90a .address_size 64
+//!     .entry k(.param .u64 to) {
+//!         .reg .b64 %a; .reg .b32 %t;
+//!         ld.param.u64 %a, [to];
+//!         mov.u32 %t, %ntid.x;
+//!         st.global.u32 [%a], %t;
+//!         ret;
+//!     }";
+//! let module = Module::parse(text)?;
+//! let mut memory = Memory::new();
+//! let to = memory.alloc(4, 4);
+//! launch(&module, "k", &mut memory, &Launch::new([1, 1, 1], [32, 1, 1], &to.to_le_bytes()))?;
+//! let mut out = [0; 4];
+//! memory.read(to, &mut out)?;
+//! assert_eq!(out, 32u32.to_le_bytes());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! The reference is NVIDIA's *PTX ISA*, version 8.8; files name its sections.
 
 pub(crate) mod numbers;

@@ -1,6 +1,8 @@
 //! A kernel's body to a flat program: scopes opened and closed, labels resolved, device functions inlined where they are called
 //! (PTX ISA, sections 5.4.5, 7 and 9.7.12). Parameters of calls become local memory that caller and callee share.
 
+use std::collections::HashMap;
+
 use super::context::{Context, Name, Scope};
 use super::instruction;
 use super::program::{Constant, Guard, Inst, Op, Pc, Program};
@@ -34,7 +36,7 @@ pub(crate) fn flatten(text: &Text, kernel: &Function) -> Result<Program, Failure
         let name = Name::Variable(Space::Param, Constant::Bits(offset.into()));
         cx.declare(&param.name, name).map_err(at(param.line))?;
     }
-    let mut flattener = Flattener { text, cx, calls: vec![kernel.name.clone()], returns: None };
+    let mut flattener = Flattener { text, cx, calls: vec![kernel.name.clone()], returns: None, shared: HashMap::new() };
     let body = kernel.body.as_ref().ok_or((kernel.line, format!("{} has no body", kernel.name)))?;
     flattener.block(body).map_err(|(line, message)| (if line == 0 { kernel.line } else { line }, message))?;
     flattener.push(Op::Exit, kernel.line);
@@ -120,6 +122,8 @@ struct Flattener<'t> {
     calls: Vec<String>,
     /// Where `ret` goes, in a function that was called.
     returns: Option<usize>,
+    /// Shared variables of functions, by the line of their declaration and their name.
+    shared: HashMap<(u32, String), Name>,
 }
 
 impl Flattener<'_> {
@@ -183,7 +187,19 @@ impl Flattener<'_> {
                 }
                 Ok(())
             }
-            Statement::Variable(variable) => self.cx.variable(variable).map_err(|message| (variable.line, message)),
+            Statement::Variable(variable) => {
+                let at = |message| (variable.line, message);
+                // Shared memory is one for all calls of a function.
+                let key = (variable.space == Space::Shared).then(|| (variable.line, variable.name.clone()));
+                if let Some(name) = key.as_ref().and_then(|key| self.shared.get(key)).cloned() {
+                    return self.cx.declare(&variable.name, name).map_err(at);
+                }
+                self.cx.variable(variable).map_err(at)?;
+                if let (Some(key), Some(name)) = (key, self.cx.name(&variable.name)) {
+                    self.shared.insert(key, name.clone());
+                }
+                Ok(())
+            }
             Statement::Targets(name, targets) => {
                 self.cx.declare(name, Name::Targets(targets.clone())).map_err(|message| (0, message))
             }

@@ -98,6 +98,27 @@ ld.param.b32 %r0, [q]; }}\n{STORE}"
     assert_eq!(words(&done.out), (0..64).map(|t| twice(twice(t))).collect::<Vec<_>>());
 }
 
+/// A function's shared variable is the same in all calls.
+#[test]
+fn functions_share_their_memory() {
+    let function = ".func (.param .b32 ret) cell()
+{
+.reg .b32 %r;
+.shared .align 4 .b32 hidden;
+mov.b32 %r, hidden;
+st.param.b32 [ret], %r;
+ret;
+}";
+    let call = |to: &str| format!("{{ .param .b32 q; call.uni (q), cell; ld.param.b32 {to}, [q]; }}\n");
+    let body = format!(
+        "{}{}setp.eq.u32 %p0, %t, 0;\n@%p0 st.shared.u32 [%r1], 9;\nbar.sync 0;\nld.shared.u32 %r0, [%r2];\n{STORE}",
+        call("%r1"),
+        call("%r2")
+    );
+    let done = run(&kernel_with(function, &body), 64, &[], 256).unwrap_or_else(|f| panic!("{f}"));
+    assert_eq!(words(&done.out), [9; 64]);
+}
+
 #[test]
 fn variables_of_all_spaces() {
     let declarations = ".global .align 4 .b32 counter = 5;
