@@ -44,9 +44,9 @@ impl Warp {
         mask: u32,
     ) -> Result<Step, LaneFault> {
         let mask = if aligned {
-            match self.together(pc, mask, self.alive) {
+            match self.together(pc, mask, u32::MAX) {
                 Some(here) => here,
-                None => return Ok(Step::Gather(self.alive)),
+                None => return Ok(Step::Gather(u32::MAX)),
             }
         } else {
             mask

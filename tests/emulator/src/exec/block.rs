@@ -93,12 +93,13 @@ impl<'l> Block<'l> {
             lines: vec![LineStats::default(); program.code.len()],
         };
         let mut block = Self { grid, index, warps: Vec::new(), env };
-        let mut rows = vec![[0; LANES]; program.rows];
         for warp in 0..warps {
+            // Zeroed by the system when touched: many registers are not.
+            let mut rows = vec![[0; LANES]; program.rows];
             for &(reg, constant) in &program.constants {
                 rows[reg as usize] = block.constant(constant, warp);
             }
-            block.warps.push(Warp::new(warp, launched(warp), rows.clone(), program));
+            block.warps.push(Warp::new(warp, launched(warp), rows, program));
         }
         block
     }
@@ -240,7 +241,7 @@ impl<'l> Block<'l> {
                             warp.index,
                             lane,
                             line,
-                            need & !warp.waiting_at(warp.pcs[lane], Wait::Lanes(need)),
+                            need & warp.alive & !warp.waiting_at(warp.pcs[lane], Wait::Lanes(need)),
                         ));
                         format!("line {line} for lanes of the warp")
                     }

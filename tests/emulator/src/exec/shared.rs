@@ -78,7 +78,7 @@ impl Shared {
 
     /// Where in the memory an access lies.
     pub(crate) fn range(&self, address: u64, bytes: usize) -> Result<std::ops::Range<usize>, FaultKind> {
-        let start = (address & 0xffff_ffff).wrapping_sub(BASE.into()) as usize;
+        let start = address.wrapping_sub(BASE.into()) as usize;
         match start.checked_add(bytes) {
             Some(end) if end <= self.data.len() && address >= BASE.into() => Ok(start..end),
             _ => Err(FaultKind::OutOfBounds { space: "shared", address, bytes: bytes as u64 }),

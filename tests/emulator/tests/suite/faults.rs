@@ -144,7 +144,17 @@ fn barriers_that_not_all_reach() {
     let (kind, text) = fault_kind("setp.lt.u32 %p0, %t, 16;\n@%p0 bra A;\nbar.sync 0;\nret;\nA: bar.sync 1;", 32);
     assert!(matches!(kind, FaultKind::Participation(_)), "{kind}");
     assert!(text.contains("bar.sync"), "{text}");
-    // Those that ended are not waited for.
+    // Those that ended are not waited for, even if they end while others wait.
+    ok(
+        "setp.ge.u32 %p0, %t, 16;
+@%p0 bra SLOW;
+BAR: bar.sync 0;
+ret;
+SLOW: setp.lt.u32 %p1, %t, 20;
+@%p1 ret;
+bra BAR;",
+        64,
+    );
     ok("setp.lt.u32 %p0, %t, 40;\n@%p0 ret;\nbar.sync 0;", 96);
 }
 
