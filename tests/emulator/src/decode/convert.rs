@@ -114,10 +114,16 @@ fn limits(bits: u32, signed: bool) -> (i128, i128) {
 fn float_to_integer(to: Ty, from: Ty, rounding: Rounding, ftz: bool, width: u32) -> LaneFn {
     let wide = to_f64(from);
     let (least, most) = limits(to.bits(), to.signed());
+    // Zero, but where one side has 64 bits the upper half starts.
+    let nan = if from == Ty::F64 || to.bits() == 64 { 1 << (to.bits() - 1) } else { 0 };
     let convert = move |a: u64| {
         let a = if ftz { u64::from(flush(f32::from_bits(a as u32)).to_bits()) } else { a };
-        // A cast saturates, and NaN gives zero.
-        let value = to_whole(wide(a), rounding) as i128;
+        let value = wide(a);
+        if value.is_nan() {
+            return nan;
+        }
+        // A cast saturates.
+        let value = to_whole(value, rounding) as i128;
         truncate(value.clamp(least, most) as u64, width)
     };
     unary(convert)
@@ -187,6 +193,9 @@ fn converter(to: Ty, from: Ty, options: &Options) -> Result<impl Fn(u64) -> u64 
             value = 0.0;
         }
         let Some(format) = target else { return value.to_bits() };
+        if to == Ty::Tf32 && value.is_nan() {
+            return 0x7fff_ffff;
+        }
         let bits = format.encode(value, rounding, satfinite);
         let bits = if to == Ty::F32 && ftz { flush(f32::from_bits(bits)).to_bits() } else { bits };
         // A tf32 number lies in the upper bits of 32.

@@ -58,7 +58,10 @@ fn between_floats_and_integers() {
     });
     check("cvt.rzi.s32.f32 D, A", "rf", |a| u64::from(f(a) as i32 as u32));
     check("cvt.rni.s32.f32 D, A", "rf", |a| u64::from(f(a).round_ties_even() as i32 as u32));
-    check("cvt.rmi.s64.f32 D, A", "af", |a| f(a).floor() as i64 as u64);
+    check("cvt.rmi.s64.f32 D, A", "af", |a| if f(a).is_nan() { 1 << 63 } else { f(a).floor() as i64 as u64 });
+    check("cvt.f64.f32 %d1, A; cvt.rzi.s32.f64 D, %d1", "rf", |a| {
+        if f(a).is_nan() { 1 << 31 } else { u64::from(f(a) as i32 as u32) }
+    });
     check("cvt.rpi.u32.f32 D, A", "rf", |a| u64::from(f(a).ceil() as u32));
     check("cvt.rzi.s16.f32 D, A", "hf", |a| u64::from(f(a) as i16 as u16));
     check("cvt.rzi.u8.f32 D, A", "hf", |a| u64::from(f(a) as u8));
@@ -75,7 +78,7 @@ fn between_floats() {
     check("cvt.rna.tf32.f32 D, A", "rf", |a| {
         let a = a as u32;
         if f32::from_bits(a).is_nan() {
-            0x7fff_e000
+            0x7fff_ffff
         } else {
             u64::from(if a & 0x7f80_0000 == 0x7f80_0000 { a } else { (a + 0x1000) & !0x1fff })
         }
