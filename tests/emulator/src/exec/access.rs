@@ -67,25 +67,21 @@ impl Warp {
         let (mut global, mut shared) = (Touched::new(), Touched::new());
         for lane in lanes(mask) {
             let (space, address) = self.at(lane, access.space, access.address, access.offset);
-            let mut buffer = [0u8; WIDEST];
-            let out = &mut buffer[..width];
             aligned(space, address, width as u64).map_err(by_lane(lane))?;
-            match space {
+            let bytes = match space {
                 Space::Shared => {
-                    let range = env.shared.check_read(address, width, self.toucher(lane), &env.clocks);
-                    out.copy_from_slice(env.shared.bytes(range.map_err(by_lane(lane))?));
                     shared.push(address);
+                    let range = env.shared.check_read(address, width, self.toucher(lane), &env.clocks);
+                    env.shared.bytes(range.map_err(by_lane(lane))?)
                 }
-                Space::Local => {
-                    out.copy_from_slice(slice(&self.local[lane], space, address, width).map_err(by_lane(lane))?)
-                }
-                Space::Param => out.copy_from_slice(slice(env.params, space, address, width).map_err(by_lane(lane))?),
+                Space::Local => slice(&self.local[lane], space, address, width).map_err(by_lane(lane))?,
+                Space::Param => slice(env.params, space, address, width).map_err(by_lane(lane))?,
                 _ => {
-                    env.memory.read(address, out).map_err(by_lane(lane))?;
                     global.push(address);
+                    env.memory.view(address, width).map_err(by_lane(lane))?
                 }
-            }
-            for (part, &to) in out.chunks(access.bytes as usize).zip(&access.elements) {
+            };
+            for (part, &to) in bytes.chunks_exact(access.bytes as usize).zip(&access.elements) {
                 let value = number(part);
                 self.rows[to as usize][lane] = match access.extend {
                     Some(bits) => truncate(sign_extend(value, access.bytes * 8), bits),
@@ -187,10 +183,16 @@ impl Warp {
     }
 }
 
+/// Up to eight bytes as a number; of fixed sizes, for the compiler.
+#[inline(always)]
 fn number(bytes: &[u8]) -> u64 {
-    let mut all = [0; 8];
-    all[..bytes.len()].copy_from_slice(bytes);
-    u64::from_le_bytes(all)
+    match *bytes {
+        [a] => a.into(),
+        [a, b] => u16::from_le_bytes([a, b]).into(),
+        [a, b, c, d] => u32::from_le_bytes([a, b, c, d]).into(),
+        [a, b, c, d, e, f, g, h] => u64::from_le_bytes([a, b, c, d, e, f, g, h]),
+        _ => bytes.iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte)),
+    }
 }
 
 fn slice(memory: &[u8], space: Space, address: u64, bytes: usize) -> Result<&[u8], FaultKind> {

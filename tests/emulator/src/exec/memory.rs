@@ -87,19 +87,24 @@ impl Memory {
         Ok((self.last, (address - self.allocations[self.last].base) as usize))
     }
 
+    /// Bytes, if all are there to be read.
+    pub(crate) fn view(&mut self, address: u64, bytes: usize) -> Result<&[u8], FaultKind> {
+        let (which, at) = self.find(address, bytes)?;
+        let allocation = &self.allocations[which];
+        if let Some(written) = &allocation.written
+            && let Some(hole) = written[at..at + bytes].iter().position(|w| !w)
+        {
+            return Err(FaultKind::Unwritten { space: "global", address: address + hole as u64 });
+        }
+        Ok(&allocation.data[at..at + bytes])
+    }
+
     /// Copies bytes out.
     ///
     /// # Errors
     /// If some are out of bounds, or tracked and not yet written.
     pub fn read(&mut self, address: u64, out: &mut [u8]) -> Result<(), FaultKind> {
-        let (which, at) = self.find(address, out.len())?;
-        let allocation = &self.allocations[which];
-        if let Some(written) = &allocation.written
-            && let Some(hole) = written[at..at + out.len()].iter().position(|w| !w)
-        {
-            return Err(FaultKind::Unwritten { space: "global", address: address + hole as u64 });
-        }
-        out.copy_from_slice(&allocation.data[at..at + out.len()]);
+        out.copy_from_slice(self.view(address, out.len())?);
         Ok(())
     }
 
