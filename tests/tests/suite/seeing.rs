@@ -138,6 +138,10 @@ fn drawings_are_written_whole_or_refused() -> Result<()> {
     let layer =
         shell.run("xfc", &["inspect", "llama", "--format", "svg", "--emit", "graph", "--layer", "3"])?.success()?;
     assert!(layer.contains("q_proj"));
+    // Weights in the blocks that they are held in.
+    let held = ["inspect", "qwen3", "--tiny", "--quant", "int4", "--format", "svg", "--emit", "fused"];
+    let held = shell.run("xfc", &held)?.success()?;
+    assert!(held.contains("int4g32["), "{:?}", words(&held));
     for (arguments, named) in [
         (&["inspect", "llama", "--format", "svg", "--emit", "asm"][..], &["asm", "arch, graph, fused"][..]),
         (&["inspect", "llama", "--format", "html", "--layer", "99"], &["no layer 99"]),

@@ -31,7 +31,7 @@ fn map_kernel(machine: &Machine, lanes: u32, f: &dyn Fn(&mut Writer, Val) -> Val
 
 fn run(target: &dyn Target, mlir: &str, xs: &[f32]) -> Vec<f32> {
     let compiled = target.compiler().unwrap().compile("map", mlir, Keep::default()).unwrap();
-    let image = link(&[("map".into(), compiled.object)], SYMBOL).unwrap();
+    let image = link(&[("map".into(), compiled.object.as_slice())], SYMBOL).unwrap();
     let manifest = Manifest {
         version: xfc_runtime::artifact::VERSION,
         compiler: "test".into(),
@@ -274,7 +274,7 @@ fn no_target_calls_a_library() {
         for (function, f) in &functions {
             for lanes in [0, machine.lanes] {
                 let code = compiler.compile(function, &map_kernel(&machine, lanes, f), Keep::default()).unwrap();
-                let linked = link(&[((*function).to_owned(), code.object)], SYMBOL);
+                let linked = link(&[((*function).to_owned(), code.object.as_slice())], SYMBOL);
                 assert!(linked.is_ok(), "{function} for {name} with {lanes} lanes: {:?}", linked.err());
             }
         }

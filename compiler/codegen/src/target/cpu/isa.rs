@@ -214,7 +214,7 @@ mod tests {
             let mut features: BTreeSet<String> =
                 level(base).into_iter().flat_map(Level::features).map(str::to_owned).collect();
             features.extend(also.iter().map(|f| (*f).to_owned()));
-            HostFeatures { arch: arch.into(), features }
+            HostFeatures { arch: arch.into(), features, gpu: None }
         };
         let named = |h: HostFeatures, processor: &str| Isa::of_host(&h, processor).map(|isa| isa.name);
         let name = |h: HostFeatures| named(h, "generic");
