@@ -1,5 +1,5 @@
 //! The arguments of a step's launches for devices with memory of their own: the arrays that kernels follow side by side in one block, and for each
-//! launch an [`XfmLaunch`] with their addresses.
+//! launch an [`XfmLaunch`](crate::artifact::abi::XfmLaunch) with their addresses.
 //!
 //! Arrays keep their places from step to step while they fit, so that a launch of the same rows has the same arguments again: what was recorded of
 //! a step can be replayed.
