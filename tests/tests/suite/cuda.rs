@@ -2,17 +2,22 @@
 
 use xfc_codegen::driver::Options;
 use xfc_lang::graph::DType;
+use xfc_lang::graph::parse::parse;
 use xfc_lang::passes::precision::CacheType;
+use xfc_lang::passes::quantise::{Plan, prepare};
 use xfc_runtime::artifact::Artifact;
 use xfc_runtime::model::{Model, ModelOptions};
+use xfc_runtime::step::InputData::Floats;
 use xfc_runtime::weights::Checkpoint;
 use xfc_tests::Result;
 use xfc_tests::case::{Case, Layout};
 use xfc_tests::compare::{Precision, Tier, compare, measure};
 use xfc_tests::compile::{Runner, artifact};
 use xfc_tests::gpu;
+use xfc_tests::program::{agree_on, of_wiring};
 
 use crate::cases::{every_case, largest};
+use crate::programs::floats;
 
 /// What every GPU that code is generated for runs.
 const TARGET: &str = "cuda:sm_80";
@@ -125,4 +130,18 @@ fn narrow_types_are_those_of_a_processor() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Rows and columns that fill no tile, inputs that fill no piece of 16 bytes or begin between two, and products that share their inputs.
+#[test]
+fn tensor_cores_multiply_any_shape() -> Result<()> {
+    let wiring = "model(x: f32[tokens, 83]) {\n\
+        \x20 a, b, c = parts(x, [40, 5, 38])\n\
+        \x20 wide = linear(100)\n  odd = linear(33)\n  gate = linear(37)\n  up = linear(37)\n\
+        \x20 q = linear(34)\n  k = linear(34)\n  v = linear(34)\n  back = linear(3)\n\
+        \x20 return {wide: wide(a), odd: odd(b), gated: silu(gate(c)) * up(c), all: q(x) + k(x) * v(x), back: back(wide(a)) + 1}\n}";
+    let mut program = parse(&of_wiring(wiring)?)?;
+    prepare(&mut program, DType::BF16, CacheType::Float(DType::BF16), &Plan::default())?;
+    let steps: Vec<_> = [9, 131, 8, 1, 64].map(|n| vec![("x", Floats(floats(n * 83)))]).into();
+    agree_on(&program.to_string(), &steps, &[TARGET])
 }

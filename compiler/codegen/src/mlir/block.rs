@@ -95,7 +95,7 @@ impl Writer {
     }
 
     /// The number of the thread in its block.
-    fn thread(&mut self) -> Val {
+    pub(super) fn thread(&mut self) -> Val {
         self.op(Ty::scalar(Elem::I32), "nvvm.read.ptx.sreg.tid.x : i32")
     }
 
@@ -151,7 +151,7 @@ impl Writer {
     }
 
     /// Shared memory of a block.
-    fn shared(&mut self, name: &str, bytes: u64) -> Val {
+    pub(super) fn shared(&mut self, name: &str, bytes: u64) -> Val {
         let name = format!("{name}{}", self.n_globals);
         self.n_globals += 1;
         let _ = writeln!(

@@ -9,6 +9,7 @@
 
 mod blocks;
 mod experts;
+pub mod tiles;
 mod turns;
 
 use xfc_lang::graph::DType;
@@ -48,6 +49,10 @@ pub fn emit(
     if let Some(experts) = spec.experts {
         let scratch_bytes = linear.of_experts(&mut w, &params, experts)?;
         return Ok(w.finish(scratch_bytes));
+    }
+    if let Some(tiles) = schedule.tiles.zip(machine.tile_dot) {
+        linear.of_tiles(&mut w, &params, tiles)?;
+        return Ok(w.finish(0));
     }
     let elements = w.n_rows(params.args, spec.space);
     let times = w.i64(spec.times as i64);
@@ -380,7 +385,7 @@ impl<'a> Linear<'a> {
         }
         let dot = w.machine().pair_dot;
         let widened: Vec<(Val, Val)> = match dot {
-            PairDot::Widened if bf16 => weights.iter().map(|x| halves(w, *x)).collect(),
+            PairDot::Widened if bf16 => weights.iter().map(|x| w.pair_halves(*x)).collect(),
             _ => Vec::new(),
         };
         let x_bytes = self.schedule.depth * dtype_bytes(self.spec.operand);
@@ -413,7 +418,7 @@ impl<'a> Linear<'a> {
                     }
                 }
                 PairDot::Widened => {
-                    let (low, high) = halves(w, pair);
+                    let (low, high) = w.pair_halves(pair);
                     for (sum, (w_low, w_high)) in mine.iter_mut().zip(&widened) {
                         *sum = w.fma(low, *w_low, *sum);
                         *sum = w.fma(high, *w_high, *sum);
@@ -487,12 +492,4 @@ impl<'a> Linear<'a> {
             Some(mask) => w.load_masked(ty, at, mask),
         })
     }
-}
-
-/// Pairs of bf16 in 32 bits as two f32: the low half, the high half.
-fn halves(w: &mut Writer, pair: Val) -> (Val, Val) {
-    let mask = w.int(i64::from(0xFFFF_0000_u32 as i32), pair.ty);
-    let low = w.shl(pair, 16);
-    let high = w.and(pair, mask);
-    (w.bitcast(low, low.ty.with(Elem::F32)), w.bitcast(high, high.ty.with(Elem::F32)))
 }

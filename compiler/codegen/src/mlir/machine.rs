@@ -22,7 +22,14 @@ pub struct Machine {
     pub byte_dot: ByteDot,
     /// There is an instruction that widens f16 to f32.
     pub half: bool,
+    /// Products of tiles of bf16 by a warp.
+    pub tile_dot: Option<TileDot>,
 }
+
+/// Products of 16 rows by 8 columns over 16 inputs of bf16, summed in f32: the name of LLVM's intrinsic on what each lane holds of rows, columns and
+/// sums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TileDot(pub &'static str);
 
 /// How `sum + a.low * b.low + a.high * b.high` is computed for each f32 lane of `sum` and the pairs of bf16 in the same 32 bits of `a` and `b`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -391,6 +391,14 @@ impl Writer {
         self.bitcast(high, bits.ty.with(Elem::F32))
     }
 
+    /// Pairs of bf16 in 32 bits as two f32, exactly: the low half, the high half.
+    pub fn pair_halves(&mut self, pair: Val) -> (Val, Val) {
+        let mask = self.int(i64::from(0xFFFF_0000_u32 as i32), pair.ty);
+        let low = self.shl(pair, 16);
+        let high = self.and(pair, mask);
+        (self.bitcast(low, low.ty.with(Elem::F32)), self.bitcast(high, high.ty.with(Elem::F32)))
+    }
+
     /// f16 bits (i16) to f32, exact.
     pub fn from_half(&mut self, bits: Val) -> Val {
         if self.machine().half {

@@ -16,6 +16,7 @@ pub mod pipeline;
 pub mod rows;
 pub mod schedule;
 mod tables;
+mod tiles;
 pub mod writer;
 
 #[cfg(test)]

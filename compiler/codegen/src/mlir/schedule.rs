@@ -23,8 +23,26 @@ pub struct LinearSchedule {
     pub depth: u64,
     /// Rows of a tile.
     pub rows_per_tile: u64,
+    /// Tiles are of several panels, and are multiplied by tensor cores.
+    pub tiles: Option<TileSchedule>,
     /// Of chosen experts: a tile is all rows of one expert, so that its matrix is read once, and not the choices of one row.
     pub by_expert: bool,
+}
+
+impl LinearSchedule {
+    /// Panels of a tile.
+    pub fn panels_per_tile(&self) -> u64 {
+        self.tiles.map_or(1, |tiles| tiles.panels)
+    }
+}
+
+/// Tiling of a product by tensor cores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TileSchedule {
+    /// Panels of each part in a tile.
+    pub panels: u64,
+    /// Parts of the inputs that are on their way to shared memory, or there.
+    pub stages: u64,
 }
 
 /// Inputs in a group of packed weights: pairs of bf16 fill the 32 bits of a lane.

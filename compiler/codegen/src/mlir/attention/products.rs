@@ -14,7 +14,7 @@ impl Attention<'_> {
     /// Loads pairs of bf16: the first of each and the second, as f32.
     pub(super) fn load_pair(&self, w: &mut Writer, at: Val, mask: Option<Val>) -> (Val, Val) {
         let words = self.load_words(w, at, mask);
-        halves(w, words)
+        w.pair_halves(words)
     }
 
     fn load_words(&self, w: &mut Writer, at: Val, mask: Option<Val>) -> Val {
@@ -24,15 +24,6 @@ impl Attention<'_> {
             Some(mask) => w.load_masked(ty, at, mask),
         }
     }
-}
-
-/// Both halves of pairs of bf16 as f32.
-fn halves(w: &mut Writer, words: Val) -> (Val, Val) {
-    let mask = w.int(i64::from(0xFFFF_0000_u32 as i32), words.ty);
-    let low = w.shl(words, 16);
-    let high = w.and(words, mask);
-    let ty = words.ty.with(Elem::F32);
-    (w.bitcast(low, ty), w.bitcast(high, ty))
 }
 
 /// Vectors of what a page holds, as they are multiplied.
@@ -106,7 +97,7 @@ impl Blocks<'_> {
                 at.iter()
                     .map(|(at, mask)| {
                         let words = words(w, *at, *mask);
-                        halves(w, words)
+                        w.pair_halves(words)
                     })
                     .collect(),
             ),

@@ -3,7 +3,7 @@
 //! Of the inputs `depth` lie side by side for each column. Memory is asked for several turns ahead of the products; what every group has is added up
 //! behind the loop ([`Writer::add_groups`]).
 
-use super::{Linear, halves};
+use super::Linear;
 use crate::error::CodegenError;
 use crate::mlir::writer::{Elem, Ty, Val, Writer};
 use crate::plan::kernel::dtype_bytes;
@@ -103,7 +103,7 @@ impl Linear<'_> {
                 .iter()
                 .map(|four| {
                     if self.bf16() {
-                        let (low, high) = halves(w, four[word]);
+                        let (low, high) = w.pair_halves(four[word]);
                         vec![low, high]
                     } else {
                         vec![four[word]]

@@ -24,7 +24,17 @@ pub(super) struct Level {
 
 /// `whole`: with instructions for fused products, rounding and f16.
 const fn machine(lanes: u32, round: bool, whole: bool, byte_dot: ByteDot) -> Machine {
-    Machine { lanes, threads: 1, groups: 1, fma: whole, round, pair_dot: PairDot::Widened, byte_dot, half: whole }
+    Machine {
+        lanes,
+        threads: 1,
+        groups: 1,
+        fma: whole,
+        round,
+        pair_dot: PairDot::Widened,
+        byte_dot,
+        half: whole,
+        tile_dot: None,
+    }
 }
 
 const fn pairs(halves: &'static str, bytes: Option<&'static str>) -> ByteDot {

@@ -100,6 +100,7 @@ pub fn linear(isa: &Isa, regime: Regime, kind: ProductKind) -> LinearSchedule {
         panel_columns: panel_columns(isa),
         depth: panel_depth(kind.is_bf16),
         rows_per_tile,
+        tiles: None,
         // One row's experts differ.
         by_expert: regime != Regime::One,
     }

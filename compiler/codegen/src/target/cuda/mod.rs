@@ -107,7 +107,7 @@ impl Target for Cuda {
         match spec {
             KernelSpec::Linear(s) => {
                 let schedule = schedule::linear(regime, s);
-                let panels = s.outputs.div_ceil(schedule.panel_columns);
+                let panels = s.outputs.div_ceil(schedule.panel_columns).div_ceil(schedule.panels_per_tile());
                 let (rows_per_tile, blocks) = match s.experts {
                     Some(experts) if schedule.by_expert => (linear::ALL_ROWS, experts.count),
                     Some(experts) => (1, experts.chosen),

@@ -2,8 +2,9 @@
 
 use xfc_lang::graph::DType;
 
-use crate::mlir::machine::{ByteDot, Machine, PairDot};
-use crate::mlir::schedule::{AttentionSchedule, LinearSchedule, RowsSchedule};
+use crate::mlir::linear::tiles;
+use crate::mlir::machine::{ByteDot, Machine, PairDot, TileDot};
+use crate::mlir::schedule::{AttentionSchedule, LinearSchedule, RowsSchedule, TileSchedule};
 use crate::plan::kernel::{LinearSpec, dtype_bytes};
 use crate::target::cpu::schedule::Regime;
 
@@ -30,6 +31,7 @@ pub(super) fn machine(threads: u32) -> Machine {
         pair_dot: PairDot::Widened,
         byte_dot: ByteDot::Widened,
         half: true,
+        tile_dot: Some(TileDot("llvm.nvvm.mma.m16n8k16.row.col.bf16")),
     }
 }
 
@@ -47,6 +49,7 @@ pub(super) fn depth(operand: DType) -> u64 {
 /// The schedule of a linear in a regime.
 pub(super) fn linear(regime: Regime, spec: &LinearSpec) -> LinearSchedule {
     let micro_rows = if regime == Regime::One { 1 } else { 8 };
+    let tiles = tiles_of(regime, spec);
     LinearSchedule {
         lanes: WARP,
         micro_rows,
@@ -57,10 +60,26 @@ pub(super) fn linear(regime: Regime, spec: &LinearSpec) -> LinearSchedule {
         next_panel: false,
         panel_columns: PANEL_COLUMNS,
         depth: depth(spec.operand),
-        rows_per_tile: u64::from(micro_rows),
+        rows_per_tile: tiles.map_or(u64::from(micro_rows), |(rows, _)| rows),
+        tiles: tiles.map(|(_, tiles)| tiles),
         by_expert: regime != Regime::One,
     }
 }
+
+/// Rows of a tile, and its schedule, where tensor cores multiply.
+fn tiles_of(regime: Regime, spec: &LinearSpec) -> Option<(u64, TileSchedule)> {
+    if regime != Regime::Many || spec.operand != DType::BF16 || spec.experts.is_some() || spec.heads > 1 {
+        return None;
+    }
+    let parts = spec.parts as u64;
+    let tiles = TileSchedule { panels: (2 / parts).max(1), stages: 3 };
+    // The more columns, the fewer rows: registers and shared memory hold the sums of both.
+    let rows = if parts * tiles.panels * PANEL_COLUMNS <= 64 { 128 } else { 64 };
+    (tiles::shared_bytes(parts, rows, tiles) <= SHARED_BYTES).then_some((rows, tiles))
+}
+
+/// Shared memory that a block has without asking.
+const SHARED_BYTES: u64 = 48 << 10;
 
 /// The schedule of attention: a warp a head and row.
 pub(super) fn attention() -> AttentionSchedule {

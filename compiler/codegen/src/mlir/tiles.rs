@@ -1,0 +1,63 @@
+//! What the [`Writer`] writes for tensor cores: copies to shared memory that go on by themselves, and products of tiles that a warp holds.
+
+use super::machine::TileDot;
+use super::writer::{Elem, Ty, Val, Writer};
+
+impl Writer {
+    /// The address of a pointer, as a number.
+    pub fn address(&mut self, pointer: Val) -> Val {
+        self.op(Ty::scalar(Elem::I64), &format!("llvm.ptrtoint {pointer} : !llvm.ptr to i64"))
+    }
+
+    /// Begins to copy 16 bytes from memory at `from` to those `to` bytes behind `shared`, of which the first `bytes` are read, and the others are 0. Where
+    /// none is read, `from` may be anywhere; `valid` is an address that may be given instead.
+    pub fn copy_piece(&mut self, shared: Val, to: Val, from: Val, bytes: Val, valid: Val) {
+        let zero = self.i64(0);
+        let any = self.cmp(super::writer::Cmp::Gt, bytes, zero);
+        let from = self.select(any, from, valid);
+        let bytes = self.resize(bytes, Elem::I32);
+        let id = self.fresh(Ty::scalar(Elem::Ptr));
+        self.line(&format!("{id}_3 = llvm.getelementptr {shared}_3[{to}] : (!llvm.ptr<3>, i64) -> !llvm.ptr<3>, i8"));
+        self.line(&format!("{id}_1 = llvm.addrspacecast {from} : !llvm.ptr to !llvm.ptr<1>"));
+        self.line(&format!(
+            "llvm.call_intrinsic \"llvm.nvvm.cp.async.cg.shared.global.16.s\"({id}_3, {id}_1, {bytes}) : (!llvm.ptr<3>, !llvm.ptr<1>, i32) -> ()"
+        ));
+    }
+
+    /// The copies that a thread began since the last time are one group.
+    pub fn end_copies(&mut self) {
+        self.line("nvvm.cp.async.commit.group");
+    }
+
+    /// Waits until all groups of copies of a thread but the last so many are done.
+    pub fn wait_for_copies(&mut self, but: u64) {
+        self.line(&format!("nvvm.cp.async.wait.group {but}"));
+    }
+
+    /// Four tiles of 8 by 8 numbers of 16 bits, of which each lane names 8 in shared memory, `at` bytes behind `base`; each lane gets two of each
+    /// tile.
+    pub fn load_tiles(&mut self, base: Val, at: Val) -> [Val; 4] {
+        let at = self.widen_unsigned(at, Elem::I64);
+        let at = self.offset(base, at);
+        let id = self.fresh(Ty::scalar(Elem::Ptr));
+        let tuple = "!llvm.struct<(i32, i32, i32, i32)>";
+        self.line(&format!("{id}_3 = llvm.addrspacecast {at} : !llvm.ptr to !llvm.ptr<3>"));
+        self.line(&format!(
+            "{id}_4 = llvm.call_intrinsic \"llvm.nvvm.ldmatrix.sync.aligned.m8n8.x4.b16\"({id}_3) : (!llvm.ptr<3>) -> {tuple}"
+        ));
+        [0, 1, 2, 3].map(|i| self.op(Ty::scalar(Elem::I32), &format!("llvm.extractvalue {id}_4[{i}] : {tuple}")))
+    }
+
+    /// `sums` and the products of 16 rows by 8 columns over 16 inputs, as a warp holds them.
+    pub fn tile_dot(&mut self, dot: TileDot, rows: [Val; 4], columns: [Val; 2], sums: [Val; 4]) -> [Val; 4] {
+        let TileDot(name) = dot;
+        let ids: Vec<String> = rows.iter().chain(&columns).chain(&sums).map(ToString::to_string).collect();
+        let tuple = "!llvm.struct<(f32, f32, f32, f32)>";
+        let id = self.fresh(Ty::scalar(Elem::Ptr));
+        self.line(&format!(
+            "{id}_4 = llvm.call_intrinsic \"{name}\"({}) : (i32, i32, i32, i32, i32, i32, f32, f32, f32, f32) -> {tuple}",
+            ids.join(", ")
+        ));
+        [0, 1, 2, 3].map(|i| self.op(Ty::scalar(Elem::F32), &format!("llvm.extractvalue {id}_4[{i}] : {tuple}")))
+    }
+}
