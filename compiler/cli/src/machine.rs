@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
+use xfc_runtime::artifact::abi::PTX;
 use xfc_runtime::artifact::manifest::Target;
 use xfc_runtime::bench;
 use xfc_runtime::bench::limits::{Effort, Isa, Narrow, Prober};
@@ -63,6 +64,10 @@ impl Machine {
         let workers = std::thread::available_parallelism().map_or(1, usize::from);
         let pool = ThreadPool::new(workers)
             .map_err(|e| CliError::usage(format!("cannot start {workers} threads: {e}"), "give `--machine FILE`"))?;
+        if target.arch == PTX {
+            let help = "give `--machine FILE`, as examples/machines/h200.yaml is one";
+            return Err(CliError::usage(format!("the limits of a GPU for {} are not measured", target.name), help));
+        }
         let isa = Isa::of(&target.arch, &target.features);
         let prober = Prober::new(Arc::new(pool), isa, Narrow::of(&target.features), Effort::default())?;
         let limits = prober.probe()?;

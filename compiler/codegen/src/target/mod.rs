@@ -14,7 +14,9 @@ use xfc_runtime::artifact::manifest::{self, Pack};
 
 use self::profile::{Family, Fields, Profile, ProfileError};
 use crate::error::CodegenError;
-use crate::plan::kernel::{AttentionSpec, KernelSpec};
+use crate::mlir::linear;
+use crate::mlir::schedule::LinearSchedule;
+use crate::plan::kernel::{AttentionSpec, KernelSpec, LinearSpec};
 
 /// Rows of a tile, and tiles for each block of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +25,19 @@ pub struct Tiling {
     pub rows_per_tile: u64,
     /// Tiles for each block of rows.
     pub tiles_per_block: u64,
+}
+
+impl Tiling {
+    /// Of a product: by the experts of a stack or by rows, and by panels.
+    pub fn of_linear(spec: &LinearSpec, schedule: &LinearSchedule) -> Tiling {
+        let panels = spec.outputs.div_ceil(schedule.panel_columns).div_ceil(schedule.panels_per_tile());
+        let (rows_per_tile, blocks) = match spec.experts {
+            Some(experts) if schedule.by_expert => (linear::ALL_ROWS, experts.count),
+            Some(experts) => (1, experts.chosen),
+            None => (schedule.rows_per_tile, spec.heads),
+        };
+        Tiling { rows_per_tile, tiles_per_block: blocks * panels }
+    }
 }
 
 /// One kernel as it is to be compiled.
@@ -142,6 +157,10 @@ pub fn known() -> String {
 pub fn parse(name: &str) -> Result<Box<dyn Target>, CodegenError> {
     if name.strip_prefix("cuda").is_some_and(|rest| rest.is_empty() || rest.starts_with(':')) {
         return Ok(Box::new(cuda::Cuda::new(cuda::arch::parse(name)?)));
+    }
+    if !name.starts_with("cpu") {
+        let reason = format!("targets are `cpu` and `cuda`, with what they are for behind a colon; {}", known());
+        return Err(CodegenError::Target { name: name.to_owned(), reason });
     }
     Ok(Box::new(cpu::Cpu::new(cpu::isa::Isa::parse(name)?)))
 }

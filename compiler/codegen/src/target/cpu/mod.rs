@@ -124,16 +124,7 @@ impl Target for Cpu {
 
     fn tiling(&self, spec: &KernelSpec, phase: usize) -> Tiling {
         match spec {
-            KernelSpec::Linear(s) => {
-                let schedule = self.linear(phase, s);
-                let panels = s.outputs.div_ceil(schedule.panel_columns);
-                let (rows_per_tile, blocks) = match s.experts {
-                    Some(experts) if schedule.by_expert => (linear::ALL_ROWS, experts.count),
-                    Some(experts) => (1, experts.chosen),
-                    None => (schedule.rows_per_tile, s.heads),
-                };
-                Tiling { rows_per_tile, tiles_per_block: blocks * panels }
-            }
+            KernelSpec::Linear(s) => Tiling::of_linear(s, &self.linear(phase, s)),
             KernelSpec::Attention(s) => {
                 let schedule = self.attention(phase, s);
                 Tiling {
@@ -154,12 +145,7 @@ impl Target for Cpu {
     fn emit(&self, spec: &KernelSpec, phase: usize) -> Result<Emitted, CodegenError> {
         let machine = &self.isa.machine;
         let (mlir, scratch_bytes) = match spec {
-            KernelSpec::Linear(s) => {
-                if s.operand == DType::F16 {
-                    return Err(CodegenError::unsupported("a product of f16 operands", ""));
-                }
-                linear::emit(SYMBOL, s, machine, &self.linear(phase, s))?
-            }
+            KernelSpec::Linear(s) => linear::emit(SYMBOL, s, machine, &self.linear(phase, s))?,
             KernelSpec::Attention(s) => attention::emit(SYMBOL, s, machine, &self.attention(phase, s))?,
             KernelSpec::Combine(s) => attention::combine::emit(SYMBOL, s, machine, is_parted(phase))?,
             KernelSpec::Rows(s) => rows::emit(SYMBOL, s, machine, &schedule::rows(&self.isa))?,

@@ -105,16 +105,7 @@ impl Target for Cuda {
     fn tiling(&self, spec: &KernelSpec, phase: usize) -> Tiling {
         let regime = Regime::ALL[phase];
         match spec {
-            KernelSpec::Linear(s) => {
-                let schedule = schedule::linear(regime, s);
-                let panels = s.outputs.div_ceil(schedule.panel_columns).div_ceil(schedule.panels_per_tile());
-                let (rows_per_tile, blocks) = match s.experts {
-                    Some(experts) if schedule.by_expert => (linear::ALL_ROWS, experts.count),
-                    Some(experts) => (1, experts.chosen),
-                    None => (schedule.rows_per_tile, s.heads),
-                };
-                Tiling { rows_per_tile, tiles_per_block: blocks * panels }
-            }
+            KernelSpec::Linear(s) => Tiling::of_linear(s, &schedule::linear(regime, s)),
             KernelSpec::Attention(s) => {
                 let schedule = schedule::attention();
                 let tiles_per_block = schedule.tiles_per_block(s.kv_heads, s.heads / s.kv_heads);
@@ -130,9 +121,6 @@ impl Target for Cuda {
         let regime = Regime::ALL[phase];
         let (mlir, scratch_bytes) = match spec {
             KernelSpec::Linear(s) => {
-                if s.operand == DType::F16 {
-                    return Err(CodegenError::unsupported("a product of f16 operands", ""));
-                }
                 let schedule = schedule::linear(regime, s);
                 linear::emit(SYMBOL, s, &schedule::product_machine(regime), &schedule)?
             }
