@@ -434,8 +434,8 @@ pub fn row_elements(dtype: DType, elements: u64) -> u64 {
     }
 }
 
-/// A row of what tokens bring, in blocks: its integers, then the scale of each group in f32, then the sum of the integers of each group in i32.
-/// The last group is padded with zeros.
+/// A row of what tokens bring, in blocks: its integers, then lists of a number for each group: its scale in f32, the sum of its integers in i32, and
+/// what products make of both. The last group is padded with zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TokenRow {
     /// Groups.
@@ -444,16 +444,33 @@ pub struct TokenRow {
     pub scales_at: u64,
     /// First byte of the sums.
     pub sums_at: u64,
+    /// First byte of the scales times [`TokenRow::WHOLE`], negative.
+    pub offsets_at: u64,
+    /// First byte of what sums with weights of 4 and of 8 bits begin at, the bits of a float: [`TokenRow::WHOLE`] minus what was added to each weight,
+    /// half their range, times the sum.
+    pub starts_at: [u64; 2],
     /// From one row to the next.
     pub bytes: u64,
 }
 
 impl TokenRow {
+    /// A float whose neighbours are whole numbers: an integer below 2^22 that is added to its bits is added to its value.
+    pub const WHOLE: f32 = 12_582_912.0;
+    /// The bits of a scale that are kept: without its last two, that times [`TokenRow::WHOLE`], three times a power of two, is a float.
+    pub const SCALE_BITS: i64 = !0b11;
+
     /// Of a row of so many elements in groups of that size.
     pub fn new(elements: u64, blocks: Blocks) -> Self {
         let groups = elements.div_ceil(u64::from(blocks.group));
         let scales_at = groups * u64::from(blocks.group);
-        let sums_at = scales_at + groups * 4;
-        TokenRow { groups, scales_at, sums_at, bytes: (sums_at + groups * 4).next_multiple_of(64) }
+        let list = |n: u64| scales_at + n * groups * 4;
+        TokenRow {
+            groups,
+            scales_at,
+            sums_at: list(1),
+            offsets_at: list(2),
+            starts_at: [list(3), list(4)],
+            bytes: list(5).next_multiple_of(64),
+        }
     }
 }

@@ -4,13 +4,17 @@
 //! A group's sum is multiplied by the scale of the token's group and added, multiplied by the scales of the outputs, to sums of f32. Weights are
 //! stored without a sign, so that sums begin at what was added to them: minus half their range times the sum of the token's integers. With
 //! minima nothing was added, and each minimum is multiplied by that sum instead.
+//!
+//! Where four products are one instruction, making floats of the sums and scaling them is what costs most besides. So sums begin at the bits of a float
+//! whose neighbours are whole numbers ([`TokenRow::WHOLE`]): what they end with is a float already, from which one fused operation takes that number
+//! and multiplies with the token's scale, exactly but for one rounding, since a scale has two bits less than a float.
 
 use xfc_lang::graph::blocks::Blocks;
 use xfc_runtime::artifact::manifest;
 
 use super::Linear;
 use crate::error::CodegenError;
-use crate::mlir::machine::ByteDot;
+use crate::mlir::machine::{ByteDot, Machine};
 use crate::mlir::writer::{Elem, Ty, Val, Writer};
 use crate::plan::kernel::TokenRow;
 
@@ -35,6 +39,23 @@ struct Groups<'a> {
     token: TokenRow,
     panel: manifest::Blocks,
     group: u64,
+    /// Sums begin at [`TokenRow::WHOLE`].
+    whole: bool,
+}
+
+impl Groups<'_> {
+    /// The number of a group in one of a token's lists.
+    fn of_token(&self, w: &mut Writer, x: Val, list: u64, group: Val, elem: Elem) -> Val {
+        let at = w.offset_const(x, list);
+        let at = w.element(at, group, 4);
+        w.load(Ty::scalar(elem), at)
+    }
+}
+
+/// Whether the sums of a group are small enough to be floats by their bits, on a machine that makes use of it.
+fn begins_whole(machine: &Machine, panel: &manifest::Blocks, group: u64) -> bool {
+    let most = if panel.minimum { (1 << panel.bits) - 1 } else { 1 << (panel.bits - 1) };
+    machine.fma && matches!(machine.byte_dot, ByteDot::Intrinsic(_)) && group * most * 127 < 1 << 22
 }
 
 impl Linear<'_> {
@@ -46,12 +67,9 @@ impl Linear<'_> {
         blocks: Blocks,
     ) -> Result<Vec<Val>, CodegenError> {
         let s = self.schedule;
-        let of = Groups {
-            xs,
-            token: TokenRow::new(self.spec.inputs, blocks),
-            panel: packed(blocks, s.panel_columns),
-            group: u64::from(blocks.group),
-        };
+        let (panel, group) = (packed(blocks, s.panel_columns), u64::from(blocks.group));
+        let whole = begins_whole(w.machine(), &panel, group);
+        let of = Groups { xs, token: TokenRow::new(self.spec.inputs, blocks), panel, group, whole };
         let zero = w.f32(0.0, s.lanes);
         let sums = vec![zero; xs.len() * self.spec.parts * s.vectors as usize];
         let (begin, end) = (w.group(), w.i64(of.token.groups as i64));
@@ -59,14 +77,13 @@ impl Linear<'_> {
             self.ask_for_next(w, group, 1, of.panel.group_bytes());
             let starts: Vec<Val> =
                 self.starts.iter().map(|start| w.element(*start, group, of.panel.group_bytes())).collect();
-            let sums_of_tokens: Vec<Val> = xs
-                .iter()
-                .map(|x| {
-                    let at = w.offset_const(*x, of.token.sums_at);
-                    let at = w.element(at, group, 4);
-                    w.load(Ty::scalar(Elem::I32), at)
-                })
-                .collect();
+            // What of the integers of each token sums begin with, or what minima are multiplied with.
+            let list = if of.whole && !of.panel.minimum {
+                of.token.starts_at[usize::from(of.panel.bits == 8)]
+            } else {
+                of.token.sums_at
+            };
+            let sums_of_tokens: Vec<Val> = xs.iter().map(|x| of.of_token(w, *x, list, group, Elem::I32)).collect();
             let integers = self.group_sums(w, &of, &starts, group, &sums_of_tokens)?;
             Ok(self.scaled(w, &of, &starts, group, &sums_of_tokens, &integers, sums))
         })
@@ -77,7 +94,7 @@ impl Linear<'_> {
         self.step * u64::from(self.schedule.lanes * self.schedule.vectors)
     }
 
-    /// Sums over one group in whole numbers, as f32.
+    /// Sums over one group in whole numbers, as f32, to which [`TokenRow::WHOLE`] is added where they begin so.
     fn group_sums(
         &self,
         w: &mut Writer,
@@ -91,11 +108,16 @@ impl Linear<'_> {
         let byte_dot = w.machine().byte_dot;
         let mut sums = Vec::new();
         for sum in sums_of_tokens {
-            // What was added to each weight, times the token's integers.
-            let added = if of.panel.minimum { 0 } else { 1 << (of.panel.bits - 1) };
-            let minus = w.int(-added, sum.ty);
-            let first = w.mul(*sum, minus);
-            let first = if byte_dot == ByteDot::Widened { w.to_float(first) } else { first };
+            let first = if of.whole {
+                let nothing = w.int(i64::from(TokenRow::WHOLE.to_bits()), sum.ty);
+                if of.panel.minimum { nothing } else { *sum }
+            } else {
+                // What was added to each weight, times the token's integers.
+                let added = if of.panel.minimum { 0 } else { 1 << (of.panel.bits - 1) };
+                let minus = w.int(-added, sum.ty);
+                let first = w.mul(*sum, minus);
+                if byte_dot == ByteDot::Widened { w.to_float(first) } else { first }
+            };
             let first = w.splat(first, s.lanes);
             sums.extend(vec![first; per_row]);
         }
@@ -119,7 +141,10 @@ impl Linear<'_> {
                 Ok(sums)
             })?;
         }
-        Ok(if byte_dot == ByteDot::Widened { sums } else { sums.into_iter().map(|sum| w.to_float(sum)).collect() })
+        let to_float = |sum: Val| {
+            if of.whole { w.bitcast(sum, Ty::of(Elem::F32, s.lanes)) } else { w.to_float(sum) }
+        };
+        Ok(if byte_dot == ByteDot::Widened { sums } else { sums.into_iter().map(to_float).collect() })
     }
 
     /// Adds the products of one word of each column.
@@ -277,18 +302,23 @@ impl Linear<'_> {
         let minima = if of.panel.minimum { halves(w, of.panel.scales_bytes()) } else { Vec::new() };
         let mut out = Vec::with_capacity(sums.len());
         for (row, x) in of.xs.iter().enumerate() {
-            let at = w.offset_const(*x, of.token.scales_at);
-            let at = w.element(at, group, 4);
-            let scale = w.load(Ty::scalar(Elem::F32), at);
+            let scale = of.of_token(w, *x, of.token.scales_at, group, Elem::F32);
             let minimum = of.panel.minimum.then(|| {
                 let sum = w.to_float(sums_of_tokens[row]);
                 let sum = w.mul(sum, scale);
                 w.splat(sum, s.lanes)
             });
             let scale = w.splat(scale, s.lanes);
+            let offset = of.whole.then(|| {
+                let offset = of.of_token(w, *x, of.token.offsets_at, group, Elem::F32);
+                w.splat(offset, s.lanes)
+            });
             for (column, of_column) in scales.iter().enumerate() {
                 let i = row * scales.len() + column;
-                let product = w.mul(integers[i], scale);
+                let product = match offset {
+                    Some(offset) => w.fma(integers[i], scale, offset),
+                    None => w.mul(integers[i], scale),
+                };
                 let mut sum = w.fma(product, *of_column, sums[i]);
                 if let Some(token) = minimum {
                     sum = w.fma(token, minima[column], sum);
@@ -297,5 +327,53 @@ impl Linear<'_> {
             }
         }
         out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use xfc_lang::graph::blocks::BlockForm;
+
+    use super::*;
+    use crate::mlir::machine::PairDot;
+
+    #[test]
+    fn sums_are_floats_by_their_bits_and_scales_take_the_start_away_exactly() {
+        let whole = TokenRow::WHOLE;
+        for sum in [0, 1, -1, 4_145_280, -4_145_280, (1 << 22) - 1, -(1 << 22)] {
+            let bits = (whole.to_bits() as i32).wrapping_add(sum) as u32;
+            assert_eq!(f64::from(f32::from_bits(bits)), f64::from(whole) + f64::from(sum));
+        }
+        for scale in [1.0f32, 0.1, 1.0 / 127.0, 3.402_823e30, 1.999_999_9, 1.2e-30] {
+            let kept = f32::from_bits(scale.to_bits() & TokenRow::SCALE_BITS as u32);
+            assert!((f64::from(kept) / f64::from(scale) - 1.0).abs() < 4e-7);
+            assert_eq!(f64::from(kept * whole), f64::from(kept) * f64::from(whole));
+            // As the kernel does: a fused product has the sum times the scale, rounded once.
+            let sum = -31_234;
+            let product = (whole + sum as f32).mul_add(kept, -whole * kept);
+            assert_eq!(product, (f64::from(sum) * f64::from(kept)) as f32);
+        }
+    }
+
+    #[test]
+    fn groups_whose_sums_are_too_large_begin_at_nothing() {
+        let machine = |byte_dot| Machine {
+            lanes: 16,
+            threads: 1,
+            groups: 1,
+            fma: true,
+            round: true,
+            pair_dot: PairDot::Widened,
+            byte_dot,
+            half: true,
+            tile_dot: None,
+        };
+        let dot = machine(ByteDot::Intrinsic("of four bytes"));
+        let panel = |form, group| packed(Blocks::weights(form, group), 64);
+        for form in [BlockForm::Int8, BlockForm::Int4, BlockForm::Uint8, BlockForm::Uint4] {
+            assert!(begins_whole(&dot, &panel(form, 128), 128));
+        }
+        assert!(!begins_whole(&dot, &panel(BlockForm::Uint8, 256), 256));
+        assert!(!begins_whole(&machine(ByteDot::Widened), &panel(BlockForm::Int4, 32), 32));
     }
 }

@@ -7,7 +7,7 @@ use super::Body;
 use super::view::View;
 use crate::error::CodegenError;
 use crate::mlir::expr::cast;
-use crate::mlir::writer::{Elem, Val, Writer};
+use crate::mlir::writer::{Elem, Ty, Val, Writer};
 use crate::plan::kernel::{Sink, TokenRow};
 
 impl Body<'_> {
@@ -144,14 +144,28 @@ impl Body<'_> {
             let inside = w.lanes(&inside, Elem::I1);
             w.store_masked(byte, to, inside);
         }
-        let scales = w.offset_const(base, token.scales_at);
-        let to = w.element(scales, index, 4);
-        w.store(scale, to);
+        let keep = |w: &mut Writer, list: u64, value: Val| {
+            let list = w.offset_const(base, list);
+            let to = w.element(list, index, 4);
+            w.store(value, to);
+        };
+        let bits = w.bitcast(scale, Ty::scalar(Elem::I32));
+        let kept = w.int(TokenRow::SCALE_BITS, bits.ty);
+        let bits = w.and(bits, kept);
+        let scale = w.bitcast(bits, scale.ty);
+        keep(w, token.scales_at, scale);
+        let minus = w.f32(-f64::from(TokenRow::WHOLE), 0);
+        let offset = w.mul(scale, minus);
+        keep(w, token.offsets_at, offset);
         if let Some(sum) = sum {
             let sum = w.reduce_add(sum);
-            let sums = w.offset_const(base, token.sums_at);
-            let to = w.element(sums, index, 4);
-            w.store(sum, to);
+            keep(w, token.sums_at, sum);
+            let whole = w.int(i64::from(TokenRow::WHOLE.to_bits()), sum.ty);
+            for (list, bits) in token.starts_at.into_iter().zip([4, 8]) {
+                let added = w.shl(sum, bits - 1);
+                let start = w.sub(whole, added);
+                keep(w, list, start);
+            }
         }
         Ok(())
     }
