@@ -51,9 +51,9 @@ pub struct Limits {
     pub read: f64,
     /// Operations a second on 32-bit numbers.
     pub f32_flops: f64,
-    /// Operations a second on 16-bit numbers: of the instruction for them, or else as for 32 bits.
+    /// Operations a second on 16-bit numbers: of the instruction for them, or as for 32 bits where that is more or there is none.
     pub half_flops: f64,
-    /// Operations a second on 8-bit integers: of the instruction for them, or else as for 32 bits.
+    /// Operations a second on 8-bit integers: of the instruction for them, or as for 32 bits where that is more or there is none.
     pub byte_ops: f64,
     /// Nanoseconds until one thread has the answer of another; `None` with one thread.
     pub round_trip_ns: Option<f64>,
@@ -181,8 +181,9 @@ impl Prober {
             read = read.max(self.read(reading)?);
         }
         let f32_flops = self.multiply(Products::Single)?;
-        let half_flops = if self.narrow.half { self.multiply(Products::Half)? } else { f32_flops };
-        let byte_ops = if self.narrow.bytes { self.multiply(Products::Byte)? } else { f32_flops };
+        // What is narrow can be widened: some processors multiply floats faster than pairs of halves.
+        let half_flops = if self.narrow.half { self.multiply(Products::Half)?.max(f32_flops) } else { f32_flops };
+        let byte_ops = if self.narrow.bytes { self.multiply(Products::Byte)?.max(f32_flops) } else { f32_flops };
         Ok(Limits { read, f32_flops, half_flops, byte_ops, round_trip_ns: self.round_trip()? })
     }
 

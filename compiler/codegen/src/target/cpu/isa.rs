@@ -74,6 +74,9 @@ impl Isa {
         isa.name = format!("cpu:{base}{}", added.iter().map(|feature| format!("+{feature}")).collect::<String>());
         isa.tune = processor.map(|processor| processor.name);
         isa.prefetch = processor.map_or(0, |processor| processor.prefetch);
+        if processor.is_some_and(|processor| processor.slow_pairs) {
+            isa.machine.pair_dot = PairDot::Widened;
+        }
         Ok(isa)
     }
 
@@ -187,6 +190,9 @@ mod tests {
         let zen = Isa::parse("cpu:znver5").unwrap();
         assert_eq!((zen.name.as_str(), zen.llvm_cpu, zen.tune), ("cpu:znver5", "x86-64-v4", Some("znver5")));
         assert!(zen.needs.iter().any(|f| f == "avx512bf16"));
+        assert_ne!(zen.machine.pair_dot, PairDot::Widened);
+        let slow = Isa::parse("cpu:sapphirerapids").unwrap();
+        assert!(slow.needs.iter().any(|f| f == "avx512bf16") && slow.machine.pair_dot == PairDot::Widened);
         assert_eq!(Isa::parse("cpu:znver5+avx512bf16+gfni").unwrap().name, "cpu:znver5+gfni");
         let sve = Isa::parse("cpu:aarch64+sve+bf16").unwrap();
         assert_eq!(sve.needs, ["fp-armv8", "neon", "bf16", "fullfp16", "sve"]);

@@ -87,6 +87,10 @@ pub fn linear(isa: &Isa, regime: Regime, kind: ProductKind) -> LinearSchedule {
         Regime::One => (1, 4, if wide && parts == 1 { 2 } else { 1 }, 1),
         Regime::Few => (4, if wide { 4 / parts } else { 2 / parts }, 1, 8),
         Regime::Many if in_blocks && wide => (7, 4 / parts, 1, 49),
+        // Both halves of the weights lie in registers besides.
+        Regime::Many if isa.machine.lanes == 16 && kind.is_bf16 && isa.machine.pair_dot == PairDot::Widened => {
+            (5, 4 / parts, 1, 50)
+        }
         Regime::Many => (6, if wide { 4 / parts } else { 2 / parts }, 1, 48),
     };
     LinearSchedule {
