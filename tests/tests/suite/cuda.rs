@@ -17,7 +17,9 @@ use xfc_tests::gpu;
 use xfc_tests::program::{agree_on, of_wiring};
 
 use crate::cases::{every_case, largest};
+use crate::mixtures::Mixture;
 use crate::programs::floats;
+use crate::quantised::{all_blocks, held, product};
 
 /// What every GPU that code is generated for runs.
 const TARGET: &str = "cuda:sm_80";
@@ -144,4 +146,55 @@ fn tensor_cores_multiply_any_shape() -> Result<()> {
     prepare(&mut program, DType::BF16, CacheType::Float(DType::BF16), &Plan::default())?;
     let steps: Vec<_> = [9, 131, 8, 1, 64].map(|n| vec![("x", Floats(floats(n * 83)))]).into();
     agree_on(&program.to_string(), &steps, &[TARGET])
+}
+
+/// Weights in blocks of every form and group, with groups that are not whole, and in the second size fewer inputs than one group has.
+#[test]
+fn tensor_cores_multiply_bytes() -> Result<()> {
+    for (i, blocks) in all_blocks().enumerate() {
+        let (inputs, outputs) = [(203, 70), (7, 33), (256, 5)][i % 3];
+        let rows = if i % 3 == 0 { &[9, 17, 65, 130][..] } else { &[17, 130] };
+        let steps: Vec<_> = rows.iter().map(|n| vec![("x", Floats(floats(n * inputs)))]).collect();
+        let text = product(blocks, inputs, outputs);
+        agree_on(&text, &steps, &[TARGET]).map_err(|e| format!("{e}\n{text}"))?;
+    }
+    Ok(())
+}
+
+/// Products of one, two and three matrices with what follows them, of weights in blocks.
+#[test]
+fn tensor_cores_multiply_bytes_of_several_matrices() -> Result<()> {
+    // No product of what another gives: its last bit may round to another integer.
+    let wiring = "model(x: f32[tokens, 72]) {\n\
+        \x20 gate = linear(150)\n  up = linear(150)\n  q = linear(34, true)\n  k = linear(34, true)\n  v = linear(34, true)\n  narrow = linear(24)\n\
+        \x20 return {gated: silu(gate(x)) * up(x) + 1, all: q(x) + k(x) * v(x), heads: merge(narrow(split(x, 3)))}\n}";
+    let steps: Vec<_> = [65, 9, 130].map(|n| vec![("x", Floats(floats(n * 72)))]).into();
+    for plan in ["int8:g64", "uint8:g128", "int4:g128", "uint4:g32,narrow=int8:g128,k=none"] {
+        let text = held(wiring, DType::F32, plan);
+        agree_on(&text, &steps, &[TARGET]).map_err(|e| format!("{e}\n{text}"))?;
+    }
+    Ok(())
+}
+
+/// Experts that no token chose, one, or all of them, in bf16 and in blocks: more choices than a block of threads looks at in one go, and fewer.
+#[test]
+fn tensor_cores_multiply_rows_of_experts() -> Result<()> {
+    let mixtures = [
+        (Mixture { experts: 5, chosen: 2, width: 40, inner: 70 }, [9, 150]),
+        (Mixture { experts: 40, chosen: 3, width: 65, inner: 37 }, [17, 350]),
+    ];
+    for (i, (mixture, rows)) in mixtures.into_iter().enumerate() {
+        let spread = rows.map(|n| mixture.step(n, None));
+        let all_to_one = rows.map(|n| mixture.step(n, Some(mixture.experts - 1)));
+        let steps = [&spread[..], &all_to_one[..]].concat();
+        agree_on(&mixture.program("bf16"), &steps, &[TARGET])?;
+        for plan in [["int8:g32", "uint4:g64"], ["int4:g32", "uint8:g128"]][i] {
+            let mut program = parse(&mixture.program("f32"))?;
+            prepare(&mut program, DType::F32, CacheType::Float(DType::F32), &plan.parse()?)?;
+            let text = program.to_string();
+            assert!(text.contains(": token8"), "{text}");
+            agree_on(&text, &steps, &[TARGET]).map_err(|e| format!("{plan}: {e}\n{text}"))?;
+        }
+    }
+    Ok(())
 }

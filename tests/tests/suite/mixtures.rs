@@ -92,17 +92,17 @@ model(x: f32[tokens, 24]) {
 
 /// Sizes of a mixture: experts, how many a token has, and the widths outside and inside.
 #[derive(Clone, Copy, Debug)]
-struct Mixture {
-    experts: usize,
-    chosen: usize,
-    width: usize,
-    inner: usize,
+pub(crate) struct Mixture {
+    pub(crate) experts: usize,
+    pub(crate) chosen: usize,
+    pub(crate) width: usize,
+    pub(crate) inner: usize,
 }
 
 impl Mixture {
     /// Gated experts, the inner products with biases, as `scores` choose them; `dtype` is of the products' operands. The outer products are
     /// of the inner ones, or of `hidden` in bf16, where a last bit of what is rounded before them would be seen.
-    fn program(self, dtype: &str) -> String {
+    pub(crate) fn program(self, dtype: &str) -> String {
         let Mixture { experts: e, chosen: a, width: d, inner: f } = self;
         format!(
             r#"program "p" axes [tokens]
@@ -139,7 +139,7 @@ graph 0 "model" (%0 x: f32[tokens, {d}], %1 scores: f32[tokens, {e}], %24 hidden
     }
 
     /// Inputs of `n` tokens; `favourite` is chosen by all of them.
-    fn step(self, n: usize, favourite: Option<usize>) -> Vec<(&'static str, InputData)> {
+    pub(crate) fn step(self, n: usize, favourite: Option<usize>) -> Vec<(&'static str, InputData)> {
         let mut scores: Vec<f32> = (0..n * self.experts).map(|i| ((i * i + 7 * i) % 31) as f32 / 8.0).collect();
         if let Some(expert) = favourite {
             scores.chunks_exact_mut(self.experts).for_each(|row| row[expert] = 9.0);

@@ -11,13 +11,13 @@ use xfc_tests::program::{Given, agree, agree_in_turn, agree_on, artifact, manife
 use crate::programs::floats;
 
 /// The forms that weights can have, in every group.
-fn all_blocks() -> impl Iterator<Item = Blocks> {
+pub(crate) fn all_blocks() -> impl Iterator<Item = Blocks> {
     let forms = BlockForm::ALL.into_iter().filter(|form| form.is_of_weights());
     forms.flat_map(|form| Blocks::GROUPS.into_iter().map(move |group| Blocks::weights(form, group)))
 }
 
 /// The wiring's program with its matrices held as the plan says.
-fn held(wiring: &str, dtype: DType, plan: &str) -> String {
+pub(crate) fn held(wiring: &str, dtype: DType, plan: &str) -> String {
     let text = of_wiring(wiring).unwrap_or_else(|e| panic!("{e}"));
     let mut program = parse(&text).unwrap_or_else(|e| panic!("{e}"));
     let plan: Plan = plan.parse().unwrap_or_else(|e| panic!("{e}"));
@@ -31,7 +31,7 @@ fn steps(width: usize) -> [Vec<Given<'static>>; 5] {
 }
 
 /// The product of one matrix, held so, by what tokens bring.
-fn product(blocks: Blocks, inputs: usize, outputs: usize) -> String {
+pub(crate) fn product(blocks: Blocks, inputs: usize, outputs: usize) -> String {
     format!(
         "program \"p\" axes [tokens]\n\ngraph 0 \"model\" (%0 x: f32[tokens, {inputs}]) {{\n\
          \x20 %1 = weight {{path = \"w\"}} : f32[{outputs}, {inputs}]\n\

@@ -156,6 +156,11 @@ impl Writer {
         self.binary("arith.shli", a, n)
     }
 
+    /// `a << b`, where the number of bits is below the width.
+    pub fn shl_by(&mut self, a: Val, b: Val) -> Val {
+        self.binary("arith.shli", a, b)
+    }
+
     /// `a >> bits`, filling with zeros.
     pub fn shr(&mut self, a: Val, bits: u32) -> Val {
         let n = self.int(i64::from(bits), a.ty);

@@ -46,13 +46,13 @@ pub fn emit(
     }
     let (mut w, params) = Writer::kernel(symbol, machine);
     let mut linear = Linear::new(&mut w, params.args, spec, schedule);
+    if let Some(tiles) = schedule.tiles.filter(|_| tiles::multiplies(machine, spec.operand)) {
+        let scratch_bytes = linear.of_tiles(&mut w, &params, tiles)?;
+        return Ok(w.finish(scratch_bytes));
+    }
     if let Some(experts) = spec.experts {
         let scratch_bytes = linear.of_experts(&mut w, &params, experts)?;
         return Ok(w.finish(scratch_bytes));
-    }
-    if let Some(tiles) = schedule.tiles.zip(machine.tile_dot) {
-        linear.of_tiles(&mut w, &params, tiles)?;
-        return Ok(w.finish(0));
     }
     let elements = w.n_rows(params.args, spec.space);
     let times = w.i64(spec.times as i64);

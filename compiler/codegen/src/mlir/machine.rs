@@ -24,12 +24,19 @@ pub struct Machine {
     pub half: bool,
     /// Products of tiles of bf16 by a warp.
     pub tile_dot: Option<TileDot>,
+    /// Products of tiles of bytes by a warp.
+    pub byte_tile_dot: Option<ByteTileDot>,
 }
 
 /// Products of 16 rows by 8 columns over 16 inputs of bf16, summed in f32: the name of LLVM's intrinsic on what each lane holds of rows, columns and
 /// sums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TileDot(pub &'static str);
+
+/// Products of 16 rows of bytes with a sign by 8 columns of bytes without over 32 inputs, summed in 32 bits: the name of LLVM's intrinsic, as for
+/// [`TileDot`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ByteTileDot(pub &'static str);
 
 /// How `sum + a.low * b.low + a.high * b.high` is computed for each f32 lane of `sum` and the pairs of bf16 in the same 32 bits of `a` and `b`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

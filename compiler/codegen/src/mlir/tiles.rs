@@ -1,6 +1,6 @@
 //! What the [`Writer`] writes for tensor cores: copies to shared memory that go on by themselves, and products of tiles that a warp holds.
 
-use super::machine::TileDot;
+use super::machine::{ByteTileDot, TileDot};
 use super::writer::{Elem, Ty, Val, Writer};
 
 impl Writer {
@@ -21,6 +21,19 @@ impl Writer {
         self.line(&format!("{id}_1 = llvm.addrspacecast {from} : !llvm.ptr to !llvm.ptr<1>"));
         self.line(&format!(
             "llvm.call_intrinsic \"llvm.nvvm.cp.async.cg.shared.global.16.s\"({id}_3, {id}_1, {bytes}) : (!llvm.ptr<3>, !llvm.ptr<1>, i32) -> ()"
+        ));
+    }
+
+    /// Begins to copy 4 bytes as [`copy_piece`](Self::copy_piece) copies 16: all of them where `exists`, otherwise they are 0.
+    pub fn copy_word(&mut self, shared: Val, to: Val, from: Val, exists: Val, valid: Val) {
+        let from = self.select(exists, from, valid);
+        let (whole, none) = (self.int(4, Ty::scalar(Elem::I32)), self.int(0, Ty::scalar(Elem::I32)));
+        let bytes = self.select(exists, whole, none);
+        let id = self.fresh(Ty::scalar(Elem::Ptr));
+        self.line(&format!("{id}_3 = llvm.getelementptr {shared}_3[{to}] : (!llvm.ptr<3>, i64) -> !llvm.ptr<3>, i8"));
+        self.line(&format!("{id}_1 = llvm.addrspacecast {from} : !llvm.ptr to !llvm.ptr<1>"));
+        self.line(&format!(
+            "llvm.call_intrinsic \"llvm.nvvm.cp.async.ca.shared.global.4.s\"({id}_3, {id}_1, {bytes}) : (!llvm.ptr<3>, !llvm.ptr<1>, i32) -> ()"
         ));
     }
 
@@ -59,5 +72,40 @@ impl Writer {
             ids.join(", ")
         ));
         [0, 1, 2, 3].map(|i| self.op(Ty::scalar(Elem::F32), &format!("llvm.extractvalue {id}_4[{i}] : {tuple}")))
+    }
+
+    /// `sums` and the products of 16 rows by 8 columns over 32 inputs of 8 bits, as a warp holds them.
+    pub fn byte_tile_dot(&mut self, dot: ByteTileDot, rows: [Val; 4], columns: [Val; 2], sums: [Val; 4]) -> [Val; 4] {
+        let ByteTileDot(name) = dot;
+        let ids: Vec<String> = rows.iter().chain(&columns).chain(&sums).map(ToString::to_string).collect();
+        let tuple = "!llvm.struct<(i32, i32, i32, i32)>";
+        let id = self.fresh(Ty::scalar(Elem::Ptr));
+        let types = vec!["i32"; ids.len()].join(", ");
+        self.line(&format!("{id}_4 = llvm.call_intrinsic \"{name}\"({}) : ({types}) -> {tuple}", ids.join(", ")));
+        [0, 1, 2, 3].map(|i| self.op(Ty::scalar(Elem::I32), &format!("llvm.extractvalue {id}_4[{i}] : {tuple}")))
+    }
+
+    /// `N` words that each thread has an address of its own for, aligned to all of them.
+    pub fn load_words<const N: usize>(&mut self, at: Val) -> [Val; N] {
+        let id = self.fresh(Ty::scalar(Elem::Ptr));
+        self.line(&format!("{id}_4 = llvm.load {at} {{alignment = {} : i64}} : !llvm.ptr -> vector<{N}xi32>", N * 4));
+        std::array::from_fn(|i| {
+            self.op(Ty::scalar(Elem::I32), &format!("vector.extract {id}_4[{i}] : i32 from vector<{N}xi32>"))
+        })
+    }
+
+    /// Of the threads of a warp, those in which a condition holds: each is the bit of its number.
+    pub fn ballot(&mut self, condition: Val) -> Val {
+        let all = self.int(-1, Ty::scalar(Elem::I32));
+        self.op(
+            Ty::scalar(Elem::I32),
+            &format!("llvm.call_intrinsic \"llvm.nvvm.vote.ballot.sync\"({all}, {condition}) : (i32, i1) -> i32"),
+        )
+    }
+
+    /// How many bits are set.
+    pub fn count_bits(&mut self, bits: Val) -> Val {
+        let text = self.text(bits.ty);
+        self.op(bits.ty, &format!("llvm.intr.ctpop({bits}) : ({text}) -> {text}"))
     }
 }

@@ -12,6 +12,12 @@ use crate::plan::kernel::{Experts, dtype_bytes};
 /// Most choices that are looked through at a time, about.
 const CHUNK: u64 = 16_384;
 
+/// Choices that a thread looks at before the block counts what it found.
+const TOGETHER: u64 = 8;
+
+/// Threads of a warp.
+const WARP: u64 = 32;
+
 impl Linear<'_> {
     /// Writes the tiles; gives the bytes of scratch they need.
     pub(super) fn of_experts(
@@ -33,8 +39,7 @@ impl Linear<'_> {
             }
             Ok(vec![])
         })?;
-        // One more than is ever kept: a choice is written before it is known to count.
-        Ok(if by_expert { (rows_of_chunk(experts) * experts.chosen + 1) * 4 } else { 0 })
+        Ok(if by_expert { list_bytes(experts) } else { 0 })
     }
 
     /// The product of choice number `choice` over all rows.
@@ -45,7 +50,7 @@ impl Linear<'_> {
         n_rows: Val,
         experts: Experts,
     ) -> Result<(), CodegenError> {
-        let place = place(w, choice, experts);
+        let place = of_number(w, choice, experts);
         let expert = self.expert_at(w, place, experts)?;
         let chosen = w.i64(experts.chosen as i64);
         let end = w.mul(n_rows, chosen);
@@ -66,21 +71,41 @@ impl Linear<'_> {
         list: Val,
         experts: Experts,
     ) -> Result<(), CodegenError> {
+        self.for_lists(w, expert, n_rows, (list, experts), |linear, w, count| {
+            let zero = w.i64(0);
+            for step in 0..linear.steps() {
+                linear.enter_columns(w, panel, step, Some(expert));
+                w.for_loop(zero, count, i64::from(linear.schedule.micro_rows), &[], |w, first, _| {
+                    linear.tile_of_list(w, list, (first, count), experts)?;
+                    Ok(vec![])
+                })?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Runs `body` on lists of the choices of `expert`, which all rows together are; it is given how many there are.
+    pub(super) fn for_lists(
+        &mut self,
+        w: &mut Writer,
+        expert: Val,
+        n_rows: Val,
+        (list, experts): (Val, Experts),
+        body: impl FnOnce(&mut Self, &mut Writer, Val) -> Result<(), CodegenError>,
+    ) -> Result<(), CodegenError> {
         let zero = w.i64(0);
         let chunk = rows_of_chunk(experts);
         w.for_loop(zero, n_rows, chunk as i64, &[], |w, begin, _| {
             let size = w.i64(chunk as i64);
             let end = w.add(begin, size);
             let end = w.min(end, n_rows);
-            let count = self.choices_of(w, expert, (begin, end), list, experts)?;
+            let count = if w.is_block() {
+                self.choices_of_block(w, expert, (begin, end), list, experts)?
+            } else {
+                self.choices_of(w, expert, (begin, end), list, experts)?
+            };
             w.sync();
-            for step in 0..self.steps() {
-                self.enter_columns(w, panel, step, Some(expert));
-                w.for_loop(zero, count, i64::from(self.schedule.micro_rows), &[], |w, first, _| {
-                    self.tile_of_list(w, list, (first, count), experts)?;
-                    Ok(vec![])
-                })?;
-            }
+            body(self, w, count)?;
             w.sync();
             Ok(vec![])
         })?;
@@ -114,6 +139,92 @@ impl Linear<'_> {
         Ok(count[0])
     }
 
+    /// The same by a block of threads, each of which looks at some choices at a time.
+    fn choices_of_block(
+        &self,
+        w: &mut Writer,
+        expert: Val,
+        (begin, end): (Val, Val),
+        list: Val,
+        experts: Experts,
+    ) -> Result<Val, CodegenError> {
+        let threads = u64::from(w.machine().threads * w.machine().groups);
+        let warps = threads / WARP;
+        let counts = w.shared("counts", warps * 4);
+        let narrow = w.thread();
+        let thread = w.widen_unsigned(narrow, Elem::I64);
+        let last_lane = w.int(WARP as i64 - 1, narrow.ty);
+        let lane = w.and(narrow, last_lane);
+        let warp = w.shr(narrow, WARP.ilog2());
+        let one_bit = w.int(1, narrow.ty);
+        let own = w.shl_by(one_bit, lane);
+        let before_own = w.sub(own, one_bit);
+        let none = w.int(0, narrow.ty);
+        let is_first = w.cmp(Cmp::Eq, lane, none);
+        let mine = w.widen_unsigned(warp, Elem::I64);
+        let mine = w.element(counts, mine, 4);
+        let (zero, one, chosen) = (w.i64(0), w.i64(1), w.i64(experts.chosen as i64));
+        let (first, end) = (w.mul(begin, chosen), w.mul(end, chosen));
+        let last = w.sub(end, one);
+        let count = w.for_loop(first, end, (threads * TOGETHER) as i64, &[zero], |w, base, count| {
+            let own = w.add(base, thread);
+            let mut of_thread = Vec::new();
+            for i in 0..TOGETHER {
+                let shift = w.i64((i * threads) as i64);
+                let number = w.add(own, shift);
+                let exists = w.cmp(Cmp::Lt, number, end);
+                let nearest = w.min(number, last);
+                let place = of_number(w, nearest, experts);
+                let chosen = self.expert_at(w, place, experts)?;
+                of_thread.push((number, exists, chosen));
+            }
+            let mut found = Vec::new();
+            let mut of_warp = none;
+            for (number, exists, chosen) in of_thread {
+                let is_it = w.cmp(Cmp::Eq, chosen, expert);
+                let is_it = w.and(is_it, exists);
+                let all = w.ballot(is_it);
+                let before = w.and(all, before_own);
+                let before = w.count_bits(before);
+                found.push((number, is_it, w.add(of_warp, before)));
+                let more = w.count_bits(all);
+                of_warp = w.add(of_warp, more);
+            }
+            w.if_then(is_first, |w| {
+                w.store_own(of_warp, mine);
+                Ok(())
+            })?;
+            w.sync();
+            let (mut before, mut total) = (none, none);
+            for other in 0..warps {
+                let at = w.offset_const(counts, other * 4);
+                let of_other = w.load(none.ty, at);
+                let number = w.int(other as i64, none.ty);
+                let is_before = w.cmp(Cmp::Lt, number, warp);
+                let added = w.select(is_before, of_other, none);
+                before = w.add(before, added);
+                total = w.add(total, of_other);
+            }
+            let before = w.widen_unsigned(before, Elem::I64);
+            let before = w.add(count[0], before);
+            for (number, is_it, of_warp) in found {
+                let of_warp = w.widen_unsigned(of_warp, Elem::I64);
+                let at = w.add(before, of_warp);
+                let at = w.element(list, at, 4);
+                let narrow = w.resize(number, Elem::I32);
+                w.if_then(is_it, |w| {
+                    w.store_own(narrow, at);
+                    Ok(())
+                })?;
+            }
+            // What was counted has been read.
+            w.sync();
+            let total = w.widen_unsigned(total, Elem::I64);
+            Ok(vec![w.add(count[0], total)])
+        })?;
+        Ok(count[0])
+    }
+
     /// The register tile of the choices from `first` on of a list; behind its end the last is repeated.
     fn tile_of_list(
         &self,
@@ -130,14 +241,15 @@ impl Linear<'_> {
             let number = w.add(first, i);
             let listed = w.min(number, last);
             let choice = w.load_u32(list, listed);
-            let place = place(w, choice, experts);
+            let place = of_number(w, choice, experts);
             xs.push(self.x_at(w, place, experts));
             places.push((number, place));
         }
         self.block(w, &xs, &places, count)
     }
 
-    fn x_at(&self, w: &mut Writer, place: Place, experts: Experts) -> Val {
+    /// The inputs of a choice.
+    pub(super) fn x_at(&self, w: &mut Writer, place: Place, experts: Experts) -> Val {
         let place = Place { choice: place.choice.filter(|_| experts.by_choice), ..place };
         self.row_at(w, self.x, place, self.width_of_x(), dtype_bytes(self.spec.operand))
     }
@@ -157,8 +269,14 @@ fn rows_of_chunk(experts: Experts) -> u64 {
     (CHUNK / experts.chosen).max(1)
 }
 
+/// Bytes of a list of choices.
+pub(super) fn list_bytes(experts: Experts) -> u64 {
+    // One more than is ever kept: a choice may be written before it is known to count.
+    (rows_of_chunk(experts) * experts.chosen + 1) * 4
+}
+
 /// Row and choice of a choice's number over all rows.
-fn place(w: &mut Writer, number: Val, experts: Experts) -> Place {
+pub(super) fn of_number(w: &mut Writer, number: Val, experts: Experts) -> Place {
     let chosen = w.i64(experts.chosen as i64);
     let row = w.div_unsigned(number, chosen);
     Place { row, choice: Some(w.rem_unsigned(number, chosen)) }

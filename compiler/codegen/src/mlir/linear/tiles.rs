@@ -1,30 +1,33 @@
 //! Products of many rows by tensor cores: a block of threads has some rows by some panels, of which the inputs come to shared memory in stages while
 //! those that came before are multiplied.
 //!
-//! A stage is 32 inputs. Of the rows it holds `[row][16 bytes]`, where the four pieces of a row change places from row to row so that
-//! eight rows of one piece lie in all banks; of each panel it holds what lies in memory, `[piece][column][16 bytes]`, which does so by itself. A warp has
-//! its rows by all columns. Sums go through shared memory to lanes that are columns, as the epilogue has them.
+//! Of the rows a stage holds `[row][piece of 16 bytes]`, where the pieces of a row change places from row to row so that eight rows of one piece lie in all
+//! banks, as do the two pieces side by side of four rows; behind them it holds what belongs to each panel. A warp has its rows by all columns. Sums go
+//! through shared memory to lanes that are columns, as the epilogue has them.
+//!
+//! Rows follow one another, or are listed: those that chose an expert.
 
+mod bytes;
+mod halves;
+
+use xfc_lang::graph::DType;
+
+use super::experts::of_number;
 use super::{Linear, Place};
 use crate::error::CodegenError;
-use crate::mlir::machine::TileDot;
+use crate::mlir::machine::Machine;
 use crate::mlir::schedule::TileSchedule;
 use crate::mlir::writer::{Cmp, Elem, KernelParams, Ty, Val, Writer};
+use crate::plan::kernel::{Experts, TokenRow, dtype_bytes};
 
-/// Inputs of a stage.
-const INPUTS: u64 = 32;
-
-/// Bytes of a row, or of a column, that are moved at a time: eight inputs.
+/// Bytes of a row, or of a column, that are moved at a time.
 const PIECE: u64 = 16;
 
-/// Pieces of a stage.
-const PIECES: u64 = INPUTS * 2 / PIECE;
+/// Columns of a panel.
+const COLUMNS: u64 = 32;
 
-/// Bytes of a panel of a stage.
-const PANEL_BYTES: u64 = PIECES * 32 * PIECE;
-
-/// Rows and columns of the tiles that an instruction multiplies, and its inputs.
-const TILE: (u64, u64, u64) = (16, 8, 16);
+/// Rows and columns of the tiles that an instruction multiplies, and bytes of their inputs.
+const TILE: (u64, u64, u64) = (16, 8, 32);
 
 /// f32 between the rows of sums, so that they begin in different banks.
 const PADDING: u64 = 4;
@@ -32,16 +35,55 @@ const PADDING: u64 = 4;
 const I32: Ty = Ty::scalar(Elem::I32);
 
 /// Bytes of shared memory that a product takes.
-pub fn shared_bytes(parts: u64, rows: u64, of: TileSchedule) -> u64 {
-    let columns = parts * of.panels * 32;
-    let stage = rows * INPUTS * 2 + parts * of.panels * PANEL_BYTES;
-    (stage * of.stages).max(rows * (columns + PADDING) * 4)
+pub fn shared_bytes(operand: DType, parts: u64, rows: u64, of: TileSchedule) -> u64 {
+    let panels = parts * of.panels;
+    (Stage::of(operand).bytes(rows, panels) * of.stages).max(rows * (panels * COLUMNS + PADDING) * 4)
+}
+
+/// What a stage holds.
+#[derive(Clone, Copy)]
+struct Stage {
+    /// Inputs.
+    inputs: u64,
+    /// Bytes of a row.
+    row: u64,
+    /// Words that are brought for a row besides.
+    words: u64,
+    /// Bytes of a panel.
+    panel: u64,
+}
+
+impl Stage {
+    fn of(operand: DType) -> Stage {
+        match operand.blocks() {
+            Some(blocks) => bytes::stage(blocks),
+            None => halves::STAGE,
+        }
+    }
+
+    fn pieces(&self) -> u64 {
+        self.row / PIECE
+    }
+
+    /// First byte of the panels.
+    fn panels_at(&self, rows: u64) -> u64 {
+        rows * self.row
+    }
+
+    /// First byte of the words.
+    fn words_at(&self, rows: u64, panels: u64) -> u64 {
+        self.panels_at(rows) + panels * self.panel
+    }
+
+    fn bytes(&self, rows: u64, panels: u64) -> u64 {
+        self.words_at(rows, panels) + rows * self.words * 4
+    }
 }
 
 /// A tile that is being computed, and where.
 struct Tiles {
     of: TileSchedule,
-    dot: TileDot,
+    stage: Stage,
     rows: u64,
     /// Panels of all parts.
     panels: u64,
@@ -50,15 +92,17 @@ struct Tiles {
     thread: Val,
     lane: Val,
     warp: Val,
-    /// First panel, and rows `begin .. end`, of which `end` is that of the launch.
+    /// First panel.
     panel: Val,
+    /// Numbers `begin .. end`: of rows, where `end` is that of the launch, or in a list of choices.
     begin: Val,
     end: Val,
+    list: Option<(Val, Experts)>,
 }
 
 impl Tiles {
     fn stage_bytes(&self) -> u64 {
-        self.rows * INPUTS * 2 + self.panels * PANEL_BYTES
+        self.stage.bytes(self.rows, self.panels)
     }
 
     /// Rows of a warp.
@@ -69,16 +113,71 @@ impl Tiles {
     fn row_tiles(&self, w: &Writer) -> u64 {
         self.rows_of_warp(w) / TILE.0
     }
+
+    /// The row of the tile that the first of a warp is.
+    fn first_row(&self, w: &mut Writer) -> Val {
+        let rows = w.int(self.rows_of_warp(w) as i64, I32);
+        w.mul(self.warp, rows)
+    }
+
+    fn place(&self, w: &mut Writer, number: Val) -> Place {
+        match self.list {
+            None => Place { row: number, choice: None },
+            Some((list, experts)) => {
+                let choice = w.load_u32(list, number);
+                of_number(w, choice, experts)
+            }
+        }
+    }
+
+    /// Bytes of a row of sums.
+    fn row_of_sums(&self) -> u64 {
+        (self.panels * COLUMNS + PADDING) * 4
+    }
+}
+
+/// A row that a thread brings parts of: where it lies, and how many bytes it has, none where there is no such row.
+#[derive(Clone, Copy)]
+struct Source {
+    at: Val,
+    bytes: Val,
+    exists: Val,
+}
+
+/// What a thread brings stage after stage.
+struct Brought {
+    /// The row of each of its pieces.
+    pieces: Vec<Source>,
+    /// The row of its words.
+    words: Option<Source>,
+    /// Whether all rows begin at multiples of a piece, where that is not known.
+    aligned: Option<Val>,
+}
+
+fn low_bits(w: &mut Writer, x: Val, mask: u64) -> Val {
+    let mask = w.int(mask as i64, x.ty);
+    w.and(x, mask)
+}
+
+/// Whether a machine has instructions for products of tiles of this type.
+pub fn multiplies(machine: &Machine, operand: DType) -> bool {
+    match operand {
+        DType::BF16 => machine.tile_dot.is_some(),
+        operand => operand.blocks().is_some() && machine.byte_tile_dot.is_some(),
+    }
 }
 
 impl Linear<'_> {
-    /// Writes the tiles.
+    /// Writes the tiles; gives the bytes of scratch they need.
     pub(super) fn of_tiles(
         &mut self,
         w: &mut Writer,
         params: &KernelParams,
-        (of, dot): (TileSchedule, TileDot),
-    ) -> Result<(), CodegenError> {
+        of: TileSchedule,
+    ) -> Result<u64, CodegenError> {
+        if let Some(experts) = self.spec.experts {
+            return self.tiles_of_experts(w, params, of, experts);
+        }
         let elements = w.n_rows(params.args, self.spec.space);
         let times = w.i64(self.spec.times as i64);
         let n_rows = w.mul(elements, times);
@@ -91,30 +190,71 @@ impl Linear<'_> {
             let panel = w.mul(panels, size);
             let size = w.i64(rows as i64);
             let begin = w.mul(block, size);
-            let thread = w.thread();
-            let (lane, warp) = (self.low_bits(w, thread, 31), w.shr(thread, 5));
-            let shared = w.shared("stages", shared_bytes(self.spec.parts as u64, rows, of));
-            let panels = self.spec.parts as u64 * of.panels;
-            self.one_tile(w, &Tiles { of, dot, rows, panels, shared, thread, lane, warp, panel, begin, end: n_rows })?;
+            let tiles = self.tile(w, of, panel, (begin, n_rows), None);
+            self.one_tile(w, &tiles, None)?;
             Ok(vec![])
         })?;
-        Ok(())
+        Ok(0)
     }
 
-    fn low_bits(&self, w: &mut Writer, x: Val, mask: i64) -> Val {
-        let mask = w.int(mask, x.ty);
-        w.and(x, mask)
+    /// Writes tiles of an expert by some panels: the rows that chose it, some after others.
+    fn tiles_of_experts(
+        &mut self,
+        w: &mut Writer,
+        params: &KernelParams,
+        of: TileSchedule,
+        experts: Experts,
+    ) -> Result<u64, CodegenError> {
+        let n_rows = w.n_rows(params.args, self.spec.space);
+        let n_tiles = self.panels().div_ceil(of.panels);
+        let rows = self.schedule.rows_per_tile as i64;
+        w.for_loop(params.tile_begin, params.tile_end, 1, &[], |w, tile, _| {
+            let count = w.i64(n_tiles as i64);
+            let expert = w.div_unsigned(tile, count);
+            let panels = w.rem_unsigned(tile, count);
+            let size = w.i64(of.panels as i64);
+            let panel = w.mul(panels, size);
+            let list = params.scratch;
+            self.for_lists(w, expert, n_rows, (list, experts), |linear, w, count| {
+                let zero = w.i64(0);
+                w.for_loop(zero, count, rows, &[], |w, first, _| {
+                    let tiles = linear.tile(w, of, panel, (first, count), Some((list, experts)));
+                    linear.one_tile(w, &tiles, Some(expert))?;
+                    Ok(vec![])
+                })?;
+                Ok(())
+            })?;
+            Ok(vec![])
+        })?;
+        Ok(super::experts::list_bytes(experts))
     }
 
-    fn one_tile(&mut self, w: &mut Writer, tiles: &Tiles) -> Result<(), CodegenError> {
-        self.enter_columns(w, tiles.panel, 0, None);
-        let n = self.spec.inputs.div_ceil(INPUTS);
+    fn tile(
+        &self,
+        w: &mut Writer,
+        of: TileSchedule,
+        panel: Val,
+        (begin, end): (Val, Val),
+        list: Option<(Val, Experts)>,
+    ) -> Tiles {
+        let (rows, parts) = (self.schedule.rows_per_tile, self.spec.parts as u64);
+        let thread = w.thread();
+        let (lane, warp) = (low_bits(w, thread, 31), w.shr(thread, 5));
+        let shared = w.shared("stages", shared_bytes(self.spec.operand, parts, rows, of));
+        let stage = Stage::of(self.spec.operand);
+        Tiles { of, stage, rows, panels: parts * of.panels, shared, thread, lane, warp, panel, begin, end, list }
+    }
+
+    fn one_tile(&mut self, w: &mut Writer, tiles: &Tiles, expert: Option<Val>) -> Result<(), CodegenError> {
+        self.enter_columns(w, tiles.panel, 0, expert);
+        let brought = self.brought(w, tiles);
+        let n = self.spec.inputs.div_ceil(tiles.stage.inputs);
         for stage in 0..tiles.of.stages - 1 {
             let stage = w.i64(stage as i64);
-            self.bring(w, tiles, stage, n)?;
+            self.bring(w, tiles, &brought, stage, n)?;
         }
         let zero = w.f32(0.0, 0);
-        let n_sums = tiles.row_tiles(w) * tiles.panels * (32 / TILE.1) * 4;
+        let n_sums = tiles.row_tiles(w) * tiles.panels * (COLUMNS / TILE.1) * 4;
         let (begin, end) = (w.i64(0), w.i64(n as i64));
         let sums = w.for_loop(begin, end, 1, &vec![zero; n_sums as usize], |w, stage, sums| {
             // This stage has come; and all warps are done with the one whose place the next takes.
@@ -122,64 +262,126 @@ impl Linear<'_> {
             w.sync();
             let ahead = w.i64(tiles.of.stages as i64 - 1);
             let next = w.add(stage, ahead);
-            self.bring(w, tiles, next, n)?;
+            self.bring(w, tiles, &brought, next, n)?;
             // A warp without rows has nothing to multiply.
             let warp = w.group();
             let size = w.i64(tiles.rows_of_warp(w) as i64);
             let before = w.mul(warp, size);
             let first = w.add(tiles.begin, before);
             let has_rows = w.cmp(Cmp::Lt, first, tiles.end);
-            w.if_else(has_rows, sums, |w| Ok(self.multiply_stage(w, tiles, stage, sums)))
+            w.if_else(has_rows, sums, |w| {
+                let place = self.place_of_stage(w, tiles, stage);
+                let at = w.offset(tiles.shared, place);
+                match self.blocks() {
+                    Some(blocks) => self.multiply_bytes(w, tiles, blocks, at, sums),
+                    None => self.multiply_halves(w, tiles, at, sums),
+                }
+            })
         })?;
         // Sums take the place of the stages.
         w.wait_for_copies(0);
         w.sync();
         self.store_sums(w, tiles, &sums);
         w.sync();
-        self.finish_tile(w, tiles)?;
+        self.finish_tile(w, tiles, expert)?;
         w.sync();
         Ok(())
     }
 
+    /// Bytes from the first stage's place to that of stage number `stage`.
+    fn place_of_stage(&self, w: &mut Writer, tiles: &Tiles, stage: Val) -> Val {
+        let count = w.i64(tiles.of.stages as i64);
+        let place = w.rem_unsigned(stage, count);
+        let size = w.i64(tiles.stage_bytes() as i64);
+        w.mul(place, size)
+    }
+
+    /// Bytes of a row that are inputs.
+    fn row_bytes(&self) -> u64 {
+        match self.blocks() {
+            Some(blocks) => TokenRow::new(self.spec.inputs, blocks).scales_at,
+            None => self.spec.inputs * dtype_bytes(self.spec.operand),
+        }
+    }
+
+    fn brought(&self, w: &mut Writer, tiles: &Tiles) -> Brought {
+        let threads = u64::from(w.machine().threads * w.machine().groups);
+        let row = w.shr(tiles.thread, tiles.stage.pieces().ilog2());
+        let pieces = (0..tiles.rows * tiles.stage.pieces() / threads).map(|i| {
+            let shift = w.int((i * threads / tiles.stage.pieces()) as i64, I32);
+            let row = w.add(row, shift);
+            self.source(w, tiles, row)
+        });
+        let pieces = pieces.collect();
+        let words = (tiles.stage.words > 0).then(|| {
+            let row = low_bits(w, tiles.thread, tiles.rows - 1);
+            self.source(w, tiles, row)
+        });
+        // Views may begin anywhere; rows in blocks are aligned, and so are buffers.
+        let aligned = self.blocks().is_none().then(|| {
+            let stride = w.shl(self.x.row_stride, 1);
+            let address = w.address(self.x.data);
+            let mut either = w.or(stride, address);
+            if self.spec.experts.is_some_and(|experts| experts.by_choice) {
+                let width = w.i64((self.width_of_x() * 2) as i64);
+                either = w.or(either, width);
+            }
+            let odd = low_bits(w, either, PIECE - 1);
+            let zero = w.i64(0);
+            w.cmp(Cmp::Eq, odd, zero)
+        });
+        Brought { pieces, words, aligned }
+    }
+
+    /// The row of a tile; behind the last it is repeated, and nothing of it is read.
+    fn source(&self, w: &mut Writer, tiles: &Tiles, row: Val) -> Source {
+        let row = w.widen_unsigned(row, Elem::I64);
+        let number = w.add(tiles.begin, row);
+        let one = w.i64(1);
+        let last = w.sub(tiles.end, one);
+        let exists = w.cmp(Cmp::Lt, number, tiles.end);
+        let number = w.min(number, last);
+        let place = tiles.place(w, number);
+        let at = match tiles.list {
+            None => w.row(self.x, place.row, dtype_bytes(self.spec.operand)),
+            Some((_, experts)) => self.x_at(w, place, experts),
+        };
+        let (all, none) = (w.i64(self.row_bytes() as i64), w.i64(0));
+        Source { at, bytes: w.select(exists, all, none), exists }
+    }
+
     /// Asks for a stage of `n`; nothing is copied of those behind the last.
-    fn bring(&self, w: &mut Writer, tiles: &Tiles, stage: Val, n: u64) -> Result<(), CodegenError> {
+    fn bring(&self, w: &mut Writer, tiles: &Tiles, brought: &Brought, stage: Val, n: u64) -> Result<(), CodegenError> {
         let last = w.i64(n as i64);
         let exists = w.cmp(Cmp::Lt, stage, last);
         w.if_then(exists, |w| {
-            let count = w.i64(tiles.of.stages as i64);
-            let place = w.rem_unsigned(stage, count);
-            let size = w.i64(tiles.stage_bytes() as i64);
-            let place = w.mul(place, size);
-            self.bring_rows(w, tiles, stage, place)?;
-            self.bring_panels(w, tiles, stage, place);
+            let place = self.place_of_stage(w, tiles, stage);
+            self.bring_rows(w, tiles, brought, (stage, place))?;
+            match self.blocks() {
+                Some(blocks) => self.bring_groups(w, tiles, brought, blocks, (stage, place))?,
+                None => self.bring_panels(w, tiles, (stage, place)),
+            }
             Ok(())
         })?;
         w.end_copies();
         Ok(())
     }
 
-    fn bring_rows(&self, w: &mut Writer, tiles: &Tiles, stage: Val, place: Val) -> Result<(), CodegenError> {
-        // Views may begin anywhere.
-        let two = w.i64(2);
-        let stride = w.mul(self.x.row_stride, two);
-        let address = w.address(self.x.data);
-        let either = w.or(stride, address);
-        let odd = self.low_bits(w, either, PIECE as i64 - 1);
-        let zero = w.i64(0);
-        let aligned = w.cmp(Cmp::Eq, odd, zero);
-        let threads = u64::from(w.machine().threads * w.machine().groups);
-        let n_pieces = tiles.rows * PIECES / threads;
-        w.if_then(aligned, |w| {
-            for i in 0..n_pieces {
-                let (to, from, bytes) = self.piece_of_rows(w, tiles, (stage, place), i * threads);
+    fn bring_rows(&self, w: &mut Writer, tiles: &Tiles, brought: &Brought, at: (Val, Val)) -> Result<(), CodegenError> {
+        let copied = |w: &mut Writer| {
+            for i in 0..brought.pieces.len() {
+                let (to, from, bytes) = self.piece_of_rows(w, tiles, brought, at, i);
                 w.copy_piece(tiles.shared, to, from, bytes, self.x.data);
             }
             Ok(())
-        })?;
-        let is_other = w.cmp(Cmp::Ne, odd, zero);
+        };
+        let Some(aligned) = brought.aligned else { return copied(w) };
+        w.if_then(aligned, copied)?;
+        let yes = w.int(1, aligned.ty);
+        let is_other = w.xor(aligned, yes);
         w.if_then(is_other, |w| {
-            for i in 0..n_pieces {
-                let (to, from, bytes) = self.piece_of_rows(w, tiles, (stage, place), i * threads);
+            for i in 0..brought.pieces.len() {
+                let (to, from, bytes) = self.piece_of_rows(w, tiles, brought, at, i);
                 let to = w.offset(tiles.shared, to);
                 let (zero, end, two) = (w.i64(0), w.i64(PIECE as i64 / 2), w.i64(2));
                 w.for_loop(zero, end, 1, &[], |w, k, _| {
@@ -199,163 +401,84 @@ impl Linear<'_> {
         })
     }
 
-    /// Of the piece whose number is a thread's own and `shift` more: where it goes, where it is, and how many bytes of it there are.
-    fn piece_of_rows(&self, w: &mut Writer, tiles: &Tiles, (stage, place): (Val, Val), shift: u64) -> (Val, Val, Val) {
-        let shift = w.int(shift as i64, I32);
+    /// Of the piece of a thread with this number: where it goes, where it is, and how many bytes of it there are.
+    fn piece_of_rows(
+        &self,
+        w: &mut Writer,
+        tiles: &Tiles,
+        brought: &Brought,
+        (stage, place): (Val, Val),
+        number: usize,
+    ) -> (Val, Val, Val) {
+        let threads = u64::from(w.machine().threads * w.machine().groups);
+        let shift = w.int((number as u64 * threads) as i64, I32);
         let index = w.add(tiles.thread, shift);
-        let piece = self.low_bits(w, index, PIECES as i64 - 1);
-        let row = w.shr(index, PIECES.ilog2());
-        let to = self.place_in_rows(w, row, piece);
+        let piece = low_bits(w, index, tiles.stage.pieces() - 1);
+        let row = w.shr(index, tiles.stage.pieces().ilog2());
+        let to = self.place_in_rows(w, tiles, row, piece);
         let to = w.widen_unsigned(to, Elem::I64);
         let to = w.add(to, place);
-        // Behind the last row it is repeated.
-        let row = w.widen_unsigned(row, Elem::I64);
-        let row = w.add(tiles.begin, row);
-        let one = w.i64(1);
-        let last = w.sub(tiles.end, one);
-        let row = w.min(row, last);
-        let from = w.row(self.x, row, 2);
+        let source = brought.pieces[number];
         let piece = w.widen_unsigned(piece, Elem::I64);
-        let per_stage = w.i64(INPUTS as i64);
+        let per_stage = w.i64(tiles.stage.row as i64);
         let before = w.mul(stage, per_stage);
-        let within = w.shl(piece, 3);
-        let input = w.add(before, within);
-        let (inputs, zero, whole) = (w.i64(self.spec.inputs as i64), w.i64(0), w.i64(PIECE as i64));
-        let left = w.sub(inputs, input);
+        let within = w.shl(piece, PIECE.ilog2());
+        let first = w.add(before, within);
+        let (zero, whole) = (w.i64(0), w.i64(PIECE as i64));
+        let left = w.sub(source.bytes, first);
         let left = w.max(left, zero);
-        let bytes = w.shl(left, 1);
-        let bytes = w.min(bytes, whole);
-        (to, w.element(from, input, 2), bytes)
+        let bytes = w.min(left, whole);
+        (to, w.offset(source.at, first), bytes)
     }
 
     /// Where a piece of a row lies in a stage.
-    fn place_in_rows(&self, w: &mut Writer, row: Val, piece: Val) -> Val {
-        let pair = w.shr(row, 1);
-        let turn = self.low_bits(w, pair, PIECES as i64 - 1);
+    fn place_in_rows(&self, w: &mut Writer, tiles: &Tiles, row: Val, piece: Val) -> Val {
+        // A line of all banks holds a row of eight pieces, or two rows of four. The rows, or pairs of rows, take turns: the lowest bit of their number
+        // moves a piece by two, so that pairs of pieces go apart first.
+        let bits = tiles.stage.pieces().ilog2();
+        let lines = if bits == 3 { row } else { w.shr(row, 1) };
+        let low = low_bits(w, lines, (1 << (bits - 1)) - 1);
+        let low = w.shl(low, 1);
+        let high = w.shr(lines, bits - 1);
+        let high = low_bits(w, high, 1);
+        let turn = w.or(low, high);
         let piece = w.xor(piece, turn);
         let piece = w.shl(piece, PIECE.ilog2());
-        let row = w.shl(row, (INPUTS * 2).ilog2());
+        let row = w.shl(row, tiles.stage.row.ilog2());
         w.add(row, piece)
     }
 
-    fn bring_panels(&self, w: &mut Writer, tiles: &Tiles, stage: Val, place: Val) {
-        let thread = w.widen_unsigned(tiles.thread, Elem::I64);
-        let own = w.shl(thread, PIECE.ilog2());
-        let (size, pieces) = (w.i64(PANEL_BYTES as i64), w.i64(PIECES as i64));
-        let before = w.mul(stage, size);
-        let behind = w.add(before, own);
-        // Which piece of the inputs it is, and whether there is one.
-        let first = w.mul(stage, pieces);
-        let of_stage = w.shr(thread, 5);
-        let piece = w.add(first, of_stage);
-        let n = w.i64(self.groups() as i64);
-        let is_input = w.cmp(Cmp::Lt, piece, n);
-        let (whole, none) = (w.i64(PIECE as i64), w.i64(0));
-        for (part, start) in self.starts.iter().enumerate() {
-            for j in 0..tiles.of.panels {
-                let shift = w.i64(j as i64);
-                let panel = w.add(tiles.panel, shift);
-                let n = w.i64(self.panels() as i64);
-                let is_panel = w.cmp(Cmp::Lt, panel, n);
-                let exists = w.and(is_input, is_panel);
-                let bytes = w.select(exists, whole, none);
-                let from = w.offset_const(*start, j * self.panel_bytes());
-                let from = w.offset(from, behind);
-                let at = tiles.rows * INPUTS * 2 + (part as u64 * tiles.of.panels + j) * PANEL_BYTES;
-                let at = w.i64(at as i64);
-                let to = w.add(place, at);
-                let to = w.add(to, own);
-                w.copy_piece(tiles.shared, to, from, bytes, *start);
-            }
-        }
-    }
-
-    /// `sums`, in the order of row tiles, panels, column tiles, and the four of a thread, with the products of a stage.
-    fn multiply_stage(&self, w: &mut Writer, tiles: &Tiles, stage: Val, sums: &[Val]) -> Vec<Val> {
-        let mut sums = sums.to_vec();
-        let count = w.i64(tiles.of.stages as i64);
-        let place = w.rem_unsigned(stage, count);
-        let size = w.i64(tiles.stage_bytes() as i64);
-        let place = w.mul(place, size);
-        let stage = w.offset(tiles.shared, place);
-        let column_tiles = 32 / TILE.1;
-        let (row_tiles, rows) = (tiles.row_tiles(w), tiles.rows_of_warp(w));
-        let rows = w.int(rows as i64, I32);
-        let first_row = w.mul(tiles.warp, rows);
-        let row_of_lane = self.low_bits(w, tiles.lane, 15);
-        let half = w.shr(tiles.lane, 4);
-        let eighth = w.shr(tiles.lane, 3);
-        let (piece_of_lane, pair_of_lane) = (self.low_bits(w, eighth, 1), w.shr(tiles.lane, 4));
-        let column = self.low_bits(w, tiles.lane, 7);
-        for step in 0..INPUTS / TILE.2 {
-            let first_piece = w.int((step * 2) as i64, I32);
-            let mut of_rows = Vec::new();
-            for m in 0..row_tiles {
-                let shift = w.int((m * TILE.0) as i64, I32);
-                let row = w.add(first_row, row_of_lane);
-                let row = w.add(row, shift);
-                let piece = w.add(first_piece, half);
-                let at = self.place_in_rows(w, row, piece);
-                of_rows.push(w.load_tiles(stage, at));
-            }
-            let mut of_columns = Vec::new();
-            for panel in 0..tiles.panels {
-                for pair in 0..column_tiles / 2 {
-                    let piece = w.add(first_piece, piece_of_lane);
-                    let piece = w.shl(piece, (32 * PIECE).ilog2());
-                    let of_pair = w.shl(pair_of_lane, 3);
-                    let of_column = w.add(of_pair, column);
-                    let shift = w.int((pair * 2 * TILE.1) as i64, I32);
-                    let of_column = w.add(of_column, shift);
-                    let of_column = w.shl(of_column, PIECE.ilog2());
-                    let at = w.add(piece, of_column);
-                    let base = w.int((tiles.rows * INPUTS * 2 + panel * PANEL_BYTES) as i64, I32);
-                    let at = w.add(at, base);
-                    let [a, b, c, d] = w.load_tiles(stage, at);
-                    of_columns.extend([[a, b], [c, d]]);
-                }
-            }
-            for (m, rows) in of_rows.iter().enumerate() {
-                for (n, columns) in of_columns.iter().enumerate() {
-                    let at = (m * of_columns.len() + n) * 4;
-                    let four = [sums[at], sums[at + 1], sums[at + 2], sums[at + 3]];
-                    sums[at..at + 4].copy_from_slice(&w.tile_dot(tiles.dot, *rows, *columns, four));
-                }
-            }
-        }
-        sums
-    }
-
-    /// Bytes of a row of sums.
-    fn row_of_sums(&self, tiles: &Tiles) -> u64 {
-        (tiles.panels * 32 + PADDING) * 4
-    }
-
     fn store_sums(&self, w: &mut Writer, tiles: &Tiles, sums: &[Val]) {
-        let rows = w.int(tiles.rows_of_warp(w) as i64, I32);
-        let first_row = w.mul(tiles.warp, rows);
+        let in_blocks = self.blocks().is_some();
+        let first_row = tiles.first_row(w);
         let quarter = w.shr(tiles.lane, 2);
         let row = w.add(first_row, quarter);
-        let of_lane = self.low_bits(w, tiles.lane, 3);
-        let size = w.int(self.row_of_sums(tiles) as i64, I32);
+        let of_lane = low_bits(w, tiles.lane, 3);
+        let size = w.int(tiles.row_of_sums() as i64, I32);
         let at = w.mul(row, size);
-        let column = w.shl(of_lane, 3);
+        // Two columns of each tile side by side, or eight columns of four tiles.
+        let column = w.shl(of_lane, if in_blocks { 5 } else { 3 });
         let at = w.add(at, column);
         let at = w.widen_unsigned(at, Elem::I64);
         let at = w.offset(tiles.shared, at);
         let per_row_tile = sums.len() as u64 / tiles.row_tiles(w);
+        let per_panel = COLUMNS / TILE.1;
         for (i, sum) in (0..).zip(sums) {
             let (m, rest) = (i / per_row_tile, i % per_row_tile);
             let (n, of_four) = (rest / 4, rest % 4);
             let row = m * TILE.0 + of_four / 2 * (TILE.0 / 2);
-            let bytes = row * self.row_of_sums(tiles) + (n * TILE.1 + of_four % 2) * 4;
-            let to = w.offset_const(at, bytes);
+            let column = if in_blocks {
+                n / per_panel * COLUMNS + of_four % 2 * per_panel + n % per_panel
+            } else {
+                n * TILE.1 + of_four % 2
+            };
+            let to = w.offset_const(at, row * tiles.row_of_sums() + column * 4);
             w.store_own(*sum, to);
         }
     }
 
     /// Epilogue and store of the rows of each warp.
-    fn finish_tile(&mut self, w: &mut Writer, tiles: &Tiles) -> Result<(), CodegenError> {
+    fn finish_tile(&mut self, w: &mut Writer, tiles: &Tiles, expert: Option<Val>) -> Result<(), CodegenError> {
         let rows = tiles.rows_of_warp(w);
         for j in 0..tiles.of.panels {
             let shift = w.i64(j as i64);
@@ -363,24 +486,25 @@ impl Linear<'_> {
             let n = w.i64(self.panels() as i64);
             let is_panel = w.cmp(Cmp::Lt, panel, n);
             w.if_then(is_panel, |w| {
-                self.enter_columns(w, panel, 0, None);
+                self.enter_columns(w, panel, 0, expert);
                 let warp = w.group();
                 let size = w.i64(rows as i64);
                 let first = w.mul(warp, size);
                 let (begin, end) = (w.i64(0), size);
                 w.for_loop(begin, end, 1, &[], |w, i, _| {
                     let of_tile = w.add(first, i);
-                    let row = w.add(tiles.begin, of_tile);
-                    let inside = w.cmp(Cmp::Lt, row, tiles.end);
+                    let number = w.add(tiles.begin, of_tile);
+                    let inside = w.cmp(Cmp::Lt, number, tiles.end);
                     w.if_then(inside, |w| {
-                        let at = w.element(tiles.shared, of_tile, self.row_of_sums(tiles));
+                        let at = w.element(tiles.shared, of_tile, tiles.row_of_sums());
                         let sums: Vec<Val> = (0..self.spec.parts as u64)
                             .map(|part| {
-                                let at = w.offset_const(at, (part * tiles.of.panels + j) * 32 * 4);
+                                let at = w.offset_const(at, (part * tiles.of.panels + j) * COLUMNS * 4);
                                 w.load(Ty::of(Elem::F32, self.schedule.lanes), at)
                             })
                             .collect();
-                        self.finish_row(w, Place { row, choice: None }, &sums)
+                        let place = tiles.place(w, number);
+                        self.finish_row(w, place, &sums)
                     })?;
                     Ok(vec![])
                 })?;

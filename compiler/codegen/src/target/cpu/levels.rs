@@ -34,6 +34,7 @@ const fn machine(lanes: u32, round: bool, whole: bool, byte_dot: ByteDot) -> Mac
         byte_dot,
         half: whole,
         tile_dot: None,
+        byte_tile_dot: None,
     }
 }
 

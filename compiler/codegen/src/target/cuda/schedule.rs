@@ -3,7 +3,7 @@
 use xfc_lang::graph::DType;
 
 use crate::mlir::linear::tiles;
-use crate::mlir::machine::{ByteDot, Machine, PairDot, TileDot};
+use crate::mlir::machine::{ByteDot, ByteTileDot, Machine, PairDot, TileDot};
 use crate::mlir::schedule::{AttentionSchedule, LinearSchedule, RowsSchedule, TileSchedule};
 use crate::plan::kernel::{LinearSpec, dtype_bytes};
 use crate::target::cpu::schedule::Regime;
@@ -32,6 +32,7 @@ pub(super) fn machine(threads: u32) -> Machine {
         byte_dot: ByteDot::Widened,
         half: true,
         tile_dot: Some(TileDot("llvm.nvvm.mma.m16n8k16.row.col.bf16")),
+        byte_tile_dot: Some(ByteTileDot("llvm.nvvm.mma.m16n8k32.row.col.s8.u8")),
     }
 }
 
@@ -68,15 +69,26 @@ pub(super) fn linear(regime: Regime, spec: &LinearSpec) -> LinearSchedule {
 
 /// Rows of a tile, and its schedule, where tensor cores multiply.
 fn tiles_of(regime: Regime, spec: &LinearSpec) -> Option<(u64, TileSchedule)> {
-    if regime != Regime::Many || spec.operand != DType::BF16 || spec.experts.is_some() || spec.heads > 1 {
+    let is_tiled = spec.operand == DType::BF16 || spec.operand.blocks().is_some();
+    if regime != Regime::Many || !is_tiled || spec.heads > 1 {
         return None;
     }
     let parts = spec.parts as u64;
-    let tiles = TileSchedule { panels: (2 / parts).max(1), stages: 3 };
-    // The more columns, the fewer rows: registers and shared memory hold the sums of both.
-    let rows = if parts * tiles.panels * PANEL_COLUMNS <= 64 { 128 } else { 64 };
-    (tiles::shared_bytes(parts, rows, tiles) <= SHARED_BYTES).then_some((rows, tiles))
+    let panels = (2 / parts).max(1);
+    // The more columns, the fewer rows: registers and shared memory hold the sums of both. Of many experts each has few rows.
+    let is_wide = parts * panels * PANEL_COLUMNS > 64;
+    let is_sparse = spec.experts.is_some_and(|experts| experts.count >= SPARSE * experts.chosen);
+    let ways = [(128, 3), (64, 3), (64, 2)];
+    let way = |(rows, stages): (u64, u64)| {
+        let tiles = TileSchedule { panels, stages };
+        let fits = tiles::shared_bytes(spec.operand, parts, rows, tiles) <= SHARED_BYTES;
+        (fits && !(rows > 64 && (is_wide || is_sparse))).then_some((rows, tiles))
+    };
+    ways.into_iter().find_map(way)
 }
+
+/// So many times as many experts as each row chooses are many.
+const SPARSE: u64 = 8;
 
 /// Shared memory that a block has without asking.
 const SHARED_BYTES: u64 = 48 << 10;
