@@ -53,8 +53,12 @@ impl Writer {
         self.line("}");
         let words = abi::LAUNCH_BUFFERS / 8 + self.n_buffers * abi::OPERAND_SIZE / 8;
         let symbol = self.symbol();
+        let side_by_side = match self.machine().side_by_side {
+            0 => String::new(),
+            n => format!(", nvvm.minctasm = {n} : i32"),
+        };
         let mut head = format!(
-            "llvm.func @{symbol}(%v0: !llvm.ptr {{llvm.byval = !llvm.array<{words} x i64>, llvm.align = 8 : i64}}) attributes {{nvvm.kernel, nvvm.reqntid = array<i32: {}, 1, 1>}} {{",
+            "llvm.func @{symbol}(%v0: !llvm.ptr {{llvm.byval = !llvm.array<{words} x i64>, llvm.align = 8 : i64}}) attributes {{nvvm.kernel, nvvm.reqntid = array<i32: {}, 1, 1>{side_by_side}}} {{",
             self.machine().threads * self.machine().groups
         );
         let is_shared = scratch_bytes <= SHARED_BYTES;

@@ -12,6 +12,8 @@ pub struct Machine {
     pub threads: u32,
     /// Groups of so many threads that run a kernel together, where they divide the terms of its sums.
     pub groups: u32,
+    /// Blocks of threads that run side by side at least, so that each has no more registers than leave room for so many; 0: no matter.
+    pub side_by_side: u32,
     /// There is an instruction for `a * b + c`; without it, products are rounded before they are added.
     pub fma: bool,
     /// There is an instruction that rounds to whole numbers.

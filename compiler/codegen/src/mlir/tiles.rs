@@ -1,7 +1,7 @@
 //! What the [`Writer`] writes for tensor cores: copies to shared memory that go on by themselves, and products of tiles that a warp holds.
 
 use super::machine::{ByteTileDot, TileDot};
-use super::writer::{Elem, Ty, Val, Writer};
+use super::writer::{Cmp, Elem, Ty, Val, Writer};
 
 impl Writer {
     /// The address of a pointer, as a number.
@@ -9,31 +9,39 @@ impl Writer {
         self.op(Ty::scalar(Elem::I64), &format!("llvm.ptrtoint {pointer} : !llvm.ptr to i64"))
     }
 
-    /// Begins to copy 16 bytes from memory at `from` to those `to` bytes behind `shared`, of which the first `bytes` are read, and the others are 0. Where
-    /// none is read, `from` may be anywhere; `valid` is an address that may be given instead.
+    /// Begins to copy 16 bytes from memory at `from` to those `to` bytes behind `shared`, of which the first `bytes` (32 bits) are read, and the others are 0.
+    /// Where none is read, `from` may be anywhere; `valid` is an address that may be given instead.
     pub fn copy_piece(&mut self, shared: Val, to: Val, from: Val, bytes: Val, valid: Val) {
-        let zero = self.i64(0);
-        let any = self.cmp(super::writer::Cmp::Gt, bytes, zero);
+        let zero = self.int(0, bytes.ty);
+        let any = self.cmp(Cmp::Gt, bytes, zero);
         let from = self.select(any, from, valid);
-        let bytes = self.resize(bytes, Elem::I32);
-        let id = self.fresh(Ty::scalar(Elem::Ptr));
-        self.line(&format!("{id}_3 = llvm.getelementptr {shared}_3[{to}] : (!llvm.ptr<3>, i64) -> !llvm.ptr<3>, i8"));
-        self.line(&format!("{id}_1 = llvm.addrspacecast {from} : !llvm.ptr to !llvm.ptr<1>"));
-        self.line(&format!(
-            "llvm.call_intrinsic \"llvm.nvvm.cp.async.cg.shared.global.16.s\"({id}_3, {id}_1, {bytes}) : (!llvm.ptr<3>, !llvm.ptr<1>, i32) -> ()"
-        ));
+        self.copy_some(shared, to, from, bytes);
     }
 
-    /// Begins to copy 4 bytes as [`copy_piece`](Self::copy_piece) copies 16: all of them where `exists`, otherwise they are 0.
-    pub fn copy_word(&mut self, shared: Val, to: Val, from: Val, exists: Val, valid: Val) {
-        let from = self.select(exists, from, valid);
-        let (whole, none) = (self.int(4, Ty::scalar(Elem::I32)), self.int(0, Ty::scalar(Elem::I32)));
-        let bytes = self.select(exists, whole, none);
+    /// The same with `from` as it is.
+    pub fn copy_some(&mut self, shared: Val, to: Val, from: Val, bytes: Val) {
+        self.copy("cg.shared.global.16.s", shared, to, from, &[bytes]);
+    }
+
+    /// Begins to copy 4 bytes.
+    pub fn copy_word(&mut self, shared: Val, to: Val, from: Val) {
+        self.copy("ca.shared.global.4", shared, to, from, &[]);
+    }
+
+    /// Begins to copy 4 bytes, or none if `bytes` (32 bits) is 0: they are then 0.
+    pub fn copy_word_if(&mut self, shared: Val, to: Val, from: Val, bytes: Val) {
+        self.copy("ca.shared.global.4.s", shared, to, from, &[bytes]);
+    }
+
+    fn copy(&mut self, name: &str, shared: Val, to: Val, from: Val, bytes: &[Val]) {
         let id = self.fresh(Ty::scalar(Elem::Ptr));
         self.line(&format!("{id}_3 = llvm.getelementptr {shared}_3[{to}] : (!llvm.ptr<3>, i64) -> !llvm.ptr<3>, i8"));
         self.line(&format!("{id}_1 = llvm.addrspacecast {from} : !llvm.ptr to !llvm.ptr<1>"));
+        let bytes: Vec<String> = bytes.iter().map(|bytes| format!(", {bytes}")).collect();
+        let types = if bytes.is_empty() { "" } else { ", i32" };
         self.line(&format!(
-            "llvm.call_intrinsic \"llvm.nvvm.cp.async.ca.shared.global.4.s\"({id}_3, {id}_1, {bytes}) : (!llvm.ptr<3>, !llvm.ptr<1>, i32) -> ()"
+            "llvm.call_intrinsic \"llvm.nvvm.cp.async.{name}\"({id}_3, {id}_1{}) : (!llvm.ptr<3>, !llvm.ptr<1>{types}) -> ()",
+            bytes.concat()
         ));
     }
 

@@ -136,20 +136,24 @@ impl Tiles {
     }
 }
 
-/// A row that a thread brings parts of: where it lies, and how many bytes it has, none where there is no such row.
+/// A row that a thread brings parts of: where it lies, and whether it exists; otherwise nothing may be read there.
 #[derive(Clone, Copy)]
 struct Source {
     at: Val,
-    bytes: Val,
     exists: Val,
 }
 
 /// What a thread brings stage after stage.
 struct Brought {
-    /// The row of each of its pieces.
+    /// The row of each of its pieces, which are so many apart as there are threads.
     pieces: Vec<Source>,
-    /// The row of its words.
-    words: Option<Source>,
+    /// Bytes from the row of a piece to that of the next, where rows follow one another.
+    stride: Option<Val>,
+    /// First byte of its first piece in the row's part of the stage, and where it goes.
+    within: Val,
+    to: Val,
+    /// The row of its words, or another that exists.
+    words: Option<Val>,
     /// Whether all rows begin at multiples of a piece, where that is not known.
     aligned: Option<Val>,
 }
@@ -307,15 +311,33 @@ impl Linear<'_> {
     fn brought(&self, w: &mut Writer, tiles: &Tiles) -> Brought {
         let threads = u64::from(w.machine().threads * w.machine().groups);
         let row = w.shr(tiles.thread, tiles.stage.pieces().ilog2());
+        let piece = low_bits(w, tiles.thread, tiles.stage.pieces() - 1);
+        let to = self.place_in_rows(w, tiles, row, piece);
+        let to = w.widen_unsigned(to, Elem::I64);
+        let within = w.shl(piece, PIECE.ilog2());
+        let within = w.widen_unsigned(within, Elem::I64);
         let pieces = (0..tiles.rows * tiles.stage.pieces() / threads).map(|i| {
             let shift = w.int((i * threads / tiles.stage.pieces()) as i64, I32);
             let row = w.add(row, shift);
-            self.source(w, tiles, row)
+            let row = w.widen_unsigned(row, Elem::I64);
+            let number = w.add(tiles.begin, row);
+            let at = match tiles.list {
+                None => self.row_of_number(w, tiles, number),
+                Some(_) => self.nearest_row(w, tiles, number),
+            };
+            Source { at, exists: w.cmp(Cmp::Lt, number, tiles.end) }
         });
         let pieces = pieces.collect();
+        let stride = tiles.list.is_none().then(|| {
+            let bytes = threads / tiles.stage.pieces() * dtype_bytes(self.spec.operand);
+            let bytes = w.i64(bytes as i64);
+            w.mul(self.x.row_stride, bytes)
+        });
         let words = (tiles.stage.words > 0).then(|| {
             let row = low_bits(w, tiles.thread, tiles.rows - 1);
-            self.source(w, tiles, row)
+            let row = w.widen_unsigned(row, Elem::I64);
+            let number = w.add(tiles.begin, row);
+            self.nearest_row(w, tiles, number)
         });
         // Views may begin anywhere; rows in blocks are aligned, and so are buffers.
         let aligned = self.blocks().is_none().then(|| {
@@ -330,24 +352,25 @@ impl Linear<'_> {
             let zero = w.i64(0);
             w.cmp(Cmp::Eq, odd, zero)
         });
-        Brought { pieces, words, aligned }
+        Brought { pieces, stride, within, to, words, aligned }
     }
 
-    /// The row of a tile; behind the last it is repeated, and nothing of it is read.
-    fn source(&self, w: &mut Writer, tiles: &Tiles, row: Val) -> Source {
-        let row = w.widen_unsigned(row, Elem::I64);
-        let number = w.add(tiles.begin, row);
+    /// The last row of the tile, where it has not as many as this.
+    fn nearest_row(&self, w: &mut Writer, tiles: &Tiles, number: Val) -> Val {
         let one = w.i64(1);
         let last = w.sub(tiles.end, one);
-        let exists = w.cmp(Cmp::Lt, number, tiles.end);
         let number = w.min(number, last);
-        let place = tiles.place(w, number);
-        let at = match tiles.list {
-            None => w.row(self.x, place.row, dtype_bytes(self.spec.operand)),
-            Some((_, experts)) => self.x_at(w, place, experts),
-        };
-        let (all, none) = (w.i64(self.row_bytes() as i64), w.i64(0));
-        Source { at, bytes: w.select(exists, all, none), exists }
+        self.row_of_number(w, tiles, number)
+    }
+
+    fn row_of_number(&self, w: &mut Writer, tiles: &Tiles, number: Val) -> Val {
+        match tiles.list {
+            None => w.row(self.x, number, dtype_bytes(self.spec.operand)),
+            Some((_, experts)) => {
+                let place = tiles.place(w, number);
+                self.x_at(w, place, experts)
+            }
+        }
     }
 
     /// Asks for a stage of `n`; nothing is copied of those behind the last.
@@ -367,11 +390,49 @@ impl Linear<'_> {
         Ok(())
     }
 
-    fn bring_rows(&self, w: &mut Writer, tiles: &Tiles, brought: &Brought, at: (Val, Val)) -> Result<(), CodegenError> {
+    fn bring_rows(
+        &self,
+        w: &mut Writer,
+        tiles: &Tiles,
+        brought: &Brought,
+        (stage, place): (Val, Val),
+    ) -> Result<(), CodegenError> {
+        let threads = u64::from(w.machine().threads * w.machine().groups);
+        let per_stage = w.i64(tiles.stage.row as i64);
+        let before = w.mul(stage, per_stage);
+        let first = w.add(before, brought.within);
+        let (zero, piece) = (w.int(0, I32), w.int(PIECE as i64, I32));
+        // Bytes of a row from here on, where the last stage has less than the others.
+        let left = (!self.row_bytes().is_multiple_of(tiles.stage.row)).then(|| {
+            let all = w.i64(self.row_bytes() as i64);
+            let left = w.sub(all, first);
+            let left = w.resize(left, Elem::I32);
+            let left = w.max(left, zero);
+            w.min(left, piece)
+        });
+        let base = w.add(place, brought.to);
+        // Of piece `i`: where it goes, where it is, and how many bytes of it there are.
+        let piece_of = |w: &mut Writer, i: usize| {
+            // The rows of a thread are so many apart that their pieces change places alike.
+            let shift = w.i64((i as u64 * threads * PIECE) as i64);
+            let source = brought.pieces[i];
+            let from = match brought.stride {
+                None => w.offset(source.at, first),
+                // Fewer registers than an address for each.
+                Some(stride) => {
+                    let n = w.i64(i as i64);
+                    let rows = w.mul(stride, n);
+                    let behind = w.add(rows, first);
+                    w.offset(brought.pieces[0].at, behind)
+                }
+            };
+            let bytes = w.select(source.exists, left.unwrap_or(piece), zero);
+            (w.add(base, shift), from, bytes)
+        };
         let copied = |w: &mut Writer| {
             for i in 0..brought.pieces.len() {
-                let (to, from, bytes) = self.piece_of_rows(w, tiles, brought, at, i);
-                w.copy_piece(tiles.shared, to, from, bytes, self.x.data);
+                let (to, from, bytes) = piece_of(w, i);
+                w.copy_some(tiles.shared, to, from, bytes);
             }
             Ok(())
         };
@@ -381,12 +442,13 @@ impl Linear<'_> {
         let is_other = w.xor(aligned, yes);
         w.if_then(is_other, |w| {
             for i in 0..brought.pieces.len() {
-                let (to, from, bytes) = self.piece_of_rows(w, tiles, brought, at, i);
+                let (to, from, bytes) = piece_of(w, i);
                 let to = w.offset(tiles.shared, to);
                 let (zero, end, two) = (w.i64(0), w.i64(PIECE as i64 / 2), w.i64(2));
                 w.for_loop(zero, end, 1, &[], |w, k, _| {
                     let behind = w.mul(k, two);
-                    let is_there = w.cmp(Cmp::Lt, behind, bytes);
+                    let narrow = w.resize(behind, Elem::I32);
+                    let is_there = w.cmp(Cmp::Lt, narrow, bytes);
                     let none = w.int(0, Ty::scalar(Elem::I16));
                     let x = w.if_else(is_there, &[none], |w| {
                         let at = w.offset(from, behind);
@@ -401,37 +463,39 @@ impl Linear<'_> {
         })
     }
 
-    /// Of the piece of a thread with this number: where it goes, where it is, and how many bytes of it there are.
-    fn piece_of_rows(
-        &self,
-        w: &mut Writer,
-        tiles: &Tiles,
-        brought: &Brought,
-        (stage, place): (Val, Val),
-        number: usize,
-    ) -> (Val, Val, Val) {
-        let threads = u64::from(w.machine().threads * w.machine().groups);
-        let shift = w.int((number as u64 * threads) as i64, I32);
-        let index = w.add(tiles.thread, shift);
-        let piece = low_bits(w, index, tiles.stage.pieces() - 1);
-        let row = w.shr(index, tiles.stage.pieces().ilog2());
-        let to = self.place_in_rows(w, tiles, row, piece);
-        let to = w.widen_unsigned(to, Elem::I64);
-        let to = w.add(to, place);
-        let source = brought.pieces[number];
-        let piece = w.widen_unsigned(piece, Elem::I64);
-        let per_stage = w.i64(tiles.stage.row as i64);
-        let before = w.mul(stage, per_stage);
-        let within = w.shl(piece, PIECE.ilog2());
-        let first = w.add(before, within);
-        let (zero, whole) = (w.i64(0), w.i64(PIECE as i64));
-        let left = w.sub(source.bytes, first);
-        let left = w.max(left, zero);
-        let bytes = w.min(left, whole);
-        (to, w.offset(source.at, first), bytes)
+    /// Begins to copy a piece of each panel of the tile: `behind` bytes behind the panel's first, to `to` bytes behind its first in the stage. `exists`, where
+    /// not all pieces do.
+    fn bring_piece_of_panels(&self, w: &mut Writer, tiles: &Tiles, (behind, to): (Val, Val), exists: Option<Val>) {
+        let (whole, none) = (w.int(PIECE as i64, I32), w.int(0, I32));
+        for (part, start) in self.starts.iter().enumerate() {
+            for j in 0..tiles.of.panels {
+                let is_panel = (!self.panels().is_multiple_of(tiles.of.panels)).then(|| {
+                    let shift = w.i64(j as i64);
+                    let panel = w.add(tiles.panel, shift);
+                    let n = w.i64(self.panels() as i64);
+                    w.cmp(Cmp::Lt, panel, n)
+                });
+                let from = w.offset(*start, behind);
+                let from = w.offset_const(from, j * self.panel_bytes());
+                let panel = part as u64 * tiles.of.panels + j;
+                let at = w.i64((tiles.stage.panels_at(tiles.rows) + panel * tiles.stage.panel) as i64);
+                let to = w.add(to, at);
+                let exists = match (exists, is_panel) {
+                    (Some(piece), Some(panel)) => Some(w.and(piece, panel)),
+                    (piece, panel) => piece.or(panel),
+                };
+                match exists {
+                    None => w.copy_some(tiles.shared, to, from, whole),
+                    Some(exists) => {
+                        let bytes = w.select(exists, whole, none);
+                        w.copy_piece(tiles.shared, to, from, bytes, *start);
+                    }
+                }
+            }
+        }
     }
 
-    /// Where a piece of a row lies in a stage.
+    /// Where a piece of a row lies in a stage: eight rows on, they do so alike; and of two pieces more it is that with the bit of two pieces turned over.
     fn place_in_rows(&self, w: &mut Writer, tiles: &Tiles, row: Val, piece: Val) -> Val {
         // A line of all banks holds a row of eight pieces, or two rows of four. The rows, or pairs of rows, take turns: the lowest bit of their number
         // moves a piece by two, so that pairs of pieces go apart first.

@@ -28,6 +28,7 @@ const fn machine(lanes: u32, round: bool, whole: bool, byte_dot: ByteDot) -> Mac
         lanes,
         threads: 1,
         groups: 1,
+        side_by_side: 0,
         fma: whole,
         round,
         pair_dot: PairDot::Widened,

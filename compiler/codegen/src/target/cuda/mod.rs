@@ -94,7 +94,8 @@ impl Target for Cuda {
         let regime = Regime::ALL[phase];
         match spec {
             KernelSpec::Linear(s) => {
-                format!("{:?} {:?}", schedule::linear(regime, s), schedule::product_machine(regime))
+                let schedule = schedule::linear(regime, s);
+                format!("{schedule:?} {:?}", schedule::product_machine(regime, s, &schedule))
             }
             KernelSpec::Attention(_) => format!("{:?}", schedule::attention()),
             KernelSpec::Rows(_) | KernelSpec::Combine(_) => format!("{:?}", schedule::rows(regime)),
@@ -122,7 +123,7 @@ impl Target for Cuda {
         let (mlir, scratch_bytes) = match spec {
             KernelSpec::Linear(s) => {
                 let schedule = schedule::linear(regime, s);
-                linear::emit(SYMBOL, s, &schedule::product_machine(regime), &schedule)?
+                linear::emit(SYMBOL, s, &schedule::product_machine(regime, s, &schedule), &schedule)?
             }
             KernelSpec::Attention(s) => {
                 let schedule = schedule::attention();

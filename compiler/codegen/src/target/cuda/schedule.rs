@@ -26,6 +26,7 @@ pub(super) fn machine(threads: u32) -> Machine {
         lanes: threads,
         threads,
         groups: 1,
+        side_by_side: 0,
         fma: true,
         round: true,
         pair_dot: PairDot::Widened,
@@ -36,10 +37,17 @@ pub(super) fn machine(threads: u32) -> Machine {
     }
 }
 
-/// Warps that divide the inputs of a product.
-pub(super) fn product_machine(regime: Regime) -> Machine {
+/// Warps that divide the inputs of a product, or its rows.
+pub(super) fn product_machine(regime: Regime, spec: &LinearSpec, schedule: &LinearSchedule) -> Machine {
+    // Without a limit a block of tiles takes all registers that there are, to load early. Three blocks leave each thread 168, which are enough for 64 sums in
+    // bf16, or for half as many and scales; two leave it 255.
+    let side_by_side = match schedule.tiles {
+        None => 0,
+        Some(_) if spec.operand.blocks().is_some() && schedule.rows_per_tile > 64 => 2,
+        Some(_) => 3,
+    };
     // Few rows are bound by memory: the more warps, the more of it is asked for at a time.
-    Machine { groups: if regime == Regime::Many { 4 } else { 8 }, ..machine(WARP) }
+    Machine { groups: if regime == Regime::Many { 4 } else { 8 }, side_by_side, ..machine(WARP) }
 }
 
 /// Inputs that lie side by side in a panel.

@@ -71,10 +71,10 @@ impl Linear<'_> {
         let (per_group, head) = (layout.group_bytes() / PIECE, layout.integers_at() / PIECE);
         let count = w.i64(groups as i64);
         let first_group = w.mul(stage, count);
+        let first_byte = w.shl(first_group, 2);
         let size = w.i64(tiles.stage.panel as i64);
         let before = w.mul(stage, size);
         let all = w.i64((token.groups * layout.group_bytes()) as i64);
-        let (whole, none) = (w.i64(PIECE as i64), w.i64(0));
         for round in 0..(groups * per_group).div_ceil(threads) {
             let shift = w.int((round * threads) as i64, I32);
             let index = w.add(tiles.thread, shift);
@@ -101,28 +101,13 @@ impl Linear<'_> {
                     w.widen_unsigned(at, Elem::I64)
                 });
                 let behind = w.add(before, from);
-                let is_group = w.cmp(Cmp::Lt, behind, all);
-                for (part, start) in self.starts.iter().enumerate() {
-                    for j in 0..tiles.of.panels {
-                        let shift = w.i64(j as i64);
-                        let panel = w.add(tiles.panel, shift);
-                        let n = w.i64(self.panels() as i64);
-                        let is_panel = w.cmp(Cmp::Lt, panel, n);
-                        let exists = w.and(is_group, is_panel);
-                        let bytes = w.select(exists, whole, none);
-                        let from = w.offset_const(*start, j * self.panel_bytes());
-                        let from = w.offset(from, behind);
-                        let panel = part as u64 * tiles.of.panels + j;
-                        let at = w.i64((tiles.stage.panels_at(tiles.rows) + panel * tiles.stage.panel) as i64);
-                        let at = w.add(place, at);
-                        let to = w.add(at, to);
-                        w.copy_piece(tiles.shared, to, from, bytes, *start);
-                    }
-                }
+                let exists = (!token.groups.is_multiple_of(groups)).then(|| w.cmp(Cmp::Lt, behind, all));
+                let to = w.add(place, to);
+                self.bring_piece_of_panels(w, tiles, (behind, to), exists);
                 Ok(())
             })?;
         }
-        let Some(source) = brought.words else { return Ok(()) };
+        let Some(row) = brought.words else { return Ok(()) };
         // `[group][scale, sum][row]`.
         let of_thread = w.shr(tiles.thread, tiles.rows.ilog2());
         for round in 0..tiles.rows * tiles.stage.words / threads {
@@ -135,13 +120,10 @@ impl Linear<'_> {
             let [sums, scales] = [token.sums_at, token.scales_at].map(|at| w.i64(at as i64));
             let base = w.select(is_sum, sums, scales);
             let group = w.widen_unsigned(group, Elem::I64);
-            let group = w.add(first_group, group);
-            let n = w.i64(token.groups as i64);
-            let is_group = w.cmp(Cmp::Lt, group, n);
-            let exists = w.and(is_group, source.exists);
             let at = w.shl(group, 2);
             let at = w.add(at, base);
-            let from = w.offset(source.at, at);
+            let at = w.add(at, first_byte);
+            let from = w.offset(row, at);
             let index = w.int((round * threads) as i64, I32);
             let index = w.add(tiles.thread, index);
             let to = w.shl(index, 2);
@@ -149,7 +131,18 @@ impl Linear<'_> {
             let words = w.i64(tiles.stage.words_at(tiles.rows, tiles.panels) as i64);
             let to = w.add(to, words);
             let to = w.add(to, place);
-            w.copy_word(tiles.shared, to, from, exists, self.x.data);
+            // Of rows that do not exist nothing is stored.
+            if token.groups.is_multiple_of(groups) {
+                w.copy_word(tiles.shared, to, from);
+                continue;
+            }
+            let group = w.add(first_group, group);
+            let n = w.i64(token.groups as i64);
+            let exists = w.cmp(Cmp::Lt, group, n);
+            let from = w.select(exists, from, row);
+            let (whole, none) = (w.int(4, I32), w.int(0, I32));
+            let bytes = w.select(exists, whole, none);
+            w.copy_word_if(tiles.shared, to, from, bytes);
         }
         Ok(())
     }
@@ -189,24 +182,20 @@ impl Linear<'_> {
                 let of_group = w.offset_const(stage, at);
                 let scales = self.scales(w, tiles, blocks, of_group);
                 let integers = w.offset_const(of_group, layout.integers_at());
-                let begin = |rows: &[RowScale; 2]| [rows[0].first, rows[0].first, rows[1].first, rows[1].first];
-                let mut whole: Vec<[Val; 4]> = rows.iter().flat_map(|rows| vec![begin(rows); column_tiles]).collect();
-                for step in 0..steps {
-                    let of_columns = self.four_tiles(w, tiles, layout.bits, integers, step);
-                    for (n, columns) in of_columns.into_iter().enumerate() {
-                        for (m, of_rows) in of_rows.iter().enumerate() {
-                            let sum = &mut whole[m * column_tiles + n];
-                            *sum = w.byte_tile_dot(dot, of_rows[step as usize], columns, *sum);
+                let of_columns: Vec<_> =
+                    (0..steps).map(|step| self.four_tiles(w, tiles, layout.bits, integers, step)).collect();
+                // One tile of columns after another: their sums are many registers.
+                for n in 0..column_tiles {
+                    for (m, (of_rows, rows)) in of_rows.iter().zip(&rows).enumerate() {
+                        let mut whole = [rows[0].first, rows[0].first, rows[1].first, rows[1].first];
+                        for (of_rows, of_columns) in of_rows.iter().zip(&of_columns) {
+                            whole = w.byte_tile_dot(dot, *of_rows, of_columns[n], whole);
                         }
-                    }
-                }
-                for (m, rows) in rows.iter().enumerate() {
-                    for n in 0..column_tiles {
                         let first = ((m * tiles.panels as usize + panel as usize) * column_tiles + n) * 4;
-                        for i in 0..4 {
+                        for (i, whole) in whole.into_iter().enumerate() {
                             let column = i % 2 * column_tiles + n;
                             let sum = &mut sums[first + i];
-                            *sum = scaled(w, whole[m * column_tiles + n][i], &scales, column, rows[i / 2], *sum);
+                            *sum = scaled(w, whole, &scales, column, rows[i / 2], *sum);
                         }
                     }
                 }
@@ -220,19 +209,18 @@ impl Linear<'_> {
         let first_row = tiles.first_row(w);
         let quarter = w.shr(tiles.lane, 2);
         let of_lane = low_bits(w, tiles.lane, 3);
-        let half = w.shr(of_lane, 1);
-        let first_piece = w.int((step * 2) as i64, I32);
-        let piece = w.add(first_piece, half);
+        let piece = w.shr(of_lane, 1);
+        let row = w.add(first_row, quarter);
+        let at = self.place_in_rows(w, tiles, row, piece);
         let within = low_bits(w, of_lane, 1);
         let within = w.shl(within, 3);
+        let at = w.add(at, within);
+        let turned = w.int((step * TILE.2) as i64, I32);
+        let at = w.xor(at, turned);
+        let at = w.widen_unsigned(at, Elem::I64);
+        let at = w.offset(stage, at);
         let [[a, c], [b, d]] = [0, TILE.0 / 2].map(|more| {
-            let shift = w.int((m * TILE.0 + more) as i64, I32);
-            let row = w.add(first_row, quarter);
-            let row = w.add(row, shift);
-            let at = self.place_in_rows(w, tiles, row, piece);
-            let at = w.add(at, within);
-            let at = w.widen_unsigned(at, Elem::I64);
-            let at = w.offset(stage, at);
+            let at = w.offset_const(at, (m * TILE.0 + more) * tiles.stage.row);
             w.load_words(at)
         });
         [a, b, c, d]
@@ -249,14 +237,12 @@ impl Linear<'_> {
     ) -> [RowScale; 2] {
         let first_row = tiles.first_row(w);
         let quarter = w.shr(tiles.lane, 2);
+        let row = w.add(first_row, quarter);
+        let at = w.shl(row, 2);
+        let at = w.widen_unsigned(at, Elem::I64);
+        let at = w.offset(stage, at);
         [0, TILE.0 / 2].map(|more| {
-            let shift = w.int((m * TILE.0 + more) as i64, I32);
-            let row = w.add(first_row, quarter);
-            let row = w.add(row, shift);
-            let at = w.shl(row, 2);
-            let at = w.widen_unsigned(at, Elem::I64);
-            let at = w.offset(stage, at);
-            let words = tiles.stage.words_at(tiles.rows, tiles.panels);
+            let words = tiles.stage.words_at(tiles.rows, tiles.panels) + (m * TILE.0 + more) * 4;
             let [scale, sum] = [0, 1].map(|word| {
                 let at = w.offset_const(at, words + (group * WORDS + word) * tiles.rows * 4);
                 w.load(I32, at)

@@ -17,29 +17,15 @@ impl Linear<'_> {
         let before = w.mul(stage, size);
         let behind = w.add(before, own);
         // Which piece of the inputs it is, and whether there is one.
-        let first = w.mul(stage, pieces);
-        let of_stage = w.shr(thread, COLUMNS.ilog2());
-        let piece = w.add(first, of_stage);
-        let n = w.i64(self.groups() as i64);
-        let is_input = w.cmp(Cmp::Lt, piece, n);
-        let (whole, none) = (w.i64(PIECE as i64), w.i64(0));
-        for (part, start) in self.starts.iter().enumerate() {
-            for j in 0..tiles.of.panels {
-                let shift = w.i64(j as i64);
-                let panel = w.add(tiles.panel, shift);
-                let n = w.i64(self.panels() as i64);
-                let is_panel = w.cmp(Cmp::Lt, panel, n);
-                let exists = w.and(is_input, is_panel);
-                let bytes = w.select(exists, whole, none);
-                let from = w.offset_const(*start, j * self.panel_bytes());
-                let from = w.offset(from, behind);
-                let at = tiles.stage.panels_at(tiles.rows) + (part as u64 * tiles.of.panels + j) * STAGE.panel;
-                let at = w.i64(at as i64);
-                let to = w.add(place, at);
-                let to = w.add(to, own);
-                w.copy_piece(tiles.shared, to, from, bytes, *start);
-            }
-        }
+        let exists = (!self.groups().is_multiple_of(STAGE.pieces())).then(|| {
+            let first = w.mul(stage, pieces);
+            let of_stage = w.shr(thread, COLUMNS.ilog2());
+            let piece = w.add(first, of_stage);
+            let n = w.i64(self.groups() as i64);
+            w.cmp(Cmp::Lt, piece, n)
+        });
+        let to = w.add(place, own);
+        self.bring_piece_of_panels(w, tiles, (behind, to), exists);
     }
 
     /// `sums`, in the order of row tiles, panels, column tiles, and the four of a thread, with the products of the stage at `stage`.
@@ -93,12 +79,12 @@ impl Linear<'_> {
         let of_lane = low_bits(w, tiles.lane, TILE.0 - 1);
         let half = w.shr(tiles.lane, TILE.0.ilog2());
         let first_row = tiles.first_row(w);
-        let shift = w.int((m * TILE.0) as i64, I32);
         let row = w.add(first_row, of_lane);
-        let row = w.add(row, shift);
-        let first_piece = w.int((step * 2) as i64, I32);
-        let piece = w.add(first_piece, half);
-        let at = self.place_in_rows(w, tiles, row, piece);
+        let at = self.place_in_rows(w, tiles, row, half);
+        let turned = w.int((step * TILE.2) as i64, I32);
+        let at = w.xor(at, turned);
+        let shift = w.int((m * TILE.0 * tiles.stage.row) as i64, I32);
+        let at = w.add(at, shift);
         w.load_tiles(stage, at)
     }
 }
