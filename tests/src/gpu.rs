@@ -62,6 +62,8 @@ struct Kernel {
     param_bytes: usize,
     /// Of a block, in the device's memory.
     scratch_bytes: u64,
+    /// Of a block, beside what the code asks for.
+    shared_bytes: u32,
 }
 
 /// A device that emulates one.
@@ -90,7 +92,8 @@ impl EmulatedGpu {
             let param_bytes =
                 function.params.iter().map(|param| param.offset + param.bytes).max().unwrap_or(0) as usize;
             let (name, scratch_bytes) = (kernel.name.clone(), kernel.scratch_bytes);
-            Ok(Kernel { name, threads, param_bytes, scratch_bytes, module })
+            let shared_bytes = u32::try_from(kernel.shared_bytes)?;
+            Ok(Kernel { name, threads, param_bytes, scratch_bytes, shared_bytes, module })
         });
         let kernels = kernels.collect::<Result<Vec<_>>>()?;
         Ok(EmulatedGpu { kernels, memory: Shared::default(), tables: Mutex::default() })
@@ -160,7 +163,8 @@ impl Device for EmulatedGpu {
             let arguments = arguments
                 .get(..kernel.param_bytes)
                 .ok_or_else(|| fault(format!("{}: {} bytes of arguments are too few", kernel.name, arguments.len())))?;
-            let how = Launch::new([blocks, 1, 1], kernel.threads, arguments);
+            let mut how = Launch::new([blocks, 1, 1], kernel.threads, arguments);
+            how.dynamic_shared = kernel.shared_bytes;
             launch(&kernel.module, "kernel", &mut memory, &how)
                 .map_err(|error| fault(format!("{}: {error}", kernel.name)))?;
             if let Some(scratch) = scratch {

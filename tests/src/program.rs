@@ -59,6 +59,16 @@ pub fn agree_on(text: &str, steps: &[Vec<Given<'_>>], targets: &[&str]) -> Resul
 
 /// The same on given targets.
 pub fn agree_with(text: &str, steps: &[Vec<Given<'_>>], targets: &[Box<dyn Target>]) -> Result<()> {
+    agree_to(text, steps, targets, (Tier::Model, Precision::F32))
+}
+
+/// The same to a given precision.
+pub fn agree_to(
+    text: &str,
+    steps: &[Vec<Given<'_>>],
+    targets: &[Box<dyn Target>],
+    (tier, precision): (Tier, Precision),
+) -> Result<()> {
     let program = parse(text)?;
     let shapes = weight_shapes(&program);
     let fused = fuse(&program)?;
@@ -90,7 +100,7 @@ pub fn agree_with(text: &str, steps: &[Vec<Given<'_>>], targets: &[Box<dyn Targe
             for (output, want) in want {
                 let got = got.get(output).ok_or_else(|| format!("no output {output}"))?;
                 let what = format!("{output} in step {number} on {name}");
-                compare(&what, &want.dims, &got.data, &want.to_f64(), Tier::Model, Precision::F32)?;
+                compare(&what, &want.dims, &got.data, &want.to_f64(), tier, precision)?;
             }
         }
     }

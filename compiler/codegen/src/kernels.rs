@@ -14,7 +14,7 @@ use xfc_runtime::artifact::manifest::{Kernel, Launch, Manifest, Variant};
 
 use crate::error::CodegenError;
 use crate::plan::{Plan, Stored, build, cost, written_row_bytes};
-use crate::target::{Compiled, Keep, Target};
+use crate::target::{Compiled, Emitted, Keep, Target};
 
 /// What is compiled.
 pub struct Input<'a> {
@@ -41,6 +41,8 @@ pub struct CompiledKernel {
     pub code: Compiled,
     /// Scratch each worker must have.
     pub scratch_bytes: u64,
+    /// Shared memory that a launch must bring for each block of threads.
+    pub shared_bytes: u64,
 }
 
 /// Kernels that were compiled before, by the text that decides them: for a model that is compiled again and again with few changes.
@@ -94,7 +96,8 @@ pub fn outline_for(input: &Input<'_>, target: &dyn Target) -> Result<Outline, Co
     let (units, unit_of) = units(&plan, target);
     let kernels = units.iter().map(|(kernel, phase)| {
         let spec = &plan.kernels[*kernel];
-        Ok(Kernel { name: spec.name(), scratch_bytes: target.emit(spec, *phase)?.scratch_bytes })
+        let Emitted { scratch_bytes, shared_bytes, .. } = target.emit(spec, *phase)?;
+        Ok(Kernel { name: spec.name(), scratch_bytes, shared_bytes })
     });
     let kernels = kernels.collect::<Result<_, CodegenError>>()?;
     let written_row_bytes = plan.launches.iter().map(|l| written_row_bytes(&plan.kernels[l.kernel])).collect();
@@ -141,7 +144,11 @@ pub fn build_for(
     let kernels = compile_units(&plan, &units, target, threads, keep, known)?;
     let objects: Vec<(String, &[u8])> = kernels.iter().map(|k| (k.name.clone(), k.code.object.as_slice())).collect();
     let image = target.link(&objects)?;
-    let listed = kernels.iter().map(|k| Kernel { name: k.name.clone(), scratch_bytes: k.scratch_bytes }).collect();
+    let listed = kernels.iter().map(|k| {
+        let CompiledKernel { name, scratch_bytes, shared_bytes, .. } = k;
+        Kernel { name: name.clone(), scratch_bytes: *scratch_bytes, shared_bytes: *shared_bytes }
+    });
+    let listed = listed.collect();
     let manifest = manifest(input, target, &plan, &unit_of, listed);
     Ok(Built {
         plan,
@@ -236,7 +243,8 @@ fn compile_units(
                     return Ok(kernel);
                 }
                 let code = compiler.compile(&name, &emitted.mlir, keep)?;
-                let kernel = CompiledKernel { name, mlir: emitted.mlir, code, scratch_bytes: emitted.scratch_bytes };
+                let Emitted { mlir, scratch_bytes, shared_bytes } = emitted;
+                let kernel = CompiledKernel { name, mlir, code, scratch_bytes, shared_bytes };
                 if let Some(known) = known {
                     known.insert(key, &kernel);
                 }

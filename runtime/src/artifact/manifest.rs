@@ -352,13 +352,22 @@ pub struct Kernel {
     pub name: String,
     /// Scratch each worker must have.
     pub scratch_bytes: u64,
+    /// Shared memory that a launch brings for each block of threads of a GPU.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub shared_bytes: u64,
+}
+
+/// Whether there are no such bytes.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_none(bytes: &u64) -> bool {
+    *bytes == 0
 }
 
 /// A regime of steps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Phase {
-    /// `one`, `few`, `many`.
+    /// `one`, `few`, `batch`, `many`.
     pub name: String,
     /// For steps of at most this many rows (of the launch's own axis); `None`: any.
     pub max_rows: Option<u64>,

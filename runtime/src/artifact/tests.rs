@@ -197,6 +197,7 @@ fn hostile_manifests_are_refused() {
     refused(|m| m.caches[0].keep = Keep::Once);
     refused(|m| m.arenas[0].bytes_per_row = u64::MAX);
     refused(|m| m.kernels[0].scratch_bytes = u64::MAX);
+    refused(|m| m.kernels[0].shared_bytes = u64::MAX);
     refused(|m| m.kernels.clear());
     refused(|m| m.phases[1].max_rows = Some(1));
     refused(|m| m.phases[0].max_rows = None);

@@ -13,6 +13,8 @@ type Check<T = ()> = Result<T, String>;
 const MAX_COUNT: u64 = 1 << 40;
 /// Most scratch of a worker, in bytes.
 const MAX_SCRATCH_BYTES: u64 = 1 << 30;
+/// Most shared memory that a launch brings for a block of threads: what GPUs have at most.
+const MAX_SHARED_BYTES: u64 = 228 << 10;
 /// Most tokens of a page, columns or depth of a panel, tiles of a block, rows of a tile.
 const MAX_TILE: u64 = 1 << 24;
 /// Most bytes of an element.
@@ -67,6 +69,9 @@ pub fn check(manifest: &Manifest) -> Check {
     for kernel in &m.kernels {
         ensure(kernel.scratch_bytes <= MAX_SCRATCH_BYTES, || {
             format!("kernel `{}` wants {} bytes of scratch", kernel.name, kernel.scratch_bytes)
+        })?;
+        ensure(kernel.shared_bytes <= MAX_SHARED_BYTES, || {
+            format!("kernel `{}` wants {} bytes of shared memory", kernel.name, kernel.shared_bytes)
         })?;
     }
     check_phases(m)?;

@@ -1,6 +1,7 @@
 //! Code for GPUs: the PTX of the artifacts, run by an emulator, against other implementations.
 
 use xfc_codegen::driver::Options;
+use xfc_codegen::target;
 use xfc_lang::graph::DType;
 use xfc_lang::graph::parse::parse;
 use xfc_lang::passes::precision::CacheType;
@@ -14,7 +15,7 @@ use xfc_tests::case::{Case, Layout};
 use xfc_tests::compare::{Precision, Tier, compare, measure};
 use xfc_tests::compile::{Runner, artifact};
 use xfc_tests::gpu;
-use xfc_tests::program::{agree_on, of_wiring};
+use xfc_tests::program::{agree_on, agree_to, of_wiring};
 
 use crate::cases::{every_case, largest};
 use crate::mixtures::Mixture;
@@ -195,6 +196,36 @@ fn tensor_cores_multiply_rows_of_experts() -> Result<()> {
             assert!(text.contains(": token8"), "{text}");
             agree_on(&text, &steps, &[TARGET]).map_err(|e| format!("{plan}: {e}\n{text}"))?;
         }
+    }
+    Ok(())
+}
+
+/// Query heads that fill no tile, or two; pages that are cut by the mask, or passed over; parts without keys; scores, sinks and values that are a part of the keys.
+#[test]
+fn tensor_cores_attend_in_any_shape() -> Result<()> {
+    let heads = "model(x: f32[tokens, 240]) {\n\
+        \x20 a, b, c = parts(x, [144, 48, 48])\n\
+        \x20 q = split(a, 6)\n  k = cache(split(b, 2))\n  v = cache(split(c, 2))\n\
+        \x20 all = attend(q, k, v, causal)\n\
+        \x20 near = attend(q, k, v, causal and q_pos - k_pos < 40, sinks = 0.5)\n\
+        \x20 some = attend(q, k, v, causal and (q_pos - k_pos) % 7 < 3, tanh(score) * 3, 0.4)\n\
+        \x20 blocks = attend(q, k, v, causal and (q_pos // 32 - k_pos // 32) % 3 == 0)\n\
+        \x20 slopes = attend(q, k, v, causal, score - (head + 1) * 0.1 * (q_pos - k_pos))\n\
+        \x20 return {all: merge(all), near: merge(near), some: merge(some), blocks: merge(blocks), slopes: merge(slopes)}\n}";
+    let many = "model(x: f32[tokens, 160]) {\n\
+        \x20 a, b, c = parts(x, [144, 8, 8])\n\
+        \x20 y = attend(split(a, 18), cache(split(b, 1)), cache(split(c, 1)), causal)\n\
+        \x20 return {y: merge(y)}\n}";
+    let wide = "model(x: f32[tokens, 512]) {\n\
+        \x20 kept = cache(split(x, 1))\n\
+        \x20 return {y: merge(attend(split(join(x, -x, x), 3), kept, kept, causal, score, 0.01))}\n}";
+    let long = [70, 1, 3, 130, 1];
+    for (wiring, width, steps) in [(heads, 240, &long[..]), (many, 160, &long), (wide, 512, &[5, 40, 1])] {
+        let mut program = parse(&of_wiring(wiring)?)?;
+        prepare(&mut program, DType::BF16, CacheType::Float(DType::BF16), &Plan::default())?;
+        let steps: Vec<_> = steps.iter().map(|n| vec![("x", Floats(floats(n * width)))]).collect();
+        let bounds = (Tier::Value, Precision::BF16);
+        agree_to(&program.to_string(), &steps, &[target::parse(TARGET)?], bounds)?;
     }
     Ok(())
 }

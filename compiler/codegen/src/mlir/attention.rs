@@ -16,12 +16,15 @@ mod blocks;
 mod by_page;
 mod by_row;
 pub mod combine;
+mod divided;
 mod layout;
 mod products;
 mod queries;
 mod results;
 mod softmax;
+mod staged;
 mod tables;
+pub mod tensors;
 
 use xfc_lang::graph::{DType, Graph};
 use xfc_lang::ops::Core;
@@ -30,12 +33,14 @@ use xfc_runtime::artifact::abi::offsets as abi;
 use xfc_runtime::artifact::manifest::When;
 
 use self::blocks::Blocks;
+use self::divided::Divided;
 use self::results::Results;
+use self::staged::Staged;
 use self::tables::{Read, brings_integers};
 use super::expr::{cast, elem_of, scalar_graph, scalar_graph_with};
 use super::frame::{Buffer, CacheTable, RowSpace};
 use super::machine::Machine;
-use super::schedule::AttentionSchedule;
+use super::schedule::{AttentionSchedule, TensorSchedule};
 use super::writer::{Cmp, Elem, KernelParams, Spread, Ty, Val, Writer};
 use crate::error::CodegenError;
 use crate::plan::kernel::{AttentionSpec, HeadPage};
@@ -69,10 +74,8 @@ pub fn emit(
         k: w.buffer(args, 1),
         v: w.buffer(args, 2),
         results: Results { out: w.buffer(args, 3), elem: spec.result, dim: spec.value_dim, lanes: schedule.lanes },
-        parts: (spec.parts > 1).then(|| w.buffer(args, 4 + tables::operands(&spec.tables))),
-        positions: w.axis_array(args, spec.axis, abi::AXIS_POSITIONS),
-        sequences: w.axis_array(args, spec.axis, abi::AXIS_SEQUENCES),
-        offsets: w.axis_array(args, spec.axis, abi::AXIS_OFFSETS),
+        parts: (spec.division.parts > 1).then(|| w.buffer(args, 4 + tables::operands(&spec.tables))),
+        rows: Rows::of(&mut w, args, spec.axis, spec.when),
         cache: w.cache(args, spec.group),
         scratch: params.scratch,
         span: span(&spec.mask),
@@ -85,18 +88,74 @@ pub fn emit(
             Elem::I64
         },
     };
-    let scratch_bytes = match &schedule.blocks {
-        Some(_) => {
+    let scratch_bytes = match (&schedule.blocks, &schedule.tensors) {
+        (_, Some(TensorSchedule::Divided(divided))) => {
+            let n_rows = w.n_rows(args, RowSpace { axis: spec.axis, selected: false });
+            let heads = kernel.group().div_ceil(schedule.parts(kernel.group()));
+            let divided = Divided::new(&mut w, &kernel, *divided, heads, n_rows)?;
+            kernel.tiles(&mut w, &params, schedule, |w, tile| divided.tile(w, tile))?;
+            0
+        }
+        (_, Some(TensorSchedule::Staged(staged))) => {
+            let staged = Staged::new(&mut w, &kernel, *staged)?;
+            kernel.tiles(&mut w, &params, schedule, |w, tile| staged.tile(w, tile))?;
+            0
+        }
+        (Some(_), None) => {
             let blocks = Blocks::new(&kernel, schedule, machine)?;
             kernel.tiles(&mut w, &params, schedule, |w, tile| blocks.tile(w, tile))?;
             blocks.scratch_bytes()
         }
-        None => {
+        (None, None) => {
             kernel.tiles(&mut w, &params, schedule, |w, tile| kernel.rows(w, tile))?;
             spec.page_tokens * 4
         }
     };
     Ok(w.finish(scratch_bytes))
+}
+
+/// Bytes of shared memory that a launch must bring for each block of threads.
+pub fn shared_bytes(spec: &AttentionSpec, schedule: &AttentionSchedule) -> u64 {
+    let group = spec.heads / spec.kv_heads;
+    let heads = group.div_ceil(schedule.parts(group));
+    match &schedule.tensors {
+        None => 0,
+        Some(TensorSchedule::Divided(divided)) => divided::shared_bytes(spec, divided, heads),
+        Some(TensorSchedule::Staged(staged)) => staged::shared_bytes(spec, *staged),
+    }
+}
+
+/// The rows of the launch.
+#[derive(Clone, Copy)]
+struct Rows {
+    positions: Val,
+    sequences: Val,
+    /// First element of each sequence.
+    offsets: Val,
+    /// Of which sequences.
+    when: Option<When>,
+}
+
+impl Rows {
+    fn of(w: &mut Writer, args: Val, axis: usize, when: Option<When>) -> Self {
+        Rows {
+            positions: w.axis_array(args, axis, abi::AXIS_POSITIONS),
+            sequences: w.axis_array(args, axis, abi::AXIS_SEQUENCES),
+            offsets: w.axis_array(args, axis, abi::AXIS_OFFSETS),
+            when,
+        }
+    }
+
+    /// Whether a row is of a sequence that is meant; `None` when all are.
+    fn is_meant(&self, w: &mut Writer, row: Val) -> Option<Val> {
+        let when = self.when?;
+        let sequence = w.load_u32(self.sequences, row);
+        let first = w.load_u32(self.offsets, sequence);
+        let before = w.load_u32(self.positions, first);
+        let zero = w.i64(0);
+        let how = if when == When::FromStart { Cmp::Eq } else { Cmp::Ne };
+        Some(w.cmp(how, before, zero))
+    }
 }
 
 struct Attention<'a> {
@@ -108,10 +167,7 @@ struct Attention<'a> {
     results: Results,
     /// Where the results of parts go.
     parts: Option<Buffer>,
-    positions: Val,
-    sequences: Val,
-    /// First element of each sequence.
-    offsets: Val,
+    rows: Rows,
     cache: CacheTable,
     scratch: Val,
     /// Of the mask.
@@ -174,6 +230,7 @@ struct Page<'q> {
 }
 
 /// One query row.
+#[derive(Clone, Copy)]
 struct Query {
     row: Val,
     sequence: Val,
@@ -228,6 +285,49 @@ impl Attention<'_> {
         Ok(())
     }
 
+    /// The rows of a tile that are of one sequence, and that are meant: `body(first, one past the last)`.
+    fn each_segment(
+        &self,
+        w: &mut Writer,
+        tile: Tile,
+        body: impl FnOnce(&mut Writer, Val, Val) -> Result<(), CodegenError>,
+    ) -> Result<(), CodegenError> {
+        let one = w.i64(1);
+        let last = w.sub(tile.end, one);
+        let first_sequence = w.load_u32(self.rows.sequences, tile.begin);
+        let last_sequence = w.load_u32(self.rows.sequences, last);
+        let end_sequence = w.add(last_sequence, one);
+        w.for_loop(first_sequence, end_sequence, 1, &[], |w, sequence, _| {
+            let next = w.add(sequence, one);
+            let from = w.load_u32(self.rows.offsets, sequence);
+            let from = w.max(from, tile.begin);
+            let to = w.load_u32(self.rows.offsets, next);
+            let to = w.min(to, tile.end);
+            // A sequence may have no rows.
+            let some = w.cmp(Cmp::Lt, from, to);
+            w.if_then(some, |w| match self.is_meant(w, from) {
+                None => body(w, from, to),
+                Some(meant) => w.if_then(meant, |w| body(w, from, to)),
+            })?;
+            Ok(vec![])
+        })?;
+        Ok(())
+    }
+
+    /// The row and the head of a query, of `n` that begin with row `from`; those after the last repeat it.
+    fn locate(&self, w: &mut Writer, tile: Tile, from: Val, n: Val, query: Val) -> (Val, Val) {
+        let one = w.i64(1);
+        let last = w.sub(n, one);
+        let query = w.min(query, last);
+        let heads = w.i64(tile.heads as i64);
+        let row = w.div_unsigned(query, heads);
+        let row = w.add(from, row);
+        let head = w.rem_unsigned(query, heads);
+        let head = w.add(tile.first_head, head);
+        let last_head = w.sub(tile.end_head, one);
+        (row, w.min(head, last_head))
+    }
+
     /// Query heads that read a head of keys and values.
     fn group(&self) -> u64 {
         self.spec.heads / self.spec.kv_heads
@@ -240,18 +340,12 @@ impl Attention<'_> {
 
     /// Whether a row is of a sequence that is meant; `None` when all are.
     fn is_meant(&self, w: &mut Writer, row: Val) -> Option<Val> {
-        let when = self.spec.when?;
-        let sequence = w.load_u32(self.sequences, row);
-        let first = w.load_u32(self.offsets, sequence);
-        let before = w.load_u32(self.positions, first);
-        let zero = w.i64(0);
-        let how = if when == When::FromStart { Cmp::Eq } else { Cmp::Ne };
-        Some(w.cmp(how, before, zero))
+        self.rows.is_meant(w, row)
     }
 
     fn enter_row(&self, w: &mut Writer, row: Val) -> Query {
-        let sequence = w.load_u32(self.sequences, row);
-        let position = w.load_u32(self.positions, row);
+        let sequence = w.load_u32(self.rows.sequences, row);
+        let position = w.load_u32(self.rows.positions, row);
         let length = w.load_u32(self.cache.lengths, sequence);
         let zero = w.i64(0);
         let one = w.i64(1);
@@ -321,22 +415,24 @@ impl Attention<'_> {
 
     /// Of a vector of keys, those that exist and that the mask does not leave out.
     fn visible(&self, w: &mut Writer, query: &Query, keys: &Keys) -> Result<Val, CodegenError> {
+        let lanes = keys.k_pos.ty.lanes;
         let high = w.resize(query.high, self.ints);
-        let high = w.splat(high, self.lanes);
+        let high = w.splat(high, lanes);
         let exists = w.cmp(Cmp::Lt, keys.k_pos, high);
         let parameters = [&[keys.q_pos, keys.k_pos, keys.head], &keys.tables[..]].concat();
         let masked = scalar_graph_with(w, &self.spec.mask, &parameters, &keys.spread(3), self.ints)?;
-        let masked = w.splat(masked[0], self.lanes);
+        let masked = w.splat(masked[0], lanes);
         Ok(w.and(exists, masked))
     }
 
     /// Scores of a vector of keys.
     fn score(&self, w: &mut Writer, keys: &Keys, dot: Val) -> Result<Val, CodegenError> {
-        let scale = w.f32(self.spec.scale, self.lanes);
+        let lanes = dot.ty.lanes;
+        let scale = w.f32(self.spec.scale, lanes);
         let scaled = w.mul(dot, scale);
         let parameters = [&[scaled, keys.q_pos, keys.k_pos, keys.head], &keys.tables[..]].concat();
         let score = scalar_graph_with(w, &self.spec.score, &parameters, &keys.spread(4), self.ints)?;
-        Ok(w.splat(score[0], self.lanes))
+        Ok(w.splat(score[0], lanes))
     }
 
     /// Where a page holds what of the values of a head, which may be a part of its keys.

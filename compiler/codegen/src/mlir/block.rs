@@ -324,7 +324,7 @@ impl Writer {
     }
 
     /// What the thread whose number differs from one's own by the bit `distance` holds.
-    fn shuffle(&mut self, x: Val, distance: u32) -> Val {
+    pub(super) fn shuffle(&mut self, x: Val, distance: u32) -> Val {
         if x.ty.elem.bytes() == 8 {
             let i64s = Ty::scalar(Elem::I64);
             let bits = self.bitcast(x, i64s);

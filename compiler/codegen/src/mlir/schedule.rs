@@ -61,6 +61,44 @@ pub struct AttentionSchedule {
     pub heads_per_tile: u64,
     /// Blocks of keys, or every query by itself.
     pub blocks: Option<BlockSchedule>,
+    /// By tensor cores, and neither.
+    pub tensors: Option<TensorSchedule>,
+}
+
+/// How an attention is multiplied by tensor cores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TensorSchedule {
+    /// Of few rows, whose keys are divided.
+    Divided(DividedSchedule),
+    /// Of many rows, for which keys come to shared memory in stages.
+    Staged(StagedSchedule),
+}
+
+/// Tiling of an attention of many rows by tensor cores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StagedSchedule {
+    /// Groups of threads, each with queries of its own.
+    pub groups: u32,
+    /// Tiles of 16 queries of a group: what is loaded of keys and values serves all of them.
+    pub row_tiles: u32,
+}
+
+impl StagedSchedule {
+    /// Queries of a tile of the launch.
+    pub fn queries(self) -> u64 {
+        u64::from(self.groups * self.row_tiles) * 16
+    }
+}
+
+/// Tiling of an attention of few rows by tensor cores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DividedSchedule {
+    /// Groups of threads that pages are divided among.
+    pub key_groups: u32,
+    /// Groups that the columns of values are divided among.
+    pub value_groups: u32,
+    /// Parts that the keys of a query are divided into, tiles of their own.
+    pub key_parts: u32,
 }
 
 /// Tiling of the keys of an attention.
@@ -100,7 +138,11 @@ impl AttentionSchedule {
 
     /// Parts that the keys of a query are divided into.
     pub fn key_parts(&self) -> u64 {
-        self.blocks.map_or(1, |blocks| u64::from(blocks.key_parts))
+        match self.tensors {
+            Some(TensorSchedule::Divided(divided)) => u64::from(divided.key_parts),
+            Some(TensorSchedule::Staged(_)) => 1,
+            None => self.blocks.map_or(1, |blocks| u64::from(blocks.key_parts)),
+        }
     }
 
     /// Tiles that the query heads of a group are divided into.

@@ -7,6 +7,7 @@ use xfc_lang::graph::{DType, Graph};
 use xfc_lang::ops::fused::Reach;
 use xfc_runtime::artifact::manifest::{Pack, When};
 
+pub use super::division::Division;
 pub use super::pages::{HeadPage, PageLayout};
 use crate::mlir::frame::RowSpace;
 
@@ -45,7 +46,7 @@ impl KernelSpec {
                 body_text(&s.epilogue)
             ),
             KernelSpec::Attention(s) => format!(
-                "attention{} axis {} heads {}/{} dims {}/{} keys {:?} values {:?} {:?} when {:?} scale {} {:?} {} {}/{} -> {} group {} pages of {} parts {} tables {:?}\n{}{}{}",
+                "attention{} axis {} heads {}/{} dims {}/{} keys {:?} values {:?} {:?} when {:?} scale {} {:?} {} {}/{} -> {} group {} pages of {} {:?} tables {:?}\n{}{}{}",
                 if s.softmax { "" } else { " without softmax" },
                 s.axis,
                 s.heads,
@@ -64,7 +65,7 @@ impl KernelSpec {
                 s.result,
                 s.group,
                 s.page_tokens,
-                s.parts,
+                s.division,
                 s.tables,
                 body_text(&s.mask),
                 body_text(&s.score),
@@ -96,7 +97,7 @@ impl KernelSpec {
                 format!("linear_{}_{of}{parts}{heads}{}x{}", s.operand, s.outputs, s.inputs)
             }
             KernelSpec::Attention(s) => format!("attention_{}_{}x{}x{}", s.kept, s.heads, s.kv_heads, s.key_dim),
-            KernelSpec::Combine(s) => format!("combine_{}x{}x{}", s.parts, s.heads, s.value_dim),
+            KernelSpec::Combine(s) => format!("combine_{}x{}x{}", s.division.parts, s.heads, s.value_dim),
             KernelSpec::Rows(s) => format!("rows_{}", s.label),
             KernelSpec::Scan(s) => {
                 let state = s.step.params().first().map_or(&[][..], |p| &s.step.ty(p.value).dims[..]);
@@ -213,8 +214,8 @@ pub struct AttentionSpec {
     pub group: usize,
     /// Tokens a page.
     pub page_tokens: u64,
-    /// Parts that the keys of a query are divided into in steps of few rows, which a [`CombineSpec`] makes one; 1: none.
-    pub parts: u64,
+    /// How the keys of a query are divided in steps of few rows.
+    pub division: Division,
 }
 
 impl AttentionSpec {
@@ -229,9 +230,6 @@ impl AttentionSpec {
     }
 }
 
-/// Most rows of a step in which the keys of a query are divided into parts.
-pub const PARTED_ROWS: u64 = 8;
-
 /// The results of parts of the keys, made one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CombineSpec {
@@ -244,9 +242,11 @@ pub struct CombineSpec {
     /// Width of a value head.
     pub value_dim: u64,
     /// Parts of each head's result.
-    pub parts: u64,
+    pub division: Division,
     /// Whether weights are relative to a maximum.
     pub softmax: bool,
+    /// The sequences whose rows are computed; `None`: all.
+    pub when: Option<When>,
     /// Element type stored.
     pub result: DType,
 }
@@ -259,15 +259,21 @@ impl CombineSpec {
             heads: spec.heads,
             kv_heads: spec.kv_heads,
             value_dim: spec.value_dim,
-            parts: spec.parts,
+            division: spec.division,
             softmax: spec.softmax,
+            when: spec.when,
             result: spec.result,
         }
     }
 
-    /// f32 elements of a row of parts: of each head and part the values, their maximum and the sum of weights.
-    pub fn row_elements(&self) -> u64 {
-        self.heads * self.parts * (self.value_dim + 2)
+    /// f32 elements of a part of a head: the values, their maximum and the sum of weights.
+    pub fn part_elements(&self) -> u64 {
+        self.value_dim + 2
+    }
+
+    /// f32 elements of a step: of each row, head and part.
+    pub fn step_elements(&self) -> u64 {
+        self.division.of_step() * self.heads * self.part_elements()
     }
 }
 

@@ -14,8 +14,8 @@ use super::caches;
 use super::cost::gathered;
 use super::flatten::flatten;
 use super::kernel::{
-    AttentionSpec, CombineSpec, Extra, KernelSpec, KeyRow, LinearSpec, PARTED_ROWS, PageLayout, RowParam, RowsSpec,
-    Sink, Table,
+    AttentionSpec, CombineSpec, Division, Extra, KernelSpec, KeyRow, LinearSpec, PageLayout, RowParam, RowsSpec, Sink,
+    Table,
 };
 use super::place::{Operand, Place, row_type, stride_of_rows};
 use super::weights::WeightExpr;
@@ -217,19 +217,19 @@ impl Planner<'_> {
                 result: result_ty.dtype,
                 group: k.group,
                 page_tokens: this.target.page_tokens(),
-                parts: 1,
+                division: Division::NONE,
             };
             if spec.value_in_key.is_none() && spec.values().groups().len() > 1 {
                 return Err(CodegenError::bug("plan", format!("values of several groups (at `{name}`)")));
             }
             // Of an axis with a known number of elements there is room for these alone.
             if this.program.extent(AxisId(space.axis)).is_none() {
-                spec.parts = this.target.key_parts(&spec);
+                spec.division = this.target.division(&spec);
             }
             Ok(KernelSpec::Attention(Box::new(spec)))
         })?;
         let parts = match self.spec(kernel) {
-            KernelSpec::Attention(spec) if spec.parts > 1 => Some(CombineSpec::of(spec)),
+            KernelSpec::Attention(spec) if spec.division.parts > 1 => Some(CombineSpec::of(spec)),
             _ => None,
         };
         let q = self.dense(q.clone(), graph.ty(values[0]), name)?;
@@ -260,14 +260,14 @@ impl Planner<'_> {
                 | Place::Nowhere => {}
             }
         }
+        let outer = std::mem::replace(&mut self.when, when);
         let Some(combine) = parts else {
-            let outer = std::mem::replace(&mut self.when, when);
             self.launch(name, space, kernel, list);
             self.when = outer;
             return Ok(out);
         };
         // Only few rows have parts, while there is room for a multiple of `ROWS_ALIGN`: the rows of parts are longer than those of the buffer.
-        let elements = (combine.row_elements() * PARTED_ROWS).div_ceil(ROWS_ALIGN);
+        let elements = combine.step_elements().div_ceil(ROWS_ALIGN);
         let parts = self.new_buffer(&Type::new(DType::F32, [Dim::Axis(AxisId(space.axis)), Dim::Fixed(elements)]))?;
         list.push(Operand::Place(parts.clone()));
         self.launch(name, space, kernel, list);
@@ -278,6 +278,7 @@ impl Planner<'_> {
             kernel,
             vec![Operand::Place(parts), Operand::Place(out.clone())],
         );
+        self.when = outer;
         Ok(out)
     }
 

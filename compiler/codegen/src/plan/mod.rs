@@ -8,6 +8,7 @@ pub mod build;
 pub mod caches;
 pub mod cost;
 mod divide;
+mod division;
 mod experts;
 pub mod flatten;
 pub mod kernel;

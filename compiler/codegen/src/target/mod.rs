@@ -16,7 +16,7 @@ use self::profile::{Family, Fields, Profile, ProfileError};
 use crate::error::CodegenError;
 use crate::mlir::linear;
 use crate::mlir::schedule::LinearSchedule;
-use crate::plan::kernel::{AttentionSpec, KernelSpec, LinearSpec};
+use crate::plan::kernel::{AttentionSpec, Division, KernelSpec, LinearSpec};
 
 /// Rows of a tile, and tiles for each block of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +47,8 @@ pub struct Emitted {
     pub mlir: String,
     /// Scratch each worker must have.
     pub scratch_bytes: u64,
+    /// Shared memory that a launch must bring for each block of threads.
+    pub shared_bytes: u64,
 }
 
 /// Something that code is generated for: decides layouts, tilings and schedules, and writes kernels.
@@ -69,8 +71,8 @@ pub trait Target: Sync {
     /// Whether the elements of a token lie side by side in all pages; otherwise keys lie as products with one query like them best.
     fn pages_of_rows(&self) -> bool;
 
-    /// Parts that an attention divides the keys of a query into in steps of few rows, where it has too few heads for the threads of a machine.
-    fn key_parts(&self, spec: &AttentionSpec) -> u64;
+    /// How an attention divides the keys of a query in steps of few rows, where it has too few heads for the threads of a machine.
+    fn division(&self, spec: &AttentionSpec) -> Division;
 
     /// Regimes of steps, ascending.
     fn phases(&self) -> Vec<manifest::Phase>;

@@ -11,7 +11,7 @@ pub use self::context::{Gpu, gpus};
 use self::context::{Allocation, Context, Pinned, failed, problem};
 use super::launch::StepTables;
 use super::{Device, DeviceMemory, Memory, Step};
-use crate::artifact::manifest::Manifest;
+use crate::artifact::manifest::{self, Manifest};
 use crate::error::Result;
 use cudarc::driver::{result, sys};
 use memmap2::MmapMut;
@@ -42,6 +42,8 @@ struct Kernel {
     threads: u32,
     /// Of each block.
     scratch_bytes: u64,
+    /// Of each block, beside what the code asks for.
+    shared_bytes: u32,
 }
 
 /// A GPU with one model's code loaded.
@@ -123,7 +125,7 @@ impl CudaDevice {
             let text = usize::try_from(entry).ok().and_then(|entry| code.get(entry..));
             let text = text.and_then(|text| CStr::from_bytes_until_nul(text).ok());
             let text = text.ok_or_else(|| problem(format!("the code of kernel {} is damaged", kernel.name)))?;
-            device.kernels.push(load(text, &kernel.name, kernel.scratch_bytes)?);
+            device.kernels.push(load(text, kernel)?);
         }
         Ok(device)
     }
@@ -152,7 +154,7 @@ impl CudaDevice {
                     kernel.function,
                     (blocks, 1, 1),
                     (kernel.threads, 1, 1),
-                    0,
+                    kernel.shared_bytes,
                     self.context.stream,
                     &mut list,
                 )
@@ -218,7 +220,9 @@ fn forget(graphs: &mut HashMap<Key, sys::CUgraphExec>) {
 }
 
 /// Makes the driver compile a kernel.
-fn load(text: &CStr, name: &str, scratch_bytes: u64) -> Result<Kernel> {
+fn load(text: &CStr, of: &manifest::Kernel) -> Result<Kernel> {
+    let (name, scratch_bytes) = (&of.name, of.scratch_bytes);
+    let shared_bytes = u32::try_from(of.shared_bytes).map_err(|e| problem(format!("kernel {name}: {e}")))?;
     // SAFETY: the text ends in a zero byte; the driver copies it.
     let module = unsafe { result::module::load_data(text.as_ptr().cast()) }
         .map_err(|e| failed(&format!("compiling kernel {name} for this GPU"), e))?;
@@ -233,7 +237,19 @@ fn load(text: &CStr, name: &str, scratch_bytes: u64) -> Result<Kernel> {
     };
     // The code says with how many threads it runs, and no other number is allowed.
     let (function, threads) = found().map_err(|e| failed(&format!("loading kernel {name}"), e))?;
-    Ok(Kernel { module, function, threads: threads as u32, scratch_bytes })
+    if shared_bytes > 0 {
+        use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // SAFETY: the function is the module's, which is loaded.
+        unsafe {
+            result::function::set_function_attribute(
+                function,
+                CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                shared_bytes.cast_signed(),
+            )
+        }
+        .map_err(|e| failed(&format!("asking for {shared_bytes} bytes of shared memory for kernel {name}"), e))?;
+    }
+    Ok(Kernel { module, function, threads: threads as u32, scratch_bytes, shared_bytes })
 }
 
 impl Drop for CudaDevice {

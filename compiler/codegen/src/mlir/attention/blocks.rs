@@ -104,40 +104,12 @@ impl<'k> Blocks<'k> {
 
     /// A tile of the launch.
     pub(super) fn tile(&self, w: &mut Writer, tile: Tile) -> Result<(), CodegenError> {
-        let one = w.i64(1);
-        let last = w.sub(tile.end, one);
-        let first_sequence = w.load_u32(self.at.sequences, tile.begin);
-        let last_sequence = w.load_u32(self.at.sequences, last);
-        let end_sequence = w.add(last_sequence, one);
-        w.for_loop(first_sequence, end_sequence, 1, &[], |w, sequence, _| {
-            let next = w.add(sequence, one);
-            let from = w.load_u32(self.at.offsets, sequence);
-            let from = w.max(from, tile.begin);
-            let to = w.load_u32(self.at.offsets, next);
-            let to = w.min(to, tile.end);
-            // A sequence may have no rows.
-            let some = w.cmp(Cmp::Lt, from, to);
-            w.if_then(some, |w| match self.at.is_meant(w, from) {
-                None => self.segment(w, tile, from, to),
-                Some(meant) => w.if_then(meant, |w| self.segment(w, tile, from, to)),
-            })?;
-            Ok(vec![])
-        })?;
-        Ok(())
+        self.at.each_segment(w, tile, |w, from, to| self.segment(w, tile, from, to))
     }
 
     /// The row and the head of a query; those after the last repeat it.
     pub(super) fn locate(&self, w: &mut Writer, tile: Tile, from: Val, n: Val, query: Val) -> (Val, Val) {
-        let one = w.i64(1);
-        let last = w.sub(n, one);
-        let query = w.min(query, last);
-        let heads = w.i64(tile.heads as i64);
-        let row = w.div_unsigned(query, heads);
-        let row = w.add(from, row);
-        let head = w.rem_unsigned(query, heads);
-        let head = w.add(tile.first_head, head);
-        let last_head = w.sub(tile.end_head, one);
-        (row, w.min(head, last_head))
+        self.at.locate(w, tile, from, n, query)
     }
 
     /// Rows `from .. to`, of one sequence.
@@ -311,7 +283,7 @@ impl<'k> Blocks<'k> {
         let end_key = w.add(first_key, n_keys);
         let one = w.i64(1);
         let last = w.sub(segment.end_page, one);
-        let sequence = w.load_u32(self.at.sequences, segment.from);
+        let sequence = w.load_u32(self.at.rows.sequences, segment.from);
         let slots = [
             (self.at.k.data, spec.keys(), self.layout.key_pages),
             (self.at.v.data, spec.values(), self.layout.value_pages),

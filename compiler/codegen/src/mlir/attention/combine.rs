@@ -2,48 +2,81 @@
 //!
 //! Of each head and part a row of the operand holds the weighted sum of values, the maximum as a power of two, and the sum of weights. Of a part without
 //! keys there is only the maximum, which says so.
-//! Steps of more rows than [`PARTED_ROWS`](crate::plan::kernel::PARTED_ROWS) are not divided, and there is nothing to do.
+//! Steps of more rows than the [`Division`] says are not divided, and there is nothing to do.
 //!
 //! Operands of the launch: the parts, the result.
 
 use super::super::frame::{Buffer, RowSpace};
 use super::super::machine::Machine;
 use super::super::writer::{Cmp, Elem, Ty, Val, Writer};
-use super::ABSENT;
 use super::results::Results;
+use super::{ABSENT, Rows};
 use crate::error::CodegenError;
-use crate::plan::kernel::CombineSpec;
+use crate::plan::kernel::{CombineSpec, Division};
 
-/// Where the parts of a row and a head lie.
-pub(super) fn parts_of(w: &mut Writer, buffer: Buffer, (row, head): (Val, Val), spec: &CombineSpec) -> Val {
-    let of_row = w.element(buffer.data, row, spec.row_elements() * 4);
-    w.element(of_row, head, spec.row_elements() / spec.heads * 4)
+/// Parts of each head and row in a step of so many rows.
+pub(super) fn parts(w: &mut Writer, division: &Division, n_rows: Val) -> Val {
+    let all = w.i64(division.parts as i64);
+    if !division.shared {
+        return all;
+    }
+    let one = w.i64(1);
+    let of_row = w.div_unsigned(all, n_rows);
+    w.max(of_row, one)
 }
 
-/// Writes the kernel; gives its text and the bytes of scratch it needs. `parted`: for steps that are divided; otherwise it does nothing.
+/// Where the parts of a row and a head lie, of which there are so many of each.
+pub(super) fn parts_of(
+    w: &mut Writer,
+    buffer: Buffer,
+    (row, head): (Val, Val),
+    (spec, n_parts): (&CombineSpec, Val),
+) -> Val {
+    let heads = w.i64(spec.heads as i64);
+    let before = w.mul(row, heads);
+    let before = w.add(before, head);
+    let before = w.mul(before, n_parts);
+    w.element(buffer.data, before, spec.part_elements() * 4)
+}
+
+/// Writes the kernel; gives its text and the bytes of scratch it needs. `heads`: of a tile, in steps that are divided; in others it does nothing.
 ///
 /// # Errors
 /// An element type without a lowering.
-pub fn emit(symbol: &str, spec: &CombineSpec, machine: &Machine, parted: bool) -> Result<(String, u64), CodegenError> {
+pub fn emit(
+    symbol: &str,
+    spec: &CombineSpec,
+    machine: &Machine,
+    heads: Option<u64>,
+) -> Result<(String, u64), CodegenError> {
     let (mut w, params) = Writer::kernel(symbol, machine);
-    if !parted {
-        return Ok(w.finish(0));
-    }
+    let Some(heads) = heads else { return Ok(w.finish(0)) };
     let lanes = machine.lanes;
     let buffer = w.buffer(params.args, 0);
     let results = Results { out: w.buffer(params.args, 1), elem: spec.result, dim: spec.value_dim, lanes };
     let n_rows = w.n_rows(params.args, RowSpace { axis: spec.axis, selected: false });
+    let n_parts = parts(&mut w, &spec.division, n_rows);
+    let asked = Rows::of(&mut w, params.args, spec.axis, spec.when);
     w.for_loop(params.tile_begin, params.tile_end, 1, &[], |w, tile, _| {
         let group = w.div_unsigned(tile, n_rows);
         let row = w.rem_unsigned(tile, n_rows);
-        let heads = w.i64((spec.heads / spec.kv_heads) as i64);
+        let heads = w.i64(heads as i64);
         let first = w.mul(group, heads);
         let end = w.add(first, heads);
-        w.for_loop(first, end, 1, &[], |w, head, _| {
-            let parts = parts_of(w, buffer, (row, head), spec);
-            combine(w, spec, &results, parts, (row, head))?;
-            Ok(vec![])
-        })?;
+        let all = |w: &mut Writer| {
+            w.for_loop(first, end, 1, &[], |w, head, _| {
+                let parts = parts_of(w, buffer, (row, head), (spec, n_parts));
+                combine(w, spec, &results, (parts, n_parts), (row, head))?;
+                Ok(vec![])
+            })
+        };
+        match asked.is_meant(w, row) {
+            None => all(w)?,
+            Some(meant) => {
+                w.if_then(meant, |w| all(w).map(|_| ()))?;
+                vec![]
+            }
+        };
         Ok(vec![])
     })?;
     Ok(w.finish(0))
@@ -53,16 +86,16 @@ fn combine(
     w: &mut Writer,
     spec: &CombineSpec,
     results: &Results,
-    parts: Val,
+    (parts, n_parts): (Val, Val),
     place: (Val, Val),
 ) -> Result<(), CodegenError> {
     let lanes = results.lanes;
-    let bytes = (spec.value_dim + 2) * 4;
+    let bytes = spec.part_elements() * 4;
     let scalar = |w: &mut Writer, part: Val, element: u64| {
         let at = w.offset_const(part, (spec.value_dim + element) * 4);
         w.load(Ty::scalar(Elem::F32), at)
     };
-    let (begin, end) = (w.i64(0), w.i64(spec.parts as i64));
+    let (begin, end) = (w.i64(0), n_parts);
     let absent = w.f32(ABSENT, 0);
     let highest = w.for_loop(begin, end, 1, &[absent], |w, part, highest| {
         let part = w.element(parts, part, bytes);

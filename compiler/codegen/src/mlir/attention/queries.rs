@@ -76,7 +76,7 @@ impl Blocks<'_> {
     pub(super) fn bound(&self, w: &mut Writer, from: Val, t: Val) {
         let queries = w.i64(i64::from(self.schedule.queries));
         let first = w.mul(t, queries);
-        let sequence = w.load_u32(self.at.sequences, from);
+        let sequence = w.load_u32(self.at.rows.sequences, from);
         let length = w.load_u32(self.at.cache.lengths, sequence);
         let zero = w.i64(0);
         let mut bounds: Option<[Val; 4]> = None;
@@ -120,7 +120,8 @@ impl Blocks<'_> {
     /// The cell of a query in the results of parts.
     fn part_of(&self, w: &mut Writer, tile: Tile, place: (Val, Val)) -> Option<Val> {
         let (part, buffer) = (tile.part?, self.at.parts?);
-        let at = combine::parts_of(w, buffer, place, &CombineSpec::of(self.at.spec));
+        let n_parts = w.i64(self.at.spec.division.parts as i64);
+        let at = combine::parts_of(w, buffer, place, (&CombineSpec::of(self.at.spec), n_parts));
         Some(w.element(at, part, (self.at.spec.value_dim + 2) * 4))
     }
 

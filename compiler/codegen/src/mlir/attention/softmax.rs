@@ -27,7 +27,7 @@ impl Blocks<'_> {
     fn place(&self, w: &mut Writer, segment: &Segment, micro: Micro, local: Val) -> Place {
         let [of_head, index, place] = [micro.first_of_head, micro.first, micro.place].map(|first| w.add(first, local));
         let (row, head) = self.locate(w, micro.tile, segment.from, segment.n, of_head);
-        let sequence = w.load_u32(self.at.sequences, segment.from);
+        let sequence = w.load_u32(self.at.rows.sequences, segment.from);
         let [position, low, high] = [self.layout.positions, self.layout.lows, self.layout.highs].map(|array| {
             let at = self.cell(w, array, of_head, 8);
             w.load(Ty::scalar(Elem::I64), at)
@@ -109,14 +109,6 @@ impl Blocks<'_> {
         Ok(())
     }
 
-    /// What scores are, apart from a factor that makes them powers of two: products as they are, where nothing else is done to them.
-    fn factor(&self) -> Option<f64> {
-        let score = &self.at.spec.score;
-        let identity = score.outputs().first().map(|o| o.value) == score.params().first().map(|p| p.value);
-        let scale = self.at.spec.scale;
-        (identity && self.at.spec.softmax && scale > 0.0).then_some(scale * std::f64::consts::LOG2_E)
-    }
-
     /// Products in scratch to scores; what is not seen scores [`LOWEST`], or 0 where scores are weights themselves. Gives the highest of each
     /// lane, of it and `highest`.
     fn rewrite(
@@ -139,7 +131,7 @@ impl Blocks<'_> {
                 let at = w.offset_const(at, v as u64 * u64::from(self.at.lanes) * 4);
                 let mut x = w.load(Ty::of(Elem::F32, self.at.lanes), at);
                 let of_keys = self.at.keys_of(w, page, v)?;
-                if self.factor().is_none() {
+                if self.at.factor().is_none() {
                     x = self.at.score(w, &of_keys, x)?;
                 }
                 if masked {
@@ -165,7 +157,7 @@ impl Blocks<'_> {
     ) -> Result<(), CodegenError> {
         let lanes = self.at.lanes;
         let lowest = w.f32(LOWEST, lanes);
-        let highest = if masked || self.factor().is_none() {
+        let highest = if masked || self.at.factor().is_none() {
             self.rewrite(w, keys, place, scores, &[lowest], masked)?
         } else {
             self.each_vectors(w, keys.1, &[lowest], |w, first, highest| {
@@ -177,7 +169,7 @@ impl Blocks<'_> {
                 Ok(vec![highest])
             })?
         };
-        let factor = self.factor().unwrap_or(std::f64::consts::LOG2_E);
+        let factor = self.at.factor().unwrap_or(std::f64::consts::LOG2_E);
         let maximum_at = self.cell(w, self.layout.maxima, place.index, 4);
         let maximum = w.load(Ty::scalar(Elem::F32), maximum_at);
         let sums_at = self.cell(w, self.layout.sums, place.index, u64::from(lanes) * 4);

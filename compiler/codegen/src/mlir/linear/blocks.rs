@@ -361,12 +361,14 @@ mod tests {
             lanes: 16,
             threads: 1,
             groups: 1,
+            side_by_side: 0,
             fma: true,
             round: true,
             pair_dot: PairDot::Widened,
             byte_dot,
             half: true,
             tile_dot: None,
+            byte_tile_dot: None,
         };
         let dot = machine(ByteDot::Intrinsic("of four bytes"));
         let panel = |form, group| packed(Blocks::weights(form, group), 64);

@@ -23,7 +23,7 @@ use crate::error::CodegenError;
 use crate::mlir::pipeline::Lowering;
 use crate::mlir::schedule::{AttentionSchedule, LinearSchedule, panel_depth};
 use crate::mlir::{attention, linear, rows};
-use crate::plan::kernel::{AttentionSpec, KernelSpec, LinearSpec, PARTED_ROWS};
+use crate::plan::kernel::{AttentionSpec, Division, KernelSpec, LinearSpec};
 
 /// Code for one instruction set.
 #[derive(Clone, Debug)]
@@ -92,8 +92,8 @@ impl Target for Cpu {
         false
     }
 
-    fn key_parts(&self, spec: &AttentionSpec) -> u64 {
-        schedule::key_parts(spec)
+    fn division(&self, spec: &AttentionSpec) -> Division {
+        schedule::division(spec)
     }
 
     fn phases(&self) -> Vec<Phase> {
@@ -147,11 +147,14 @@ impl Target for Cpu {
         let (mlir, scratch_bytes) = match spec {
             KernelSpec::Linear(s) => linear::emit(SYMBOL, s, machine, &self.linear(phase, s))?,
             KernelSpec::Attention(s) => attention::emit(SYMBOL, s, machine, &self.attention(phase, s))?,
-            KernelSpec::Combine(s) => attention::combine::emit(SYMBOL, s, machine, is_parted(phase))?,
+            KernelSpec::Combine(s) => {
+                let heads = is_parted(phase).then(|| s.heads / s.kv_heads);
+                attention::combine::emit(SYMBOL, s, machine, heads)?
+            }
             KernelSpec::Rows(s) => rows::emit(SYMBOL, s, machine, &schedule::rows(&self.isa))?,
             KernelSpec::Scan(s) => rows::scan::emit(SYMBOL, s, machine, &schedule::rows(&self.isa))?,
         };
-        Ok(Emitted { mlir, scratch_bytes })
+        Ok(Emitted { mlir, scratch_bytes, shared_bytes: 0 })
     }
 
     fn link(&self, objects: &[(String, &[u8])]) -> Result<CodeImage, CodegenError> {
@@ -165,7 +168,7 @@ impl Target for Cpu {
 
 /// Whether steps of a phase are of rows so few that the keys of a query may be divided into parts.
 fn is_parted(phase: usize) -> bool {
-    Regime::ALL[phase].max_rows().is_some_and(|rows| rows <= PARTED_ROWS)
+    Regime::ALL[phase].max_rows().is_some_and(|rows| rows <= schedule::PARTED_ROWS)
 }
 
 struct CpuCompiler {

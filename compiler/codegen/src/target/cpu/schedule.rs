@@ -6,7 +6,7 @@ use xfc_lang::graph::DType;
 use super::isa::Isa;
 use crate::mlir::machine::PairDot;
 use crate::mlir::schedule::{AttentionSchedule, BlockSchedule, LinearSchedule, RowsSchedule, panel_depth};
-use crate::plan::kernel::{AttentionSpec, LinearSpec, PageLayout};
+use crate::plan::kernel::{AttentionSpec, Division, LinearSpec, PageLayout};
 use crate::target::profile::AttentionFields;
 
 /// A regime of steps, by how many rows a launch has.
@@ -118,7 +118,7 @@ pub fn attention(isa: &Isa, regime: Regime, spec: &AttentionSpec, set: &Attentio
     let lanes = isa.machine.lanes;
     let group = spec.heads / spec.kv_heads;
     if !is_blocked(spec) {
-        return AttentionSchedule { lanes, rows_per_tile: 4, heads_per_tile: 8, blocks: None };
+        return AttentionSchedule { lanes, rows_per_tile: 4, heads_per_tile: 8, blocks: None, tensors: None };
     }
     // A register tile holds queries x vectors accumulators; the vectors of keys or values, of pairs both halves; and what multiplies them.
     let wide = isa.registers >= 32;
@@ -180,8 +180,9 @@ pub fn attention(isa: &Isa, regime: Regime, spec: &AttentionSpec, set: &Attentio
             pages,
             value_vectors,
             values_together,
-            key_parts: if by_page { spec.parts as u32 } else { 1 },
+            key_parts: if by_page { spec.division.parts as u32 } else { 1 },
         }),
+        tensors: None,
     }
 }
 
@@ -207,20 +208,24 @@ fn block_pages(spec: &AttentionSpec) -> u32 {
 /// Heads of keys that are read together in steps of few rows: all, so that a page is read as it lies. Parts of the keys are the tiles then.
 fn together(spec: &AttentionSpec) -> u64 {
     let group = spec.heads / spec.kv_heads;
-    if spec.parts > 1 && group <= HEADS_PER_TILE { spec.kv_heads } else { 1 }
+    if spec.division.parts > 1 && group <= HEADS_PER_TILE { spec.kv_heads } else { 1 }
 }
 
 /// Tiles that a step of one row has at least, so that they divide evenly among some threads.
 const LEAST_TILES: u64 = 16;
 
-/// Parts that the keys of a query are divided into in steps of few rows.
-pub fn key_parts(spec: &AttentionSpec) -> u64 {
+/// Most rows of a step in which keys are divided.
+pub const PARTED_ROWS: u64 = 8;
+
+/// How the keys of a query are divided in steps of few rows.
+pub fn division(spec: &AttentionSpec) -> Division {
     // Of sequences of one kind alone, the results of others must stay.
     if !is_blocked(spec) || spec.when.is_some() {
-        return 1;
+        return Division::NONE;
     }
     let group = spec.heads / spec.kv_heads;
-    if group <= HEADS_PER_TILE { LEAST_TILES } else { (LEAST_TILES / spec.kv_heads).max(1) }
+    let parts = if group <= HEADS_PER_TILE { LEAST_TILES } else { (LEAST_TILES / spec.kv_heads).max(1) };
+    Division { parts, rows: PARTED_ROWS, shared: false }
 }
 
 /// Whether keys lie so that they are multiplied block by block.

@@ -13,13 +13,14 @@ use xfc_runtime::artifact::manifest::{self, Pack, Phase};
 
 use self::arch::Arch;
 use self::mlir_to_ptx::PtxWriter;
+use self::schedule::Steps;
 use super::cpu::schedule::{ALL_ROWS, Regime};
 use super::profile::{Family, Fields, Profile, ProfileError};
 use super::{Compiled, Compiler, Emitted, Keep, SYMBOL, Target, Tiling};
 use crate::error::CodegenError;
 use crate::mlir::pipeline::Lowering;
 use crate::mlir::{attention, linear, rows};
-use crate::plan::kernel::{AttentionSpec, KernelSpec};
+use crate::plan::kernel::{AttentionSpec, Division, KernelSpec};
 
 /// Code for one architecture.
 #[derive(Clone, Debug)]
@@ -70,12 +71,12 @@ impl Target for Cuda {
         true
     }
 
-    fn key_parts(&self, _: &AttentionSpec) -> u64 {
-        1
+    fn division(&self, spec: &AttentionSpec) -> Division {
+        schedule::division(spec)
     }
 
     fn phases(&self) -> Vec<Phase> {
-        Regime::ALL.iter().map(|r| Phase { name: r.name().to_owned(), max_rows: r.max_rows() }).collect()
+        Steps::ALL.iter().map(|steps| Phase { name: steps.name().to_owned(), max_rows: steps.max_rows() }).collect()
     }
 
     fn with_profile(&self, _: Profile) -> Result<Box<dyn Target>, ProfileError> {
@@ -91,45 +92,58 @@ impl Target for Cuda {
     }
 
     fn schedule(&self, spec: &KernelSpec, phase: usize) -> String {
-        let regime = Regime::ALL[phase];
+        let steps = Steps::ALL[phase];
+        let regime = steps.regime();
         match spec {
             KernelSpec::Linear(s) => {
                 let schedule = schedule::linear(regime, s);
                 format!("{schedule:?} {:?}", schedule::product_machine(regime, s, &schedule))
             }
-            KernelSpec::Attention(_) => format!("{:?}", schedule::attention()),
-            KernelSpec::Rows(_) | KernelSpec::Combine(_) => format!("{:?}", schedule::rows(regime)),
+            KernelSpec::Attention(s) => {
+                let schedule = schedule::attention(steps, s);
+                format!("{schedule:?} {:?}", schedule::attention_machine(&schedule))
+            }
+            KernelSpec::Rows(_) => format!("{:?}", schedule::rows(regime)),
+            KernelSpec::Combine(_) => format!("{}", steps.is_divided()),
             KernelSpec::Scan(_) => format!("{:?}", schedule::rows(Regime::One)),
         }
     }
 
     fn tiling(&self, spec: &KernelSpec, phase: usize) -> Tiling {
-        let regime = Regime::ALL[phase];
+        let steps = Steps::ALL[phase];
+        let regime = steps.regime();
         match spec {
             KernelSpec::Linear(s) => Tiling::of_linear(s, &schedule::linear(regime, s)),
             KernelSpec::Attention(s) => {
-                let schedule = schedule::attention();
+                let schedule = schedule::attention(steps, s);
                 let tiles_per_block = schedule.tiles_per_block(s.kv_heads, s.heads / s.kv_heads);
                 Tiling { rows_per_tile: schedule.rows_per_tile, tiles_per_block }
             }
-            KernelSpec::Combine(s) => Tiling { rows_per_tile: 1, tiles_per_block: s.kv_heads },
+            KernelSpec::Combine(s) if steps.is_divided() => Tiling { rows_per_tile: 1, tiles_per_block: s.heads },
+            KernelSpec::Combine(_) => Tiling { rows_per_tile: ALL_ROWS, tiles_per_block: 1 },
             KernelSpec::Scan(s) => Tiling { rows_per_tile: ALL_ROWS, tiles_per_block: s.parts },
             KernelSpec::Rows(_) => Tiling { rows_per_tile: schedule::rows(regime).rows_per_tile, tiles_per_block: 1 },
         }
     }
 
     fn emit(&self, spec: &KernelSpec, phase: usize) -> Result<Emitted, CodegenError> {
-        let regime = Regime::ALL[phase];
+        let steps = Steps::ALL[phase];
+        let regime = steps.regime();
+        let mut shared_bytes = 0;
         let (mlir, scratch_bytes) = match spec {
             KernelSpec::Linear(s) => {
                 let schedule = schedule::linear(regime, s);
                 linear::emit(SYMBOL, s, &schedule::product_machine(regime, s, &schedule), &schedule)?
             }
             KernelSpec::Attention(s) => {
-                let schedule = schedule::attention();
-                attention::emit(SYMBOL, s, &schedule::machine(schedule.lanes), &schedule)?
+                let schedule = schedule::attention(steps, s);
+                shared_bytes = attention::shared_bytes(s, &schedule);
+                attention::emit(SYMBOL, s, &schedule::attention_machine(&schedule), &schedule)?
             }
-            KernelSpec::Combine(_) => return Err(CodegenError::bug("cuda", "keys that were divided into parts")),
+            KernelSpec::Combine(s) => {
+                let heads = steps.is_divided().then_some(1);
+                attention::combine::emit(SYMBOL, s, &schedule::machine(schedule::WARP), heads)?
+            }
             KernelSpec::Rows(s) => {
                 let schedule = schedule::rows(regime);
                 rows::emit(SYMBOL, s, &schedule::machine(schedule.lanes), &schedule)?
@@ -139,7 +153,7 @@ impl Target for Cuda {
                 rows::scan::emit(SYMBOL, s, &schedule::machine(schedule.lanes), &schedule)?
             }
         };
-        Ok(Emitted { mlir, scratch_bytes })
+        Ok(Emitted { mlir, scratch_bytes, shared_bytes })
     }
 
     /// PTX modules one after another, each ended by a zero byte.

@@ -1,11 +1,15 @@
 //! How kernels are tiled on a GPU.
 
 use xfc_lang::graph::DType;
+use xfc_runtime::artifact::manifest::When;
 
+use crate::mlir::attention::{shared_bytes, tensors};
 use crate::mlir::linear::tiles;
 use crate::mlir::machine::{ByteDot, ByteTileDot, Machine, PairDot, TileDot};
-use crate::mlir::schedule::{AttentionSchedule, LinearSchedule, RowsSchedule, TileSchedule};
-use crate::plan::kernel::{LinearSpec, dtype_bytes};
+use crate::mlir::schedule::{
+    AttentionSchedule, DividedSchedule, LinearSchedule, RowsSchedule, StagedSchedule, TensorSchedule, TileSchedule,
+};
+use crate::plan::kernel::{AttentionSpec, Division, LinearSpec, dtype_bytes};
 use crate::target::cpu::schedule::Regime;
 
 /// Outputs in a panel of packed weights: a vector of a warp.
@@ -18,7 +22,65 @@ const COLUMN_BYTES: u64 = 16;
 pub(super) const PAGE_TOKENS: u64 = 32;
 
 /// Threads of a warp.
-const WARP: u32 = 32;
+pub(super) const WARP: u32 = 32;
+
+/// Steps by how many rows a launch has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Steps {
+    /// One sequence decoding.
+    One,
+    /// Several.
+    Few,
+    /// Many: bound by weights still, and by what is kept of each sequence.
+    Batch,
+    /// Prompts.
+    Many,
+}
+
+impl Steps {
+    /// In the order of the manifest's phases.
+    pub(super) const ALL: [Steps; 4] = [Steps::One, Steps::Few, Steps::Batch, Steps::Many];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Steps::Batch => "batch",
+            _ => self.regime().name(),
+        }
+    }
+
+    pub(super) fn max_rows(self) -> Option<u64> {
+        match self {
+            Steps::Batch => Some(DIVIDED_ROWS),
+            _ => self.regime().max_rows(),
+        }
+    }
+
+    /// How products and what goes row by row see them.
+    pub(super) fn regime(self) -> Regime {
+        match self {
+            Steps::One => Regime::One,
+            Steps::Few => Regime::Few,
+            Steps::Batch | Steps::Many => Regime::Many,
+        }
+    }
+
+    /// Whether the keys of a query are divided.
+    pub(super) fn is_divided(self) -> bool {
+        self != Steps::Many
+    }
+}
+
+/// Most rows of a step in which the keys of a query are divided.
+const DIVIDED_ROWS: u64 = 64;
+
+/// Blocks of an attention that are worth having: one for each processor of a large GPU.
+const BLOCKS: u64 = 128;
+
+/// Query heads of a tile whose keys are divided: rows of a tile of tensor cores.
+const DIVIDED_HEADS: u64 = 16;
+
+/// Widest values that a warp sums by itself.
+const WIDEST: u64 = 256;
 
 /// A block of so many threads as one worker.
 pub(super) fn machine(threads: u32) -> Machine {
@@ -101,9 +163,71 @@ const SPARSE: u64 = 8;
 /// Shared memory that a block has without asking.
 const SHARED_BYTES: u64 = 48 << 10;
 
-/// The schedule of attention: a warp a head and row.
-pub(super) fn attention() -> AttentionSchedule {
-    AttentionSchedule { lanes: WARP, rows_per_tile: 1, heads_per_tile: 1, blocks: None }
+/// How the keys of a query are divided in steps of few rows.
+pub(super) fn division(spec: &AttentionSpec) -> Division {
+    // Sequences that begin have few keys where a step has few rows.
+    if !tensors::fits(spec) || spec.when == Some(When::FromStart) {
+        return Division::NONE;
+    }
+    let tiles = spec.kv_heads * (spec.heads / spec.kv_heads).div_ceil(DIVIDED_HEADS);
+    Division { parts: BLOCKS.div_ceil(tiles).min(DIVIDED_ROWS), rows: DIVIDED_ROWS, shared: true }
+}
+
+/// The schedule of attention: where tensor cores do not multiply, a warp a head and row.
+pub(super) fn attention(steps: Steps, spec: &AttentionSpec) -> AttentionSchedule {
+    let by_row = AttentionSchedule { lanes: WARP, rows_per_tile: 1, heads_per_tile: 1, blocks: None, tensors: None };
+    if !tensors::fits(spec) {
+        return by_row;
+    }
+    let group = spec.heads / spec.kv_heads;
+    // Of two tiles the results of narrow values fill the registers of a thread.
+    let row_tiles = match spec.value_dim {
+        n if steps.is_divided() || n > WIDEST => &[][..],
+        n if n + spec.key_dim > WIDEST => &[1],
+        _ => &[2, 1],
+    };
+    for &row_tiles in row_tiles {
+        let staged = TensorSchedule::Staged(StagedSchedule { groups: ATTENTION_WARPS, row_tiles });
+        let queries = u64::from(16 * ATTENTION_WARPS * row_tiles);
+        let heads = group.div_ceil(group.div_ceil(queries));
+        let schedule = AttentionSchedule {
+            rows_per_tile: queries / heads,
+            heads_per_tile: queries,
+            tensors: Some(staged),
+            ..by_row
+        };
+        if shared_bytes(spec, &schedule) <= LAUNCHED_BYTES {
+            return schedule;
+        }
+    }
+    // Wide values are divided among warps.
+    let value_groups = match spec.value_dim {
+        n if n <= WIDEST / 2 => 1,
+        n if n <= WIDEST && n.is_multiple_of(2 * 64) => 2,
+        ..=WIDEST => 1,
+        n if n.is_multiple_of(4 * 64) => 4,
+        _ => return by_row,
+    };
+    let key_parts = if steps.is_divided() { spec.division.parts as u32 } else { 1 };
+    let divided = DividedSchedule { key_groups: ATTENTION_WARPS / value_groups, value_groups, key_parts };
+    let tensors = Some(TensorSchedule::Divided(divided));
+    let schedule = AttentionSchedule { heads_per_tile: DIVIDED_HEADS, tensors, ..by_row };
+    if shared_bytes(spec, &schedule) <= LAUNCHED_BYTES { schedule } else { by_row }
+}
+
+/// Shared memory that a launch can bring for a block on every GPU that code is made for.
+const LAUNCHED_BYTES: u64 = 99 << 10;
+
+/// Warps of an attention by tensor cores.
+const ATTENTION_WARPS: u32 = 4;
+
+/// The threads of an attention.
+pub(super) fn attention_machine(schedule: &AttentionSchedule) -> Machine {
+    match schedule.tensors {
+        None => machine(schedule.lanes),
+        // Results fill the registers of threads.
+        Some(_) => Machine { groups: ATTENTION_WARPS, side_by_side: 2, ..machine(schedule.lanes) },
+    }
 }
 
 /// The schedule of token-wise kernels: a block a row.
