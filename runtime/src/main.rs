@@ -1,14 +1,16 @@
 //! The `xfrun` command: runs artifacts without the compiler.
 //!
 //! Exit codes: 0 success; 1 failure; 2 wrong arguments or a request that cannot be met; 3 an input file that is missing, damaged or does not fit;
-//! 4 a machine that cannot run the code.
+//! 4 a machine that cannot run the code, or has no GPU to list.
 
 use clap::{Parser, Subcommand};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use xfc_runtime::artifact::Artifact;
-use xfc_runtime::commands::{self, BenchArgs, CacheArgs, EXIT_CODES, EmbedArgs, LoadArgs, LogitsArgs, Output, RunArgs};
+use xfc_runtime::commands::{
+    self, BenchArgs, CacheArgs, DevicesArgs, EXIT_CODES, EmbedArgs, LoadArgs, LogitsArgs, Output, RunArgs,
+};
 use xfc_runtime::error::{EXIT_OK, Result, RuntimeError};
 
 /// Runs a compiled transformer (.xfm).
@@ -49,6 +51,8 @@ enum Command {
         #[command(flatten)]
         args: BenchArgs,
     },
+    /// List the GPUs that code runs on here
+    Devices(DevicesArgs),
     /// Show or empty the folder in which packed weights are kept
     #[command(subcommand)]
     Cache(CacheArgs),
@@ -90,6 +94,7 @@ fn execute(command: &mut Command, output: &mut Output<'_>) -> Result<()> {
         Command::Run { artifact, args } => commands::run::run(&artifact.open(&mut args.load)?, args, output),
         Command::Logits { artifact, args } => commands::logits::run(&artifact.open(&mut args.load)?, args, output),
         Command::Bench { artifact, args } => commands::bench::run(&artifact.open_for(&mut args.target)?, args, output),
+        Command::Devices(args) => commands::devices::run(args, output),
         Command::Cache(args) => commands::cache::run(args, output),
         Command::Embed { artifact, args } => commands::embed::run(&artifact.open(&mut args.load)?, args, output),
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, value_parser};
 use xfc_lang::passes::quantise::{Plan, PlanError};
-use xfc_runtime::commands::{BenchArgs, CacheArgs, EXIT_CODES, EmbedArgs, LogitsArgs, RunArgs};
+use xfc_runtime::commands::{BenchArgs, CacheArgs, DevicesArgs, EXIT_CODES, EmbedArgs, LogitsArgs, RunArgs};
 
 use crate::eval::EvalArgs;
 use crate::quant::QuantArgs;
@@ -56,6 +56,8 @@ pub(crate) enum Command {
     Tune(TuneArgs),
     /// Find which matrices bear few bits, and a plan that holds each in a format of its own
     Quant(QuantArgs),
+    /// List the GPUs that code runs on here
+    Devices(DevicesArgs),
     /// Show or empty the folder in which compiled models and packed weights are kept
     #[command(subcommand)]
     Cache(CacheArgs),

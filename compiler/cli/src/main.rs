@@ -52,6 +52,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => eval::run(args),
         Command::Tune(args) => tune::run(args),
         Command::Quant(args) => quant::run(args),
+        Command::Devices(args) => run::devices(args),
         Command::Cache(args) => run::cache(args),
         Command::Explain(args) => see::explain(args.code.as_deref()).map(|text| output::print(text.trim_end())),
         Command::Doc(args) => {

@@ -9,7 +9,7 @@ use xfc_lang::arch::matches_pattern;
 use xfc_lang::graph::named::{named_values, tap};
 use xfc_runtime::artifact::Artifact;
 use xfc_runtime::commands::run::Record;
-use xfc_runtime::commands::{self, CacheArgs, LoadArgs, Output};
+use xfc_runtime::commands::{self, CacheArgs, DevicesArgs, LoadArgs, Output};
 use xfc_runtime::files::check_writable;
 
 use crate::args::{BenchCommand, EmbedCommand, LogitsCommand, ModelArgs, RunCommand};
@@ -69,6 +69,14 @@ pub(crate) fn bench(command: &BenchCommand) -> Result<()> {
     let artifact = open(&command.model, &mut load, &[])?;
     (args.checkpoint, args.target) = (load.checkpoint, load.target);
     with_output(|output| commands::bench::run(&artifact, &args, output))
+}
+
+/// Lists GPUs.
+///
+/// # Errors
+/// There is none.
+pub(crate) fn devices(args: &DevicesArgs) -> Result<()> {
+    with_output(|output| commands::devices::run(args, output))
 }
 
 /// Shows or empties the cache folder.

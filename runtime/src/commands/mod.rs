@@ -1,10 +1,11 @@
-//! The bodies of `run`, `logits`, `embed`, `bench` and `cache`, shared by `xfrun` and `xfc`: arguments as plain structs, results written to the writers given.
+//! The bodies of `run`, `logits`, `embed`, `bench`, `devices` and `cache`, shared by `xfrun` and `xfc`: arguments as plain structs, results written to the writers given.
 
 mod inputs;
 mod load;
 mod profile;
 pub mod bench;
 pub mod cache;
+pub mod devices;
 pub mod embed;
 pub mod logits;
 pub mod run;
@@ -14,6 +15,7 @@ mod tests;
 
 pub use bench::{BenchArgs, BenchFormat};
 pub use cache::CacheArgs;
+pub use devices::DevicesArgs;
 pub use embed::EmbedArgs;
 pub use load::LoadArgs;
 pub use logits::LogitsArgs;
@@ -31,7 +33,7 @@ pub const EXIT_CODES: &str = "Exit codes:
   1  failure (a file cannot be written, a device failed)
   2  wrong arguments, or a request that cannot be met
   3  an input file is missing, damaged or does not fit
-  4  this machine cannot run the code";
+  4  this machine cannot run the code; of `devices`: there is no GPU";
 
 /// Where a command writes.
 pub struct Output<'a> {

@@ -58,6 +58,27 @@ pub fn gpus() -> Result<Vec<Gpu>> {
     if gpus.is_empty() { Err(problem("the driver has no GPU")) } else { Ok(gpus) }
 }
 
+/// The newest version of CUDA that the driver knows: major and minor.
+///
+/// # Errors
+/// There is no driver.
+pub fn driver_version() -> Result<(u32, u32)> {
+    start()?;
+    let mut version = 0;
+    // SAFETY: writes one number.
+    unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().map_err(|e| failed("asking for the version", e))?;
+    let version = u32::try_from(version).unwrap_or(0);
+    Ok((version / 1000, version % 1000 / 10))
+}
+
+/// Bytes of a GPU's memory that are free, once this process has a context on it, and all.
+///
+/// # Errors
+/// There is no such GPU, or it cannot be used.
+pub fn memory_of(gpu: usize) -> Result<(u64, u64)> {
+    Context::new(gpu)?.memory()
+}
+
 /// Loads the driver's library, once.
 fn start() -> Result<()> {
     static STARTED: OnceLock<Result<(), String>> = OnceLock::new();
@@ -121,6 +142,13 @@ impl Context {
     pub(super) fn wait(&self) -> Result<()> {
         // SAFETY: the stream is this context's and alive.
         unsafe { result::stream::synchronize(self.stream) }.map_err(|e| failed("a step", e))
+    }
+
+    /// Bytes of memory: free, and all.
+    pub(super) fn memory(&self) -> Result<(u64, u64)> {
+        self.enter()?;
+        let (free, all) = result::mem_get_info().map_err(|e| failed("asking for the memory", e))?;
+        Ok((free as u64, all as u64))
     }
 
     /// Memory of zeros.

@@ -6,7 +6,7 @@
 
 mod context;
 
-pub use self::context::{Gpu, gpus};
+pub use self::context::{Gpu, driver_version, gpus, memory_of};
 
 use self::context::{Allocation, Context, Pinned, failed, problem};
 use super::launch::StepTables;
