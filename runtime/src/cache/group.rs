@@ -289,12 +289,13 @@ impl Group {
         }
     }
 
-    /// Entries per sequence that address tables without meeting, of which the largest has `most`.
+    /// Entries per sequence that address tables without meeting, of which the largest has `most`. Those of tables that grow are a power of two, or
+    /// all that a sequence may need: what follows from their number, such as a step that a device has recorded, seldom changes.
     pub(super) fn entries(&self, most: usize) -> usize {
         match self.keep {
             Keep::State => 2,
             _ if self.ring > 0 => self.ring as usize,
-            _ => most.max(1),
+            _ => most.max(1).next_power_of_two().min(self.most_entries.max(most)),
         }
     }
 
