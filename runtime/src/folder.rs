@@ -25,11 +25,13 @@ pub enum Kind {
     Weights,
     /// How the matrices of a checkpoint are held with so many bits a weight.
     Plan,
+    /// A kernel as a GPU's driver compiled it.
+    Code,
 }
 
 impl Kind {
     /// All.
-    pub const ALL: [Kind; 3] = [Kind::Artifact, Kind::Weights, Kind::Plan];
+    pub const ALL: [Kind; 4] = [Kind::Artifact, Kind::Weights, Kind::Plan, Kind::Code];
 
     /// Its folder.
     fn folder(self) -> &'static str {
@@ -37,6 +39,7 @@ impl Kind {
             Kind::Artifact => "artifacts",
             Kind::Weights => "weights",
             Kind::Plan => "plans",
+            Kind::Code => "kernels",
         }
     }
 
@@ -45,6 +48,7 @@ impl Kind {
             Kind::Artifact => "xfm",
             Kind::Weights => "xfw",
             Kind::Plan => "txt",
+            Kind::Code => "cubin",
         }
     }
 }

@@ -1,17 +1,22 @@
 //! How much memory a model takes before any of it is there: weights as they are packed, pages, values of a step, scratch.
 //!
-//! Given a manifest and what a session is asked for, promises the bytes that loading and the session allocate; nothing is allocated.
+//! Given a manifest and what a session is asked for, promises the bytes that loading and the session allocate; nothing is allocated. What does not
+//! fit is refused with the size of each part, and with what would fit.
 
 use crate::artifact::abi::ROWS_ALIGN;
-use crate::artifact::manifest::Manifest;
+use crate::artifact::manifest::{Manifest, Pack};
 use crate::artifact::validate::packed_bytes;
 use crate::cache::{CacheOptions, CacheStore, page_bytes};
+use crate::device::Room;
 use crate::error::{Result, RuntimeError};
+use crate::memory::{self, human};
 
 /// Weights begin at multiples of so many bytes.
 const ALIGN: u64 = 64;
 /// Longest context that is looked for.
 const LONGEST: u64 = 1 << 31;
+/// Bits of a weight in `int8` and in `int4`, in groups of 32 with a scale of 16 bits.
+const NARROW_BITS: [(&str, f64); 2] = [("int8", 8.5), ("int4", 4.5)];
 
 /// Bytes, by what they are for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,6 +59,138 @@ impl Need {
     pub fn total(&self) -> u64 {
         [self.weights, self.caches, self.values, self.scratch].into_iter().fold(0, u64::saturating_add)
     }
+}
+
+/// What is in a device's memory already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loaded {
+    /// Nothing of the model.
+    Nothing,
+    /// The weights, and what workers have for themselves.
+    Model,
+}
+
+/// Refuses a session that does not fit into what is free of a device's memory, before anything is taken.
+///
+/// # Errors
+/// Names the size of each part, what is free, and what would fit; as [`Need::of`].
+pub fn ensure(manifest: &Manifest, options: &CacheOptions, room: &Room, loaded: Loaded) -> Result<()> {
+    let mut need = Need { scratch: room.scratch_bytes, ..Need::of(manifest, options, 1)? };
+    if loaded == Loaded::Model {
+        (need.weights, need.scratch) = (0, 0);
+    }
+    let needed = need.total();
+    if needed <= room.free {
+        return Ok(());
+    }
+    let of = room.total.map(|total| format!(" of {}", human(total))).unwrap_or_default();
+    let what = match loaded {
+        Loaded::Nothing => manifest.model.clone(),
+        Loaded::Model => "the session".to_owned(),
+    };
+    let parts = parts(&need, options);
+    let problem = format!(
+        "{what} does not fit on {}: {parts}, together {}; {}{of} are free",
+        room.device,
+        human(needed),
+        human(room.free)
+    );
+    let context = largest_context_beside(manifest, options, &need, room.free)?;
+    Err(RuntimeError::request(problem, remedies(manifest, options, &need, room.free, context)))
+}
+
+/// Refuses weights, and the memory of a step, that do not fit into the host's memory, of which caches take what is used of them.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn ensure_host(manifest: &Manifest, options: &CacheOptions, workers: u64) -> Result<()> {
+    let Some(free) = memory::available_bytes() else { return Ok(()) };
+    check_host(manifest, options, workers, free, memory::total_bytes())
+}
+
+fn check_host(manifest: &Manifest, options: &CacheOptions, workers: u64, free: u64, total: Option<u64>) -> Result<()> {
+    let need = Need::of(manifest, options, workers)?;
+    let at_once = Need { caches: 0, ..need };
+    if at_once.total() <= free {
+        return Ok(());
+    }
+    let of = total.map(|total| format!(" of {}", human(total))).unwrap_or_default();
+    let problem = format!(
+        "{} does not fit into this machine's memory: {}; {} without caches, which fill as they are used; {}{of} are available",
+        manifest.model,
+        parts(&need, options),
+        human(at_once.total()),
+        human(free),
+    );
+    Err(RuntimeError::request(problem, remedies(manifest, options, &at_once, free, None)))
+}
+
+/// `weights 16.06 GB, caches 2.15 GB (1 sequence of 4096 positions), values of a step 12.30 MB`.
+fn parts(need: &Need, options: &CacheOptions) -> String {
+    let sequences = options.max_sequences;
+    let positions = format!(
+        "{sequences} sequence{} of {} positions",
+        if sequences == 1 { "" } else { "s" },
+        options.context_tokens
+    );
+    let parts = [
+        ("weights", need.weights, String::new()),
+        ("caches", need.caches, format!(" ({positions})")),
+        ("values of a step", need.values, format!(" ({} tokens)", options.step_tokens)),
+        ("scratch", need.scratch, String::new()),
+    ];
+    let shown = parts.into_iter().filter(|(_, bytes, _)| *bytes > 0);
+    shown.map(|(name, bytes, of)| format!("{name} {}{of}", human(bytes))).collect::<Vec<_>>().join(", ")
+}
+
+/// The longest context with which the caches fit beside everything else.
+fn largest_context_beside(manifest: &Manifest, options: &CacheOptions, need: &Need, free: u64) -> Result<Option<u64>> {
+    let rest = Need { caches: 0, values: 0, ..*need }.total();
+    let Some(left) = free.checked_sub(rest) else { return Ok(None) };
+    // Weights and scratch are not looked for here: they are what they are.
+    let own = Need { caches: 0, values: 0, ..Need::of(manifest, options, 0)? }.total();
+    largest_context(manifest, options, 0, left.saturating_add(own))
+}
+
+/// What would fit, for people; the least change first.
+fn remedies(manifest: &Manifest, options: &CacheOptions, need: &Need, free: u64, context: Option<u64>) -> String {
+    let mut ways = Vec::new();
+    if let Some(context) = context.filter(|tokens| *tokens < options.context_tokens) {
+        ways.push(format!("a context of at most {context} positions fits (`-c {context}`)"));
+    }
+    let needed = need.total();
+    if needed - need.caches / 2 <= free && need.caches > 0 {
+        ways.push(
+            "caches in 8 bits (`--kv-cache-dtype int8` when compiling) take half of what they take in bf16".to_owned(),
+        );
+    }
+    let narrow = NARROW_BITS.into_iter().filter(|_| need.weights > 0).find_map(|(name, bits)| {
+        let weights = narrow_weight_bytes(manifest, bits);
+        let fits = needed - need.weights + weights <= free;
+        (fits && weights < need.weights).then(|| {
+            format!("weights in {name} (`--quant {name}` when compiling) take about {}, which fits", human(weights))
+        })
+    });
+    ways.extend(narrow);
+    if ways.is_empty() {
+        return "free some memory, or take a smaller model, a narrower `--dtype`, `--quant`, or fewer tokens at a time"
+            .to_owned();
+    }
+    ways.join("; ")
+}
+
+/// Bytes of all weights with so many bits for each number of a matrix that has more, about.
+fn narrow_weight_bytes(manifest: &Manifest, bits: f64) -> u64 {
+    let bytes = |weight: &crate::artifact::manifest::Weight| {
+        let now = packed_bytes(weight).unwrap_or(0);
+        let bits_now = match weight.pack {
+            Pack::Plain => return now,
+            Pack::Panels { .. } => 8.0 * weight.dtype.size_bytes() as f64,
+            Pack::Blocks(blocks) => blocks.bits as f64 + if blocks.minimum { 32.0 } else { 16.0 } / blocks.group as f64,
+        };
+        if bits < bits_now { (now as f64 * bits / bits_now) as u64 } else { now }
+    };
+    manifest.weights.iter().map(bytes).fold(0, u64::saturating_add)
 }
 
 /// Bytes of all weights as they are packed.
@@ -117,5 +254,77 @@ mod tests {
         assert!(found > 1 && found < LONGEST, "{found}");
         manifest.max_positions[0] = Some(40);
         assert_eq!(largest_context(&manifest, &options, 3, u64::MAX).unwrap(), Some(40));
+    }
+
+    /// Pages for sequences of any length, and weights that are matrices.
+    fn growing() -> (Manifest, CacheOptions) {
+        let mut manifest = sample::manifest();
+        manifest.max_positions = vec![None; manifest.axes.len()];
+        manifest.weights[0].pack = Pack::Panels { columns: 4, depth: 1 };
+        manifest.weights[0].shape = vec![4096, 1024];
+        let options =
+            CacheOptions { max_sequences: 1, context_tokens: 4096, once_tokens: 1, step_tokens: 8, pool_tokens: None };
+        (manifest, options)
+    }
+
+    fn room(free: u64) -> Room {
+        Room { device: "GPU 0 (One)".to_owned(), free, total: Some(80_000_000_000), scratch_bytes: 1_000_000 }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_told_with_what_would() {
+        let (manifest, options) = growing();
+        let need = Need { scratch: 1_000_000, ..Need::of(&manifest, &options, 1).unwrap() };
+        assert_eq!(need.weights, 4096 * 1024 * 4);
+        ensure(&manifest, &options, &room(need.total()), Loaded::Nothing).unwrap();
+        let refused = |free| ensure(&manifest, &options, &room(free), Loaded::Nothing).unwrap_err();
+        // A little too little: a shorter context is enough, and so is each of the others.
+        let free = need.total() - 10_000;
+        let error = refused(free);
+        let text = error.to_string();
+        for part in [
+            "sample does not fit on GPU 0 (One): weights 16.78 MB, caches ",
+            " (1 sequence of 4096 positions), values of a step ",
+            " (8 tokens), scratch 1.00 MB, together ",
+            " of 80.00 GB are free",
+        ] {
+            assert!(text.contains(part), "{part:?} is not in {text}");
+        }
+        let help = error.help().unwrap();
+        let tokens: u64 = help.split("at most ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+        let with = |tokens| CacheOptions { context_tokens: tokens, ..options };
+        ensure(&manifest, &with(tokens), &room(free), Loaded::Nothing).unwrap();
+        ensure(&manifest, &with(tokens + 4), &room(free), Loaded::Nothing).unwrap_err();
+        assert!(help.contains("`--kv-cache-dtype int8`") && help.contains("`--quant int8`"), "{help}");
+        // Half of the weights at most: only four bits are few enough.
+        let help = refused(need.total() - need.weights * 3 / 4).help().unwrap().to_owned();
+        assert!(help.contains("`--quant int4`") && !help.contains("int8"), "{help}");
+        assert!(refused(1000).help().unwrap().contains("smaller model"));
+    }
+
+    #[test]
+    fn a_loaded_model_needs_room_for_the_session_alone() {
+        let (manifest, options) = growing();
+        let need = Need::of(&manifest, &options, 1).unwrap();
+        let session = need.caches + need.values;
+        ensure(&manifest, &options, &room(session), Loaded::Model).unwrap();
+        let error = ensure(&manifest, &options, &room(session - 1), Loaded::Model).unwrap_err();
+        assert!(error.to_string().starts_with("the session does not fit on GPU 0 (One): caches "), "{error}");
+        assert!(!error.help().unwrap().contains("--quant"), "{error:?}");
+    }
+
+    #[test]
+    fn caches_of_the_host_fill_as_they_are_used() {
+        let (manifest, options) = growing();
+        let need = Need::of(&manifest, &options, 2).unwrap();
+        let at_once = need.total() - need.caches;
+        check_host(&manifest, &options, 2, at_once, None).unwrap();
+        let error = check_host(&manifest, &options, 2, at_once - 1, Some(1 << 30)).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.starts_with("sample does not fit into this machine's memory: weights 16.78 MB, caches "),
+            "{text}"
+        );
+        assert!(error.help().unwrap().contains("`--quant int8`"), "{error:?}");
     }
 }

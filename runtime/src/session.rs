@@ -8,6 +8,7 @@ use crate::device::AxisStep;
 use crate::device::workspace::Workspace;
 use crate::error::{Result, RuntimeError};
 use crate::model::Model;
+use crate::need::{self, Loaded};
 use crate::step::{self, StepInput, StepOutputs, Wanted};
 use std::sync::Arc;
 
@@ -43,6 +44,44 @@ impl Default for SessionOptions {
     }
 }
 
+impl SessionOptions {
+    /// What every session needs at least: one sequence of one position.
+    pub fn least() -> Self {
+        Self { context_tokens: Some(1), step_tokens: 1, ..Self::default() }
+    }
+
+    /// What a session of these options keeps.
+    ///
+    /// # Errors
+    /// More positions than the model has, or none.
+    pub fn cache_options(&self, manifest: &Manifest) -> Result<CacheOptions> {
+        let max_positions = manifest.most_elements(0);
+        // Where a sequence has a known number of positions, it has them all.
+        let extent = manifest.extents.first().copied().flatten();
+        let context_tokens = match (extent.or(self.context_tokens), max_positions) {
+            (Some(asked), Some(most)) if asked > most => {
+                let problem = format!("a context of {asked} positions was asked for, the model has {most}");
+                return Err(RuntimeError::request(problem, "ask for a smaller context"));
+            }
+            (Some(asked), _) => asked,
+            (None, most) => most.unwrap_or(DEFAULT_CONTEXT_TOKENS).min(DEFAULT_CONTEXT_TOKENS),
+        };
+        if context_tokens == 0 || self.step_tokens == 0 || self.max_sequences == 0 {
+            return Err(RuntimeError::request(
+                "a session needs a context, steps and sequences of at least one",
+                "ask for at least one",
+            ));
+        }
+        Ok(CacheOptions {
+            max_sequences: self.max_sequences,
+            context_tokens,
+            once_tokens: self.once_tokens.or(self.context_tokens).unwrap_or(DEFAULT_CONTEXT_TOKENS).max(1),
+            step_tokens: self.step_tokens.min(context_tokens.saturating_mul(self.max_sequences.into())),
+            pool_tokens: self.pool_tokens,
+        })
+    }
+}
+
 /// Sequences of one model and the memory they need.
 #[derive(Debug)]
 pub struct Session {
@@ -69,30 +108,10 @@ struct Batch {
 impl Session {
     pub(crate) fn new(model: Arc<Model>, options: &SessionOptions) -> Result<Self> {
         let manifest = model.manifest();
-        let max_positions = manifest.most_elements(0);
-        // Where a sequence has a known number of positions, it has them all.
-        let extent = manifest.extents.first().copied().flatten();
-        let context_tokens = match (extent.or(options.context_tokens), max_positions) {
-            (Some(asked), Some(most)) if asked > most => {
-                let problem = format!("a context of {asked} positions was asked for, the model has {most}");
-                return Err(RuntimeError::request(problem, "ask for a smaller context"));
-            }
-            (Some(asked), _) => asked,
-            (None, most) => most.unwrap_or(DEFAULT_CONTEXT_TOKENS).min(DEFAULT_CONTEXT_TOKENS),
-        };
-        if context_tokens == 0 || options.step_tokens == 0 || options.max_sequences == 0 {
-            return Err(RuntimeError::request(
-                "a session needs a context, steps and sequences of at least one",
-                "ask for at least one",
-            ));
+        let cache_options = options.cache_options(manifest)?;
+        if let Some(room) = model.device().room()? {
+            need::ensure(manifest, &cache_options, &room, Loaded::Model)?;
         }
-        let cache_options = CacheOptions {
-            max_sequences: options.max_sequences,
-            context_tokens,
-            once_tokens: options.once_tokens.or(options.context_tokens).unwrap_or(DEFAULT_CONTEXT_TOKENS).max(1),
-            step_tokens: options.step_tokens.min(context_tokens.saturating_mul(options.max_sequences.into())),
-            pool_tokens: options.pool_tokens,
-        };
         let cache = CacheStore::new(manifest, cache_options)?;
         let workspace = workspace(&model, &cache)?;
         Ok(Self { model, cache, workspace, batch: Batch::default() })

@@ -13,7 +13,7 @@ use xfc_runtime::device::launch::StepTables;
 use xfc_runtime::device::{Device, DeviceMemory, Memory, Owner, Step};
 use xfc_runtime::error::RuntimeError;
 use xfc_runtime::model::Model;
-use xfc_runtime::weights::{self, Checkpoint};
+use xfc_runtime::weights::{self, Checkpoint, Progress};
 
 use crate::Result;
 use crate::case::{Case, Layout};
@@ -119,7 +119,7 @@ impl Device for EmulatedGpu {
         1
     }
 
-    fn adopt(&self, block: MmapMut) -> Done<Memory> {
+    fn adopt(&self, block: MmapMut, _progress: Option<Progress<'_>>) -> Done<Memory> {
         let (address, memory) = self.allocated(block.len() as u64);
         self.memory.lock().write(address, &block).map_err(fault)?;
         Ok(memory)

@@ -14,6 +14,7 @@ use xfc_lang::passes::quantise::Plan;
 use xfc_runtime::commands::LoadArgs;
 use xfc_runtime::files::check_writable;
 use xfc_runtime::model::Model;
+use xfc_runtime::session::SessionOptions;
 use xfc_runtime::text::tokenizer::SpecialTokens;
 
 use crate::args::{DTypeArg, ModelArgs, Quant, parse_plan};
@@ -81,7 +82,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     let mut load = args.load.clone();
     let artifact = open(&args.model, &mut load, &[])?;
     let tokens = tokens(args.text.as_deref(), args.token_file.as_deref(), &load)?;
-    let model = load.load(&artifact)?;
+    let model = load.load(&artifact, &SessionOptions::least())?;
     let width = vocabulary(&model)?;
     let (context, windows) = cut(args, &model, tokens.len())?;
     let longest = windows.iter().map(|w| (w.end - w.start) as u64).max().unwrap_or(0);
@@ -180,7 +181,7 @@ fn against(args: &EvalArgs, other: &str, load: &LoadArgs, tokens: &[i64], window
     let own = own.or_else(|| if path.is_dir() { None } else { load.checkpoint.clone() });
     let mut load = LoadArgs { checkpoint: own, target: None, ..load.clone() };
     let artifact = open(&model, &mut load, &[])?;
-    let model: Arc<Model> = load.load(&artifact)?;
+    let model: Arc<Model> = load.load(&artifact, &SessionOptions::least())?;
     vocabulary(&model)?;
     Ok(Against::Model(model))
 }

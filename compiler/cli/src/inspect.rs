@@ -114,7 +114,7 @@ fn no_form(args: &InspectArgs) -> CliError {
 fn artifact(path: &Path, args: &InspectArgs) -> Result<String> {
     let artifact = Artifact::open(path)?;
     let Some(stage) = args.emit else {
-        let host = HostFeatures::detect();
+        let host = HostFeatures::for_targets(artifact.manifests().map(|manifest| &manifest.target), None)?;
         return match args.format {
             FormatArg::Text => Ok(variants::text(&artifact, &host)),
             FormatArg::Json => pretty(&variants::json(&artifact, &host)),

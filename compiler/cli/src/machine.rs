@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use xfc_runtime::artifact::abi::PTX;
 use xfc_runtime::artifact::manifest::Target;
 use xfc_runtime::bench;
-use xfc_runtime::bench::limits::{Effort, Isa, Narrow, Prober};
+use xfc_runtime::bench::limits::{Effort, Isa, Narrow, Probe, Prober};
 use xfc_runtime::cost::Work;
 use xfc_runtime::device::cpu::ThreadPool;
 use xfc_runtime::memory;

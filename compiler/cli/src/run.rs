@@ -5,11 +5,13 @@ use std::time::Instant;
 
 use xfc_check::taps::choose;
 use xfc_codegen::driver;
+use xfc_codegen::target::Target;
 use xfc_lang::arch::matches_pattern;
 use xfc_lang::graph::named::{named_values, tap};
-use xfc_runtime::artifact::Artifact;
+use xfc_runtime::artifact::{Artifact, HostFeatures};
 use xfc_runtime::commands::run::Record;
 use xfc_runtime::commands::{self, CacheArgs, DevicesArgs, LoadArgs, Output};
+use xfc_runtime::error::RuntimeError;
 use xfc_runtime::files::check_writable;
 
 use crate::args::{BenchCommand, EmbedCommand, LogitsCommand, ModelArgs, RunCommand};
@@ -65,7 +67,7 @@ pub(crate) fn embed(command: &EmbedCommand) -> Result<()> {
 pub(crate) fn bench(command: &BenchCommand) -> Result<()> {
     let mut args = command.args.clone();
     args.check()?;
-    let mut load = LoadArgs { checkpoint: args.checkpoint.take(), ..LoadArgs::default() };
+    let mut load = LoadArgs { checkpoint: args.checkpoint.take(), gpu: args.gpu, ..LoadArgs::default() };
     let artifact = open(&command.model, &mut load, &[])?;
     (args.checkpoint, args.target) = (load.checkpoint, load.target);
     with_output(|output| commands::bench::run(&artifact, &args, output))
@@ -106,7 +108,8 @@ fn with_output(command: impl FnOnce(&mut Output<'_>) -> xfc_runtime::error::Resu
 /// checkpoint folder is also where weights come from.
 pub(crate) fn open(args: &ModelArgs, load: &mut LoadArgs, taps: &[String]) -> Result<Artifact> {
     let named = model::name(&args.model)?;
-    if let [one] = &args.plain_targets()?[..]
+    let targets = args.plain_targets()?;
+    if let [one] = &targets[..]
         && !args.target.is_empty()
     {
         load.target = Some(one.name().to_owned());
@@ -121,6 +124,7 @@ pub(crate) fn open(args: &ModelArgs, load: &mut LoadArgs, taps: &[String]) -> Re
         }
         return Ok(Artifact::open(path)?);
     }
+    runs_here(&targets, load.gpu)?;
     load.check()?;
     if args.tiny {
         // No checkpoint has these sizes.
@@ -157,6 +161,21 @@ pub(crate) fn open(args: &ModelArgs, load: &mut LoadArgs, taps: &[String]) -> Re
         remark(format!("{}: {family}, compiled before: {}", args.model, entry.path.display()));
     }
     Ok(Artifact::open(&entry.path)?)
+}
+
+/// Refuses targets of which this machine runs none, before anything is compiled for them.
+fn runs_here(targets: &[Box<dyn Target>], gpu: Option<usize>) -> Result<()> {
+    let described: Vec<_> = targets.iter().map(|target| target.describe()).collect();
+    match HostFeatures::for_targets(&described, gpu)?.refusal(&described) {
+        None => Ok(()),
+        Some(problem) => Err(RuntimeError::Unsupported {
+            subject: "the model".to_owned(),
+            problem,
+            help: "leave `--target` out, or give one that this machine runs; `xfc compile` compiles for others"
+                .to_owned(),
+        }
+        .into()),
+    }
 }
 
 fn card_name(loaded: &model::Loaded) -> String {

@@ -252,21 +252,15 @@ impl Artifact {
                 "leave the target out, or compile for it with `--target`",
             ));
         }
-        let mut refusals = Vec::new();
-        for index in candidates {
-            let target = &self.manifests[index].target;
-            match host.missing(target) {
-                None if target.arch == PTX => {
-                    refusals.push(format!("{} needs an NVIDIA GPU and its driver", target.name))
-                }
-                None => refusals.push(format!("{} is for {}", target.name, target.arch)),
-                Some(missing) if missing.is_empty() => return Ok(Variant { artifact: self, index }),
-                Some(missing) => refusals.push(format!("{} needs {}", target.name, missing.join(", "))),
-            }
+        let runs =
+            |&index: &usize| host.missing(&self.manifests[index].target).is_some_and(|missing| missing.is_empty());
+        if let Some(&index) = candidates.iter().find(|index| runs(index)) {
+            return Ok(Variant { artifact: self, index });
         }
+        let targets = candidates.iter().map(|&index| &self.manifests[index].target);
         Err(RuntimeError::Unsupported {
             subject: self.path.clone(),
-            problem: format!("does not run on this {} machine: {}", host.arch, refusals.join("; ")),
+            problem: host.refusal(targets).unwrap_or_default(),
             help: "compile the model on this machine, or for a target that it has, with `--target`".to_owned(),
         })
     }

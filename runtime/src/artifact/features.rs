@@ -6,6 +6,7 @@
 use super::abi::PTX;
 use super::manifest::Target;
 use crate::device::cuda::{self, Gpu};
+use crate::error::{Result, RuntimeError};
 use std::collections::BTreeSet;
 
 /// What a machine offers to generated code.
@@ -15,7 +16,7 @@ pub struct HostFeatures {
     pub arch: String,
     /// LLVM feature names.
     pub features: BTreeSet<String>,
-    /// Of its first GPU, where it was asked for.
+    /// The GPU that code for GPUs runs on, where it was asked for.
     pub gpu: Option<Gpu>,
 }
 
@@ -26,10 +27,45 @@ impl HostFeatures {
         Self { arch: std::env::consts::ARCH.to_owned(), features, gpu: None }
     }
 
-    /// The same with the first GPU, if the driver has one.
-    pub fn with_gpu(self) -> Self {
-        let gpu = cuda::gpus().ok().and_then(|gpus| gpus.into_iter().next());
-        Self { gpu, ..self }
+    /// This machine for code of these targets, with its GPU where one of them is for GPUs: the one of number `gpu`, or the first if there is one.
+    ///
+    /// # Errors
+    /// A number was given, and there is no such GPU, or no target is for one.
+    pub fn for_targets<'a>(targets: impl IntoIterator<Item = &'a Target>, gpu: Option<usize>) -> Result<Self> {
+        let host = Self::detect();
+        let wants_gpu = targets.into_iter().any(|target| target.arch == PTX);
+        let gpu = match gpu {
+            Some(_) if !wants_gpu => {
+                return Err(RuntimeError::request(
+                    "a GPU was asked for, and the code is for processors",
+                    "leave `--gpu` out, or compile with `--target cuda`",
+                ));
+            }
+            Some(index) => Some(cuda::gpu(index)?),
+            None if wants_gpu => cuda::gpu(0).ok(),
+            None => None,
+        };
+        Ok(Self { gpu, ..host })
+    }
+
+    /// Why none of these targets runs here: each with what it lacks; `None` where one runs.
+    pub fn refusal<'a>(&self, targets: impl IntoIterator<Item = &'a Target>) -> Option<String> {
+        let mut refusals = Vec::new();
+        for target in targets {
+            match self.missing(target) {
+                None if target.arch == PTX => {
+                    let why = match cuda::gpus() {
+                        Err(RuntimeError::Device { problem, .. }) => format!(" ({problem})"),
+                        _ => String::new(),
+                    };
+                    refusals.push(format!("{} needs an NVIDIA GPU and its driver{why}", target.name));
+                }
+                None => refusals.push(format!("{} is for {}", target.name, target.arch)),
+                Some(missing) if missing.is_empty() => return None,
+                Some(missing) => refusals.push(format!("{} needs {}", target.name, missing.join(", "))),
+            }
+        }
+        Some(format!("does not run on this {} machine: {}", self.arch, refusals.join("; ")))
     }
 
     /// The features of `target` that this machine lacks; `None` when it is of another architecture.
@@ -116,6 +152,14 @@ mod tests {
         };
         assert_eq!(host.missing(&target("x86_64")), Some(vec!["avx10.9".to_owned()]));
         assert_eq!(host.missing(&target("aarch64")), None);
+    }
+
+    #[test]
+    fn a_gpu_for_code_of_processors_is_refused() {
+        let target = Target { name: "t".into(), arch: "x86_64".into(), features: vec![] };
+        assert_eq!(HostFeatures::for_targets([&target], None).unwrap().gpu, None);
+        let error = HostFeatures::for_targets([&target], Some(0)).unwrap_err();
+        assert!(error.help().is_some_and(|help| help.contains("--target cuda")), "{error:?}");
     }
 
     #[test]

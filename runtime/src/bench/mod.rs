@@ -11,24 +11,29 @@
 pub mod limits;
 mod machine;
 mod report;
+mod row;
 mod settle;
 mod workload;
 
 pub use machine::{Machine, Use};
-pub use report::{Report, Row, Spread};
+pub use report::Report;
+pub use row::{Row, Spread};
 pub use settle::{AGREE_WITHIN, ATTEMPTS, Bracketed, OTHERS_AT_MOST, Settler};
 pub use workload::{AxisKind, Kind, PlannedStep, Test, Workload};
 
+use crate::artifact::Artifact;
 use crate::artifact::manifest::Manifest;
-use crate::artifact::{Artifact, HostFeatures};
 use crate::device::cpu::ThreadPool;
 use crate::error::{Result, RuntimeError};
-use crate::model::{Model, ModelOptions, new_pool};
+use crate::folder::CacheFolder;
+use crate::model::{Model, ModelOptions, Start, choose, new_pool};
 use crate::profile::{Recorder, Recording, Summary};
+use crate::session::SessionOptions;
 use crate::weights::{Checkpoint, Progress};
-use limits::{Effort, Isa, Limits, Narrow, Prober};
+use limits::{Effort, Limits, prober_of};
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Steps of generation that are recorded.
 const RECORDED_STEPS: usize = 16;
@@ -48,8 +53,10 @@ pub struct BenchOptions {
     pub depths: Vec<u64>,
     /// Numbers of sequences.
     pub batches: Vec<u32>,
-    /// Numbers of threads; empty: one for each processor.
+    /// Numbers of threads; empty: one for each processor. On a GPU they are not used.
     pub threads: Vec<usize>,
+    /// Number of the GPU, where code for GPUs runs; `None`: the first.
+    pub gpu: Option<usize>,
     /// Runs that are timed for each test.
     pub repeats: u32,
     /// Most tokens of a step, over all sequences.
@@ -115,7 +122,7 @@ pub struct Profile {
     pub recording: Recording,
 }
 
-/// Times everything that `options` ask for.
+/// Times everything that `options` ask for. Weights are packed anew; what a GPU's driver makes of code is kept in `keep_code`.
 ///
 /// # Errors
 /// What loading and stepping fail with; a test does not fit the model.
@@ -125,15 +132,18 @@ pub fn run(
     target: Option<String>,
     options: &BenchOptions,
     progress: Option<Progress<'_>>,
+    keep_code: Option<&CacheFolder>,
     say: Say<'_>,
 ) -> Result<Report> {
     options.check()?;
+    // Before anything is loaded and timed: nothing is measured for a test that fails in the end.
+    let variant = choose(artifact, target.as_deref(), options.gpu)?;
+    let manifest = Arc::clone(variant.manifest());
     let threads: Vec<Option<usize>> = match options.threads.as_slice() {
         [] => vec![None],
+        list if variant.is_ptx() => list.first().copied().map(Some).into_iter().collect(),
         list => list.iter().copied().map(Some).collect(),
     };
-    // Before anything is loaded and timed: nothing is measured for a test that fails in the end.
-    let manifest = Arc::clone(artifact.select(&HostFeatures::detect(), target.as_deref())?.manifest());
     for test in options.tests().iter().filter(|test| !is_left_out(test, &manifest)) {
         test.check(&manifest)?;
     }
@@ -141,17 +151,41 @@ pub fn run(
     let mut report: Option<Report> = None;
     for threads in threads {
         let pool = Arc::new(new_pool(threads)?);
-        let with =
-            ModelOptions { pool: Some(Arc::clone(&pool)), target: target.clone(), progress, ..ModelOptions::default() };
+        let begin = Instant::now();
+        let with = ModelOptions {
+            pool: Some(Arc::clone(&pool)),
+            target: target.clone(),
+            gpu: options.gpu,
+            session: Some(session_of(options, &manifest)),
+            progress,
+            keep_code,
+            ..ModelOptions::default()
+        };
         let loaded = match &model {
             None => Model::load(artifact, checkpoint, &with)?,
             Some(first) => first.with_threads(artifact, &with)?,
         };
         model.get_or_insert_with(|| Arc::clone(&loaded));
+        let gpu = loaded.device().room()?.map(|room| room.device);
         let report = report.get_or_insert_with(|| Report::new(loaded.manifest(), checkpoint.path(), options));
-        time_all(&loaded, &pool, options, report, say)?;
+        report.gpu = gpu;
+        time_all(&loaded, &pool, options, (begin, report), say)?;
     }
     report.ok_or_else(|| RuntimeError::request("there is nothing to time", "give `-t` at least one number"))
+}
+
+/// The least that every test needs. Each of them makes sure of its own memory.
+fn session_of(options: &BenchOptions, manifest: &Manifest) -> SessionOptions {
+    let tests = options.tests();
+    let least = |of: &dyn Fn(&Test) -> u64| tests.iter().map(of).min().unwrap_or(1).max(1);
+    SessionOptions {
+        max_sequences: tests.iter().map(|test| test.batch).min().unwrap_or(1),
+        context_tokens: Some(
+            least(&|test| test.tokens.saturating_add(test.depth)).min(manifest.most_elements(0).unwrap_or(u64::MAX)),
+        ),
+        step_tokens: 1,
+        ..SessionOptions::default()
+    }
 }
 
 /// Models that take whole sequences generate nothing; that is no reason not to time their prompts.
@@ -164,18 +198,19 @@ fn time_all(
     model: &Arc<Model>,
     pool: &Arc<ThreadPool>,
     options: &BenchOptions,
-    report: &mut Report,
+    (begin, report): (Instant, &mut Report),
     say: Say<'_>,
 ) -> Result<()> {
-    let manifest = model.manifest();
-    let isa = Isa::of(&manifest.target.arch, &manifest.target.features);
-    let prober = Prober::new(Arc::clone(pool), isa, Narrow::of(&manifest.target.features), options.effort)?;
+    let (manifest, device) = (model.manifest(), model.device());
+    let begin_seconds = begin.elapsed().as_secs_f64();
+    let prober = prober_of(model, pool, options.effort)?;
     let mut used = Use::now();
     let mut probe = || {
         let limits = prober.probe()?;
         let others = used.others_since();
         used = Use::now();
-        Ok((limits, others))
+        // What others do on the processors is no matter of a GPU.
+        Ok((limits, others.filter(|_| limits.launch_ns.is_none())))
     };
     let mut settler = Settler::new(&mut probe, options.attempts);
     for test in options.tests() {
@@ -183,13 +218,27 @@ fn time_all(
             say(format_args!("{}: left out, the model takes whole sequences\n", test.name()))?;
             continue;
         }
+        let making = Instant::now();
         let mut workload = Workload::new(model, test, options.step_tokens)?;
         let test = workload.test();
-        let title = format!("{}, batch {}, {}", test.name(), test.batch, threads_text(pool.workers()));
+        let place = match &report.gpu {
+            Some(gpu) => gpu.clone(),
+            None => threads_text(pool.workers()),
+        };
+        let title = format!("{}, batch {}, {place}", test.name(), test.batch);
+        if report.start.is_none() {
+            workload.run(Some(1))?;
+            report.start = Some(Start::of(model, begin_seconds + making.elapsed().as_secs_f64()));
+        }
         workload.run(Some(if test.kind == Kind::Generate { WARM_UP_STEPS } else { usize::MAX }))?;
-        let mut row = Row { threads: pool.workers(), test, work: workload.work(), runs: Vec::new() };
+        let mut row = Row { threads: pool.workers(), test, work: workload.work(), launches: None, runs: Vec::new() };
         for repeat in 1..=options.repeats {
-            let mut timed = || workload.run(None);
+            let mut timed = || {
+                let before = device.counts().launches;
+                let seconds = workload.run(None)?;
+                row.launches = Some(device.counts().launches - before).filter(|launches| *launches > 0);
+                Ok(seconds)
+            };
             let mut retry = |why: &str| say(format_args!("{title}: run {repeat} is made again: {why}\n"));
             let run = settler.run(&mut timed, &mut retry)?;
             let rate = test.total_tokens() as f64 / run.seconds;
@@ -233,6 +282,7 @@ mod tests {
             depths: vec![0],
             batches: vec![1, 2],
             threads: vec![1],
+            gpu: None,
             repeats: 1,
             step_tokens: 8,
             attempts: 1,
@@ -272,7 +322,7 @@ mod tests {
             Ok(())
         };
         let options = BenchOptions { depths: vec![4], threads: vec![1, 2], profile: true, ..options() };
-        let report = run(&artifact, &Checkpoint::random(0), None, &options, None, &mut say).unwrap();
+        let report = run(&artifact, &Checkpoint::random(0), None, &options, None, None, &mut say).unwrap();
         assert_eq!((report.rows.len(), report.profiles.len()), (8, 8));
         for row in &report.rows {
             assert_eq!(row.runs.len(), 1);
@@ -283,7 +333,7 @@ mod tests {
         assert_eq!(profile.summary.rows.iter().map(|row| row.calls).sum::<u64>(), 6);
         assert!(said.contains("pp6 @ d4, batch 2, 2 threads: run 1 of 1"), "{said}");
         let too_deep = BenchOptions { depths: vec![100], ..options };
-        let error = run(&artifact, &Checkpoint::random(0), None, &too_deep, None, &mut |_| Ok(())).unwrap_err();
+        let error = run(&artifact, &Checkpoint::random(0), None, &too_deep, None, None, &mut |_| Ok(())).unwrap_err();
         assert!(error.to_string().contains("the model has 40"), "{error}");
     }
 }

@@ -3,142 +3,15 @@
 //! A row's figures are those of its settled runs; where none settled, of all, and the row says so.
 
 use super::machine::Machine;
+use super::row::Row;
 use super::settle::Bracketed;
-use super::workload::Test;
-use super::{BenchOptions, Profile, limits::Regime};
+use super::{BenchOptions, Profile};
 use crate::artifact::manifest::{DType, Manifest, Pack, Weight};
-use crate::cost::Work;
 use crate::memory::human;
+use crate::model::Start;
 use crate::profile;
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
 use std::fmt::Write;
-
-/// Several measurements of one thing.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Spread {
-    /// Their mean.
-    pub mean: f64,
-    /// Their standard deviation, of a sample; 0 of one measurement.
-    pub deviation: f64,
-    /// The largest.
-    pub best: f64,
-}
-
-impl Spread {
-    /// Of at least one value; zeros of none.
-    pub fn of(values: &[f64]) -> Self {
-        let n = values.len().max(1) as f64;
-        let mean = values.iter().sum::<f64>() / n;
-        let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-        let deviation = if values.len() > 1 { (squares / (n - 1.0)).sqrt() } else { 0.0 };
-        Self { mean, deviation, best: values.iter().copied().fold(0.0, f64::max) }
-    }
-}
-
-/// One test on one number of threads.
-#[derive(Clone, Debug)]
-pub struct Row {
-    /// Threads.
-    pub threads: usize,
-    /// What was timed.
-    pub test: Test,
-    /// What a run has to do.
-    pub work: Work,
-    /// The runs.
-    pub runs: Vec<Bracketed>,
-}
-
-impl Row {
-    /// The runs that count: those that settled, or all where none did.
-    fn counted(&self) -> Vec<&Bracketed> {
-        let settled: Vec<&Bracketed> = self.runs.iter().filter(|run| run.trouble().is_none()).collect();
-        if settled.is_empty() { self.runs.iter().collect() } else { settled }
-    }
-
-    /// A figure of each run that counts.
-    fn each(&self, figure: impl Fn(&Bracketed) -> f64) -> Vec<f64> {
-        self.counted().into_iter().map(figure).collect()
-    }
-
-    /// Tokens a second, over all sequences.
-    pub fn tokens_rate(&self) -> Spread {
-        Spread::of(&self.each(|run| self.test.total_tokens() as f64 / run.seconds))
-    }
-
-    /// Bytes of weights and caches a second.
-    pub fn bytes_rate(&self) -> Spread {
-        Spread::of(&self.each(|run| self.work.memory_bytes() as f64 / run.seconds))
-    }
-
-    /// Operations a second.
-    pub fn flops_rate(&self) -> Spread {
-        Spread::of(&self.each(|run| self.work.flops() as f64 / run.seconds))
-    }
-
-    /// The share of the speed of reading that each run reached, compared with the probes around it.
-    pub fn of_read(&self) -> Spread {
-        Spread::of(&self.each(|run| self.work.memory_bytes() as f64 / run.seconds / run.limits().read))
-    }
-
-    /// The share of the speed of products, each width against its own limit.
-    pub fn of_products(&self) -> Spread {
-        Spread::of(&self.each(|run| run.limits().seconds_of_products(&self.work) / run.seconds))
-    }
-
-    /// The limit of products for this row's mixture of widths.
-    fn products_limit(&self, run: &Bracketed) -> f64 {
-        let limits = run.limits();
-        let least = limits.seconds_of_products(&self.work);
-        if least > 0.0 { self.work.flops() as f64 / least } else { limits.f32_flops }
-    }
-
-    /// Why runs do not count; empty when all do.
-    pub fn troubles(&self) -> Vec<String> {
-        self.runs.iter().filter_map(Bracketed::trouble).collect()
-    }
-
-    /// What is said beside the row.
-    fn note(&self) -> String {
-        let troubles = self.troubles();
-        match troubles.first() {
-            None => String::new(),
-            Some(first) if troubles.len() == self.runs.len() => format!("never settled: {first}"),
-            Some(_) => format!("{} of {} runs settled", self.runs.len() - troubles.len(), self.runs.len()),
-        }
-    }
-
-    fn regimes(&self) -> String {
-        let regimes: BTreeSet<Regime> =
-            self.counted().iter().flat_map(|run| [run.before.regime(), run.after.regime()]).collect();
-        regimes.into_iter().map(Regime::name).collect::<Vec<_>>().join(", ")
-    }
-
-    fn to_json(&self) -> Value {
-        let spread = |s: Spread| json!({ "mean": s.mean, "deviation": s.deviation, "best": s.best });
-        let limits = |l: &super::limits::Limits| {
-            json!({
-                "read_bytes_per_second": l.read, "f32_flops_per_second": l.f32_flops, "half_flops_per_second": l.half_flops,
-                "byte_ops_per_second": l.byte_ops,
-                "round_trip_ns": l.round_trip_ns, "regime": l.regime().name(),
-            })
-        };
-        let run = |run: &Bracketed| {
-            json!({
-                "seconds": run.seconds, "attempts": run.attempts, "settled": run.trouble().is_none(), "trouble": run.trouble(),
-                "others_processors": run.others, "before": limits(&run.before), "after": limits(&run.after),
-            })
-        };
-        json!({
-            "test": self.test.name(), "threads": self.threads, "batch": self.test.batch, "tokens": self.test.tokens,
-            "depth": self.test.depth, "settled": self.troubles().is_empty(), "tokens_per_second": spread(self.tokens_rate()),
-            "bytes_per_second": spread(self.bytes_rate()), "flops_per_second": spread(self.flops_rate()),
-            "of_read": spread(self.of_read()), "of_products": spread(self.of_products()),
-            "weight_bytes": self.work.weight_bytes, "cache_bytes": self.work.cache_bytes, "f32_flops": self.work.f32_flops,
-            "half_flops": self.work.half_flops, "byte_ops": self.work.byte_ops, "runs": self.runs.iter().map(run).collect::<Vec<_>>(),
-        })
-    }
-}
 
 /// Everything that was measured.
 #[derive(Clone, Debug)]
@@ -155,6 +28,10 @@ pub struct Report {
     pub weight_bytes: u64,
     /// The variant that ran.
     pub target: String,
+    /// The GPU that it ran on: `GPU 0 (NVIDIA H200)`.
+    pub gpu: Option<String>,
+    /// From loading to the first step, once there was one.
+    pub start: Option<Start>,
     /// What compiled it.
     pub compiler: String,
     /// Where the weights came from.
@@ -191,6 +68,8 @@ impl Report {
             dtype,
             weight_bytes: manifest.weights.iter().map(bytes).sum(),
             target: manifest.target.name.clone(),
+            gpu: None,
+            start: None,
             compiler: manifest.compiler.clone(),
             weights,
             has_costs: manifest.launches.iter().any(|launch| launch.cost.is_some()),
@@ -220,8 +99,9 @@ impl Report {
             size(machine.last_cache_bytes),
             size(machine.memory_bytes),
         ));
+        let on = self.gpu.as_ref().map(|gpu| format!(" on {gpu}")).unwrap_or_default();
         line(format_args!(
-            "{}: {} parameters, {}, {} ({}); target {}",
+            "{}: {} parameters, {}, {} ({}); target {}{on}",
             self.model,
             count(self.parameters),
             self.dtype,
@@ -229,9 +109,13 @@ impl Report {
             self.weights,
             self.target,
         ));
+        if let Some(start) = &self.start {
+            line(format_args!("Start: {start}"));
+        }
         line(format_args!(""));
+        let (place, last) = if self.gpu.is_some() { ("device", "launches") } else { ("threads", "round trip") };
         line(format_args!(
-            "| model | threads | batch | test | tokens/s | best | GB/s | of read | GFLOP/s | of products | read limit | products limit | round trip | note |"
+            "| model | {place} | batch | test | tokens/s | best | GB/s | of read | GFLOP/s | of products | read limit | products limit | {last} | note |"
         ));
         line(format_args!("|---|--:|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|"));
         for row in &self.rows {
@@ -240,12 +124,18 @@ impl Report {
             let reads = row.counted().iter().flat_map(|run| [run.before.read, run.after.read]).collect();
             let trips: Vec<f64> =
                 row.counted().iter().flat_map(|run| [run.before, run.after]).filter_map(|l| l.round_trip_ns).collect();
-            let trip = if trips.is_empty() { String::new() } else { format!("{}, {}", times(&trips), row.regimes()) };
+            let launches: Vec<f64> = row.each(|run| run.limits().launch_ns.unwrap_or(0.0));
+            let trip = match (trips.is_empty(), row.launches, row.of_launches()) {
+                (false, _, _) => format!("{}, {}", times(&trips), row.regimes()),
+                (true, Some(n), Some(share)) => format!("{n} of {}, {:.0} %", times(&launches), share.mean * 100.0),
+                (true, _, _) => String::new(),
+            };
+            let place = self.gpu.as_ref().map_or_else(|| row.threads.to_string(), |gpu| short(gpu).to_owned());
             line(format_args!(
                 "| {} {} | {} | {} | {} | {:.2} ± {:.2} | {:.2} | {:.1} | {:.0} % | {:.1} | {:.0} % | {} | {} | {trip} | {} |",
                 self.model,
                 self.dtype,
-                row.threads,
+                place,
                 row.test.batch,
                 row.test.name(),
                 rate.mean,
@@ -261,10 +151,14 @@ impl Report {
             ));
         }
         line(format_args!(""));
+        let whose = if self.gpu.is_some() { "GPU" } else { "threads" };
         line(format_args!(
-            "Runs a row: {}. GB/s: weights and cache that must be read; limits: GB/s and GFLOP/s of the same threads, probed before and after each run.",
+            "Runs a row: {}. GB/s: weights and cache that must be read; limits: GB/s and GFLOP/s of the same {whose}, probed before and after each run.",
             self.repeats
         ));
+        if self.gpu.is_some() {
+            line(format_args!("{}", self.gpu_text()));
+        }
         if !self.has_costs {
             line(format_args!("The artifact does not say what its launches cost: GB/s and GFLOP/s are unknown."));
         }
@@ -282,6 +176,19 @@ impl Report {
         text
     }
 
+    /// What the limits of a GPU are, and what was measured of them last.
+    fn gpu_text(&self) -> String {
+        let last = self.rows.iter().flat_map(|row| &row.runs).next_back().map(Bracketed::limits);
+        let copy = last.and_then(|limits| limits.copy).unwrap_or(0.0) * 1e-9;
+        let [single, half, byte] = last
+            .map_or([0.0; 3], |limits| [limits.f32_flops, limits.half_flops, limits.byte_ops])
+            .map(|rate| rate * 1e-12);
+        format!(
+            "Read limit: the faster of a kernel that reads and of a copy, of which reads and writes count ({copy:.0} GB/s). Products: {single:.1} TFLOP/s in f32, \
+             {half:.0} in bf16, {byte:.0} TOP/s in bytes, by loops of `fma` and `mma.sync`. Launches: of a run, the time of an empty kernel in a graph, and the share of the time that so many take."
+        )
+    }
+
     /// As data.
     pub fn to_json(&self) -> Value {
         let profile = |profile: &Profile| json!({ "title": profile.title, "summary": profile.summary.to_json() });
@@ -290,7 +197,9 @@ impl Report {
             "model": {
                 "name": self.model, "parameters": self.parameters, "dtype": self.dtype, "weight_bytes": self.weight_bytes,
                 "target": self.target, "compiler": self.compiler, "weights": self.weights, "has_costs": self.has_costs,
+                "gpu": self.gpu,
             },
+            "start": self.start.map(|start| start.to_json()),
             "protocol": {
                 "repeats": self.repeats, "probes_agree_within": super::AGREE_WITHIN, "others_processors_at_most": super::OTHERS_AT_MOST,
                 "attempts": self.attempts,
@@ -299,6 +208,11 @@ impl Report {
             "profiles": self.profiles.iter().map(profile).collect::<Vec<_>>(),
         })
     }
+}
+
+/// `GPU 0` of `GPU 0 (NVIDIA H200)`.
+fn short(gpu: &str) -> &str {
+    gpu.split(" (").next().unwrap_or(gpu)
 }
 
 /// Things that are counted: `4,288` as it is, `43.1 k`, `134.52 M`, `8.03 B`.
@@ -335,9 +249,12 @@ fn times(ns: &[f64]) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::limits::Limits;
-    use super::super::workload::Kind;
+    use super::super::workload::{Kind, Test};
     use super::*;
     use crate::artifact::sample;
+    use crate::cost::Work;
+    use crate::device::Counts;
+    use crate::model::LoadTimes;
 
     #[test]
     fn small_models_have_parameters_too() {
@@ -355,8 +272,15 @@ mod tests {
     }
 
     fn run(seconds: f64, before: f64, after: f64) -> Bracketed {
-        let limits =
-            |read| Limits { read, f32_flops: 10e9, half_flops: 20e9, byte_ops: 40e9, round_trip_ns: Some(100.0) };
+        let limits = |read| Limits {
+            read,
+            f32_flops: 10e9,
+            half_flops: 20e9,
+            byte_ops: 40e9,
+            round_trip_ns: Some(100.0),
+            copy: None,
+            launch_ns: None,
+        };
         Bracketed { seconds, before: limits(before), after: limits(after), others: Some(0.0), attempts: 1 }
     }
 
@@ -371,7 +295,7 @@ mod tests {
             value_bytes: 1,
             byte_ops: 0,
         };
-        report.rows.push(Row { threads: 2, test, work, runs });
+        report.rows.push(Row { threads: 2, test, work, launches: None, runs });
         report
     }
 
@@ -389,6 +313,34 @@ mod tests {
         assert!((row.products_limit(&row.runs[0]) - 18e9).abs() < 1.0);
         let text = report.to_markdown();
         assert!(text.contains("| sample f32 | 2 | 2 | tg10 | 15.00 ± 7.07 | 20.00 | 3.0 | 38 % | 6.8 | 38 % | 8.0 | 18.0 | 100 ns, near |  |"), "{text}");
+    }
+
+    #[test]
+    fn a_gpu_has_launches_in_place_of_round_trips() {
+        let mut report = report(vec![run(1.0, 8e9, 8e9)]);
+        report.gpu = Some("GPU 0 (One)".to_owned());
+        let counts = Counts { kernels: 7, kernels_kept: 3, captures: 2, capture_seconds: 0.004, ..Counts::default() };
+        let load = LoadTimes { code_seconds: 1.5, weights_seconds: 2.0, copy_seconds: 0.5 };
+        report.start = Some(Start { load, counts, first_token_seconds: 4.25 });
+        report.rows[0].launches = Some(100_000);
+        let run = &mut report.rows[0].runs[0];
+        for limits in [&mut run.before, &mut run.after] {
+            (limits.round_trip_ns, limits.launch_ns, limits.copy) = (None, Some(1500.0), Some(7e9));
+        }
+        let text = report.to_markdown();
+        for part in [
+            "target cpu:here on GPU 0 (One)\nStart: code 1.50 s (7 kernels, 3 of them compiled before), weights 2.00 s, copying them 0.50 s, 2 \
+             recorded steps 0.004 s, first token after 4.25 s\n",
+            "| model | device | batch |",
+            "| sample f32 | GPU 0 | 2 | tg10 |",
+            "| 100000 of 1500 ns, 15 % |  |",
+            "(7 GB/s)",
+        ] {
+            assert!(text.contains(part), "{part:?} is not in {text}");
+        }
+        let json = report.to_json();
+        assert!((json["rows"][0]["of_launches"]["mean"].as_f64().unwrap() - 0.15).abs() < 1e-9);
+        assert_eq!((&json["start"]["kernels_kept"], &json["model"]["gpu"]), (&3.into(), &"GPU 0 (One)".into()));
     }
 
     #[test]

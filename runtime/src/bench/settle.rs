@@ -115,7 +115,15 @@ mod tests {
     use super::*;
 
     fn limits(read: f64, round_trip_ns: f64) -> Limits {
-        Limits { read, f32_flops: 100.0, half_flops: 200.0, byte_ops: 400.0, round_trip_ns: Some(round_trip_ns) }
+        Limits {
+            read,
+            f32_flops: 100.0,
+            half_flops: 200.0,
+            byte_ops: 400.0,
+            round_trip_ns: Some(round_trip_ns),
+            copy: None,
+            launch_ns: None,
+        }
     }
 
     /// Plays scripted probes and runs; how often each was made.

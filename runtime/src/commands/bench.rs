@@ -6,6 +6,7 @@ use crate::bench::limits::Effort;
 use crate::bench::{self, BenchOptions, Report};
 use crate::error::Result;
 use crate::files::{check_writable, write_atomic};
+use crate::folder::CacheFolder;
 use crate::profile::Recording;
 use crate::session::DEFAULT_STEP_TOKENS;
 use crate::weights::Checkpoint;
@@ -43,6 +44,9 @@ pub struct BenchArgs {
     /// Numbers of threads [default: one for each processor]
     #[arg(short, long, value_name = "N,..", value_delimiter = ',')]
     pub threads: Vec<usize>,
+    /// Number of the GPU to run on, where the code is for GPUs; `devices` lists them [default: 0]
+    #[arg(long, value_name = "N")]
+    pub gpu: Option<usize>,
     /// Timed runs of each test
     #[arg(short, long, value_name = "N", default_value_t = 5)]
     pub repeats: u32,
@@ -74,6 +78,7 @@ impl BenchArgs {
             depths: self.depth.clone(),
             batches: self.batch.clone(),
             threads: self.threads.clone(),
+            gpu: self.gpu,
             repeats: self.repeats,
             step_tokens: self.step_tokens,
             attempts: self.attempts,
@@ -110,7 +115,9 @@ pub fn run(artifact: &Artifact, args: &BenchArgs, output: &mut Output<'_>) -> Re
             bar.finish_and_clear();
             output.note(text)
         };
-        bench::run(artifact, &checkpoint, args.target.clone(), &args.options(), Some(&progress), &mut say)?
+        let folder = CacheFolder::of_user()?;
+        let (target, options) = (args.target.clone(), args.options());
+        bench::run(artifact, &checkpoint, target, &options, Some(&progress), folder.as_ref(), &mut say)?
     };
     let text = match args.format {
         BenchFormat::Md => report.to_markdown(),

@@ -40,6 +40,7 @@ pub fn run(args: &CacheArgs, output: &mut Output<'_>) -> Result<()> {
                     Kind::Artifact => "compiled",
                     Kind::Weights => "weights",
                     Kind::Plan => "plan",
+                    Kind::Code => "kernel",
                 };
                 let (size, path) = (human(entry.bytes), entry.path.display());
                 output.print(format_args!("{size:>12}  {days:>4} d  {kind:8}  {path}\n"))?;

@@ -66,11 +66,8 @@ impl EmbedArgs {
 pub fn run(artifact: &Artifact, args: &EmbedArgs, output: &mut Output<'_>) -> Result<()> {
     let settings = args.settings()?;
     let mut tokenizer = args.load.open_tokenizer()?;
-    let loading = Instant::now();
-    let model = args.load.load(artifact)?;
-    let load_seconds = loading.elapsed().as_secs_f64();
-
-    let positions = model.manifest().most_elements(0).and_then(|most| usize::try_from(most).ok());
+    let manifest = args.load.choose(artifact)?;
+    let positions = manifest.most_elements(0).and_then(|most| usize::try_from(most).ok());
     if let Some(most) = settings.max_tokens.into_iter().chain(positions).min() {
         tokenizer.truncate_to(most)?;
     }
@@ -79,6 +76,9 @@ pub fn run(artifact: &Artifact, args: &EmbedArgs, output: &mut Output<'_>) -> Re
     let longest = texts.iter().map(|text| text.ids.len() as u64).max().unwrap_or(1).max(1);
     let max_sequences = u32::try_from(texts.len()).unwrap_or(u32::MAX);
     let options = SessionOptions { max_sequences, context_tokens: Some(longest), ..SessionOptions::default() };
+    let loading = Instant::now();
+    let model = args.load.load(artifact, &options)?;
+    let load_seconds = loading.elapsed().as_secs_f64();
     let mut session = model.session(&options)?;
     let started = Instant::now();
     let normalize = if settings.normalize { Normalize::Yes } else { Normalize::No };

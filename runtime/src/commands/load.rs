@@ -1,10 +1,12 @@
 //! Loading a model as a command does: checkpoint by argument, progress on the terminal.
 
 use crate::artifact::Artifact;
+use crate::artifact::manifest::Manifest;
 use crate::error::{Result, RuntimeError};
 use crate::folder::CacheFolder;
 use crate::gguf::is_gguf_file;
-use crate::model::{Model, ModelOptions};
+use crate::model::{Model, ModelOptions, choose};
+use crate::session::SessionOptions;
 use crate::text::settings::trained_tokens;
 use crate::text::tokenizer::Tokenizer;
 use crate::weights::Checkpoint;
@@ -28,7 +30,10 @@ pub struct LoadArgs {
     /// Threads [default: one for each processor]
     #[arg(short, long, value_name = "N")]
     pub threads: Option<usize>,
-    /// Pack the weights anew, and keep nothing in the cache folder
+    /// Number of the GPU to run on, where the code is for GPUs; `devices` lists them [default: 0]
+    #[arg(long, value_name = "N")]
+    pub gpu: Option<usize>,
+    /// Pack the weights and compile for the GPU anew, and keep nothing in the cache folder
     #[arg(long)]
     pub no_cache: bool,
     /// Name of the variant to run; set by a command that has an option for it
@@ -37,11 +42,19 @@ pub struct LoadArgs {
 }
 
 impl LoadArgs {
-    /// Loads the model, with a progress bar on standard error where that is a terminal.
+    /// What [`LoadArgs::load`] would load.
+    ///
+    /// # Errors
+    /// No variant runs here.
+    pub fn choose(&self, artifact: &Artifact) -> Result<Arc<Manifest>> {
+        Ok(Arc::clone(choose(artifact, self.target.as_deref(), self.gpu)?.manifest()))
+    }
+
+    /// Loads the model for a session, with a progress bar on standard error where that is a terminal.
     ///
     /// # Errors
     /// As [`Model::load`]; no checkpoint was given.
-    pub fn load(&self, artifact: &Artifact) -> Result<Arc<Model>> {
+    pub fn load(&self, artifact: &Artifact, session: &SessionOptions) -> Result<Arc<Model>> {
         let checkpoint = self.checkpoint.as_deref().ok_or_else(|| {
             RuntimeError::request(
                 "no checkpoint was given",
@@ -56,11 +69,16 @@ impl LoadArgs {
         let folder = if self.no_cache { None } else { CacheFolder::of_user()? };
         let bar = Self::progress_bar();
         let progress = |done: u64, total: u64| Self::advance(&bar, done, total);
+        let copying = |done: u64, total: u64| Self::advance_copy(&bar, done, total);
         let options = ModelOptions {
             threads: self.threads,
             target: self.target.clone(),
+            gpu: self.gpu,
+            session: Some(session.clone()),
             progress: Some(&progress),
+            copying: Some(&copying),
             keep: folder.as_ref(),
+            keep_code: folder.as_ref(),
             ..ModelOptions::default()
         };
         let model = Model::load(artifact, &checkpoint, &options);
@@ -72,11 +90,18 @@ impl LoadArgs {
         model
     }
 
-    /// A bar for packing weights, which draws nothing where standard error is not a terminal.
+    /// A bar for packing weights and copying them to a device, which draws nothing where standard error is not a terminal.
     pub(super) fn progress_bar() -> ProgressBar {
-        let style = ProgressStyle::with_template("loading weights {bar:40} {percent} %")
-            .unwrap_or_else(|_| ProgressStyle::default_bar());
-        ProgressBar::new(0).with_style(style)
+        let style =
+            ProgressStyle::with_template("{msg} {bar:40} {percent} %").unwrap_or_else(|_| ProgressStyle::default_bar());
+        ProgressBar::new(0).with_style(style).with_message("loading weights")
+    }
+
+    /// Moves the bar for copying, which begins anew behind that for packing.
+    pub(super) fn advance_copy(bar: &ProgressBar, done: u64, total: u64) {
+        bar.set_message("copying to GPU ");
+        bar.set_length(total);
+        bar.set_position(done);
     }
 
     /// Moves the bar; threads report in any order.

@@ -56,13 +56,12 @@ impl LogitsArgs {
 /// What loading, stepping and writing can fail with; the inputs do not fit the model.
 pub fn run(artifact: &Artifact, args: &LogitsArgs, output: &mut Output<'_>) -> Result<()> {
     args.check()?;
-    let model = args.load.load(artifact)?;
-    let manifest = model.manifest();
+    let manifest = &*args.load.choose(artifact)?;
     let mut inputs = match &args.inputs {
         Some(file) => inputs::read(file, manifest)?,
         None => {
             let ints = |ids: Vec<u32>| InputData::Ints(ids.into_iter().map(i64::from).collect());
-            tokens::by_input(&model, &args.tokens)?.into_iter().map(|(name, ids)| (name, ints(ids))).collect()
+            tokens::by_input(manifest, &args.tokens)?.into_iter().map(|(name, ids)| (name, ints(ids))).collect()
         }
     };
     if let Some(path) = &args.image {
@@ -72,7 +71,7 @@ pub fn run(artifact: &Artifact, args: &LogitsArgs, output: &mut Output<'_>) -> R
     check_tokens(manifest, tokens)?;
     let once_tokens = Some(inputs::longest(manifest, &inputs, |axis| axis != 0));
     let options = SessionOptions { context_tokens: Some(tokens.max(1)), once_tokens, ..SessionOptions::default() };
-    let mut session = model.session(&options)?;
+    let mut session = args.load.load(artifact, &options)?.session(&options)?;
     let sequence = session.add_sequence()?;
     let started = Instant::now();
     let outputs = session.step_in_pieces(&StepInput { sequence, inputs, wanted: Wanted::All })?.outputs;

@@ -2,7 +2,7 @@
 
 use super::Output;
 use crate::artifact::manifest::Manifest;
-use crate::bench::limits::{Effort, Isa, Limits, Narrow, Prober};
+use crate::bench::limits::{Effort, Limits, prober_of};
 use crate::device::cpu::ThreadPool;
 use crate::error::{Result, RuntimeError};
 use crate::files::{check_writable, write_atomic};
@@ -116,10 +116,9 @@ impl<'a> Recorded<'a> {
     }
 }
 
-/// What the machine can do, on as many threads as the model has.
+/// What the machine can do, on the GPU or on as many threads as the model has.
 fn limits(model: &Model) -> Result<Limits> {
-    let target = &model.manifest().target;
     let no_threads = |error: std::io::Error| RuntimeError::Device { device: "cpu", problem: error.to_string() };
     let pool = Arc::new(ThreadPool::new(model.device().n_workers()).map_err(no_threads)?);
-    Prober::new(pool, Isa::of(&target.arch, &target.features), Narrow::of(&target.features), Effort::default())?.probe()
+    prober_of(model, &pool, Effort::default())?.probe()
 }

@@ -4,10 +4,11 @@ use super::logits::to_safetensors;
 use super::profile::Recorded;
 use super::{LoadArgs, Output, ProfileArgs, Tokens, counted, inputs, tokens};
 use crate::artifact::Artifact;
+use crate::artifact::manifest::Manifest;
 use crate::error::{Result, RuntimeError};
 use crate::files::{check_writable, write_atomic};
 use crate::generate::{FinishReason, GenerateOptions};
-use crate::model::Model;
+use crate::model::Start;
 use crate::session::{DEFAULT_CONTEXT_TOKENS, SessionOptions};
 use crate::text::chat::{ChatTemplate, Message};
 use crate::text::sampler::{Sampler, SamplerOptions};
@@ -140,19 +141,19 @@ impl RunArgs {
     }
 
     /// Adds the ids given on the command line, and what the checkpoint says a text begins with.
-    fn add_ids(&self, prompt: &mut Prompt, model: &Model) -> Result<()> {
-        let continued = tokens::prompt_input(model);
-        for (name, ids) in tokens::by_input(model, &self.tokens)? {
+    fn add_ids(&self, prompt: &mut Prompt, manifest: &Manifest) -> Result<()> {
+        let continued = tokens::prompt_input(manifest);
+        for (name, ids) in tokens::by_input(manifest, &self.tokens)? {
             if Some(&name) == continued.as_ref() {
                 prompt.ids = ids;
-            } else if model.token_input().is_some_and(|input| input.name == name) {
+            } else if manifest.token_input().is_some_and(|input| input.name == name) {
                 prompt.start_ids = ids;
             } else {
                 let problem = format!("input `{name}` is none that a text is continued from");
                 return Err(RuntimeError::request(problem, "give all inputs by name with `logits`"));
             }
         }
-        if model.source_input().is_some() && prompt.start_ids.is_empty() {
+        if manifest.source_input().is_some() && prompt.start_ids.is_empty() {
             prompt.start_ids = self.load.folder().as_deref().map(start_ids).transpose()?.unwrap_or_default();
         }
         Ok(())
@@ -166,21 +167,21 @@ impl RunArgs {
 pub fn run(artifact: &Artifact, args: &RunArgs, output: &mut Output<'_>) -> Result<()> {
     args.check()?;
     let mut prompt = args.prompt()?;
-    let loading = Instant::now();
-    let model = args.load.load(artifact)?;
-    let load_seconds = loading.elapsed().as_secs_f64();
-    args.add_ids(&mut prompt, &model)?;
-
+    let manifest = args.load.choose(artifact)?;
+    args.add_ids(&mut prompt, &manifest)?;
     let needed = (prompt.ids.len() + prompt.start_ids.len()) as u64 + args.max_tokens;
-    let most = model.manifest().most_elements(0).unwrap_or(u64::MAX);
+    let most = manifest.most_elements(0).unwrap_or(u64::MAX);
     let context_tokens = args.ctx_size.unwrap_or(needed.max(DEFAULT_CONTEXT_TOKENS).min(most));
     let prompt_tokens = prompt.ids.len() as u64;
     let warned = args.load.beyond_training(prompt_tokens)?;
     if let Some(warning) = &warned {
         output.note(format_args!("{warning}\n"))?;
     }
-    let mut session =
-        model.session(&SessionOptions { context_tokens: Some(context_tokens), ..SessionOptions::default() })?;
+    let options = SessionOptions { context_tokens: Some(context_tokens), ..SessionOptions::default() };
+    let loading = Instant::now();
+    let model = args.load.load(artifact, &options)?;
+    let load_seconds = loading.elapsed().as_secs_f64();
+    let mut session = model.session(&options)?;
     let sequence = session.add_sequence()?;
     let further = args.inputs.as_ref().map(|file| inputs::read(file, model.manifest())).transpose()?;
     let options = GenerateOptions {
@@ -197,11 +198,12 @@ pub fn run(artifact: &Artifact, args: &RunArgs, output: &mut Output<'_>) -> Resu
     let (mut ids, mut text) = (Vec::new(), String::new());
     let recorded = Recorded::begin(&args.profile, &model);
     let started = Instant::now();
-    let mut first_seconds = None;
+    let (mut first_seconds, mut to_first) = (None, None);
     let mut tokens = session.generate(sequence, &prompt.ids, options)?;
     for token in tokens.by_ref() {
         let token = token?;
         first_seconds.get_or_insert_with(|| started.elapsed().as_secs_f64());
+        to_first.get_or_insert_with(|| loading.elapsed().as_secs_f64());
         let piece = match &mut stream {
             Some(stream) => stream.push(token)?,
             None if ids.is_empty() => token.to_string(),
@@ -229,7 +231,7 @@ pub fn run(artifact: &Artifact, args: &RunArgs, output: &mut Output<'_>) -> Resu
     }
 
     if args.json {
-        let mut result = json!({ "ids": ids, "finish": reason(finish), "prompt_tokens": prompt.ids.len(), "seconds": { "load": load_seconds, "generate": seconds } });
+        let mut result = json!({ "ids": ids, "finish": reason(finish), "prompt_tokens": prompt.ids.len(), "seconds": { "load": load_seconds, "generate": seconds }, "start": Start::of(&model, to_first.unwrap_or(0.0)).to_json() });
         if let (true, Some(result)) = (with_text, result.as_object_mut()) {
             result.insert("text".to_owned(), text.into());
         }
@@ -255,6 +257,9 @@ pub fn run(artifact: &Artifact, args: &RunArgs, output: &mut Output<'_>) -> Resu
         return recorded.map_or(Ok(()), |recorded| recorded.end(output));
     }
     let first = first_seconds.unwrap_or(seconds);
+    if model.device().counts().kernels > 0 {
+        output.note(format_args!("start: {}\n", Start::of(&model, to_first.unwrap_or(0.0))))?;
+    }
     let rate = |tokens: usize, seconds: f64| if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 };
     output.note(format_args!(
         "prompt: {}, {:.1} a second; then {}, {:.1} a second; weights loaded in {load_seconds:.2} s\n",

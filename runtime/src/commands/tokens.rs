@@ -1,7 +1,7 @@
 //! `--tokens [NAME=]IDS`: token ids on the command line, for an input by name or for the one that a prompt goes to.
 
+use crate::artifact::manifest::Manifest;
 use crate::error::{Result, RuntimeError};
-use crate::model::Model;
 use std::str::FromStr;
 
 /// Ids for one input.
@@ -30,8 +30,8 @@ impl FromStr for Tokens {
 ///
 /// # Errors
 /// An input that the model does not have, or one that is given twice.
-pub(super) fn by_input(model: &Model, given: &[Tokens]) -> Result<Vec<(String, Vec<u32>)>> {
-    let prompt = prompt_input(model);
+pub(super) fn by_input(manifest: &Manifest, given: &[Tokens]) -> Result<Vec<(String, Vec<u32>)>> {
+    let prompt = prompt_input(manifest);
     let mut named: Vec<(String, Vec<u32>)> = Vec::with_capacity(given.len());
     for tokens in given {
         let name = tokens.input.as_ref().or(prompt.as_ref()).cloned();
@@ -41,7 +41,7 @@ pub(super) fn by_input(model: &Model, given: &[Tokens]) -> Result<Vec<(String, V
                 "give its inputs by name with `logits --inputs FILE`",
             )
         })?;
-        let inputs = &model.manifest().inputs;
+        let inputs = &manifest.inputs;
         if !inputs.iter().any(|input| input.name == name) {
             let names: Vec<&str> = inputs.iter().map(|input| input.name.as_str()).collect();
             return Err(RuntimeError::request(
@@ -58,8 +58,8 @@ pub(super) fn by_input(model: &Model, given: &[Tokens]) -> Result<Vec<(String, V
 }
 
 /// The input that a prompt goes to: the source where the model reads one, else its tokens.
-pub(super) fn prompt_input(model: &Model) -> Option<String> {
-    model.source_input().or_else(|| model.token_input()).map(|input| input.name.clone())
+pub(super) fn prompt_input(manifest: &Manifest) -> Option<String> {
+    manifest.source_input().or_else(|| manifest.token_input()).map(|input| input.name.clone())
 }
 
 #[cfg(test)]

@@ -19,9 +19,11 @@ pub mod workspace;
 
 use crate::artifact::abi::XfmBuffer;
 use crate::artifact::manifest::When;
+use crate::bench::limits::{Effort, Probe};
 use crate::cache::BlockTable;
 use crate::error::{Result, RuntimeError};
 use crate::profile::Recorder;
+use crate::weights::Progress;
 use memmap2::{MmapMut, MmapOptions};
 use std::fmt::Debug;
 use std::ops::Range;
@@ -192,6 +194,38 @@ pub struct Step<'a> {
     pub n_sequences: u32,
 }
 
+/// Memory of a device that is taken when it is asked for, and not when it is used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// For people: `GPU 0 (NVIDIA H200)`.
+    pub device: String,
+    /// Bytes that are free.
+    pub free: u64,
+    /// Bytes that it has, where that is known.
+    pub total: Option<u64>,
+    /// Bytes that all its workers need for themselves and do not have yet.
+    pub scratch_bytes: u64,
+}
+
+/// What a device did so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Counts {
+    /// Seconds to make the code ready.
+    pub code_seconds: f64,
+    /// Kernels that were loaded for themselves; 0 where the code is one piece.
+    pub kernels: u64,
+    /// Those of them that an earlier start had compiled.
+    pub kernels_kept: u64,
+    /// Steps.
+    pub steps: u64,
+    /// Launches of all steps.
+    pub launches: u64,
+    /// Steps that were recorded to be replayed.
+    pub captures: u64,
+    /// Seconds that recording them took.
+    pub capture_seconds: f64,
+}
+
 /// A device that has one model's code loaded.
 pub trait Device: Debug + Send + Sync {
     /// `cpu`, `null`.
@@ -203,11 +237,45 @@ pub trait Device: Debug + Send + Sync {
     /// Records the steps from now on, or stops doing so. A device that cannot record ignores it.
     fn record(&self, _recorder: Option<Arc<Recorder>>) {}
 
-    /// Takes packed weights over, into the device's memory.
+    /// What there is of memory that must be planned; `None` where memory is taken when it is used.
+    ///
+    /// # Errors
+    /// The device does not say.
+    fn room(&self) -> Result<Option<Room>> {
+        Ok(None)
+    }
+
+    /// What it did so far; a device need not count.
+    fn counts(&self) -> Counts {
+        Counts::default()
+    }
+
+    /// What a user should know though it is no error.
+    fn remarks(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Waits until everything that was asked for is done.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn wait(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// What it can do at most, measured again and again; `None`: as much as the host's threads.
+    ///
+    /// # Errors
+    /// There is no memory to measure with, or the device refuses what measures.
+    fn prober(&self, _effort: Effort) -> Result<Option<Box<dyn Probe>>> {
+        Ok(None)
+    }
+
+    /// Takes packed weights over, into the device's memory; `progress` is told how many bytes are there, and of how many.
     ///
     /// # Errors
     /// The device has no memory left.
-    fn adopt(&self, block: MmapMut) -> Result<Memory> {
+    fn adopt(&self, block: MmapMut, _progress: Option<Progress<'_>>) -> Result<Memory> {
         Ok(Memory::Host(block))
     }
 
@@ -240,6 +308,17 @@ pub trait Device: Debug + Send + Sync {
         Ok(())
     }
 
+    /// Reads rows of `row_bytes` bytes, which lie `stride` bytes apart from byte `at` on, as many as `out` has.
+    ///
+    /// # Errors
+    /// A row lies outside of the memory.
+    fn download_rows(&self, memory: &Memory, at: u64, stride: u64, row_bytes: usize, out: &mut [u8]) -> Result<()> {
+        for (row, out) in out.chunks_mut(row_bytes.max(1)).enumerate() {
+            self.download(memory, at + row as u64 * stride, out)?;
+        }
+        Ok(())
+    }
+
     /// Copies `bytes` bytes within `memory`.
     ///
     /// # Errors
@@ -252,7 +331,7 @@ pub trait Device: Debug + Send + Sync {
         Ok(())
     }
 
-    /// Runs the launches in order and returns when all are done.
+    /// Runs the launches in order. They are done when this returns, or else before anything that the device is asked for afterwards.
     ///
     /// # Errors
     /// A worker failed; what the step wrote is then undefined.

@@ -206,10 +206,7 @@ impl Workspace {
         if row_bytes == stride_bytes {
             return self.device.download(&self.arenas[arena], at, data);
         }
-        for (row, data) in data.chunks_exact_mut(row_bytes as usize).enumerate() {
-            self.device.download(&self.arenas[arena], at + row as u64 * stride_bytes, data)?;
-        }
-        Ok(())
+        self.device.download_rows(&self.arenas[arena], at, stride_bytes, row_bytes as usize, data)
     }
 
     /// Arena, first byte, bytes of a row, bytes from row to row.

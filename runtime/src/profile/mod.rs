@@ -168,6 +168,14 @@ impl Recorder {
         }
     }
 
+    /// A device did all `tiles` tiles of launch `launch` of the current step between two times, as it measured them itself.
+    pub fn span(&self, worker: usize, launch: usize, (begin_ns, end_ns): (u64, u64), tiles: u32) {
+        let (step, launch) = (self.current.load(Ordering::Relaxed), launch as u32);
+        let Some(lane) = self.lanes.get(worker) else { return };
+        let busy_ns = end_ns.saturating_sub(begin_ns);
+        lock(&lane.0).push(Span { step, launch, begin_ns, end_ns, busy_ns, tiles });
+    }
+
     /// What was recorded so far; call it between steps.
     pub fn take(&self) -> Recording {
         let steps = std::mem::take(&mut *lock(&self.steps));

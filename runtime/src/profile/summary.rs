@@ -223,7 +223,15 @@ mod tests {
     #[test]
     fn times_and_shares_add_up() {
         let manifest = sample::manifest();
-        let limits = Limits { read: 1e9, f32_flops: 1e9, half_flops: 2e9, byte_ops: 4e9, round_trip_ns: None };
+        let limits = Limits {
+            read: 1e9,
+            f32_flops: 1e9,
+            half_flops: 2e9,
+            byte_ops: 4e9,
+            round_trip_ns: None,
+            copy: None,
+            launch_ns: None,
+        };
         let summary = Summary::of(&recording(), &manifest, Some(&limits));
         let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-12, "{a} {b}");
         near(summary.seconds, 8e-6);
@@ -256,7 +264,15 @@ mod tests {
 
     #[test]
     fn the_slower_limit_binds() {
-        let limits = Limits { read: 100.0, f32_flops: 10.0, half_flops: 20.0, byte_ops: 40.0, round_trip_ns: None };
+        let limits = Limits {
+            read: 100.0,
+            f32_flops: 10.0,
+            half_flops: 20.0,
+            byte_ops: 40.0,
+            round_trip_ns: None,
+            copy: None,
+            launch_ns: None,
+        };
         let work = Work { weight_bytes: 100, half_flops: 40, f32_flops: 10, ..Work::default() };
         assert_eq!(least_seconds(&work, &limits), (3.0, Bound::Products));
         let work = Work { weight_bytes: 300, cache_bytes: 100, ..work };

@@ -67,6 +67,11 @@ pub fn bind_kept(
     Ok(packed)
 }
 
+/// Whether the same was packed before, by its name: what is mapped takes no memory of the process.
+pub fn are_kept(manifest: &Manifest, checkpoint: &Checkpoint, folder: &CacheFolder) -> bool {
+    key(manifest, checkpoint).is_some_and(|key| folder.path(Kind::Weights, &key).is_file())
+}
+
 /// What the file is called; `None` where the checkpoint is not one that stays.
 fn key(manifest: &Manifest, checkpoint: &Checkpoint) -> Option<String> {
     let Checkpoint::Stored(stored) = checkpoint else { return None };

@@ -28,6 +28,6 @@ pub use bind::{PackedWeights, Progress, bind};
 pub use blocks::{BlockFormat, GROUP};
 pub use checkpoint::{Checkpoint, Stored, Tensor};
 pub(crate) use convert::store;
-pub use kept::bind_kept;
+pub use kept::{are_kept, bind_kept};
 pub use random::Random;
 pub use stored::StoredAs;

@@ -13,8 +13,10 @@ use crate::cost::Work;
 use crate::device::cpu::ThreadPool;
 use crate::error::{Result, RuntimeError};
 use crate::memory;
+use crate::model::Model;
 use kernels::{READ_UNIT, Reading, multiply, read};
 use memmap2::MmapMut;
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -55,8 +57,12 @@ pub struct Limits {
     pub half_flops: f64,
     /// Operations a second on 8-bit integers: of the instruction for them, or as for 32 bits where that is more or there is none.
     pub byte_ops: f64,
-    /// Nanoseconds until one thread has the answer of another; `None` with one thread.
+    /// Nanoseconds until one thread has the answer of another; `None` with one thread, and of a GPU.
     pub round_trip_ns: Option<f64>,
+    /// Bytes a second that a GPU copies in its memory, read and written; `None` of processors.
+    pub copy: Option<f64>,
+    /// Nanoseconds of a GPU's time for a kernel that does nothing, among others in a recorded step; `None` of processors.
+    pub launch_ns: Option<f64>,
 }
 
 /// How the processors in use lie to each other, told by their answers.
@@ -111,6 +117,8 @@ impl Limits {
             half_flops: mean(self.half_flops, other.half_flops),
             byte_ops: mean(self.byte_ops, other.byte_ops),
             round_trip_ns: self.round_trip_ns.zip(other.round_trip_ns).map(|(a, b)| mean(a, b)),
+            copy: self.copy.zip(other.copy).map(|(a, b)| mean(a, b)),
+            launch_ns: self.launch_ns.zip(other.launch_ns).map(|(a, b)| mean(a, b)),
         }
     }
 }
@@ -126,6 +134,28 @@ pub fn disagreement(a: &Limits, b: &Limits) -> f64 {
 }
 
 /// Measures [`Limits`] again and again.
+pub trait Probe: Debug {
+    /// Measures.
+    ///
+    /// # Errors
+    /// A thread panicked, or the device failed.
+    fn probe(&self) -> Result<Limits>;
+}
+
+/// What measures the limits of the device of a model: its own, or else that of the threads of `pool`.
+///
+/// # Errors
+/// There is no memory to measure with.
+pub fn prober_of(model: &Model, pool: &Arc<ThreadPool>, effort: Effort) -> Result<Box<dyn Probe>> {
+    if let Some(own) = model.device().prober(effort)? {
+        return Ok(own);
+    }
+    let target = &model.manifest().target;
+    let isa = Isa::of(&target.arch, &target.features);
+    Ok(Box::new(Prober::new(Arc::clone(pool), isa, Narrow::of(&target.features), effort)?))
+}
+
+/// Measures the limits of a pool of threads.
 #[derive(Debug)]
 pub struct Prober {
     pool: Arc<ThreadPool>,
@@ -133,6 +163,28 @@ pub struct Prober {
     narrow: Narrow,
     effort: Effort,
     memory: MmapMut,
+}
+
+impl Probe for Prober {
+    fn probe(&self) -> Result<Limits> {
+        let mut read = 0.0f64;
+        for reading in Reading::ALL {
+            read = read.max(self.read(reading)?);
+        }
+        let f32_flops = self.multiply(Products::Single)?;
+        // What is narrow can be widened: some processors multiply floats faster than pairs of halves.
+        let half_flops = if self.narrow.half { self.multiply(Products::Half)?.max(f32_flops) } else { f32_flops };
+        let byte_ops = if self.narrow.bytes { self.multiply(Products::Byte)?.max(f32_flops) } else { f32_flops };
+        Ok(Limits {
+            read,
+            f32_flops,
+            half_flops,
+            byte_ops,
+            round_trip_ns: self.round_trip()?,
+            copy: None,
+            launch_ns: None,
+        })
+    }
 }
 
 impl Prober {
@@ -169,22 +221,6 @@ impl Prober {
     /// The instruction set whose products are measured.
     pub fn isa(&self) -> Isa {
         self.isa
-    }
-
-    /// Measures.
-    ///
-    /// # Errors
-    /// A thread panicked.
-    pub fn probe(&self) -> Result<Limits> {
-        let mut read = 0.0f64;
-        for reading in Reading::ALL {
-            read = read.max(self.read(reading)?);
-        }
-        let f32_flops = self.multiply(Products::Single)?;
-        // What is narrow can be widened: some processors multiply floats faster than pairs of halves.
-        let half_flops = if self.narrow.half { self.multiply(Products::Half)?.max(f32_flops) } else { f32_flops };
-        let byte_ops = if self.narrow.bytes { self.multiply(Products::Byte)?.max(f32_flops) } else { f32_flops };
-        Ok(Limits { read, f32_flops, half_flops, byte_ops, round_trip_ns: self.round_trip()? })
     }
 
     /// Runs `body` for `tiles` tiles on the pool; seconds.
@@ -312,7 +348,15 @@ pub(crate) mod tests {
         Effort { buffer_bytes: 8 << 20, read: Duration::from_millis(2), short: Duration::from_millis(2) };
 
     fn limits(read: f64, round_trip_ns: Option<f64>) -> Limits {
-        Limits { read, f32_flops: 100.0, half_flops: 200.0, byte_ops: 400.0, round_trip_ns }
+        Limits {
+            read,
+            f32_flops: 100.0,
+            half_flops: 200.0,
+            byte_ops: 400.0,
+            round_trip_ns,
+            copy: None,
+            launch_ns: None,
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::device::Owner;
 use crate::error::{Result, RuntimeError};
+use crate::memory::human;
 use cudarc::driver::{result, sys};
 use std::ffi::c_void;
 use std::sync::{Arc, OnceLock};
@@ -29,6 +30,23 @@ impl Gpu {
             None => number.parse().is_ok_and(|number: u32| number <= own),
         }
     }
+}
+
+/// The GPU of this number.
+///
+/// # Errors
+/// There is none: names those there are. As [`gpus`].
+pub fn gpu(index: usize) -> Result<Gpu> {
+    let known = gpus()?;
+    known.get(index).cloned().ok_or_else(|| none_of(index, &known))
+}
+
+fn none_of(index: usize, known: &[Gpu]) -> RuntimeError {
+    let names: Vec<String> = known.iter().map(|gpu| format!("{} ({})", gpu.index, gpu.name)).collect();
+    RuntimeError::request(
+        format!("there is no GPU {index}: this machine has {}", names.join(", ")),
+        "give `--gpu` one of these numbers",
+    )
 }
 
 /// The GPUs that the driver offers.
@@ -110,6 +128,7 @@ pub(super) fn failed(doing: &str, error: result::DriverError) -> RuntimeError {
 pub(super) struct Context {
     device: sys::CUdevice,
     context: sys::CUcontext,
+    /// The one on which everything runs, in order.
     pub(super) stream: sys::CUstream,
 }
 
@@ -158,12 +177,7 @@ impl Context {
         // SAFETY: the context is the calling thread's.
         let address = unsafe { result::malloc_sync(size) }.map_err(|error| {
             let free = result::mem_get_info().map_or(0, |(free, _)| free as u64);
-            problem(format!(
-                "no memory for {} more ({} are free): {}; a smaller context (`-c`), smaller steps or weights and caches of fewer bits (`--quant`, `--kv-cache-dtype`) take less",
-                gigabytes(bytes),
-                gigabytes(free),
-                text(error)
-            ))
+            problem(format!("no memory for {} more ({} are free): {}", human(bytes), human(free), text(error)))
         })?;
         let memory = Allocation { context: Arc::clone(self), address, bytes };
         // SAFETY: the memory was just given and is as large.
@@ -171,19 +185,6 @@ impl Context {
         self.wait()?;
         Ok(memory)
     }
-
-    /// Copies to the device, in order with everything else, and returns when it is done.
-    pub(super) fn upload(&self, address: u64, bytes: &[u8]) -> Result<()> {
-        self.enter()?;
-        // SAFETY: the caller's range lies in memory of this device, and `bytes` lives until the copy is done.
-        unsafe { result::memcpy_htod_async(address, bytes, self.stream) }
-            .map_err(|e| failed("a copy to the GPU", e))?;
-        self.wait()
-    }
-}
-
-fn gigabytes(bytes: u64) -> String {
-    format!("{:.2} GB", bytes as f64 / 1e9)
 }
 
 impl Drop for Context {
@@ -195,6 +196,62 @@ impl Drop for Context {
         }
         // SAFETY: retained in `new`, released once.
         let _ = unsafe { result::primary_ctx::release(self.device) };
+    }
+}
+
+/// A point in the stream.
+#[derive(Debug)]
+pub(super) struct Event {
+    context: Arc<Context>,
+    event: sys::CUevent,
+}
+
+// SAFETY: handles of the driver may be used by any thread; each call sets the context first.
+unsafe impl Send for Event {}
+
+impl Event {
+    /// For waiting alone, which costs less.
+    pub(super) fn new(context: &Arc<Context>) -> Result<Self> {
+        Self::with(context, sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
+    }
+
+    /// One that knows when it was passed.
+    pub(super) fn timed(context: &Arc<Context>) -> Result<Self> {
+        Self::with(context, sys::CUevent_flags::CU_EVENT_DEFAULT)
+    }
+
+    fn with(context: &Arc<Context>, flags: sys::CUevent_flags) -> Result<Self> {
+        context.enter()?;
+        let event = result::event::create(flags).map_err(|e| failed("an event", e))?;
+        Ok(Self { context: Arc::clone(context), event })
+    }
+
+    /// Stands behind all that was asked for until now.
+    pub(super) fn record(&self) -> Result<()> {
+        // SAFETY: event and stream are of one context and alive.
+        unsafe { result::event::record(self.event, self.context.stream) }.map_err(|e| failed("an event", e))
+    }
+
+    /// Waits until the device has passed it; at once where it was never recorded.
+    pub(super) fn wait(&self) -> Result<()> {
+        // SAFETY: the event is alive.
+        unsafe { result::event::synchronize(self.event) }.map_err(|e| failed("a step", e))
+    }
+
+    /// Seconds from an earlier event to this one; the device has passed both.
+    pub(super) fn seconds_since(&self, earlier: &Event) -> Result<f64> {
+        // SAFETY: both are alive, timed and of one stream.
+        let ms = unsafe { result::event::elapsed(earlier.event, self.event) }.map_err(|e| failed("timing", e))?;
+        Ok(f64::from(ms) * 1e-3)
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        if self.context.enter().is_ok() {
+            // SAFETY: created in `with`, destroyed once; the driver keeps what is still in use.
+            let _ = unsafe { result::event::destroy(self.event) };
+        }
     }
 }
 
@@ -236,6 +293,11 @@ impl Pinned {
         Ok(Self { context: Arc::clone(context), start, bytes })
     }
 
+    /// How many bytes it has.
+    pub(super) fn len(&self) -> usize {
+        self.bytes
+    }
+
     pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: `start` is `bytes` bytes of memory that only this owns; any bytes are valid.
         unsafe { std::slice::from_raw_parts_mut(self.start.cast(), self.bytes) }
@@ -261,6 +323,14 @@ mod tests {
         assert!(gpu(9, 0).runs("sm_80") && gpu(9, 0).runs("sm_90a") && gpu(9, 0).runs("sm_89"));
         assert!(!gpu(10, 0).runs("sm_90a") && gpu(10, 0).runs("sm_100") && gpu(12, 0).runs("sm_100"));
         assert!(!gpu(7, 5).runs("sm_80") && !gpu(9, 0).runs("sm_100") && !gpu(9, 0).runs("avx2"));
+    }
+
+    #[test]
+    fn a_gpu_that_is_not_there_is_told_from_those_that_are() {
+        let gpu = |index, name: &str| Gpu { index, name: name.to_owned(), capability: (9, 0), memory_bytes: 0 };
+        let error = none_of(3, &[gpu(0, "One"), gpu(1, "Two")]);
+        assert_eq!(error.to_string(), "there is no GPU 3: this machine has 0 (One), 1 (Two)");
+        assert!(error.help().is_some_and(|help| help.contains("--gpu")));
     }
 
     #[test]
