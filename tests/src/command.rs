@@ -2,7 +2,8 @@
 //!
 //! [`path`] promises a binary that exists; when it does not, the error says how to build it. `make test` builds both first.
 
-use std::env::consts::EXE_SUFFIX;
+use std::env::consts::{DLL_PREFIX, DLL_SUFFIX, EXE_SUFFIX};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -19,6 +20,14 @@ pub fn path(name: &str) -> Result<PathBuf> {
         Some(path) => Ok(path),
         None => Err(format!("{name} is not built: cargo build --bins -p xfc-cli -p xfc-runtime (or make test)").into()),
     }
+}
+
+/// The library of `tests/driver`, which is built with the suite: beside the running test.
+fn driver() -> Result<PathBuf> {
+    let suite = std::env::current_exe()?;
+    let file = format!("{DLL_PREFIX}xfc_driver{DLL_SUFFIX}");
+    let built = suite.parent().map(|folder| folder.join(file));
+    built.filter(|path| path.is_file()).ok_or_else(|| "the emulated driver is not beside the suite".into())
 }
 
 /// A folder to run commands in; it disappears with the value.
@@ -62,16 +71,35 @@ impl Shell {
         self.run_command(processor.command()?, &shown, arguments)
     }
 
+    /// Runs `xfrun` with arguments in the folder, with a CUDA driver that emulates GPUs and these of its settings.
+    pub fn run_on_driver(&self, settings: &[(&str, String)], arguments: &[&str]) -> Result<Ran> {
+        let folder = self.folder().join(".driver");
+        let library = folder.join("libcuda.so");
+        if !library.exists() {
+            fs::create_dir_all(&folder)?;
+            fs::copy(driver()?, &library)?;
+        }
+        let mut command = Command::new(path("xfrun")?);
+        in_folder(command.args(arguments).env("NO_COLOR", "1").env("LD_LIBRARY_PATH", &folder), self.folder());
+        command.envs(settings.iter().map(|(name, value)| (name, value)));
+        ran(command, "xfrun", arguments)
+    }
+
     fn run_command(&self, mut command: Command, shown: &str, arguments: &[&str]) -> Result<Ran> {
         in_folder(command.args(arguments).env("NO_COLOR", "1"), self.folder());
-        let Output { status, stdout, stderr } = command.output()?;
-        Ok(Ran {
-            command: format!("{shown} {}", arguments.join(" ")),
-            code: status.code(),
-            stdout: String::from_utf8(stdout)?,
-            stderr: String::from_utf8(stderr)?,
-        })
+        ran(command, shown, arguments)
     }
+}
+
+/// Runs a command to its end.
+fn ran(mut command: Command, shown: &str, arguments: &[&str]) -> Result<Ran> {
+    let Output { status, stdout, stderr } = command.output()?;
+    Ok(Ran {
+        command: format!("{shown} {}", arguments.join(" ")),
+        code: status.code(),
+        stdout: String::from_utf8(stdout)?,
+        stderr: String::from_utf8(stderr)?,
+    })
 }
 
 /// Has a command run in a folder, with a cache and settings of its own there: what the user keeps or measured plays no part.

@@ -16,6 +16,7 @@ mod compiled;
 mod completions;
 mod costs;
 mod cuda;
+mod driver;
 mod differential;
 mod embeddings;
 mod encodings;

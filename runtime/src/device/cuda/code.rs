@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The function in each PTX module.
-pub(super) const SYMBOL: &CStr = c"kernel";
+const SYMBOL: &CStr = c"kernel";
 /// Raised when what a file holds changes.
 const MAGIC: &[u8; 8] = b"xfccode1";
 /// Bytes of a hash.
@@ -119,8 +119,14 @@ pub(super) fn load_all(
             folder.touch(path);
             return Ok(Made { kernel, fresh: None, was_kept: true });
         }
-        let cubin = compile(context, text, &kernel.name)?;
-        Ok(Made { kernel: of(&cubin)?, fresh: path.map(|path| (path, cubin)), was_kept: false })
+        match compile(context, gpu, text, &kernel.name).and_then(|cubin| Ok((of(&cubin)?, cubin))) {
+            Ok((kernel, cubin)) => Ok(Made { kernel, fresh: path.map(|path| (path, cubin)), was_kept: false }),
+            // Without its linker the driver compiles all the same, and nothing is kept.
+            Err(error) => match of(text.to_bytes_with_nul()) {
+                Ok(kernel) => Ok(Made { kernel, fresh: None, was_kept: false }),
+                Err(_) => Err(error),
+            },
+        }
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(texts.len());
     let next = AtomicUsize::new(0);
@@ -197,17 +203,31 @@ fn opened(mut file: Vec<u8>) -> Option<Vec<u8>> {
     Some(file)
 }
 
+/// What the driver's linker calls a GPU for code that runs on no later one (`.target sm_90a`); `None` for other code, for which it takes the
+/// context's by itself.
+fn own_target(text: &CStr, gpu: &Gpu) -> Option<usize> {
+    const OF_ONE_ALONE: usize = 0x10000;
+    let text = std::str::from_utf8(text.to_bytes()).ok()?;
+    let target = text.lines().find_map(|line| line.trim().strip_prefix(".target "))?;
+    let name = target.split([',', ' ']).next()?;
+    name.ends_with('a').then(|| OF_ONE_ALONE + (gpu.capability.0 * 10 + gpu.capability.1) as usize)
+}
+
 /// Makes the driver compile a module for the GPU of the context, which is the calling thread's.
-pub(super) fn compile(context: &Arc<Context>, text: &CStr, name: &str) -> Result<Vec<u8>> {
+fn compile(context: &Arc<Context>, gpu: &Gpu, text: &CStr, name: &str) -> Result<Vec<u8>> {
     context.enter()?;
     let mut log = vec![0u8; LOG_BYTES];
-    use sys::CUjit_option_enum::{CU_JIT_ERROR_LOG_BUFFER, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES};
-    let mut options = [CU_JIT_ERROR_LOG_BUFFER, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
+    use sys::CUjit_option_enum::{CU_JIT_ERROR_LOG_BUFFER, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES, CU_JIT_TARGET};
+    let mut options = vec![CU_JIT_ERROR_LOG_BUFFER, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
     // The driver takes a number where a pointer is declared, and writes into both until the linker is destroyed.
-    let mut values = [log.as_mut_ptr().cast::<c_void>(), std::ptr::without_provenance_mut(LOG_BYTES)];
+    let mut values = vec![log.as_mut_ptr().cast::<c_void>(), std::ptr::without_provenance_mut(LOG_BYTES)];
+    if let Some(target) = own_target(text, gpu) {
+        options.push(CU_JIT_TARGET);
+        values.push(std::ptr::without_provenance_mut(target));
+    }
     let mut linker: sys::CUlinkState = std::ptr::null_mut();
     // SAFETY: the arrays are as long as is said and live until the linker is destroyed below.
-    unsafe { sys::cuLinkCreate_v2(2, options.as_mut_ptr(), values.as_mut_ptr(), &raw mut linker) }
+    unsafe { sys::cuLinkCreate_v2(options.len() as u32, options.as_mut_ptr(), values.as_mut_ptr(), &raw mut linker) }
         .result()
         .map_err(|e| failed("making a linker", e))?;
     let linked = || -> Result<Vec<u8>, result::DriverError> {
@@ -245,7 +265,7 @@ pub(super) fn compile(context: &Arc<Context>, text: &CStr, name: &str) -> Result
 /// Loads a module with one kernel.
 pub(super) fn load(context: &Arc<Context>, image: &[u8], name: &str, scratch_bytes: u64) -> Result<Kernel> {
     context.enter()?;
-    // SAFETY: what the driver's linker wrote, whole as its hash says; the driver copies it.
+    // SAFETY: what the driver's linker wrote, whole as its hash says, or PTX that a zero byte ends; the driver copies it.
     let module = unsafe { result::module::load_data(image.as_ptr().cast()) }
         .map_err(|e| failed(&format!("loading kernel {name}"), e))?;
     let mut kernel = Kernel {
@@ -286,6 +306,14 @@ mod tests {
         }
         assert_eq!(opened(file[..file.len() - 1].to_vec()), None);
         assert_eq!(opened(b"short".to_vec()), None);
+    }
+
+    #[test]
+    fn code_of_one_gpu_alone_is_named_for_it() {
+        let gpu = Gpu { index: 0, name: String::new(), capability: (9, 0), memory_bytes: 0 };
+        assert_eq!(own_target(c".version 8.0\n.target sm_90a\n.address_size 64", &gpu), Some(0x10000 + 90));
+        assert_eq!(own_target(c".version 7.0\n.target sm_80, debug\n", &gpu), None);
+        assert_eq!(own_target(c"", &gpu), None);
     }
 
     #[test]

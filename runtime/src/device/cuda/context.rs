@@ -163,6 +163,14 @@ impl Context {
         unsafe { result::stream::synchronize(self.stream) }.map_err(|e| failed("a step", e))
     }
 
+    /// Blocks of threads run on so many processors at a time.
+    pub(super) fn processors(&self) -> Result<u32> {
+        let which = sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        // SAFETY: the device is one that the driver has named.
+        let n = unsafe { result::device::get_attribute(self.device, which) };
+        n.map(|n| n.max(1) as u32).map_err(|e| failed("asking for the processors", e))
+    }
+
     /// Bytes of memory: free, and all.
     pub(super) fn memory(&self) -> Result<(u64, u64)> {
         self.enter()?;

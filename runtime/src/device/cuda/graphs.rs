@@ -1,6 +1,8 @@
 //! Steps that were recorded, to be replayed: one graph for each number of rows, sequences and entries of block tables.
 
+use super::context::{Context, failed};
 use crate::device::Step;
+use crate::error::Result;
 use cudarc::driver::{result, sys};
 use std::collections::HashMap;
 
@@ -38,23 +40,33 @@ impl Key {
 pub(super) struct Graph(sys::CUgraphExec);
 
 impl Graph {
+    /// Records what `launches` gives to the stream, which nothing else uses meanwhile; nothing of it runs.
+    pub(super) fn record(context: &Context, launches: impl FnOnce() -> Result<()>) -> Result<Self> {
+        let stream = context.stream;
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream is alive.
+        unsafe { result::stream::begin_capture(stream, mode) }.map_err(|e| failed("recording a step", e))?;
+        let launched = launches();
+        // SAFETY: begun above.
+        let recording = unsafe { result::stream::end_capture(stream) }.map_err(|e| failed("recording a step", e));
+        // Made ready also where a launch failed, so that it is given back.
+        let graph = Self::of(recording?).map_err(|e| failed("making a recorded step ready", e));
+        launched?;
+        let graph = graph?;
+        // The first launch then takes no longer than later ones.
+        // SAFETY: alive, both.
+        unsafe { result::graph::upload(graph.0, stream) }.map_err(|e| failed("making a recorded step ready", e))?;
+        Ok(graph)
+    }
+
     /// Makes a recording ready; it is given back.
-    pub(super) fn of(recording: sys::CUgraph) -> Result<Self, result::DriverError> {
+    fn of(recording: sys::CUgraph) -> Result<Self, result::DriverError> {
         let mut exec = std::ptr::null_mut();
         // SAFETY: the graph was just recorded and is destroyed once, whether or not it could be made ready.
         let made = unsafe { sys::cuGraphInstantiateWithFlags(&raw mut exec, recording, 0) }.result();
         // SAFETY: as above.
         let _ = unsafe { result::graph::destroy(recording) };
         made.map(|()| Self(exec))
-    }
-
-    /// Brings it to the device, so that its first launch takes no longer than later ones.
-    ///
-    /// # Safety
-    /// As [`Graph::launch`].
-    pub(super) unsafe fn upload(&self, stream: sys::CUstream) -> Result<(), result::DriverError> {
-        // SAFETY: alive; the stream is the caller's.
-        unsafe { result::graph::upload(self.0, stream) }
     }
 
     /// Gives it to the stream.

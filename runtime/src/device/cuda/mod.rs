@@ -7,6 +7,8 @@
 mod code;
 mod context;
 mod graphs;
+mod probe;
+pub mod texts;
 mod transfer;
 
 pub use self::context::{Gpu, driver_version, gpu, gpus, memory_of};
@@ -14,15 +16,17 @@ pub use self::context::{Gpu, driver_version, gpu, gpus, memory_of};
 use self::code::{Kernel, Loaded};
 use self::context::{Allocation, Context, Event, failed, problem};
 use self::graphs::{Graph, Key, Recent};
+use self::probe::GpuProber;
 use self::transfer::{Receiver, Ring};
 use super::launch::StepTables;
 use super::{Counts, Device, DeviceMemory, Memory, Room, Step};
 use crate::artifact::manifest::Manifest;
+use crate::bench::limits::{Effort, Probe};
 use crate::error::Result;
 use crate::folder::CacheFolder;
 use crate::profile::Recorder;
 use crate::weights::Progress;
-use cudarc::driver::{result, sys};
+use cudarc::driver::result;
 use memmap2::MmapMut;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -196,19 +200,8 @@ impl CudaDevice {
     /// Records the launches of a step.
     fn record_graph(&self, working: &mut Working, step: &Step<'_>) -> Result<Graph> {
         let begin = Instant::now();
-        let stream = self.context.stream;
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // SAFETY: the stream is alive, and nothing else is given to it until the recording ends: `working` is locked.
-        unsafe { result::stream::begin_capture(stream, mode) }.map_err(|e| failed("recording a step", e))?;
-        let launched = self.launch_all(working, step, &mut |_| Ok(()));
-        // SAFETY: begun above.
-        let recording = unsafe { result::stream::end_capture(stream) }.map_err(|e| failed("recording a step", e));
-        // Made ready also where a launch failed, so that it is given back.
-        let graph = Graph::of(recording?).map_err(|e| failed("making a recorded step ready", e));
-        launched?;
-        let graph = graph?;
-        // SAFETY: nothing of it runs yet.
-        unsafe { graph.upload(stream) }.map_err(|e| failed("making a recorded step ready", e))?;
+        // Nothing else is given to the stream until the recording ends: `working` is locked.
+        let graph = Graph::record(&self.context, || self.launch_all(working, step, &mut |_| Ok(())))?;
         working.counts.captures += 1;
         working.counts.capture_seconds += begin.elapsed().as_secs_f64();
         Ok(graph)
@@ -290,6 +283,11 @@ impl Device for CudaDevice {
     fn wait(&self) -> Result<()> {
         self.context.enter()?;
         self.context.wait()
+    }
+
+    fn prober(&self, effort: Effort) -> Result<Option<Box<dyn Probe>>> {
+        let _alone = self.working()?;
+        Ok(Some(Box::new(GpuProber::new(&self.context, effort)?)))
     }
 
     fn adopt(&self, block: MmapMut, progress: Option<Progress<'_>>) -> Result<Memory> {

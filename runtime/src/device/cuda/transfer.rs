@@ -52,13 +52,12 @@ impl Ring {
         Ok(Self { context: Arc::clone(context), halves, current: 0 })
     }
 
-    /// Copies `bytes` to `address`, in order with everything else. They may change at once. The host waits only where more than a half is
+    /// Copies `bytes` to `address`, in the calling thread's context and in order with everything else. They may change at once. The host waits only where more than a half is
     /// still to be copied.
     pub(super) fn send(&mut self, address: u64, bytes: &[u8]) -> Result<()> {
         if bytes.is_empty() {
             return Ok(());
         }
-        self.context.enter()?;
         let half = &mut self.halves[self.current];
         if half.used + bytes.len() > half.memory.len() {
             half.copied.record()?;
@@ -128,13 +127,12 @@ impl Receiver {
         Self { context: Arc::clone(context), memory: None }
     }
 
-    /// Copies rows of `row_bytes` bytes, which lie `stride` bytes apart from `address` on, and waits for them once.
+    /// Copies, in the calling thread's context, rows of `row_bytes` bytes, which lie `stride` bytes apart from `address` on, and waits for them once.
     pub(super) fn receive(&mut self, address: u64, stride: u64, row_bytes: usize, out: &mut [u8]) -> Result<()> {
         if out.is_empty() {
             return Ok(());
         }
         let context = Arc::clone(&self.context);
-        context.enter()?;
         // As many rows as fit into a stage at a time; a longer row by itself.
         let rows = (STAGE_BYTES / row_bytes).max(1);
         for (i, part) in out.chunks_mut(rows * row_bytes).enumerate() {

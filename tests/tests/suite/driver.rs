@@ -1,0 +1,205 @@
+//! The commands on a CUDA driver without a GPU (`tests/driver`), as they run on a machine with one: its kernels run in the emulator.
+
+use std::fs;
+
+use serde_json::Value;
+use xfc_emulator::{Launch, Memory, Module, launch};
+use xfc_runtime::device::cuda::texts;
+use xfc_tests::Result;
+use xfc_tests::case::Case;
+use xfc_tests::command::Shell;
+use xfc_tests::compare::Precision;
+
+use crate::commands::{outputs_match, shell};
+
+/// A shell with the artifacts `gpu.xfm` and `cpu.xfm` of a case.
+fn compiled(name: &str) -> Result<Shell> {
+    let shell = shell(&Case::load(name)?)?;
+    for (target, file) in [("cuda", "gpu.xfm"), ("cpu", "cpu.xfm")] {
+        shell.run("xfc", &["compile", "checkpoint", "--target", target, "-o", file])?.success()?;
+    }
+    Ok(shell)
+}
+
+const RUN: [&str; 7] = ["--checkpoint", "checkpoint", "--tokens", "1,2,3", "-n", "24", "--json"];
+
+fn json(text: &str) -> Result<Value> {
+    Ok(serde_json::from_str(text)?)
+}
+
+#[test]
+fn tokens_are_those_of_the_processor_and_the_host_waits_for_nothing_else() -> Result<()> {
+    let shell = compiled("llama3")?;
+    let log = shell.folder().join("calls");
+    let log_is = ("XFC_DRIVER_LOG", log.display().to_string());
+    let run = |file: &str, settings: &[(&str, String)]| -> Result<Value> {
+        let arguments = [&["run", file][..], &RUN].concat();
+        json(&shell.run_on_driver(settings, &arguments)?.success()?)
+    };
+    let first = run("gpu.xfm", &[log_is])?;
+    assert_eq!(first["ids"], run("cpu.xfm", &[])?["ids"]);
+    assert_eq!((&first["start"]["kernels_kept"], &first["start"]["captures"]), (&0.into(), &3.into()));
+
+    // Between two tokens: the step's inputs and tables, its graph, the logits, and one wait for them.
+    let calls = fs::read_to_string(&log)?;
+    let calls: Vec<&str> = calls.lines().filter(|call| *call != "cuCtxSetCurrent").collect();
+    let graphs: Vec<usize> = (0..calls.len()).filter(|&i| calls[i] == "cuGraphLaunch").collect();
+    assert_eq!(graphs.len(), 24, "a step a token");
+    let step = [
+        "cuGraphLaunch",
+        "cuMemcpyDtoHAsync_v2",
+        "cuStreamSynchronize",
+        "cuMemcpyHtoDAsync_v2",
+        "cuMemcpyHtoDAsync_v2",
+    ];
+    let between: Vec<&[&str]> = graphs.windows(2).map(|pair| &calls[pair[0]..pair[1]]).collect();
+    let plain = between.iter().filter(|calls| **calls == step).count();
+    // The first token's step is recorded, and another one when a sequence has a second page.
+    assert_eq!(plain, 21, "{between:?}");
+
+    // The next start compiles nothing; what is damaged is made again, and for another GPU of the kind it is the same.
+    let n = &first["start"]["kernels"];
+    let kept = |settings: &[(&str, String)]| {
+        Ok::<_, xfc_tests::Error>(run("gpu.xfm", settings)?["start"]["kernels_kept"].clone())
+    };
+    assert_eq!(kept(&[])?, *n);
+    let cubins: Vec<_> = fs::read_dir(shell.folder().join(".cache/kernels"))?.collect::<Result<_, _>>()?;
+    assert_eq!(cubins.len() as u64, n.as_u64().unwrap_or(0));
+    for cubin in &cubins[..2] {
+        let mut bytes = fs::read(cubin.path())?;
+        bytes[20] ^= 1;
+        fs::write(cubin.path(), bytes)?;
+    }
+    assert_eq!(kept(&[])?.as_u64(), n.as_u64().map(|n| n - 2));
+    assert_eq!(kept(&[])?, *n);
+    // A driver whose linker does not do compiles all the same, and nothing is kept of it.
+    let none =
+        [("XFC_DRIVER_LINKER", "0".to_owned()), ("XFC_CACHE_DIR", shell.folder().join("other").display().to_string())];
+    for _ in 0..2 {
+        assert_eq!(run("gpu.xfm", &none)?["start"]["kernels_kept"], 0);
+    }
+    Ok(())
+}
+
+#[test]
+fn outputs_of_several_steps_and_of_a_source_match() -> Result<()> {
+    for name in ["t5", "mamba2", "gemma3"] {
+        let case = Case::load(name)?;
+        let shell = compiled(name)?;
+        let arguments = [
+            "logits",
+            "gpu.xfm",
+            "--checkpoint",
+            "checkpoint",
+            "--inputs",
+            "inputs.json",
+            "--gpu",
+            "1",
+            "-o",
+            "a.safetensors",
+        ];
+        shell.run_on_driver(&[], &arguments)?.success()?;
+        outputs_match(&case, &shell.folder().join("a.safetensors"), Precision::F32)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn what_does_not_fit_is_refused_before_it_is_taken() -> Result<()> {
+    let shell = compiled("llama3")?;
+    let log = shell.folder().join("calls");
+    let arguments = |context: &'static str| [&["run", "gpu.xfm"][..], &RUN, &["-c", context]].concat();
+    let settings =
+        |bytes: &str| [("XFC_DRIVER_MEMORY", bytes.to_owned()), ("XFC_DRIVER_LOG", log.display().to_string())];
+    let ran = shell.run_on_driver(&settings("100000"), &arguments("64"))?;
+    assert_eq!(ran.code, Some(2), "{}", ran.stderr);
+    for part in
+        ["does not fit on GPU 0 (Emulated 0): weights ", "caches ", "together ", "100.00 KB of 100.00 KB are free"]
+    {
+        assert!(ran.stderr.contains(part), "{part:?} is not in {}", ran.stderr);
+    }
+    assert!(!fs::read_to_string(&log)?.contains("cuMemAlloc"), "nothing is taken");
+    Ok(())
+}
+
+#[test]
+fn gpus_are_named_and_missing_ones_refused() -> Result<()> {
+    let shell = compiled("llama3")?;
+    let devices = json(&shell.run_on_driver(&[], &["devices", "--format", "json"])?.success()?)?;
+    assert_eq!(devices["devices"][1]["name"], "Emulated 1");
+    let none = shell.run_on_driver(&[("XFC_DRIVER_GPUS", "0".to_owned())], &["devices"])?;
+    assert_eq!((none.code, none.stdout.as_str()), (Some(4), ""), "{}", none.stderr);
+    let other = shell.run_on_driver(&[], &[&["run", "gpu.xfm"][..], &RUN, &["--gpu", "7"]].concat())?;
+    assert!(other.code == Some(2) && other.stderr.contains("0 (Emulated 0), 1 (Emulated 1)"), "{}", other.stderr);
+    // Without a driver, nothing is compiled for what cannot run.
+    let ran = shell.run("xfc", &["run", "llama3", "--tiny", "--target", "cuda", "--tokens", "1", "-n", "1"])?;
+    assert!(ran.code == Some(4) && ran.stderr.contains("needs an NVIDIA GPU and its driver"), "{}", ran.stderr);
+    assert!(!shell.folder().join(".cache/artifacts").exists(), "nothing was compiled");
+    Ok(())
+}
+
+#[test]
+fn a_benchmark_measures_the_gpu() -> Result<()> {
+    let shell = compiled("llama3")?;
+    let few = [
+        "bench",
+        "gpu.xfm",
+        "-p",
+        "4",
+        "-n",
+        "3",
+        "--repeats",
+        "1",
+        "--attempts",
+        "1",
+        "--profile",
+        "--format",
+        "json",
+    ];
+    // Little memory, so that the emulator has little to read.
+    let report = json(&shell.run_on_driver(&[("XFC_DRIVER_MEMORY", "3000000".to_owned())], &few)?.success()?)?;
+    assert_eq!(report["model"]["gpu"], "GPU 0 (Emulated 0)");
+    let start = &report["start"];
+    assert!(start["captures"].as_u64() >= Some(1) && start["first_token_seconds"].as_f64() > Some(0.0), "{start}");
+    for row in report["rows"].as_array().into_iter().flatten() {
+        let limits = &row["runs"][0]["after"];
+        for figure in [
+            "read_bytes_per_second",
+            "copy_bytes_per_second",
+            "f32_flops_per_second",
+            "half_flops_per_second",
+            "byte_ops_per_second",
+            "launch_ns",
+        ] {
+            assert!(limits[figure].as_f64() > Some(0.0), "{figure}: {limits}");
+        }
+        assert!(row["launches"].as_u64() > Some(3) && row["of_launches"]["mean"].as_f64() > Some(0.0), "{row}");
+    }
+    let kernels = report["profiles"][1]["summary"]["kernels"].as_array().map_or(0, Vec::len);
+    assert!(kernels > 3, "{}", report["profiles"]);
+    Ok(())
+}
+
+#[test]
+fn what_measures_a_gpu_runs_and_keeps_its_result_to_itself() -> Result<()> {
+    for text in texts::all() {
+        let module = Module::parse(&text.text)?;
+        let mut memory = Memory::new();
+        let (blocks, turns) = (2u32, 3u32);
+        let bytes = u64::from(blocks * texts::THREADS * texts::READ_BYTES * turns);
+        let from = memory.alloc(bytes, 256);
+        let to = memory.alloc(4, 4);
+        let of_kernel = module.kernel("kernel").ok_or("no kernel")?.params.len();
+        let turns = turns.to_le_bytes();
+        let params = match of_kernel {
+            0 => vec![],
+            2 => [&to.to_le_bytes()[..], &turns].concat(),
+            _ => [&from.to_le_bytes()[..], &to.to_le_bytes(), &turns].concat(),
+        };
+        launch(&module, "kernel", &mut memory, &Launch::new([blocks, 1, 1], [texts::THREADS, 1, 1], &params))?;
+        let mut result = [0; 4];
+        memory.read(to, &mut result)?;
+        assert_eq!(result, [0; 4], "{}", text.name);
+    }
+    Ok(())
+}
