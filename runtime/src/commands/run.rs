@@ -198,12 +198,12 @@ pub fn run(artifact: &Artifact, args: &RunArgs, output: &mut Output<'_>) -> Resu
     let (mut ids, mut text) = (Vec::new(), String::new());
     let recorded = Recorded::begin(&args.profile, &model);
     let started = Instant::now();
-    let (mut first_seconds, mut to_first) = (None, None);
+    let (mut first_seconds, mut start) = (None, None);
     let mut tokens = session.generate(sequence, &prompt.ids, options)?;
     for token in tokens.by_ref() {
         let token = token?;
         first_seconds.get_or_insert_with(|| started.elapsed().as_secs_f64());
-        to_first.get_or_insert_with(|| loading.elapsed().as_secs_f64());
+        start.get_or_insert_with(|| Start::of(&model, loading.elapsed().as_secs_f64()));
         let piece = match &mut stream {
             Some(stream) => stream.push(token)?,
             None if ids.is_empty() => token.to_string(),
@@ -231,7 +231,7 @@ pub fn run(artifact: &Artifact, args: &RunArgs, output: &mut Output<'_>) -> Resu
     }
 
     if args.json {
-        let mut result = json!({ "ids": ids, "finish": reason(finish), "prompt_tokens": prompt.ids.len(), "seconds": { "load": load_seconds, "generate": seconds }, "start": Start::of(&model, to_first.unwrap_or(0.0)).to_json() });
+        let mut result = json!({ "ids": ids, "finish": reason(finish), "prompt_tokens": prompt.ids.len(), "seconds": { "load": load_seconds, "generate": seconds }, "start": start.unwrap_or_else(|| Start::of(&model, 0.0)).to_json() });
         if let (true, Some(result)) = (with_text, result.as_object_mut()) {
             result.insert("text".to_owned(), text.into());
         }
@@ -257,8 +257,8 @@ pub fn run(artifact: &Artifact, args: &RunArgs, output: &mut Output<'_>) -> Resu
         return recorded.map_or(Ok(()), |recorded| recorded.end(output));
     }
     let first = first_seconds.unwrap_or(seconds);
-    if model.device().counts().kernels > 0 {
-        output.note(format_args!("start: {}\n", Start::of(&model, to_first.unwrap_or(0.0))))?;
+    if let Some(start) = start.filter(|start| start.counts.kernels > 0) {
+        output.note(format_args!("start: {start}\n"))?;
     }
     let rate = |tokens: usize, seconds: f64| if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 };
     output.note(format_args!(

@@ -53,6 +53,9 @@ pub(crate) enum Op {
     Event(u64),
 }
 
+/// Address and bytes of memory of the host.
+type Place = (usize, usize);
+
 /// Everything.
 #[derive(Default)]
 pub(crate) struct State {
@@ -67,7 +70,7 @@ pub(crate) struct State {
     events: BTreeMap<u64, Option<Instant>>,
     graphs: BTreeMap<u64, Arc<Vec<Node>>>,
     /// Of linkers: what they made, and where they write what is wrong.
-    linkers: BTreeMap<u64, (Vec<u8>, Option<(usize, usize)>)>,
+    linkers: BTreeMap<u64, (Vec<u8>, Option<Place>)>,
     recording: Option<Vec<Node>>,
     pending: VecDeque<Op>,
     /// Once a kernel has failed, everything does.
@@ -309,7 +312,7 @@ impl State {
     }
 
     /// A linker that writes what is wrong into `bytes` bytes at an address.
-    pub(crate) fn linker(&mut self, log: Option<(usize, usize)>) -> Done<u64> {
+    pub(crate) fn linker(&mut self, log: Option<Place>) -> Done<u64> {
         current()?;
         let linker = self.handle();
         self.linkers.insert(linker, (Vec::new(), log));
@@ -338,7 +341,7 @@ impl State {
     }
 
     /// Where the machine code of a linker is, and its bytes.
-    pub(crate) fn linked(&self, linker: u64) -> Done<(usize, usize)> {
+    pub(crate) fn linked(&self, linker: u64) -> Done<Place> {
         let (made, _) = self.linkers.get(&linker).ok_or(code::INVALID_VALUE)?;
         Ok((made.as_ptr().expose_provenance(), made.len()))
     }
