@@ -82,13 +82,23 @@ const DIVIDED_HEADS: u64 = 16;
 /// Widest values that a warp sums by itself.
 const WIDEST: u64 = 256;
 
+/// Threads that share the registers of a multiprocessor at least: 128 registers each. Left to itself, ptxas gives a kernel as few registers as lets
+/// more threads run, and spills a few bytes for it.
+const RESIDENT_THREADS: u32 = 512;
+
+/// The same of products whose rows are chosen, each with an address of its own: 168 registers.
+const GATHERED_THREADS: u32 = 384;
+
+/// The same of two such products and of what is made of both: all that a thread can have.
+const GATED_THREADS: u32 = 256;
+
 /// A block of so many threads as one worker.
 pub(super) fn machine(threads: u32) -> Machine {
     Machine {
         lanes: threads,
         threads,
         groups: 1,
-        side_by_side: 0,
+        side_by_side: RESIDENT_THREADS / threads,
         fma: true,
         round: true,
         pair_dot: PairDot::Widened,
@@ -101,15 +111,20 @@ pub(super) fn machine(threads: u32) -> Machine {
 
 /// Warps that divide the inputs of a product, or its rows.
 pub(super) fn product_machine(regime: Regime, spec: &LinearSpec, schedule: &LinearSchedule) -> Machine {
+    // Few rows are bound by memory: the more warps, the more of it is asked for at a time.
+    let groups = if regime == Regime::Many { 4 } else { 8 };
     // Without a limit a block of tiles takes all registers that there are, to load early. Three blocks leave each thread 168, which are enough for 64 sums in
     // bf16, or for half as many and scales; two leave it 255.
-    let side_by_side = match schedule.tiles {
-        None => 0,
-        Some(_) if spec.operand.blocks().is_some() && schedule.rows_per_tile > 64 => 2,
-        Some(_) => 3,
+    let side_by_side = match (schedule.tiles, spec.experts) {
+        (Some(_), _) if spec.operand.blocks().is_some() && schedule.rows_per_tile > 64 => 2,
+        (Some(_), _) => 3,
+        // One row needs few registers.
+        (None, _) if regime == Regime::One => 0,
+        (None, Some(_)) if spec.parts > 1 => GATED_THREADS / (WARP * groups),
+        (None, Some(_)) => GATHERED_THREADS / (WARP * groups),
+        (None, None) => RESIDENT_THREADS / (WARP * groups),
     };
-    // Few rows are bound by memory: the more warps, the more of it is asked for at a time.
-    Machine { groups: if regime == Regime::Many { 4 } else { 8 }, side_by_side, ..machine(WARP) }
+    Machine { groups, side_by_side, ..machine(WARP) }
 }
 
 /// Inputs that lie side by side in a panel.
