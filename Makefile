@@ -4,7 +4,7 @@ MAKEFLAGS += --no-print-directory
 
 emulated = aarch64-unknown-linux-musl
 
-.PHONY: help setup demo test test-full lint bench bench-kernels clean
+.PHONY: help setup demo test test-full lint bench bench-kernels cuda-kit test-cuda bench-cuda clean
 
 help:
 	@echo 'make demo        compile models; complete Python and embed sentences with them'
@@ -12,6 +12,9 @@ help:
 	@echo 'make test-full   the same in release, with longer fuzzing and hundreds of drawn models'
 	@echo 'make bench       how long the models take to compile, and how fast two of them run'
 	@echo 'make bench-kernels   how fast single kernels are, over the shapes of three models'
+	@echo 'make test-cuda   whether the GPU of this machine computes what it should; without one it says so'
+	@echo 'make bench-cuda  how fast it does, as shares of its limits and beside PyTorch'
+	@echo 'make cuda-kit    what these two need, in a folder for a machine without Rust and network'
 	@echo 'make lint        formatting, lints and documentation alone'
 	@echo 'make setup       install what building needs, and nothing else'
 	@echo 'make clean       remove what was built'
@@ -63,6 +66,17 @@ bench:
 bench-kernels:
 	@tools/setup.sh
 	cargo bench -p xfc-bench -- $(ONLY)
+
+cuda-kit:
+	@tools/setup.sh
+	@tools/cuda/kit.sh
+
+# Elsewhere than where the kit was built they need it in target/cuda-kit, Python and a driver. `make test-cuda ARGUMENTS='--case llama3'`.
+test-cuda:
+	@tools/cuda/cuda.sh check $(ARGUMENTS)
+
+bench-cuda:
+	@tools/cuda/cuda.sh bench $(ARGUMENTS)
 
 clean:
 	cargo clean

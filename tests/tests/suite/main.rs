@@ -30,6 +30,7 @@ mod integers;
 mod interpreter;
 mod interrupted;
 mod kept;
+mod kit;
 mod latents;
 mod masks;
 mod mixed;
