@@ -127,20 +127,20 @@ fn check_host(manifest: &Manifest, options: &CacheOptions, workers: u64, free: u
 
 /// `weights 16.06 GB, caches 2.15 GB (1 sequence of 4096 positions), values of a step 12.30 MB`.
 fn parts(need: &Need, options: &CacheOptions) -> String {
-    let sequences = options.max_sequences;
-    let positions = format!(
-        "{sequences} sequence{} of {} positions",
-        if sequences == 1 { "" } else { "s" },
-        options.context_tokens
-    );
+    let (sequences, context) = (u64::from(options.max_sequences), options.context_tokens);
+    let positions = format!("{sequences} sequence{} of {context} position{}", plural(sequences), plural(context));
     let parts = [
         ("weights", need.weights, String::new()),
         ("caches", need.caches, format!(" ({positions})")),
-        ("values of a step", need.values, format!(" ({} tokens)", options.step_tokens)),
+        ("values of a step", need.values, format!(" ({} token{})", options.step_tokens, plural(options.step_tokens))),
         ("scratch", need.scratch, String::new()),
     ];
     let shown = parts.into_iter().filter(|(_, bytes, _)| *bytes > 0);
     shown.map(|(name, bytes, of)| format!("{name} {}{of}", human(bytes))).collect::<Vec<_>>().join(", ")
+}
+
+fn plural(n: u64) -> &'static str {
+    if n == 1 { "" } else { "s" }
 }
 
 /// The longest context with which the caches fit beside everything else.

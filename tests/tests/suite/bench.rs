@@ -133,7 +133,9 @@ fn what_cannot_be_measured_is_refused_at_once() -> Result<()> {
         "--set",
         "intermediate_size=131072",
     ];
-    shell.run("xfc", &[&huge[..], &["-r", "1"]].concat())?.failure(2, &["of memory", "are available"])?;
+    shell
+        .run("xfc", &[&huge[..], &["-r", "1"]].concat())?
+        .failure(2, &["does not fit into this machine's memory: weights", "are available"])?;
     shell
         .run("xfc", &[&["bench", "llama"], &sizes()[..], &["-p", "0", "-n", "0"]].concat())?
         .failure(2, &["nothing to time"])?;
