@@ -3,7 +3,8 @@
 //! A tile is a block of query rows by one key/value head, and by some of the query heads that read it where they are many; of few rows it is a part of
 //! the keys of all heads, so that pages are read as they lie.
 //! `blocks` goes over the keys in blocks of pages, each for all rows and heads of the tile (`by_page`, where rows are few); `by_row` goes over all of them for one query after
-//! another, where keys lie as values do because values are a part of them. Pages outside what the mask can reach are not visited; inside, the mask
+//! another, where keys lie as values do: because values are a part of them, or on a GPU. There `staged` and `divided` multiply bf16 by tensor cores, in steps of many
+//! rows and of few. Pages outside what the mask can reach are not visited; inside, the mask
 //! decides lane by lane, where its bounds cut a block. Where it may leave out keys within its reach (a window or tokens chosen by what is kept of
 //! them, every second block, no key for this query), it is evaluated first, and where it leaves out all keys neither keys nor values are read.
 //!

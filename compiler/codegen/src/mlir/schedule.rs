@@ -61,14 +61,14 @@ pub struct AttentionSchedule {
     pub heads_per_tile: u64,
     /// Blocks of keys, or every query by itself.
     pub blocks: Option<BlockSchedule>,
-    /// By tensor cores, and neither.
+    /// By tensor cores, in one of two forms; `blocks` is then `None`.
     pub tensors: Option<TensorSchedule>,
 }
 
 /// How an attention is multiplied by tensor cores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TensorSchedule {
-    /// Of few rows, whose keys are divided.
+    /// Row by row, each over pages that are divided: of few rows, or of values that are too wide for the other form.
     Divided(DividedSchedule),
     /// Of many rows, for which keys come to shared memory in stages.
     Staged(StagedSchedule),
@@ -90,7 +90,7 @@ impl StagedSchedule {
     }
 }
 
-/// Tiling of an attention of few rows by tensor cores.
+/// Tiling of an attention by tensor cores row by row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DividedSchedule {
     /// Groups of threads that pages are divided among.

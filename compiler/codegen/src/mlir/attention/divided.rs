@@ -1,4 +1,4 @@
-//! Few rows by tensor cores: the query heads of one row that read the same keys, up to 16, are the rows of a tile. The pages of their keys are divided among
+//! Few rows by tensor cores, or more where values are too wide for `staged`: the query heads of one row that read the same keys, up to 16, are the rows of a tile. The pages of their keys are divided among
 //! groups of threads, and among tiles where there are parts; wide values are divided among groups, each of which then computes all scores.
 //!
 //! Keys and values go from memory to registers as they lie, 16 bytes a thread: a sum of products does not mind the order of its terms, so that a thread's

@@ -181,11 +181,12 @@ const SHARED_BYTES: u64 = 48 << 10;
 /// How the keys of a query are divided in steps of few rows.
 pub(super) fn division(spec: &AttentionSpec) -> Division {
     // Sequences that begin have few keys where a step has few rows.
-    if !tensors::fits(spec) || spec.when == Some(When::FromStart) {
+    let is_divided = matches!(attention(Steps::One, spec).tensors, Some(TensorSchedule::Divided(_)));
+    if !is_divided || spec.when == Some(When::FromStart) {
         return Division::NONE;
     }
     let tiles = spec.kv_heads * (spec.heads / spec.kv_heads).div_ceil(DIVIDED_HEADS);
-    Division { parts: BLOCKS.div_ceil(tiles).min(DIVIDED_ROWS), rows: DIVIDED_ROWS, shared: true }
+    Division { parts: BLOCKS.div_ceil(tiles), rows: DIVIDED_ROWS, shared: true }
 }
 
 /// The schedule of attention: where tensor cores do not multiply, a warp a head and row.
