@@ -156,7 +156,7 @@ fn largest_context_beside(manifest: &Manifest, options: &CacheOptions, need: &Ne
 fn remedies(manifest: &Manifest, options: &CacheOptions, need: &Need, free: u64, context: Option<u64>) -> String {
     let mut ways = Vec::new();
     if let Some(context) = context.filter(|tokens| *tokens < options.context_tokens) {
-        ways.push(format!("a context of at most {context} positions fits (`-c {context}`)"));
+        ways.push(format!("a context of at most {context} positions fits"));
     }
     let needed = need.total();
     if needed - need.caches / 2 <= free && need.caches > 0 {

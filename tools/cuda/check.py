@@ -132,8 +132,9 @@ def main():
         targets = common.targets_of(device)
         print(f"{device['name']}, {device['arch']}, driver for CUDA {device['cuda_version']}; kit of commit {common.about()['commit']}")
     folders = sorted(path for path in (common.KIT / "cases").glob("*") if not arguments.case or path.name in arguments.case)
-    if not folders:
-        sys.exit("error: the kit has no such case")
+    unknown = set(arguments.case or []) - {path.name for path in folders}
+    if unknown or not folders:
+        sys.exit(f"error: the kit has no such case: {', '.join(sorted(unknown)) or 'it has none'}")
     report = Report()
     with common.Unpacked() as unpacked:
         for folder in folders:

@@ -4,7 +4,7 @@
 #
 #   tools/cuda/kit.sh [-o FOLDER] [--bin FOLDER] [--part test|bench]... [--case NAME]... [--for gpus|processors]
 #
-#   -o FOLDER      where to [default: target/cuda-kit, emptied before]
+#   -o FOLDER      where to [default: target/cuda-kit]: a new one, or a kit, of which nothing stays but results.md
 #   --bin FOLDER   take xfc and xfrun from there [default: build a release]
 #   --part PART    only what tests, or what benchmarks need; may repeat
 #   --case NAME    only this reference case; may repeat
@@ -43,10 +43,17 @@ case $kind in
   *) stop "kit.sh: code is for gpus or for processors, not for $kind" ;;
 esac
 
-rm -rf "$out"
+# Only what was made here before is thrown away, without the records of what was timed.
+if [ -d "$out" ] && [ -n "$(ls -A "$out")" ] && [ ! -e "$out/about.json" ]; then
+  stop "kit.sh: $out holds something else than a kit: give -o another folder"
+fi
 mkdir -p "$out"
+find "$out" -mindepth 1 -maxdepth 1 ! -name results.md ! -name about.json -exec rm -rf {} +
 cp "$bin/xfrun" "$out/xfrun"
 strip "$out/xfrun" 2>/dev/null || true
+# The oldest glibc that the runtime starts with, from the names of the versions that it asks for; none where it is linked statically.
+glibc=$(grep -aoE 'GLIBC_2\.[0-9]+' "$out/xfrun" | sort -uV | tail -n 1 || true)
+printf '{"commit": "%s", "made": "%s", "glibc": "%s"}\n' "$(git describe --always --dirty 2>/dev/null || true)" "$(date -u +%Y-%m-%d)" "${glibc#GLIBC_}" >"$out/about.json"
 cp tools/cuda/*.py "$out"
 
 # artifact FILE ARGUMENT...: PTX is text, of which a tenth remains.
@@ -90,10 +97,8 @@ for part in "${parts[@]}"; do
 done
 rm -f "$out/log"
 
-# The oldest glibc that the runtime starts with, from the names of the versions that it asks for.
-glibc=$(grep -aoE 'GLIBC_2\.[0-9]+' "$out/xfrun" | sort -uV | tail -n 1)
-[ "$(printf '%s\n' GLIBC_2.36 "$glibc" | sort -V | tail -n 1)" = GLIBC_2.36 ] || stop "xfrun asks for $glibc: build it on a system with glibc 2.36 or older"
-printf '{"commit": "%s", "made": "%s", "glibc": "%s"}\n' "$(git describe --always --dirty 2>/dev/null || true)" "$(date -u +%Y-%m-%d)" "${glibc#GLIBC_}" >"$out/about.json"
+[ "$(printf '%s\n' GLIBC_2.36 "$glibc" | sort -V | tail -n 1)" = GLIBC_2.36 ] ||
+  echo "note: xfrun asks for $glibc; machines with an older one need a kit that was built on a system with glibc 2.36 or older" >&2
 bytes=$(du -sb "$out" | cut -f1)
 [ "$bytes" -le $((64 << 20)) ] || stop "$out has $bytes bytes, which is more than 64 MiB"
 echo "$out: $((bytes >> 20)) MiB"

@@ -131,7 +131,7 @@ def decoder(found, layers):
                 found[f"decoding {sequences} {how}, tokens/s"] = sequences / once / share
                 break
             except Exception as error:  # What a compiler needs may not be there (a C compiler, Triton).
-                print(f"decoding {sequences} {how}: {str(error).splitlines()[0]}", file=sys.stderr)
+                print(f"decoding {sequences} {how}: {(str(error).splitlines() or [repr(error)])[0]}", file=sys.stderr)
         torch._dynamo.reset()
     for tokens in (2048, 8192):
         del model.kept

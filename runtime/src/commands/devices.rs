@@ -1,7 +1,7 @@
 //! `devices`: the GPUs that this machine runs code on, for people and for scripts.
 
 use super::Output;
-use crate::device::cuda::{Gpu, driver_version, gpus, memory_of};
+use crate::device::cuda::{Gpu, driver_version, gpus, is_absent, memory_of};
 use crate::error::{Result, RuntimeError};
 use crate::memory::human;
 use clap::ValueEnum;
@@ -35,15 +35,16 @@ struct Found {
 /// Runs the command.
 ///
 /// # Errors
-/// There is no GPU: [`EXIT_UNSUPPORTED`](crate::error::EXIT_UNSUPPORTED), which the command has for nothing else.
+/// There is no GPU: [`EXIT_UNSUPPORTED`](crate::error::EXIT_UNSUPPORTED), which the command has for nothing else. A driver that does not work is an
+/// error like any other.
 pub fn run(args: &DevicesArgs, output: &mut Output<'_>) -> Result<()> {
-    let none = |error: RuntimeError| RuntimeError::Unsupported {
-        subject: "no CUDA device".to_owned(),
-        problem: match error {
-            RuntimeError::Device { problem, .. } => problem,
-            other => other.to_string(),
+    let none = |error: RuntimeError| match error {
+        RuntimeError::Device { problem, .. } if is_absent() => RuntimeError::Unsupported {
+            subject: "no CUDA device".to_owned(),
+            problem,
+            help: "code for processors (`--target cpu`) runs without one".to_owned(),
         },
-        help: "code for processors (`--target cpu`) runs without one".to_owned(),
+        other => other,
     };
     let gpus = gpus().map_err(none)?;
     let driver = driver_version().map_err(none)?;

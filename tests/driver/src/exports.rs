@@ -11,6 +11,8 @@ const VERSION: i32 = 12040;
 const MULTIPROCESSORS: i32 = 16;
 const CAPABILITY_MAJOR: i32 = 75;
 const CAPABILITY_MINOR: i32 = 76;
+/// What is set of functions.
+const MAX_DYNAMIC_SHARED: i32 = 8;
 /// Options of linkers.
 const ERROR_LOG: u32 = 5;
 const ERROR_LOG_BYTES: u32 = 6;
@@ -169,6 +171,12 @@ exports! {
     cuFuncGetAttribute(state, value: *mut i32, attribute: i32, function: *mut c_void) {
         match attribute {
             0 => put(value, state.threads(handle(function))?),
+            _ => Err(code::INVALID_VALUE),
+        }
+    }
+    cuFuncSetAttribute(state, function: *mut c_void, attribute: i32, value: i32) {
+        match attribute {
+            MAX_DYNAMIC_SHARED => state.allow_shared(handle(function), value),
             _ => Err(code::INVALID_VALUE),
         }
     }

@@ -56,6 +56,10 @@ pub(crate) enum Op {
 /// Address and bytes of memory of the host.
 type Place = (usize, usize);
 
+/// Shared memory that a launch may bring without asking, and the most that it may ask for: what all GPUs from 8.0 on have.
+const SHARED: u32 = 48 << 10;
+const MOST_SHARED: u32 = 99 << 10;
+
 /// Everything.
 #[derive(Default)]
 pub(crate) struct State {
@@ -66,6 +70,8 @@ pub(crate) struct State {
     pinned: BTreeMap<usize, Layout>,
     modules: BTreeMap<u64, Arc<Module>>,
     functions: BTreeMap<u64, (Arc<Module>, String)>,
+    /// Shared memory that launches of functions may bring, where more was asked for than there is without.
+    shared: BTreeMap<u64, u32>,
     /// When events were passed.
     events: BTreeMap<u64, Option<Instant>>,
     graphs: BTreeMap<u64, Arc<Vec<Node>>>,
@@ -398,6 +404,14 @@ impl State {
         Ok(kernel.reqntid.or(kernel.maxntid).map_or(1024, |threads| threads.iter().product::<u32>() as i32))
     }
 
+    /// Lets launches of a function bring so much shared memory.
+    pub(crate) fn allow_shared(&mut self, function: u64, bytes: i32) -> Done {
+        let bytes = u32::try_from(bytes).ok().filter(|bytes| *bytes <= MOST_SHARED).ok_or(code::INVALID_VALUE)?;
+        self.functions.get(&function).ok_or(code::INVALID_VALUE)?;
+        self.shared.insert(function, bytes);
+        Ok(())
+    }
+
     /// A launch of a function, whose arguments are at the addresses of a list.
     pub(crate) fn node(
         &self,
@@ -408,6 +422,9 @@ impl State {
     ) -> Done<Node> {
         let (module, name) = self.functions.get(&function).ok_or(code::INVALID_VALUE)?;
         let kernel = module.kernel(name).ok_or(code::NOT_FOUND)?;
+        if shared > self.shared.get(&function).copied().unwrap_or(SHARED) {
+            return Err(code::INVALID_VALUE);
+        }
         let bytes = kernel.params.iter().map(|param| param.offset + param.bytes).max().unwrap_or(0) as usize;
         let mut params = vec![0; bytes];
         for (i, param) in kernel.params.iter().enumerate() {

@@ -14,9 +14,14 @@ use crate::commands::{outputs_match, shell};
 
 /// A shell with the artifacts `gpu.xfm` and `cpu.xfm` of a case.
 fn compiled(name: &str) -> Result<Shell> {
+    compiled_in(name, "f32")
+}
+
+/// The same in a type.
+fn compiled_in(name: &str, dtype: &str) -> Result<Shell> {
     let shell = shell(&Case::load(name)?)?;
     for (target, file) in [("cuda", "gpu.xfm"), ("cpu", "cpu.xfm")] {
-        shell.run("xfc", &["compile", "checkpoint", "--target", target, "-o", file])?.success()?;
+        shell.run("xfc", &["compile", "checkpoint", "--dtype", dtype, "--target", target, "-o", file])?.success()?;
     }
     Ok(shell)
 }
@@ -101,6 +106,21 @@ fn outputs_of_several_steps_and_of_a_source_match() -> Result<()> {
         shell.run_on_driver(&[], &arguments)?.success()?;
         outputs_match(&case, &shell.folder().join("a.safetensors"), Precision::F32)?;
     }
+    Ok(())
+}
+
+/// Kernels to which launches bring shared memory, in steps of many rows and of one.
+#[test]
+fn tensor_cores_have_the_memory_that_they_ask_for() -> Result<()> {
+    let shell = compiled_in("llama3", "bf16")?;
+    let log = shell.folder().join("calls");
+    let settings = [("XFC_DRIVER_LOG", log.display().to_string())];
+    let tokens: Vec<String> = (1..80).map(|i| (i * 7 % 90).to_string()).collect();
+    let tokens = tokens.join(",");
+    let arguments = ["run", "gpu.xfm", "--checkpoint", "checkpoint", "--tokens", &tokens, "-n", "3", "--json"];
+    let ran = json(&shell.run_on_driver(&settings, &arguments)?.success()?)?;
+    assert_eq!(ran["ids"].as_array().map(Vec::len), Some(3), "{ran}");
+    assert!(fs::read_to_string(&log)?.lines().any(|call| call == "cuFuncSetAttribute"));
     Ok(())
 }
 

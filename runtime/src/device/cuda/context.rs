@@ -99,15 +99,40 @@ pub fn memory_of(gpu: usize) -> Result<(u64, u64)> {
 
 /// Loads the driver's library, once.
 fn start() -> Result<()> {
-    static STARTED: OnceLock<Result<(), String>> = OnceLock::new();
+    started().map_err(|failure| problem(failure.text))
+}
+
+/// Whether this machine has no GPU that code could run on, and nothing is wrong with it: no driver, or a driver without a GPU.
+pub fn is_absent() -> bool {
+    match started() {
+        Err(failure) => failure.is_absent,
+        Ok(()) => result::device::get_count() == Ok(0),
+    }
+}
+
+/// Why the driver does not start.
+#[derive(Clone, Debug)]
+struct Failure {
+    text: String,
+    /// There is no driver, or no GPU.
+    is_absent: bool,
+}
+
+fn started() -> Result<(), Failure> {
+    static STARTED: OnceLock<Result<(), Failure>> = OnceLock::new();
     let started = STARTED.get_or_init(|| {
         // SAFETY: asks whether a library of that name can be loaded, which runs its constructors and nothing else.
         if !unsafe { sys::is_culib_present() } {
-            return Err("no CUDA driver: the library libcuda.so is not found".to_owned());
+            let text = "no CUDA driver: the library libcuda.so is not found".to_owned();
+            return Err(Failure { text, is_absent: true });
         }
-        result::init().map_err(|e| format!("the CUDA driver does not start: {}", text(e)))
+        result::init().map_err(|e| Failure {
+            text: format!("the CUDA driver does not start: {}", text(e)),
+            // A library that stands in for the driver's where code is built.
+            is_absent: matches!(e.0, sys::CUresult::CUDA_ERROR_NO_DEVICE | sys::CUresult::CUDA_ERROR_STUB_LIBRARY),
+        })
     });
-    started.clone().map_err(problem)
+    started.clone()
 }
 
 fn text(error: result::DriverError) -> String {

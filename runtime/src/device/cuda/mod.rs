@@ -11,7 +11,7 @@ mod probe;
 pub mod texts;
 mod transfer;
 
-pub use self::context::{Gpu, driver_version, gpu, gpus, memory_of};
+pub use self::context::{Gpu, driver_version, gpu, gpus, is_absent, memory_of};
 
 use self::code::{Kernel, Loaded};
 use self::context::{Allocation, Context, Event, failed, problem};
@@ -235,11 +235,13 @@ impl CudaDevice {
         if moved {
             // What was recorded has the old addresses.
             working.graphs.clear();
-            if working.memory.as_ref().is_none_or(|memory| memory.bytes < bytes.len() as u64) {
-                // What still runs reads the old ones; this happens when a step is larger than all before it.
-                self.context.wait()?;
-                working.memory = Some(self.context.allocate(bytes.len() as u64)?);
-            }
+        }
+        // Also where a step before this one found no memory.
+        if working.memory.as_ref().is_none_or(|memory| memory.bytes < bytes.len() as u64) {
+            working.graphs.clear();
+            // What still runs reads the old ones; this happens when a step is larger than all before it.
+            self.context.wait()?;
+            working.memory = Some(self.context.allocate(bytes.len() as u64)?);
         }
         let memory = working.memory.as_ref().ok_or_else(|| problem("no memory for the arrays of a step"))?;
         working.ring.send(memory.address, bytes)
@@ -281,7 +283,7 @@ impl Device for CudaDevice {
     }
 
     fn wait(&self) -> Result<()> {
-        self.context.enter()?;
+        let _alone = self.working()?;
         self.context.wait()
     }
 

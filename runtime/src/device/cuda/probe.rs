@@ -41,7 +41,7 @@ pub(super) struct GpuProber {
 }
 
 impl GpuProber {
-    /// A prober of the GPU of a context, which is the calling thread's. Takes two gigabytes of its memory, or a quarter of what is free.
+    /// A prober of the GPU of a context, which is the calling thread's. Takes some gigabytes of its memory, or a quarter of what is free.
     pub(super) fn new(context: &Arc<Context>, effort: Effort) -> Result<Self> {
         let kernel = |text: &Text| -> Result<Kernel> {
             let ptx = CString::new(text.text.as_str()).map_err(|e| problem(e.to_string()))?;

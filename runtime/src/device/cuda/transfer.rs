@@ -133,6 +133,8 @@ impl Receiver {
             return Ok(());
         }
         let context = Arc::clone(&self.context);
+        // Rows that lie side by side may be cut anywhere.
+        let (stride, row_bytes) = if stride == row_bytes as u64 { (1, 1) } else { (stride, row_bytes) };
         // As many rows as fit into a stage at a time; a longer row by itself.
         let rows = (STAGE_BYTES / row_bytes).max(1);
         for (i, part) in out.chunks_mut(rows * row_bytes).enumerate() {
