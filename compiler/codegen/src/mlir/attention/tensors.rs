@@ -3,7 +3,7 @@
 //! A thread holds the scores of two queries, whose numbers are eight apart, for two keys in a row of every eight; and of their results two columns of every
 //! eight. Weights are rounded to bf16 for the product with the values, as these are; their sum is of what was not rounded.
 //!
-//! Weights are powers of two relative to a maximum, which is raised only when a score exceeds it by [`MARGIN`], so that results are seldom scaled.
+//! Weights are powers of two relative to a maximum, which is raised only when a score exceeds it by `MARGIN`, so that results are seldom scaled.
 
 use xfc_lang::graph::DType;
 
