@@ -229,12 +229,21 @@ fn tensor_cores_attend_in_any_shape() -> Result<()> {
     let wide = "model(x: f32[tokens, 512]) {\n\
         \x20 kept = cache(split(x, 1))\n\
         \x20 return {y: merge(attend(split(join(x, -x, x), 3), kept, kept, causal, score, 0.01))}\n}";
+    // Two queries a thread, too long for its registers.
+    let long_heads = "model(x: f32[tokens, 2400]) {\n\
+        \x20 a, b, c = parts(x, [1920, 240, 240])\n\
+        \x20 y = attend(split(join(a, b), 9), cache(split(b, 1)), cache(split(c, 1)), causal, score, 0.02)\n\
+        \x20 return {y: merge(y)}\n}";
     // Too wide for registers, and for four warps.
     let odd = wide.replace("512", "320");
     let long = [70, 1, 3, 130, 1];
-    for (wiring, width, steps) in
-        [(heads, 240, &long[..]), (many, 160, &long), (wide, 512, &[5, 40, 1]), (&odd, 320, &[5, 40, 1])]
-    {
+    for (wiring, width, steps) in [
+        (heads, 240, &long[..]),
+        (many, 160, &long),
+        (wide, 512, &[5, 40, 1]),
+        (&odd, 320, &[5, 40, 1]),
+        (long_heads, 2400, &[40, 1]),
+    ] {
         let mut program = parse(&of_wiring(wiring)?)?;
         prepare(&mut program, DType::BF16, CacheType::Float(DType::BF16), &Plan::default())?;
         let steps: Vec<_> = steps.iter().map(|n| vec![("x", Floats(floats(n * width)))]).collect();

@@ -315,6 +315,23 @@ impl Attention<'_> {
         Ok(())
     }
 
+    /// The rows of a tile that are meant, one after another.
+    fn each_row(
+        &self,
+        w: &mut Writer,
+        tile: Tile,
+        body: impl FnOnce(&mut Writer, Val) -> Result<(), CodegenError>,
+    ) -> Result<(), CodegenError> {
+        w.for_loop(tile.begin, tile.end, 1, &[], |w, row, _| {
+            match self.is_meant(w, row) {
+                None => body(w, row)?,
+                Some(meant) => w.if_then(meant, |w| body(w, row))?,
+            }
+            Ok(vec![])
+        })?;
+        Ok(())
+    }
+
     /// The row and the head of a query, of `n` that begin with row `from`; those after the last repeat it.
     fn locate(&self, w: &mut Writer, tile: Tile, from: Val, n: Val, query: Val) -> (Val, Val) {
         let one = w.i64(1);

@@ -162,6 +162,11 @@ impl Writer {
             self.globals,
             "  llvm.mlir.global internal @{name}() {{addr_space = 3 : i32, alignment = 16 : i64}} : !llvm.array<{bytes} x i8>"
         );
+        self.shared_address(&name)
+    }
+
+    /// Where shared memory of a name is. Copies want it as `{address}_3`.
+    pub(super) fn shared_address(&mut self, name: &str) -> Val {
         let address = self.fresh(Ty::scalar(Elem::Ptr));
         self.line(&format!("{address}_3 = llvm.mlir.addressof @{name} : !llvm.ptr<3>"));
         self.line(&format!("{address} = llvm.addrspacecast {address}_3 : !llvm.ptr<3> to !llvm.ptr"));
@@ -180,10 +185,7 @@ impl Writer {
     pub fn sync(&mut self) {
         match self.machine().threads * self.machine().groups {
             1 => {}
-            WARP => {
-                let all = self.int(-1, Ty::scalar(Elem::I32));
-                self.line(&format!("nvvm.bar.warp.sync {all} : i32"));
-            }
+            WARP => self.sync_group(),
             _ => self.line("nvvm.barrier"),
         }
     }

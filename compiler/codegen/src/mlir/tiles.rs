@@ -218,10 +218,7 @@ impl Writer {
             self.globals,
             "  llvm.mlir.global external @brought() {{addr_space = 3 : i32, alignment = 16 : i64}} : !llvm.array<0 x i8>"
         );
-        let address = self.fresh(Ty::scalar(Elem::Ptr));
-        self.line(&format!("{address}_3 = llvm.mlir.addressof @brought : !llvm.ptr<3>"));
-        self.line(&format!("{address} = llvm.addrspacecast {address}_3 : !llvm.ptr<3> to !llvm.ptr"));
-        address
+        self.shared_address("brought")
     }
 
     /// As [`sync`](Self::sync), among the threads of a group alone.

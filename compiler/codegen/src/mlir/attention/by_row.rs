@@ -19,14 +19,7 @@ struct Operands {
 impl Attention<'_> {
     /// The rows of a tile.
     pub(super) fn rows(&self, w: &mut Writer, tile: Tile) -> Result<(), CodegenError> {
-        w.for_loop(tile.begin, tile.end, 1, &[], |w, row, _| {
-            match self.is_meant(w, row) {
-                None => self.one_row(w, row, tile)?,
-                Some(meant) => w.if_then(meant, |w| self.one_row(w, row, tile))?,
-            }
-            Ok(vec![])
-        })?;
-        Ok(())
+        self.each_row(w, tile, |w, row| self.one_row(w, row, tile))
     }
 
     /// The heads of a tile, of one row.

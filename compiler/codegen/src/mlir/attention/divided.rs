@@ -20,7 +20,7 @@ const CHUNK: u64 = 32;
 /// Columns of values that eight threads load together: one of each of eight tiles.
 const COLUMNS: u64 = 64;
 
-/// Chunks of a query that a thread holds; others lie in shared memory.
+/// Chunks of queries that a thread holds; more lie in shared memory.
 const HELD_CHUNKS: u64 = 8;
 
 /// f32 behind the results of a query: its maximum, the sum of its weights, and room so that rows begin in different banks.
@@ -60,7 +60,7 @@ impl Layout {
         let row_bytes = (padded + BEHIND) * 4;
         let group_bytes = row_bytes * KEYS * queries;
         let asked = group_bytes * u64::from(schedule.key_groups * schedule.value_groups);
-        let bytes = asked + if chunks > HELD_CHUNKS { chunks * queries * 32 * 16 } else { 0 };
+        let bytes = asked + if chunks * queries > HELD_CHUNKS { chunks * queries * 32 * 16 } else { 0 };
         Layout { queries, chunks, columns, padded, row_bytes, group_bytes, asked, bytes }
     }
 }
@@ -128,14 +128,7 @@ impl<'k> Divided<'k> {
 
     /// A tile of the launch.
     pub(super) fn tile(&self, w: &mut Writer, tile: Tile) -> Result<(), CodegenError> {
-        w.for_loop(tile.begin, tile.end, 1, &[], |w, row, _| {
-            match self.at.is_meant(w, row) {
-                None => self.row(w, tile, row)?,
-                Some(meant) => w.if_then(meant, |w| self.row(w, tile, row))?,
-            }
-            Ok(vec![])
-        })?;
-        Ok(())
+        self.at.each_row(w, tile, |w, row| self.row(w, tile, row))
     }
 
     /// One row, over the part of its keys that is the tile's.
@@ -290,7 +283,7 @@ impl<'k> Divided<'k> {
             let at = w.element(at, element, 2);
             w.load_eight(at, there)
         };
-        if self.layout.chunks <= HELD_CHUNKS {
+        if self.layout.chunks * self.layout.queries <= HELD_CHUNKS {
             let all = (0..self.layout.chunks).flat_map(|chunk| (0..asked.len()).map(move |i| (chunk, i)));
             return Ok(all.map(|(chunk, i)| load(w, chunk, i)).collect());
         }
