@@ -283,9 +283,15 @@ impl Session {
         let axes = &self.batch.axes;
         let lacking = axes.iter().zip(self.cache.limits()).filter(lacks).map(|(axis, _)| axis.positions.len() as u64);
         let Some(rows) = lacking.max() else { return Ok(()) };
+        let manifest = self.model.manifest();
         let options = CacheOptions { step_tokens: rows.next_power_of_two(), ..*self.cache.options() };
-        self.cache.set_step_tokens(self.model.manifest(), options)?;
-        self.workspace = workspace(&self.model, &self.cache)?;
+        // Beside the memory that there is, which stays what it is where this fails.
+        if let Some(room) = self.model.device().room()? {
+            need::ensure(manifest, &options, &room, Loaded::Model)?;
+        }
+        let workspace = workspace(&self.model, &CacheStore::new(manifest, options)?)?;
+        self.cache.set_step_tokens(manifest, options)?;
+        self.workspace = workspace;
         Ok(())
     }
 }

@@ -27,6 +27,7 @@ use crate::device::cpu::ThreadPool;
 use crate::error::{Result, RuntimeError};
 use crate::folder::CacheFolder;
 use crate::model::{Model, ModelOptions, Start, choose, new_pool};
+use crate::need::Need;
 use crate::profile::{Recorder, Recording, Summary};
 use crate::session::SessionOptions;
 use crate::weights::{Checkpoint, Progress};
@@ -147,6 +148,7 @@ pub fn run(
     for test in options.tests().iter().filter(|test| !is_left_out(test, &manifest)) {
         test.check(&manifest)?;
     }
+    let largest = largest_session(options, &manifest)?;
     let mut model: Option<Arc<Model>> = None;
     let mut report: Option<Report> = None;
     for threads in threads {
@@ -156,7 +158,7 @@ pub fn run(
             pool: Some(Arc::clone(&pool)),
             target: target.clone(),
             gpu: options.gpu,
-            session: Some(session_of(options, &manifest)),
+            session: Some(largest.clone()),
             progress,
             keep_code,
             ..ModelOptions::default()
@@ -174,18 +176,20 @@ pub fn run(
     report.ok_or_else(|| RuntimeError::request("there is nothing to time", "give `-t` at least one number"))
 }
 
-/// The least that every test needs. Each of them makes sure of its own memory.
-fn session_of(options: &BenchOptions, manifest: &Manifest) -> SessionOptions {
-    let tests = options.tests();
-    let least = |of: &dyn Fn(&Test) -> u64| tests.iter().map(of).min().unwrap_or(1).max(1);
-    SessionOptions {
-        max_sequences: tests.iter().map(|test| test.batch).min().unwrap_or(1),
-        context_tokens: Some(
-            least(&|test| test.tokens.saturating_add(test.depth)).min(manifest.most_elements(0).unwrap_or(u64::MAX)),
-        ),
-        step_tokens: 1,
-        ..SessionOptions::default()
+/// The session of the test that needs most memory, so that none fails for want of it after others were timed.
+///
+/// # Errors
+/// As [`Need::of`].
+fn largest_session(options: &BenchOptions, manifest: &Manifest) -> Result<SessionOptions> {
+    let mut largest = (0, SessionOptions::least());
+    for test in options.tests().iter().filter(|test| !is_left_out(test, manifest)) {
+        let session = test.session(manifest, options.step_tokens);
+        let bytes = Need::of(manifest, &session.cache_options(manifest)?, 0)?.total();
+        if bytes > largest.0 {
+            largest = (bytes, session);
+        }
     }
+    Ok(largest.1)
 }
 
 /// Models that take whole sequences generate nothing; that is no reason not to time their prompts.

@@ -201,6 +201,29 @@ impl Test {
         (0..self.tokens).step_by(piece.max(1) as usize).map(step).collect()
     }
 
+    /// The session that its steps need, of at most `step_tokens` tokens.
+    pub fn session(&self, manifest: &Manifest, step_tokens: u64) -> SessionOptions {
+        let axes = AxisKind::of(manifest);
+        let test = self.on(&axes);
+        let preparation = test.preparation(&axes, step_tokens);
+        let steps = test.steps(&axes, step_tokens, manifest.whole_sequences);
+        let all = || preparation.iter().chain(&steps);
+        let most = |elements: &dyn Fn(&PlannedStep) -> u64| all().map(elements).max().unwrap_or(1).max(1);
+        let after = |axes: std::ops::Range<usize>| {
+            most(&|step| {
+                step.before[axes.clone()].iter().zip(&step.new[axes.clone()]).map(|(b, n)| b + n).max().unwrap_or(1)
+            })
+        };
+        SessionOptions {
+            // Those that were prepared stay beside those that a run makes of them.
+            max_sequences: if preparation.is_empty() { test.batch } else { test.batch.saturating_mul(2) },
+            context_tokens: Some(after(0..1)),
+            once_tokens: Some(after(1..axes.len())),
+            step_tokens: most(&|step| step.new.iter().copied().max().unwrap_or(1)).saturating_mul(test.batch.into()),
+            pool_tokens: None,
+        }
+    }
+
     /// What `steps` have to read and multiply.
     pub fn work(&self, manifest: &Manifest, steps: &[PlannedStep]) -> Work {
         let mut total = Work::default();
@@ -240,37 +263,21 @@ impl Workload {
     /// The model has fewer positions, takes sequences only whole, or there is no memory.
     pub fn new(model: &Arc<Model>, test: Test, step_tokens: u64) -> Result<Self> {
         let manifest = model.manifest();
-        let whole = manifest.whole_sequences;
         test.check(manifest)?;
         let axes = AxisKind::of(manifest);
+        let options = test.session(manifest, step_tokens);
         let test = test.on(&axes);
         let preparation = test.preparation(&axes, step_tokens);
-        let steps = test.steps(&axes, step_tokens, whole);
-        let all = || preparation.iter().chain(&steps);
-        let most = |elements: &dyn Fn(&PlannedStep) -> u64| all().map(elements).max().unwrap_or(1).max(1);
-        let after = |axes: std::ops::Range<usize>| {
-            most(&|step| {
-                step.before[axes.clone()].iter().zip(&step.new[axes.clone()]).map(|(b, n)| b + n).max().unwrap_or(1)
-            })
-        };
-        let (context_tokens, once_tokens) = (after(0..1), after(1..axes.len()));
-        let step_tokens = most(&|step| step.new.iter().copied().max().unwrap_or(1)) * u64::from(test.batch);
-        let max_sequences = if preparation.is_empty() { test.batch } else { 2 * test.batch };
-        let tokens = context_tokens.max(once_tokens).saturating_mul(test.batch.into());
+        let steps = test.steps(&axes, step_tokens, manifest.whole_sequences);
         // A device that does not take memory when it is used makes sure of it by itself.
         if model.device().room()?.is_none() {
+            let longest = options.context_tokens.max(options.once_tokens).unwrap_or(1);
+            let tokens = longest.saturating_mul(test.batch.into());
             memory::ensure(
                 &format!("timing {}", test.name()),
-                session_bytes(manifest, test.batch.into(), tokens, step_tokens),
+                session_bytes(manifest, test.batch.into(), tokens, options.step_tokens),
             )?;
         }
-        let options = SessionOptions {
-            max_sequences,
-            context_tokens: Some(context_tokens),
-            once_tokens: Some(once_tokens),
-            step_tokens,
-            pool_tokens: None,
-        };
         let outputs = StepOutputs::default();
         let mut workload = Self { session: model.session(&options)?, test, steps, base: Vec::new(), outputs };
         if !preparation.is_empty() {

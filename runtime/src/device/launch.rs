@@ -25,11 +25,11 @@ impl StepTables {
         let lengths = || arrays(step).map(size_of_val::<[u32]>);
         let fits = self.places.len() == lengths().count() && lengths().zip(&self.places).all(|(n, place)| n <= place.1);
         if !fits {
-            // Twice what is needed, as what grows by one goes on growing.
+            let had: Vec<usize> = self.places.drain(..).map(|(_, room)| room).collect();
             let mut at = 0;
-            self.places.clear();
-            for length in lengths() {
-                let room = (2 * length).next_multiple_of(ALIGN).max(ALIGN);
+            for (i, length) in lengths().enumerate() {
+                // Twice what is needed, as what grows by one goes on growing; what there was room for before will come again.
+                let room = (2 * length).next_multiple_of(ALIGN).max(ALIGN).max(had.get(i).copied().unwrap_or(0));
                 self.places.push((at, room));
                 at += room;
             }
@@ -158,6 +158,11 @@ mod tests {
         assert_eq!(u64_at(offsets::LAUNCH_BUFFERS + offsets::OPERAND_DATA), 0x1000);
         assert_eq!(u64_at(offsets::LAUNCH_BUFFERS + offsets::OPERAND_ROW_STRIDE), 7);
         assert!(tables.fill(&step(&large)));
+        // A longer table beside fewer rows needs other places once; then all that came before fit.
+        let longer = [BlockTable { table: vec![3; 100], lengths: vec![9], entries: 100, page_tokens: 32 }];
+        assert!(tables.fill(&Step { caches: &longer, ..step(&small) }));
+        assert!(!tables.fill(&step(&large)));
+        assert!(!tables.fill(&Step { caches: &longer, ..step(&small) }));
         let many = vec![AxisStep::default(); LAUNCH_AXES + 1];
         let step = step(&many);
         tables.fill(&step);

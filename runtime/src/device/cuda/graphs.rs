@@ -49,8 +49,8 @@ impl Graph {
         let launched = launches();
         // SAFETY: begun above.
         let recording = unsafe { result::stream::end_capture(stream) }.map_err(|e| failed("recording a step", e));
-        // Made ready also where a launch failed, so that it is given back.
-        let graph = Self::of(recording?).map_err(|e| failed("making a recorded step ready", e));
+        // Made ready also where a launch failed, so that it is given back. A launch that failed often is why a recording did.
+        let graph = recording.and_then(|made| Self::of(made).map_err(|e| failed("making a recorded step ready", e)));
         launched?;
         let graph = graph?;
         // The first launch then takes no longer than later ones.
