@@ -134,12 +134,19 @@ def decoder(found, layers):
                 print(f"decoding {sequences} {how}: {(str(error).splitlines() or [repr(error)])[0]}", file=sys.stderr)
         torch._dynamo.reset()
     for tokens in (2048, 8192):
-        del model.kept
-        model = Decoder(layers, 1, tokens) if model.cos.shape[0] < tokens else model
-        model.caches(1, tokens)
-        ids = torch.zeros((1, tokens), device="cuda", dtype=torch.long)
-        at = torch.arange(tokens, device="cuda")
-        found[f"prompt of {tokens} eager, tokens/s"] = tokens / seconds(lambda: model.step(ids, at), 1) / share
+        try:
+            del model.kept
+            if model.cos.shape[0] < tokens:
+                # The old one goes first: two of them may not fit.
+                del model
+                model = Decoder(layers, 1, tokens)
+            model.caches(1, tokens)
+            ids = torch.zeros((1, tokens), device="cuda", dtype=torch.long)
+            at = torch.arange(tokens, device="cuda")
+            found[f"prompt of {tokens} eager, tokens/s"] = tokens / seconds(lambda: model.step(ids, at), 1) / share
+        except torch.OutOfMemoryError as error:
+            print(f"prompt of {tokens}: {str(error).splitlines()[0]}", file=sys.stderr)
+            return
 
 
 def main():
