@@ -8,6 +8,7 @@
 //! Operands of the launch: `x`, the packed matrices, the index of the experts where rows choose them, the extras, the result.
 
 mod blocks;
+mod by_block;
 mod experts;
 pub mod tiles;
 mod turns;
@@ -52,6 +53,10 @@ pub fn emit(
     }
     if let Some(experts) = spec.experts {
         let scratch_bytes = linear.of_experts(&mut w, &params, experts)?;
+        return Ok(w.finish(scratch_bytes));
+    }
+    if let Some(blocks) = schedule.scratch.filter(|_| linear.bf16()) {
+        let scratch_bytes = linear.of_blocks(&mut w, &params, blocks)?;
         return Ok(w.finish(scratch_bytes));
     }
     let elements = w.n_rows(params.args, spec.space);
@@ -277,11 +282,7 @@ impl<'a> Linear<'a> {
             .iter()
             .map(|r| {
                 let r = if s.micro_rows == 1 { *r } else { w.min(*r, last) };
-                let x = w.row(self.x, r, dtype_bytes(self.spec.operand));
-                match self.head {
-                    Some(head) => w.element(x, head, self.width_of_x() * dtype_bytes(self.spec.operand)),
-                    None => x,
-                }
+                self.inputs_of_row(w, r)
             })
             .collect();
         let places: Vec<(Val, Place)> = rows.iter().map(|r| (*r, Place { row: *r, choice: None })).collect();

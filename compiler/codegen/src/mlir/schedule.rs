@@ -25,6 +25,8 @@ pub struct LinearSchedule {
     pub rows_per_tile: u64,
     /// Tiles are of several panels, and are multiplied by tensor cores.
     pub tiles: Option<TileSchedule>,
+    /// Weights of bf16 are multiplied block by block of their inputs, with sums in scratch.
+    pub scratch: Option<ScratchSchedule>,
     /// Of chosen experts: a tile is all rows of one expert, so that its matrix is read once, and not the choices of one row.
     pub by_expert: bool,
 }
@@ -32,8 +34,17 @@ pub struct LinearSchedule {
 impl LinearSchedule {
     /// Panels of a tile.
     pub fn panels_per_tile(&self) -> u64 {
-        self.tiles.map_or(1, |tiles| tiles.panels)
+        self.tiles.map(|tiles| tiles.panels).or(self.scratch.map(|blocks| blocks.panels)).unwrap_or(1)
     }
+}
+
+/// Tiling of a product whose sums lie in scratch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ScratchSchedule {
+    /// Most inputs of a block.
+    pub inputs: u64,
+    /// Panels of each part in a tile.
+    pub panels: u64,
 }
 
 /// Tiling of a product by tensor cores.

@@ -4,7 +4,8 @@
 //! panel: it looks through the choices of all rows for those of its expert, and runs them as one product, so that each matrix is read once a
 //! step. A number outside the stack means the nearest expert.
 
-use super::{Linear, Place};
+use super::by_block::{Rows, Tile};
+use super::{CACHE_LINE, Linear, Place};
 use crate::error::CodegenError;
 use crate::mlir::writer::{Cmp, Elem, KernelParams, Ty, Val, Writer};
 use crate::plan::kernel::{Experts, dtype_bytes};
@@ -39,7 +40,12 @@ impl Linear<'_> {
             }
             Ok(vec![])
         })?;
-        Ok(if by_expert { list_bytes(experts) } else { 0 })
+        let blocks = self.schedule.scratch.filter(|_| by_expert && self.bf16());
+        Ok(match blocks {
+            Some(blocks) => list_bytes(experts).next_multiple_of(CACHE_LINE) + self.block_scratch(blocks),
+            None if by_expert => list_bytes(experts),
+            None => 0,
+        })
     }
 
     /// The product of choice number `choice` over all rows.
@@ -71,8 +77,23 @@ impl Linear<'_> {
         list: Val,
         experts: Experts,
     ) -> Result<(), CodegenError> {
+        let blocks = self.schedule.scratch.filter(|_| self.bf16());
         self.for_lists(w, expert, n_rows, (list, experts), |linear, w, count| {
             let zero = w.i64(0);
+            if let Some(blocks) = blocks {
+                let (one, rows) = (w.i64(1), linear.schedule.rows_per_tile);
+                let panels = (panel, w.add(panel, one));
+                let scratch = w.offset_const(list, list_bytes(experts).next_multiple_of(CACHE_LINE));
+                w.for_loop(zero, count, rows as i64, &[], |w, first, _| {
+                    let rows = w.i64(rows as i64);
+                    let last = w.add(first, rows);
+                    let rows = (first, w.min(last, count));
+                    let tile = Tile { panels, expert: Some(expert), rows, of: Rows::Listed(list, experts) };
+                    linear.tile_by_block(w, tile, scratch, blocks)?;
+                    Ok(vec![])
+                })?;
+                return Ok(());
+            }
             for step in 0..linear.steps() {
                 linear.enter_columns(w, panel, step, Some(expert));
                 w.for_loop(zero, count, i64::from(linear.schedule.micro_rows), &[], |w, first, _| {

@@ -5,7 +5,9 @@ use xfc_lang::graph::DType;
 
 use super::isa::Isa;
 use crate::mlir::machine::PairDot;
-use crate::mlir::schedule::{AttentionSchedule, BlockSchedule, LinearSchedule, RowsSchedule, panel_depth};
+use crate::mlir::schedule::{
+    AttentionSchedule, BlockSchedule, LinearSchedule, RowsSchedule, ScratchSchedule, panel_depth,
+};
 use crate::plan::kernel::{AttentionSpec, Division, LinearSpec, PageLayout};
 use crate::target::profile::AttentionFields;
 
@@ -74,6 +76,12 @@ impl ProductKind {
     }
 }
 
+/// Vectors of widened weights that rows are multiplied with at a time: so many that the first level of caches keeps them.
+const WIDENED_VECTORS: u64 = 512;
+
+/// Columns of a tile, of all parts, for which its inputs are widened once.
+const WIDENED_COLUMNS: u64 = 64;
+
 /// The schedule of a linear in a regime.
 pub fn linear(isa: &Isa, regime: Regime, kind: ProductKind) -> LinearSchedule {
     // The register tile holds rows x vectors x parts accumulators, one vector of weights for each column and one of inputs. Of weights in
@@ -81,22 +89,25 @@ pub fn linear(isa: &Isa, regime: Regime, kind: ProductKind) -> LinearSchedule {
     let in_blocks = kind.in_blocks;
     let parts = kind.parts as u32 * if in_blocks { 2 } else { 1 };
     let wide = isa.registers >= 32;
+    let is_widened = kind.is_bf16 && isa.machine.pair_dot == PairDot::Widened;
     let (micro_rows, vectors, chains, rows_per_tile) = match regime {
         // Of a panel all columns at once: memory is read as it lies, whatever registers are short of.
         Regime::One if in_blocks => (1, 4, 1, 1),
         Regime::One => (1, 4, if wide && parts == 1 { 2 } else { 1 }, 1),
         Regime::Few => (4, if wide { 4 / parts } else { 2 / parts }, 1, 8),
         Regime::Many if in_blocks && wide => (7, 4 / parts, 1, 49),
-        // Both halves of the weights lie in registers besides.
-        Regime::Many if isa.machine.lanes == 16 && kind.is_bf16 && isa.machine.pair_dot == PairDot::Widened => {
-            (5, 4 / parts, 1, 50)
-        }
+        Regime::Many if is_widened => (6, if wide { 4 / parts } else { 2 / parts }, 1, 132),
         Regime::Many => (6, if wide { 4 / parts } else { 2 / parts }, 1, 48),
     };
+    let vectors = vectors.max(1);
+    let scratch = (regime == Regime::Many && is_widened).then(|| ScratchSchedule {
+        inputs: WIDENED_VECTORS / u64::from(parts * vectors),
+        panels: if kind.of_experts { 1 } else { (WIDENED_COLUMNS / panel_columns(isa) / u64::from(parts)).max(1) },
+    });
     LinearSchedule {
         lanes: isa.machine.lanes,
         micro_rows,
-        vectors: vectors.max(1),
+        vectors,
         chains,
         unroll: 4,
         prefetch: if regime == Regime::One { isa.prefetch } else { 0 },
@@ -105,6 +116,7 @@ pub fn linear(isa: &Isa, regime: Regime, kind: ProductKind) -> LinearSchedule {
         depth: panel_depth(kind.is_bf16),
         rows_per_tile,
         tiles: None,
+        scratch,
         // One row's experts differ.
         by_expert: regime != Regime::One,
     }

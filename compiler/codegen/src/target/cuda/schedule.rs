@@ -148,6 +148,7 @@ pub(super) fn linear(regime: Regime, spec: &LinearSpec) -> LinearSchedule {
         depth: depth(spec.operand),
         rows_per_tile: tiles.map_or(u64::from(micro_rows), |(rows, _)| rows),
         tiles: tiles.map(|(_, tiles)| tiles),
+        scratch: None,
         by_expert: regime != Regime::One,
     }
 }

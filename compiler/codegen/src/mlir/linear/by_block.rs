@@ -1,0 +1,246 @@
+//! Products of bf16 as f32 with many rows, whose sums lie in scratch: a tile goes over its inputs block by block, so that weights and inputs are widened once
+//! for all of its rows and columns, and not for each register tile.
+//!
+//! Of a block a tile widens what its rows have, and of one register tile's columns after another the weights: as many as the first level of caches keeps
+//! while all rows are multiplied with them. Behind the last block sums go through the epilogue.
+//!
+//! Scratch: inputs `[row][input]`, weights `[input][part][column]`, sums `[panel][step][row][part][column]`, all f32.
+
+mod widened;
+
+use super::experts::of_number;
+use super::{Linear, Place};
+use crate::error::CodegenError;
+use crate::mlir::schedule::ScratchSchedule;
+use crate::mlir::writer::{Elem, KernelParams, Ty, Val, Writer};
+use crate::plan::kernel::Experts;
+
+/// Which rows a tile has.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Rows {
+    /// Those of the step, by their number.
+    OfStep,
+    /// Choices that are listed.
+    Listed(Val, Experts),
+}
+
+/// A tile: its panels and its rows, each from the first on and before the last.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tile {
+    pub(super) panels: (Val, Val),
+    pub(super) expert: Option<Val>,
+    pub(super) rows: (Val, Val),
+    pub(super) of: Rows,
+}
+
+/// Where a tile's parts lie in scratch, and how large they are.
+#[derive(Clone, Copy, Debug)]
+struct Places {
+    xs: Val,
+    weights: Val,
+    sums: Val,
+    /// Inputs of a block.
+    inputs: u64,
+    /// Bytes of a row of inputs, of an input's weights and of a row's sums, and of the sums of a step.
+    x_bytes: u64,
+    columns_bytes: u64,
+    step_bytes: u64,
+}
+
+impl Linear<'_> {
+    /// Writes the tiles of a product that no row chooses; gives the bytes of scratch they need.
+    pub(super) fn of_blocks(
+        &mut self,
+        w: &mut Writer,
+        params: &KernelParams,
+        schedule: ScratchSchedule,
+    ) -> Result<u64, CodegenError> {
+        let s = self.schedule;
+        let elements = w.n_rows(params.args, self.spec.space);
+        let times = w.i64(self.spec.times as i64);
+        let n_rows = w.mul(elements, times);
+        let blocks = w.ceil_div(n_rows, s.rows_per_tile);
+        let of_head = self.panels();
+        let groups = of_head.div_ceil(schedule.panels);
+        w.for_loop(params.tile_begin, params.tile_end, 1, &[], |w, tile, _| {
+            let group = w.div_unsigned(tile, blocks);
+            let block = w.rem_unsigned(tile, blocks);
+            let rows = w.rows_of_block(block, s.rows_per_tile, n_rows);
+            let n_groups = w.i64(groups as i64);
+            let head = w.div_unsigned(group, n_groups);
+            let group = w.rem_unsigned(group, n_groups);
+            let n_panels = w.i64(of_head as i64);
+            let (first, last) = w.rows_of_block(group, schedule.panels, n_panels);
+            let before = w.mul(head, n_panels);
+            let panels = (w.add(before, first), w.add(before, last));
+            self.tile_by_block(w, Tile { panels, expert: None, rows, of: Rows::OfStep }, params.scratch, schedule)?;
+            Ok(vec![])
+        })?;
+        Ok(self.block_scratch(schedule))
+    }
+
+    /// Bytes of scratch that a tile needs.
+    pub(super) fn block_scratch(&self, schedule: ScratchSchedule) -> u64 {
+        let (inputs, columns) = (self.block_inputs(schedule), self.step_columns());
+        let sums = schedule.panels * self.steps() * self.padded_rows() * columns;
+        (self.padded_rows() * inputs + inputs * columns + sums) * 4
+    }
+
+    /// Columns of a register tile, of all parts.
+    fn step_columns(&self) -> u64 {
+        u64::from(self.schedule.lanes * self.schedule.vectors) * self.spec.parts as u64
+    }
+
+    /// Rows of a tile in whole register tiles.
+    fn padded_rows(&self) -> u64 {
+        self.schedule.rows_per_tile.next_multiple_of(self.schedule.micro_rows.into())
+    }
+
+    /// Inputs of a block, in whole vectors: such that blocks are alike, if any number in question is.
+    fn block_inputs(&self, schedule: ScratchSchedule) -> u64 {
+        let vector = u64::from(self.schedule.lanes);
+        let most = schedule.inputs / vector;
+        let all = self.spec.inputs.div_ceil(vector);
+        let alike = (most / 2..=most).rev().find(|n| *n > 0 && self.spec.inputs.is_multiple_of(n * vector));
+        alike.unwrap_or(all.min(most)) * vector
+    }
+
+    /// Writes one tile.
+    pub(super) fn tile_by_block(
+        &mut self,
+        w: &mut Writer,
+        tile: Tile,
+        scratch: Val,
+        schedule: ScratchSchedule,
+    ) -> Result<(), CodegenError> {
+        let places = self.places(w, scratch, schedule);
+        let (zero, whole) = (w.i64(0), self.spec.inputs / places.inputs);
+        // The head, which its inputs are of.
+        self.enter_columns(w, tile.panels.0, 0, tile.expert);
+        self.clear(w, &tile, &places)?;
+        let blocks = w.i64(whole as i64);
+        w.for_loop(zero, blocks, 1, &[], |w, block, _| {
+            let size = w.i64(places.inputs as i64);
+            let first = w.mul(block, size);
+            self.add_block(w, &tile, &places, (first, places.inputs))?;
+            Ok(vec![])
+        })?;
+        let rest = self.spec.inputs - whole * places.inputs;
+        if rest > 0 {
+            let first = w.i64((whole * places.inputs) as i64);
+            self.add_block(w, &tile, &places, (first, rest))?;
+        }
+        self.for_steps(w, &tile, &places, |linear, w, sums| linear.finish_rows(w, &tile, &places, sums))
+    }
+
+    fn places(&self, w: &mut Writer, scratch: Val, schedule: ScratchSchedule) -> Places {
+        let inputs = self.block_inputs(schedule);
+        let (x_bytes, columns_bytes) = (inputs * 4, self.step_columns() * 4);
+        let weights = w.offset_const(scratch, self.padded_rows() * x_bytes);
+        let sums = w.offset_const(weights, inputs * columns_bytes);
+        let step_bytes = self.padded_rows() * columns_bytes;
+        Places { xs: scratch, weights, sums, inputs, x_bytes, columns_bytes, step_bytes }
+    }
+
+    /// Runs `body` for each register tile's columns of a tile's panels, with the place of their sums.
+    fn for_steps(
+        &mut self,
+        w: &mut Writer,
+        tile: &Tile,
+        places: &Places,
+        body: impl Fn(&mut Self, &mut Writer, Val) -> Result<(), CodegenError>,
+    ) -> Result<(), CodegenError> {
+        let (first, last) = tile.panels;
+        let head = self.head;
+        w.for_loop(first, last, 1, &[], |w, panel, _| {
+            let number = w.sub(panel, first);
+            let sums = w.element(places.sums, number, self.steps() * places.step_bytes);
+            for step in 0..self.steps() {
+                self.enter_columns(w, panel, step, tile.expert);
+                let sums = w.offset_const(sums, step * places.step_bytes);
+                body(self, w, sums)?;
+            }
+            Ok(vec![])
+        })?;
+        // Known outside of the loop.
+        self.head = head;
+        Ok(())
+    }
+
+    /// Lets all sums of a tile begin at nothing.
+    fn clear(&self, w: &mut Writer, tile: &Tile, places: &Places) -> Result<(), CodegenError> {
+        let n = w.sub(tile.panels.1, tile.panels.0);
+        let of_panel = w.i64((self.steps() * places.step_bytes) as i64);
+        let end = w.mul(n, of_panel);
+        let (begin, zero) = (w.i64(0), w.f32(0.0, self.schedule.lanes));
+        let vector_bytes = u64::from(self.schedule.lanes) * 4;
+        w.for_loop(begin, end, vector_bytes as i64, &[], |w, at, _| {
+            let at = w.offset(places.sums, at);
+            w.store(zero, at);
+            Ok(vec![])
+        })?;
+        Ok(())
+    }
+
+    /// Adds the products of `inputs` inputs from `first` on.
+    fn add_block(
+        &mut self,
+        w: &mut Writer,
+        tile: &Tile,
+        places: &Places,
+        (first, inputs): (Val, u64),
+    ) -> Result<(), CodegenError> {
+        self.widen_inputs(w, tile, places, (first, inputs))?;
+        self.for_steps(w, tile, places, |linear, w, sums| {
+            linear.widen_weights(w, places, (first, inputs))?;
+            let (zero, n) = (w.i64(0), w.sub(tile.rows.1, tile.rows.0));
+            w.for_loop(zero, n, i64::from(linear.schedule.micro_rows), &[], |w, row, _| {
+                let x = w.element(places.xs, row, places.x_bytes);
+                let sums = w.element(sums, row, places.columns_bytes);
+                linear.add_widened(w, places, (x, sums), inputs)?;
+                Ok(vec![])
+            })?;
+            Ok(())
+        })
+    }
+
+    /// What is multiplied of a row: of the head that the columns are of, where there are several.
+    pub(super) fn inputs_of_row(&self, w: &mut Writer, row: Val) -> Val {
+        let x = w.row(self.x, row, dtype_bytes(self.spec.operand));
+        match self.head {
+            Some(head) => w.element(x, head, self.width_of_x() * dtype_bytes(self.spec.operand)),
+            None => x,
+        }
+    }
+
+    /// The inputs of a row of a tile, and where its results go.
+    fn row_of(&self, w: &mut Writer, tile: &Tile, number: Val) -> (Val, Place) {
+        match tile.of {
+            Rows::OfStep => (self.inputs_of_row(w, number), Place { row: number, choice: None }),
+            Rows::Listed(list, experts) => {
+                let choice = w.load_u32(list, number);
+                let place = of_number(w, choice, experts);
+                (self.x_at(w, place, experts), place)
+            }
+        }
+    }
+
+    /// Brings the sums of the current columns through the epilogue.
+    fn finish_rows(&self, w: &mut Writer, tile: &Tile, places: &Places, sums: Val) -> Result<(), CodegenError> {
+        let vector = Ty::of(Elem::F32, self.schedule.lanes);
+        let vector_bytes = u64::from(self.schedule.lanes) * 4;
+        w.for_loop(tile.rows.0, tile.rows.1, 1, &[], |w, row, _| {
+            let number = w.sub(row, tile.rows.0);
+            let from = w.element(sums, number, places.columns_bytes);
+            let mut mine = Vec::new();
+            for v in 0..places.columns_bytes / vector_bytes {
+                let from = w.offset_const(from, v * vector_bytes);
+                mine.push(w.load(vector, from));
+            }
+            let (_, place) = self.row_of(w, tile, row);
+            self.finish_row(w, place, &mine)?;
+            Ok(vec![])
+        })?;
+        Ok(())
+    }
+}
