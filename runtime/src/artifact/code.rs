@@ -50,6 +50,29 @@ impl Code {
     }
 }
 
+/// Whether this process may use registers that hold tiles: asks the system once, which says no where the processor has none.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(super) fn allows_tiles() -> bool {
+    use std::sync::OnceLock;
+    /// `arch_prctl`, what it is asked for, and the number of the registers among those that the processor can save.
+    const ASK: (u64, u64, u64) = (158, 0x1023, 18);
+    static ALLOWED: OnceLock<bool> = OnceLock::new();
+    *ALLOWED.get_or_init(|| {
+        let mut answer = ASK.0;
+        // SAFETY: a system call that writes no memory of this process; it changes `rax`, `rcx` and `r11`, which is said.
+        unsafe {
+            std::arch::asm!("syscall", inlateout("rax") answer, in("rdi") ASK.1, in("rsi") ASK.2, out("rcx") _, out("r11") _, options(nostack));
+        }
+        answer == 0
+    })
+}
+
+/// Whether this process may use registers that hold tiles: not on a system that was never asked how.
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+pub(super) fn allows_tiles() -> bool {
+    false
+}
+
 /// Makes freshly written code visible to instruction fetch, where the processor does not do so by itself: data lines to the point of
 /// unification, then the instruction lines away.
 #[cfg(target_arch = "aarch64")]

@@ -4,6 +4,8 @@
 //! not run blindly.
 
 use super::abi::PTX;
+#[cfg(target_arch = "x86_64")]
+use super::code::allows_tiles;
 use super::manifest::Target;
 use crate::device::cuda::{self, Gpu};
 use crate::error::{Result, RuntimeError};
@@ -104,6 +106,13 @@ fn table() -> Vec<(&'static str, bool)> {
         // Not asked for by itself: every processor with the feature on the right has it.
         "sahf" = "ssse3", "crc32" = "sse4.2",
     };
+    // Linux keeps what the registers hold of a process that asked for it; other systems may not.
+    let tiles = allows_tiles();
+    let of_tiles = std::arch::x86_64::__cpuid_count(7, 0).edx;
+    rows.extend(
+        [("amx-tile", 24), ("amx-bf16", 22), ("amx-int8", 25)]
+            .map(|(name, bit)| (name, tiles && of_tiles >> bit & 1 == 1)),
+    );
     // What every 64-bit x86 has.
     rows.extend(["64bit", "x87", "mmx", "cmov", "cx8", "fxsr", "sse", "sse2"].map(|name| (name, true)));
     rows

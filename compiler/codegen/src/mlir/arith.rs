@@ -344,4 +344,11 @@ impl Writer {
             ),
         )
     }
+
+    /// Calls an LLVM intrinsic that gives nothing.
+    pub fn command(&mut self, name: &str, args: &[Val]) {
+        let ids: Vec<String> = args.iter().map(ToString::to_string).collect();
+        let types: Vec<String> = args.iter().map(|a| self.text(a.ty)).collect();
+        self.line(&format!("llvm.call_intrinsic \"{name}\"({}) : ({}) -> ()", ids.join(", "), types.join(", ")));
+    }
 }

@@ -8,7 +8,7 @@
 //! Operands of the launch: `x`, the packed matrices, the index of the experts where rows choose them, the extras, the result.
 
 mod blocks;
-mod by_block;
+pub mod by_block;
 mod experts;
 pub mod tiles;
 mod turns;
@@ -55,7 +55,7 @@ pub fn emit(
         let scratch_bytes = linear.of_experts(&mut w, &params, experts)?;
         return Ok(w.finish(scratch_bytes));
     }
-    if let Some(blocks) = schedule.scratch.filter(|_| linear.bf16()) {
+    if let Some(blocks) = schedule.scratch {
         let scratch_bytes = linear.of_blocks(&mut w, &params, blocks)?;
         return Ok(w.finish(scratch_bytes));
     }

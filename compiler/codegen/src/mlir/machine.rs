@@ -28,6 +28,25 @@ pub struct Machine {
     pub tile_dot: Option<TileDot>,
     /// Products of tiles of bytes by a warp.
     pub byte_tile_dot: Option<ByteTileDot>,
+    /// Registers of a thread that hold tiles.
+    pub tile_registers: Option<TileRegisters>,
+}
+
+/// Eight registers of 16 rows of 64 bytes: names of LLVM's intrinsics, in which registers are numbers of 8 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TileRegisters {
+    /// `(sizes)` from memory; registers are empty then.
+    pub configure: &'static str,
+    /// `()`: nothing is in use any more.
+    pub release: &'static str,
+    /// `(register, memory, bytes from row to row)`.
+    pub load: &'static str,
+    /// The same the other way.
+    pub store: &'static str,
+    /// `(sums, rows, columns)`: adds the products of 16 rows by 16 columns over 32 inputs of bf16, whose pairs lie side by side for each column, to sums of f32.
+    pub halves: &'static str,
+    /// The same of four bytes in place of each pair, of rows with a sign and of columns without, to sums of 32 bits.
+    pub bytes: Option<&'static str>,
 }
 
 /// Products of 16 rows by 8 columns over 16 inputs of bf16, summed in f32: the name of LLVM's intrinsic on what each lane holds of rows, columns and

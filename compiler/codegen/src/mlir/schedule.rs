@@ -45,6 +45,17 @@ pub struct ScratchSchedule {
     pub inputs: u64,
     /// Panels of each part in a tile.
     pub panels: u64,
+    /// In what form they are multiplied.
+    pub form: Multiplied,
+}
+
+/// The form in which bf16 is multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Multiplied {
+    /// Widened to f32.
+    Widened,
+    /// As it is, by registers that hold tiles. Inputs are whole tiles, and `micro_rows` and `vectors` such that there are registers for the sums.
+    Tiles,
 }
 
 /// Tiling of a product by tensor cores.

@@ -13,6 +13,7 @@ mod arm;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+use crate::artifact::features::HostFeatures;
 use crate::artifact::manifest::Products;
 
 /// Vector instructions that loops exist for.
@@ -115,6 +116,16 @@ impl Isa {
             Self::Avx512 => self.is_here() && std::is_x86_feature_detected!("avx512vnni"),
             _ => false,
         }
+    }
+
+    /// Whether this processor has registers that hold tiles of such numbers, which this process may use.
+    pub fn has_tiles(self, products: Products) -> bool {
+        let name = match products {
+            Products::Single => return false,
+            Products::Half => "amx-bf16",
+            Products::Byte => "amx-int8",
+        };
+        self == Self::Avx512 && self.is_here() && HostFeatures::detect().features.contains(name)
     }
 
     /// Whether it has an instruction for these.
@@ -230,6 +241,29 @@ pub(super) fn multiply(isa: Isa, products: Products, turns: u32) -> u64 {
     }
 }
 
+/// Multiplies and adds tiles of narrow numbers, `turns` times round a loop. Returns the operations done: 0 where there are no tiles.
+pub(super) fn multiply_tiles(isa: Isa, products: Products, turns: u32) -> u64 {
+    if turns == 0 || !isa.has_tiles(products) {
+        return 0;
+    }
+    let tile = 16 * 16 * 32 * 2;
+    match products {
+        #[cfg(target_arch = "x86_64")]
+        Products::Half => {
+            // SAFETY: the processor has the instructions and the process may use them, asked above; no other code uses the registers meanwhile.
+            unsafe { x86::tiles_bf16(turns.into()) };
+            u64::from(turns) * 4 * tile
+        }
+        #[cfg(target_arch = "x86_64")]
+        Products::Byte => {
+            // SAFETY: as above.
+            unsafe { x86::tiles_bytes(turns.into()) };
+            u64::from(turns) * 4 * 2 * tile
+        }
+        _ => 0,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -247,6 +281,9 @@ mod tests {
             assert_eq!(flops > 0, isa.is_here() && isa != Isa::Plain, "{isa:?}");
             assert_eq!(multiply(isa, Products::Half, 10) > 0, isa.has_half(), "{isa:?}");
             assert_eq!(multiply(isa, Products::Byte, 10) > 0, isa.has_bytes(), "{isa:?}");
+            for products in [Products::Single, Products::Half, Products::Byte] {
+                assert_eq!(multiply_tiles(isa, products, 10) > 0, isa.has_tiles(products), "{isa:?} {products:?}");
+            }
         }
         assert!(Isa::host().is_here());
         // What multiplies twice as wide does twice as much a turn.

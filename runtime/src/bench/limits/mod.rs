@@ -14,7 +14,7 @@ use crate::device::cpu::ThreadPool;
 use crate::error::{Result, RuntimeError};
 use crate::memory;
 use crate::model::Model;
-use kernels::{READ_UNIT, Reading, multiply, read};
+use kernels::{READ_UNIT, Reading, multiply, multiply_tiles, read};
 use memmap2::MmapMut;
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -53,9 +53,9 @@ pub struct Limits {
     pub read: f64,
     /// Operations a second on 32-bit numbers.
     pub f32_flops: f64,
-    /// Operations a second on 16-bit numbers: of the instruction for them, or as for 32 bits where that is more or there is none.
+    /// Operations a second on 16-bit numbers: of tiles of them, of the instruction for pairs, or as for 32 bits where that is more or there is none.
     pub half_flops: f64,
-    /// Operations a second on 8-bit integers: of the instruction for them, or as for 32 bits where that is more or there is none.
+    /// Operations a second on 8-bit integers: of tiles of them, of the instruction for sums of four, or as for 32 bits where that is more or there is none.
     pub byte_ops: f64,
     /// Nanoseconds until one thread has the answer of another; `None` with one thread, and of a GPU.
     pub round_trip_ns: Option<f64>,
@@ -171,10 +171,15 @@ impl Probe for Prober {
         for reading in Reading::ALL {
             read = read.max(self.read(reading)?);
         }
-        let f32_flops = self.multiply(Products::Single)?;
+        let f32_flops = self.products(Products::Single)?;
         // What is narrow can be widened: some processors multiply floats faster than pairs of halves.
-        let half_flops = if self.narrow.half { self.multiply(Products::Half)?.max(f32_flops) } else { f32_flops };
-        let byte_ops = if self.narrow.bytes { self.multiply(Products::Byte)?.max(f32_flops) } else { f32_flops };
+        let Narrow { half, bytes, half_tiles, byte_tiles } = self.narrow;
+        let of = |products, some: bool, tiles: bool| match (some, tiles) {
+            (_, true) => self.multiply(&|| multiply_tiles(self.isa, products, TURNS)).map(|most| most.max(f32_flops)),
+            (true, false) => self.products(products).map(|most| most.max(f32_flops)),
+            (false, false) => Ok(f32_flops),
+        };
+        let (half_flops, byte_ops) = (of(Products::Half, half, half_tiles)?, of(Products::Byte, bytes, byte_tiles)?);
         Ok(Limits {
             read,
             f32_flops,
@@ -214,7 +219,12 @@ impl Prober {
                 scope.spawn(|| part.fill(1));
             }
         });
-        let narrow = Narrow { half: narrow.half && isa.has_half(), bytes: narrow.bytes && isa.has_bytes() };
+        let narrow = Narrow {
+            half: narrow.half && isa.has_half(),
+            bytes: narrow.bytes && isa.has_bytes(),
+            half_tiles: narrow.half_tiles && isa.has_tiles(Products::Half),
+            byte_tiles: narrow.byte_tiles && isa.has_tiles(Products::Byte),
+        };
         Ok(Self { pool, isa, narrow, effort, memory })
     }
 
@@ -247,12 +257,16 @@ impl Prober {
         Ok(self.memory.len() as f64 / best)
     }
 
-    /// The best of the runs that fit into the time; where the instruction set has no loop, one operation at a time.
-    fn multiply(&self, products: Products) -> Result<f64> {
+    fn products(&self, products: Products) -> Result<f64> {
+        self.multiply(&|| multiply(self.isa, products, TURNS))
+    }
+
+    /// The best of the runs of `some` operations that fit into the time; where it does none, one operation at a time.
+    fn multiply(&self, some: &(dyn Fn() -> u64 + Sync)) -> Result<f64> {
         let tiles = self.pool.workers() * 64;
         let done = AtomicU64::new(0);
         let body = |_: usize| {
-            let flops = match multiply(self.isa, products, TURNS) {
+            let flops = match some() {
                 0 => plain_products(),
                 flops => flops,
             };
@@ -313,6 +327,10 @@ pub struct Narrow {
     pub half: bool,
     /// Of 8-bit integers.
     pub bytes: bool,
+    /// Of tiles of 16-bit numbers.
+    pub half_tiles: bool,
+    /// Of tiles of 8-bit integers.
+    pub byte_tiles: bool,
 }
 
 impl Narrow {
@@ -320,7 +338,12 @@ impl Narrow {
     pub fn of(features: &[String]) -> Self {
         let has = |names: &[&str]| features.iter().any(|feature| names.contains(&feature.as_str()));
         // `avx512bf16` of one family, `bf16` of another.
-        Narrow { half: has(&["avx512bf16", "bf16"]), bytes: has(&["avx512vnni"]) }
+        Narrow {
+            half: has(&["avx512bf16", "bf16"]),
+            bytes: has(&["avx512vnni"]),
+            half_tiles: has(&["amx-bf16"]),
+            byte_tiles: has(&["amx-int8"]),
+        }
     }
 }
 
@@ -375,7 +398,13 @@ pub(crate) mod tests {
     fn every_limit_is_measured() {
         for threads in [1, 2, 3] {
             let pool = Arc::new(ThreadPool::new(threads).unwrap());
-            let prober = Prober::new(pool, Isa::host(), Narrow { half: true, bytes: true }, QUICK).unwrap();
+            let prober = Prober::new(
+                pool,
+                Isa::host(),
+                Narrow { half: true, bytes: true, half_tiles: true, byte_tiles: true },
+                QUICK,
+            )
+            .unwrap();
             let limits = prober.probe().unwrap();
             assert!(
                 limits.read > 0.0 && limits.f32_flops > 0.0 && limits.half_flops > 0.0 && limits.byte_ops > 0.0,

@@ -34,18 +34,18 @@ pub fn packed(blocks: Blocks, columns: u64) -> manifest::Blocks {
 }
 
 /// Where the rows and the weights of a product lie, and how they are laid out.
-struct Groups<'a> {
-    xs: &'a [Val],
-    token: TokenRow,
-    panel: manifest::Blocks,
-    group: u64,
+pub(super) struct Groups<'a> {
+    pub(super) xs: &'a [Val],
+    pub(super) token: TokenRow,
+    pub(super) panel: manifest::Blocks,
+    pub(super) group: u64,
     /// Sums begin at [`TokenRow::WHOLE`].
-    whole: bool,
+    pub(super) whole: bool,
 }
 
 impl Groups<'_> {
     /// The number of a group in one of a token's lists.
-    fn of_token(&self, w: &mut Writer, x: Val, list: u64, group: Val, elem: Elem) -> Val {
+    pub(super) fn of_token(&self, w: &mut Writer, x: Val, list: u64, group: Val, elem: Elem) -> Val {
         let at = w.offset_const(x, list);
         let at = w.element(at, group, 4);
         w.load(Ty::scalar(elem), at)
@@ -53,7 +53,7 @@ impl Groups<'_> {
 }
 
 /// Whether the sums of a group are small enough to be floats by their bits, on a machine that makes use of it.
-fn begins_whole(machine: &Machine, panel: &manifest::Blocks, group: u64) -> bool {
+pub(super) fn begins_whole(machine: &Machine, panel: &manifest::Blocks, group: u64) -> bool {
     let most = if panel.minimum { (1 << panel.bits) - 1 } else { 1 << (panel.bits - 1) };
     machine.fma && matches!(machine.byte_dot, ByteDot::Intrinsic(_)) && group * most * 127 < 1 << 22
 }
@@ -275,7 +275,7 @@ impl Linear<'_> {
 
     /// `sums` and those of a group, with its scales.
     #[expect(clippy::too_many_arguments, reason = "all of them differ from group to group")]
-    fn scaled(
+    pub(super) fn scaled(
         &self,
         w: &mut Writer,
         of: &Groups<'_>,
@@ -369,6 +369,7 @@ mod tests {
             half: true,
             tile_dot: None,
             byte_tile_dot: None,
+            tile_registers: None,
         };
         let dot = machine(ByteDot::Intrinsic("of four bytes"));
         let panel = |form, group| packed(Blocks::weights(form, group), 64);

@@ -1,19 +1,25 @@
-//! Products of bf16 as f32 with many rows, whose sums lie in scratch: a tile goes over its inputs block by block, so that weights and inputs are widened once
-//! for all of its rows and columns, and not for each register tile.
+//! Products of bf16 with many rows, whose sums lie in scratch: a tile goes over its inputs block by block, so that what all of its rows are multiplied with
+//! stays in the first levels of caches.
 //!
-//! Of a block a tile widens what its rows have, and of one register tile's columns after another the weights: as many as the first level of caches keeps
-//! while all rows are multiplied with them. Behind the last block sums go through the epilogue.
+//! Where registers hold tiles ([`tiles`]) weights and inputs are multiplied as they are, and as f32 otherwise ([`widened`]): a tile then widens what its rows
+//! have of a block, and of one register tile's columns after another the weights, once for all rows and columns and not for each register tile. Behind the
+//! last block sums go through the epilogue.
 //!
-//! Scratch: inputs `[row][input]`, weights `[input][part][column]`, sums `[panel][step][row][part][column]`, all f32.
+//! Scratch: inputs `[row][input]`; weights `[input][part][column]`, if they are widened; sums `[panel][step][row][part][column]` in f32.
 
+mod bytes;
+pub mod tiles;
 mod widened;
 
 use super::experts::of_number;
 use super::{Linear, Place};
 use crate::error::CodegenError;
-use crate::mlir::schedule::ScratchSchedule;
+use crate::mlir::schedule::{Multiplied, ScratchSchedule};
 use crate::mlir::writer::{Elem, KernelParams, Ty, Val, Writer};
-use crate::plan::kernel::Experts;
+use crate::plan::kernel::{Experts, dtype_bytes};
+
+/// Bytes between rows that lie in scratch as they are, so that rows of a tile are not all kept in the same few places of a cache.
+const APART: u64 = 64;
 
 /// Which rows a tile has.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +44,8 @@ pub(super) struct Tile {
 struct Places {
     xs: Val,
     weights: Val,
+    /// Whole numbers of groups.
+    integers: Val,
     sums: Val,
     /// Inputs of a block.
     inputs: u64,
@@ -62,6 +70,7 @@ impl Linear<'_> {
         let blocks = w.ceil_div(n_rows, s.rows_per_tile);
         let of_head = self.panels();
         let groups = of_head.div_ceil(schedule.panels);
+        self.enter_form(w, params.scratch)?;
         w.for_loop(params.tile_begin, params.tile_end, 1, &[], |w, tile, _| {
             let group = w.div_unsigned(tile, blocks);
             let block = w.rem_unsigned(tile, blocks);
@@ -76,14 +85,49 @@ impl Linear<'_> {
             self.tile_by_block(w, Tile { panels, expert: None, rows, of: Rows::OfStep }, params.scratch, schedule)?;
             Ok(vec![])
         })?;
+        self.leave_form(w)?;
         Ok(self.block_scratch(schedule))
+    }
+
+    /// Begins to multiply in the form of the schedule.
+    pub(super) fn enter_form(&self, w: &mut Writer, scratch: Val) -> Result<(), CodegenError> {
+        if self.in_tiles() { self.enter_tiles(w, scratch) } else { Ok(()) }
+    }
+
+    /// Ends it.
+    pub(super) fn leave_form(&self, w: &mut Writer) -> Result<(), CodegenError> {
+        if self.in_tiles() { self.leave_tiles(w) } else { Ok(()) }
+    }
+
+    fn in_tiles(&self) -> bool {
+        self.schedule.scratch.is_some_and(|blocks| blocks.form == Multiplied::Tiles)
     }
 
     /// Bytes of scratch that a tile needs.
     pub(super) fn block_scratch(&self, schedule: ScratchSchedule) -> u64 {
         let (inputs, columns) = (self.block_inputs(schedule), self.step_columns());
-        let sums = schedule.panels * self.steps() * self.padded_rows() * columns;
-        (self.padded_rows() * inputs + inputs * columns + sums) * 4
+        let sums = schedule.panels * self.steps() * self.padded_rows() * columns * 4;
+        self.padded_rows() * self.x_bytes(inputs) + self.weights_bytes(inputs) + self.integers_bytes(inputs) + sums
+    }
+
+    /// Bytes of so many inputs of a row in scratch.
+    fn x_bytes(&self, inputs: u64) -> u64 {
+        if self.in_tiles() { inputs * dtype_bytes(self.spec.operand) + APART } else { inputs * 4 }
+    }
+
+    /// Bytes of the weights of so many inputs in scratch: widened, or of fewer bits than a byte.
+    fn weights_bytes(&self, inputs: u64) -> u64 {
+        match self.blocks() {
+            Some(blocks) if blocks.form.bits() < 8 => inputs * self.schedule.panel_columns,
+            Some(_) => 0,
+            None if self.in_tiles() => 0,
+            None => inputs * self.step_columns() * 4,
+        }
+    }
+
+    /// Bytes of whole numbers of so many inputs in scratch.
+    fn integers_bytes(&self, inputs: u64) -> u64 {
+        self.blocks().map_or(0, |blocks| bytes::integers_bytes(inputs / u64::from(blocks.group)))
     }
 
     /// Columns of a register tile, of all parts.
@@ -96,12 +140,21 @@ impl Linear<'_> {
         self.schedule.rows_per_tile.next_multiple_of(self.schedule.micro_rows.into())
     }
 
-    /// Inputs of a block, in whole vectors: such that blocks are alike, if any number in question is.
+    /// Inputs, in whole groups.
+    fn all_inputs(&self) -> u64 {
+        self.blocks().map_or(self.spec.inputs, |blocks| self.spec.inputs.next_multiple_of(blocks.group.into()))
+    }
+
+    /// Inputs of a block, in whole vectors, registers or groups: such that blocks are alike, if any number in question is.
     fn block_inputs(&self, schedule: ScratchSchedule) -> u64 {
-        let vector = u64::from(self.schedule.lanes);
+        let vector = match self.blocks() {
+            Some(blocks) => blocks.group.into(),
+            None if self.in_tiles() => tiles::TILE_INPUTS,
+            None => self.schedule.lanes.into(),
+        };
         let most = schedule.inputs / vector;
-        let all = self.spec.inputs.div_ceil(vector);
-        let alike = (most / 2..=most).rev().find(|n| *n > 0 && self.spec.inputs.is_multiple_of(n * vector));
+        let all = self.all_inputs().div_ceil(vector);
+        let alike = (most / 2..=most).rev().find(|n| *n > 0 && self.all_inputs().is_multiple_of(n * vector));
         alike.unwrap_or(all.min(most)) * vector
     }
 
@@ -114,7 +167,7 @@ impl Linear<'_> {
         schedule: ScratchSchedule,
     ) -> Result<(), CodegenError> {
         let places = self.places(w, scratch, schedule);
-        let (zero, whole) = (w.i64(0), self.spec.inputs / places.inputs);
+        let (zero, whole) = (w.i64(0), self.all_inputs() / places.inputs);
         // The head, which its inputs are of.
         self.enter_columns(w, tile.panels.0, 0, tile.expert);
         self.clear(w, &tile, &places)?;
@@ -125,7 +178,7 @@ impl Linear<'_> {
             self.add_block(w, &tile, &places, (first, places.inputs))?;
             Ok(vec![])
         })?;
-        let rest = self.spec.inputs - whole * places.inputs;
+        let rest = self.all_inputs() - whole * places.inputs;
         if rest > 0 {
             let first = w.i64((whole * places.inputs) as i64);
             self.add_block(w, &tile, &places, (first, rest))?;
@@ -135,11 +188,12 @@ impl Linear<'_> {
 
     fn places(&self, w: &mut Writer, scratch: Val, schedule: ScratchSchedule) -> Places {
         let inputs = self.block_inputs(schedule);
-        let (x_bytes, columns_bytes) = (inputs * 4, self.step_columns() * 4);
+        let (x_bytes, columns_bytes) = (self.x_bytes(inputs), self.step_columns() * 4);
         let weights = w.offset_const(scratch, self.padded_rows() * x_bytes);
-        let sums = w.offset_const(weights, inputs * columns_bytes);
+        let integers = w.offset_const(weights, self.weights_bytes(inputs));
+        let sums = w.offset_const(integers, self.integers_bytes(inputs));
         let step_bytes = self.padded_rows() * columns_bytes;
-        Places { xs: scratch, weights, sums, inputs, x_bytes, columns_bytes, step_bytes }
+        Places { xs: scratch, weights, integers, sums, inputs, x_bytes, columns_bytes, step_bytes }
     }
 
     /// Runs `body` for each register tile's columns of a tile's panels, with the place of their sums.
@@ -190,16 +244,34 @@ impl Linear<'_> {
         places: &Places,
         (first, inputs): (Val, u64),
     ) -> Result<(), CodegenError> {
-        self.widen_inputs(w, tile, places, (first, inputs))?;
+        let in_tiles = self.in_tiles();
+        if in_tiles {
+            self.bring_inputs(w, tile, places, (first, inputs))?;
+        } else {
+            self.widen_inputs(w, tile, places, (first, inputs))?;
+        }
         self.for_steps(w, tile, places, |linear, w, sums| {
-            linear.widen_weights(w, places, (first, inputs))?;
+            if !in_tiles {
+                linear.widen_weights(w, places, (first, inputs))?;
+            }
             let (zero, n) = (w.i64(0), w.sub(tile.rows.1, tile.rows.0));
-            w.for_loop(zero, n, i64::from(linear.schedule.micro_rows), &[], |w, row, _| {
-                let x = w.element(places.xs, row, places.x_bytes);
-                let sums = w.element(sums, row, places.columns_bytes);
-                linear.add_widened(w, places, (x, sums), inputs)?;
-                Ok(vec![])
-            })?;
+            // What all rows are multiplied with stays in the first level of caches: of tiles one part's weights, as they lie.
+            for part in 0..if in_tiles { linear.spec.parts } else { 1 } {
+                if let Some(blocks) = linear.blocks() {
+                    linear.add_groups_of(w, (tile, part, blocks), places, sums, (first, inputs))?;
+                    continue;
+                }
+                w.for_loop(zero, n, i64::from(linear.schedule.micro_rows), &[], |w, row, _| {
+                    let sums = w.element(sums, row, places.columns_bytes);
+                    if in_tiles {
+                        linear.add_tiles(w, (tile, part), places, (row, sums), (first, inputs))?;
+                    } else {
+                        let x = w.element(places.xs, row, places.x_bytes);
+                        linear.add_widened(w, places, (x, sums), inputs)?;
+                    }
+                    Ok(vec![])
+                })?;
+            }
             Ok(())
         })
     }

@@ -29,6 +29,7 @@ impl Linear<'_> {
     ) -> Result<u64, CodegenError> {
         let n_rows = w.n_rows(params.args, self.spec.space);
         let by_expert = self.schedule.by_expert;
+        self.enter_form(w, params.scratch)?;
         w.for_loop(params.tile_begin, params.tile_end, 1, &[], |w, tile, _| {
             let panels = w.i64(self.panels() as i64);
             let block = w.div_unsigned(tile, panels);
@@ -40,7 +41,8 @@ impl Linear<'_> {
             }
             Ok(vec![])
         })?;
-        let blocks = self.schedule.scratch.filter(|_| by_expert && self.bf16());
+        self.leave_form(w)?;
+        let blocks = self.schedule.scratch.filter(|_| by_expert);
         Ok(match blocks {
             Some(blocks) => list_bytes(experts).next_multiple_of(CACHE_LINE) + self.block_scratch(blocks),
             None if by_expert => list_bytes(experts),
@@ -77,7 +79,7 @@ impl Linear<'_> {
         list: Val,
         experts: Experts,
     ) -> Result<(), CodegenError> {
-        let blocks = self.schedule.scratch.filter(|_| self.bf16());
+        let blocks = self.schedule.scratch;
         self.for_lists(w, expert, n_rows, (list, experts), |linear, w, count| {
             let zero = w.i64(0);
             if let Some(blocks) = blocks {

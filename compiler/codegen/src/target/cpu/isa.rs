@@ -6,7 +6,7 @@ use xfc_runtime::artifact::HostFeatures;
 use super::levels::{FEATURES, LEVELS, Level, PROCESSORS, Processor, level};
 use super::mlir_to_object::host_processor;
 use crate::error::CodegenError;
-use crate::mlir::machine::{ByteDot, Machine, PairDot};
+use crate::mlir::machine::{ByteDot, Machine, PairDot, TileRegisters};
 
 /// A CPU that code is generated for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,6 +99,14 @@ impl Isa {
             4 if extra.contains(&"i8mm") => ByteDot::Intrinsic("llvm.aarch64.neon.usdot.v4i32.v16i8"),
             _ => level.machine.byte_dot,
         };
+        let tile_registers = extra.contains(&"amx-bf16").then_some(TileRegisters {
+            configure: "llvm.x86.ldtilecfg",
+            release: "llvm.x86.tilerelease",
+            load: "llvm.x86.tileloadd64",
+            store: "llvm.x86.tilestored64",
+            halves: "llvm.x86.tdpbf16ps",
+            bytes: extra.contains(&"amx-int8").then_some("llvm.x86.tdpbsud"),
+        });
         let suffix: String = extra.iter().map(|feature| format!("+{feature}")).collect();
         Isa {
             name: format!("cpu:{}{suffix}", level.name),
@@ -109,7 +117,7 @@ impl Isa {
             needs: level.features().map(str::to_owned).chain(extra.iter().map(|f| (*f).to_owned())).collect(),
             extra: extra.into_iter().map(str::to_owned).collect(),
             registers: level.registers,
-            machine: Machine { pair_dot, byte_dot, ..level.machine },
+            machine: Machine { pair_dot, byte_dot, tile_registers, ..level.machine },
         }
     }
 
@@ -200,6 +208,16 @@ mod tests {
     }
 
     #[test]
+    fn registers_of_tiles_are_asked_for_by_name() {
+        let tiles = |name: &str| Isa::parse(name).unwrap().machine.tile_registers;
+        assert_eq!(tiles("cpu:sapphirerapids"), None);
+        assert!(tiles("cpu:x86-64-v4+amx-bf16").is_some_and(|names| names.bytes.is_none()));
+        let both = Isa::parse("cpu:sapphirerapids+amx-bf16+amx-int8").unwrap();
+        assert!(both.machine.tile_registers.is_some_and(|names| names.bytes.is_some()));
+        assert!(["amx-bf16", "amx-int8", "amx-tile"].iter().all(|name| both.needs.iter().any(|needs| needs == name)));
+    }
+
+    #[test]
     fn tables_agree_with_each_other() {
         for processor in &PROCESSORS {
             let level = level(processor.level).expect(processor.name);
@@ -244,7 +262,7 @@ mod tests {
             ("cpu:", "unknown processor ``"),
             ("cpu:x86-64-v3+avx512bf16", "needs x86-64-v4"),
             ("cpu:x86-64+avx2", "`avx2` is part of x86-64-v3"),
-            ("cpu:x86-64-v4+amx", "unknown feature `amx`; of x86_64 they are avx512bf16, "),
+            ("cpu:x86-64-v4+amx", "unknown feature `amx`; of x86_64 they are amx-bf16, "),
             ("cpu:aarch64+avx512bf16", "unknown feature `avx512bf16`; of aarch64 they are aes, "),
             ("cpu:aarch64+", "unknown feature ``"),
             ("cpux", "targets are"),

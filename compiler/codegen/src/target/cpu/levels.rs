@@ -36,6 +36,7 @@ const fn machine(lanes: u32, round: bool, whole: bool, byte_dot: ByteDot) -> Mac
         half: whole,
         tile_dot: None,
         byte_tile_dot: None,
+        tile_registers: None,
     }
 }
 
@@ -105,7 +106,10 @@ const fn feature(name: &'static str, level: &'static str, implies: &'static [&'s
 }
 
 /// Sorted by name within an architecture.
-pub(super) const FEATURES: [Feature; 28] = [
+pub(super) const FEATURES: [Feature; 31] = [
+    feature("amx-bf16", "x86-64-v4", &["amx-tile"], true),
+    feature("amx-int8", "x86-64-v4", &["amx-tile"], true),
+    feature("amx-tile", "x86-64-v4", &[], false),
     feature("avx512bf16", "x86-64-v4", &[], true),
     feature("avx512bitalg", "x86-64-v4", &[], false),
     feature("avx512fp16", "x86-64-v4", &[], false),

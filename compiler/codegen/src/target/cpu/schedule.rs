@@ -4,9 +4,10 @@ use serde::{Deserialize, Serialize};
 use xfc_lang::graph::DType;
 
 use super::isa::Isa;
+use crate::mlir::linear::by_block::tiles::{self, SUMS, TILE_ROWS};
 use crate::mlir::machine::PairDot;
 use crate::mlir::schedule::{
-    AttentionSchedule, BlockSchedule, LinearSchedule, RowsSchedule, ScratchSchedule, panel_depth,
+    AttentionSchedule, BlockSchedule, LinearSchedule, Multiplied, RowsSchedule, ScratchSchedule, panel_depth,
 };
 use crate::plan::kernel::{AttentionSpec, Division, LinearSpec, PageLayout};
 use crate::target::profile::AttentionFields;
@@ -103,6 +104,7 @@ pub fn linear(isa: &Isa, regime: Regime, kind: ProductKind) -> LinearSchedule {
     let scratch = (regime == Regime::Many && is_widened).then(|| ScratchSchedule {
         inputs: WIDENED_VECTORS / u64::from(parts * vectors),
         panels: if kind.of_experts { 1 } else { (WIDENED_COLUMNS / panel_columns(isa) / u64::from(parts)).max(1) },
+        form: Multiplied::Widened,
     });
     LinearSchedule {
         lanes: isa.machine.lanes,
@@ -121,6 +123,28 @@ pub fn linear(isa: &Isa, regime: Regime, kind: ProductKind) -> LinearSchedule {
         by_expert: regime != Regime::One,
     }
 }
+
+/// Lets a product be by registers that hold tiles, where the machine has them and it can be by them.
+pub fn by_tiles(isa: &Isa, schedule: &mut LinearSchedule, spec: &LinearSpec) {
+    if !tiles::multiplies(&isa.machine, spec, schedule.panel_columns) {
+        return;
+    }
+    (schedule.micro_rows, schedule.vectors) = (TILE_ROWS as u32, SUMS as u32);
+    schedule.rows_per_tile = TILED_ROWS;
+    // The whole numbers of as many groups stay there too.
+    let inputs =
+        spec.operand.blocks().map_or(TILED_INPUTS, |blocks| TILED_INPUTS.min(TILED_GROUPS * u64::from(blocks.group)));
+    schedule.scratch = Some(ScratchSchedule { inputs, panels: 1, form: Multiplied::Tiles });
+}
+
+/// Rows of a tile by registers that hold tiles: so many that a panel is worth reading.
+const TILED_ROWS: u64 = 128;
+
+/// Inputs of a block there: so many that the first level of caches keeps the weights of a panel.
+const TILED_INPUTS: u64 = 256;
+
+/// Groups of a block there.
+const TILED_GROUPS: u64 = 4;
 
 /// Tokens in a page of the caches: one vector of the widest instruction set, four of the narrowest.
 pub const PAGE_TOKENS: u64 = 16;

@@ -106,6 +106,7 @@ pub(super) fn machine(threads: u32) -> Machine {
         half: true,
         tile_dot: Some(TileDot("llvm.nvvm.mma.m16n8k16.row.col.bf16")),
         byte_tile_dot: Some(ByteTileDot("llvm.nvvm.mma.m16n8k32.row.col.s8.u8")),
+        tile_registers: None,
     }
 }
 

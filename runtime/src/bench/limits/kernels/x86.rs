@@ -160,3 +160,45 @@ pub(super) unsafe fn multiply_add_sse2(turns: u64) {
         )
     }
 }
+
+/// What tiles are configured with: one kind of them, bytes of a row in 16 bits from byte 16 on, rows from byte 48 on.
+const WHOLE_TILES: [u8; 64] = {
+    let mut sizes = [0; 64];
+    sizes[0] = 1;
+    let mut register = 0;
+    while register < 8 {
+        sizes[16 + 2 * register] = 64;
+        sizes[48 + register] = 16;
+        register += 1;
+    }
+    sizes
+};
+
+/// A loop of products of four pairs of tiles, each of 16 rows by 16 columns over 64 bytes of inputs, that are zero.
+macro_rules! tiles {
+    ($name:ident, $op:literal) => {
+        /// # Safety
+        /// The processor has the instructions and the system lets this process use them; `turns` is at least one.
+        pub(super) unsafe fn $name(turns: u64) {
+            // SAFETY: reads the sizes, touches registers that nothing else uses, and leaves them empty.
+            unsafe {
+                asm!(
+                    "ldtilecfg [{sizes}]",
+                    "2:",
+                    concat!($op, " tmm0, tmm4, tmm6"),
+                    concat!($op, " tmm1, tmm4, tmm7"),
+                    concat!($op, " tmm2, tmm5, tmm6"),
+                    concat!($op, " tmm3, tmm5, tmm7"),
+                    "dec rcx",
+                    "jnz 2b",
+                    "tilerelease",
+                    sizes = in(reg) WHOLE_TILES.as_ptr(),
+                    inout("rcx") turns => _,
+                    options(nostack, readonly)
+                )
+            }
+        }
+    };
+}
+tiles!(tiles_bf16, "tdpbf16ps");
+tiles!(tiles_bytes, "tdpbsud");

@@ -1,0 +1,174 @@
+//! Registers that hold tiles. Pairs of bf16 by registers that hold tiles: 16 rows by 32 inputs, 32 inputs by 16 columns as they lie in a panel, and 16 by 16 sums.
+//!
+//! Rows are read where they lie; the last ones, if they are fewer than a register tile has, and rows that are listed are brought to scratch before.
+
+use xfc_lang::graph::DType;
+
+use super::{Linear, Places, Rows, Tile};
+use crate::error::CodegenError;
+use crate::mlir::linear::blocks::{begins_whole, packed};
+use crate::mlir::machine::{Machine, TileRegisters};
+use crate::mlir::writer::{Cmp, Elem, Ty, Val, Writer};
+use crate::plan::kernel::{LinearSpec, dtype_bytes};
+
+/// Rows of a register, and bytes of each of them.
+pub(super) const REGISTER: (u64, u64) = (16, 64);
+
+/// Inputs that a register holds of a row.
+pub const TILE_INPUTS: u64 = 32;
+
+/// Rows of a register tile: one register, by columns of a panel.
+pub const TILE_ROWS: u64 = REGISTER.0;
+
+/// Registers of sums: the columns of a panel. Behind them are one of rows and two of columns.
+pub const SUMS: u64 = 4;
+
+/// Whether a product can be by such registers, with panels of so many columns.
+pub fn multiplies(machine: &Machine, spec: &LinearSpec, columns: u64) -> bool {
+    let Some(names) = machine.tile_registers.filter(|_| columns == SUMS * REGISTER.1 / 4) else { return false };
+    match spec.operand.blocks() {
+        None => spec.operand == DType::BF16 && spec.inputs.is_multiple_of(TILE_INPUTS),
+        Some(blocks) => {
+            let (panel, group) = (packed(blocks, columns), u64::from(blocks.group));
+            let in_registers = group.is_multiple_of(REGISTER.1) || REGISTER.1.is_multiple_of(group);
+            names.bytes.is_some() && in_registers && begins_whole(machine, &panel, group)
+        }
+    }
+}
+
+impl Linear<'_> {
+    pub(super) fn tile_registers(&self, w: &Writer) -> Result<TileRegisters, CodegenError> {
+        w.machine().tile_registers.ok_or_else(|| CodegenError::bug("linear", "no registers that hold tiles"))
+    }
+
+    /// Says how large the tiles of registers are.
+    pub(in crate::mlir::linear) fn enter_tiles(&self, w: &mut Writer, scratch: Val) -> Result<(), CodegenError> {
+        let names = self.tile_registers(w)?;
+        // The one way that there is, registers whole where nothing else is said: bytes of a row in 16 bits from byte 16 on, rows from byte 48 on.
+        let mut bytes = [0; 64];
+        // Of groups that are smaller than a register rows are as long as a group.
+        let length = self.blocks().map_or(REGISTER.1, |blocks| REGISTER.1.min(blocks.group.into()));
+        bytes[0] = 1;
+        for register in 0..8 {
+            bytes[16 + 2 * register] = REGISTER.1 as i64;
+            bytes[48 + register] = REGISTER.0 as i64;
+        }
+        bytes[16 + 2 * SUMS as usize] = length as i64;
+        for register in [SUMS + 1, SUMS + 2] {
+            bytes[48 + register as usize] = (length / 4) as i64;
+        }
+        let bytes = w.lanes(&bytes, Elem::I8);
+        w.store(bytes, scratch);
+        w.command(names.configure, &[scratch]);
+        Ok(())
+    }
+
+    /// Leaves registers empty, so that nothing has to keep them.
+    pub(in crate::mlir::linear) fn leave_tiles(&self, w: &mut Writer) -> Result<(), CodegenError> {
+        let names = self.tile_registers(w)?;
+        w.command(names.release, &[]);
+        Ok(())
+    }
+
+    /// Brings to scratch those inputs of a tile's rows that are not read where they lie.
+    pub(super) fn bring_inputs(
+        &self,
+        w: &mut Writer,
+        tile: &Tile,
+        places: &Places,
+        (first, inputs): (Val, u64),
+    ) -> Result<(), CodegenError> {
+        let bytes = dtype_bytes(self.spec.operand);
+        let begin = match tile.of {
+            Rows::Listed(..) => tile.rows.0,
+            Rows::OfStep => {
+                let whole = self.whole_rows(w, tile);
+                w.add(tile.rows.0, whole)
+            }
+        };
+        let line = Ty::of(Elem::I16, (REGISTER.1 / bytes) as u32);
+        w.for_loop(begin, tile.rows.1, 1, &[], |w, row, _| {
+            let (x, _) = self.row_of(w, tile, row);
+            let x = w.element(x, first, bytes);
+            let number = w.sub(row, tile.rows.0);
+            let to = w.element(places.xs, number, places.x_bytes);
+            let (zero, end) = (w.i64(0), w.i64((inputs * bytes) as i64));
+            w.for_loop(zero, end, REGISTER.1 as i64, &[], |w, at, _| {
+                let from = w.offset(x, at);
+                let values = w.load(line, from);
+                let to = w.offset(to, at);
+                w.store(values, to);
+                Ok(vec![])
+            })?;
+            Ok(vec![])
+        })?;
+        Ok(())
+    }
+
+    /// Rows of a tile in whole register tiles.
+    fn whole_rows(&self, w: &mut Writer, tile: &Tile) -> Val {
+        let n = w.sub(tile.rows.1, tile.rows.0);
+        let size = w.i64(self.schedule.micro_rows.into());
+        let rest = w.rem_unsigned(n, size);
+        w.sub(n, rest)
+    }
+
+    /// Adds the products of a register's rows, the first of them number `row` of the tile, and the current columns of a part.
+    pub(super) fn add_tiles(
+        &self,
+        w: &mut Writer,
+        (tile, part): (&Tile, usize),
+        places: &Places,
+        (row, sums): (Val, Val),
+        (first, inputs): (Val, u64),
+    ) -> Result<(), CodegenError> {
+        let names = self.tile_registers(w)?;
+        let columns = u64::from(self.schedule.vectors);
+        let (x, stride) = self.rows_at(w, tile, places, (row, first));
+        let sums = w.offset_const(sums, part as u64 * columns * REGISTER.1);
+        let register = |w: &mut Writer, number: u64| w.int(number as i64, Ty::scalar(Elem::I8));
+        let (sums_stride, group_bytes) = (w.i64(places.columns_bytes as i64), w.i64(self.group_bytes() as i64));
+        for column in 0..columns {
+            let (number, at) = (register(w, column), w.offset_const(sums, column * REGISTER.1));
+            w.command(names.load, &[number, at, sums_stride]);
+        }
+        let pairs = w.shr(first, 1);
+        let start = w.element(self.starts[part], pairs, self.group_bytes());
+        let (zero, end) = (w.i64(0), w.i64((inputs / TILE_INPUTS) as i64));
+        w.for_loop(zero, end, 1, &[], |w, k, _| {
+            let x = w.element(x, k, REGISTER.1);
+            let rows = register(w, SUMS);
+            w.command(names.load, &[rows, x, stride]);
+            let start = w.element(start, k, TILE_INPUTS / self.schedule.depth * self.group_bytes());
+            for column in 0..columns {
+                let at = w.offset_const(start, column * REGISTER.1);
+                let [sum, of_columns] = [column, SUMS + 1 + column % 2].map(|number| register(w, number));
+                w.command(names.load, &[of_columns, at, group_bytes]);
+                w.command(names.halves, &[sum, rows, of_columns]);
+            }
+            Ok(vec![])
+        })?;
+        for column in 0..columns {
+            let (number, at) = (register(w, column), w.offset_const(sums, column * REGISTER.1));
+            w.command(names.store, &[number, at, sums_stride]);
+        }
+        Ok(())
+    }
+
+    /// Where the inputs of a register tile of rows begin, and bytes from one row to the next.
+    pub(super) fn rows_at(&self, w: &mut Writer, tile: &Tile, places: &Places, (row, first): (Val, Val)) -> (Val, Val) {
+        let brought = (w.element(places.xs, row, places.x_bytes), w.i64(places.x_bytes as i64));
+        if let Rows::Listed(..) = tile.of {
+            return brought;
+        }
+        let bytes = dtype_bytes(self.spec.operand);
+        let whole = self.whole_rows(w, tile);
+        let lies = w.cmp(Cmp::Lt, row, whole);
+        let number = w.add(tile.rows.0, row);
+        let x = self.inputs_of_row(w, number);
+        let x = w.element(x, first, bytes);
+        let size = w.i64(bytes as i64);
+        let stride = w.mul(self.x.row_stride, size);
+        (w.select(lies, x, brought.0), w.select(lies, stride, brought.1))
+    }
+}
