@@ -80,8 +80,8 @@ pub fn agree_to(
     for target in targets {
         let name = target.name();
         let artifact = Artifact::from_bytes(write_artifact("", &[built(&fused, &shapes, &**target)?])?)?;
-        // Code of another architecture is linked, which refuses calls of libraries, and no more.
-        if artifact.manifests().any(|m| host.missing(&m.target).is_none()) {
+        // Code that this machine cannot run is linked, which refuses calls of libraries, and no more.
+        if artifact.manifests().any(|m| host.missing(&m.target).is_none_or(|missing| !missing.is_empty())) {
             continue;
         }
         let (model, mut session, sequences) = opened(&artifact, 1, SessionOptions::default())?;

@@ -7,17 +7,21 @@ use xfc_check::eval::CLEAR_MARGIN;
 use xfc_check::subject::{Outputs, Subject};
 use xfc_codegen::driver::Options;
 use xfc_lang::graph::DType;
+use xfc_lang::graph::parse::parse;
 use xfc_lang::passes::precision::CacheType;
+use xfc_lang::passes::quantise::{Plan, prepare};
 use xfc_runtime::artifact::Artifact;
 use xfc_runtime::model::{Model, ModelOptions};
-use xfc_runtime::step::InputData;
+use xfc_runtime::step::InputData::{self, Floats};
 use xfc_runtime::weights::Checkpoint;
 use xfc_tests::Result;
 use xfc_tests::case::{Case, Layout};
 use xfc_tests::compile::{Runner, artifact, load};
 use xfc_tests::model;
+use xfc_tests::program::{agree_on, of_wiring};
 
 use crate::cases::{decoders, largest};
+use crate::programs::floats;
 
 /// Cases that fall short of 99 of 100 of what f32 says, and the share that they reach. All but the first choose experts: rounding moves a choice
 /// between two that are nearly as good, and then other numbers flow through this token and through those that see it.
@@ -152,4 +156,26 @@ fn the_best_token_is_the_same_in_bf16() {
         }
         Ok(())
     });
+}
+
+/// Rows and columns that fill no tile, inputs that fill none or begin between two bytes of four, more inputs than are multiplied at a time, and products
+/// that share their inputs, by each of the ways that this machine has for bf16.
+#[test]
+fn pairs_are_multiplied_in_any_shape() -> Result<()> {
+    let wiring = "model(x: f32[tokens, 107]) {\n\
+        \x20 a, b, c = parts(x, [64, 5, 38])\n\
+        \x20 wide = linear(300)\n  odd = linear(33)\n  gate = linear(150)\n  up = linear(150)\n\
+        \x20 q = linear(34)\n  k = linear(34)\n  v = linear(34)\n  back = linear(3)\n\
+        \x20 return {wide: wide(a), odd: odd(b), gated: silu(gate(a)) * up(a), all: q(x) + k(x) * v(x), back: back(c)}\n}";
+    let long = "model(x: f32[tokens, 4192]) {\n  up = linear(70)\n  return {y: up(x) + 1}\n}";
+    let ways =
+        ["cpu:x86-64-v3", "cpu:x86-64-v4", "cpu:x86-64-v4+avx512bf16", "cpu:x86-64-v4+amx-bf16", "cpu:aarch64+bf16"];
+    for (wiring, width, rows) in [(wiring, 107, &[9, 16, 17, 131, 33][..]), (long, 4192, &[40, 1])] {
+        let mut program = parse(&of_wiring(wiring)?)?;
+        prepare(&mut program, DType::BF16, CacheType::Float(DType::BF16), &Plan::default())?;
+        let text = program.to_string();
+        let steps: Vec<_> = rows.iter().map(|n| vec![("x", Floats(floats(n * width)))]).collect();
+        agree_on(&text, &steps, &ways)?;
+    }
+    Ok(())
 }

@@ -6,8 +6,10 @@ use xfc_lang::graph::parse::parse;
 use xfc_lang::passes::quantise::{Plan, StoredForm, prepare};
 use xfc_runtime::artifact::manifest::{Pack, Products};
 use xfc_runtime::step::InputData::Floats;
+use xfc_tests::Result;
 use xfc_tests::program::{Given, agree, agree_in_turn, agree_on, artifact, manifest, of_wiring};
 
+use crate::mixtures::Mixture;
 use crate::programs::floats;
 
 /// The forms that weights can have, in every group.
@@ -51,6 +53,41 @@ fn every_level_multiplies() {
         agree_on(&text, &steps(131), &["cpu:x86-64-v2", "cpu:x86-64-v3", "cpu:x86-64-v4"])
             .unwrap_or_else(|e| panic!("{e}\n{text}"));
     }
+}
+
+/// Rows and columns that fill no tile or several, and products that share their inputs.
+#[test]
+fn registers_that_hold_tiles_multiply() -> Result<()> {
+    let agree = |text: &str, steps: &[Vec<Given<'static>>]| {
+        agree_on(text, steps, &["cpu:x86-64-v4+amx-bf16+amx-int8"]).map_err(|e| format!("{e}\n{text}"))
+    };
+    for (i, blocks) in all_blocks().enumerate() {
+        let rows = if i % 4 == 0 { &[9, 16, 50, 131][..] } else { &[50, 17] };
+        let steps: Vec<_> = rows.iter().map(|rows| vec![("x", Floats(floats(rows * 203)))]).collect();
+        agree(&product(blocks, 203, 90), &steps)?;
+    }
+    let wiring = "model(x: f32[tokens, 72]) {\n\
+        \x20 gate = linear(150)\n  up = linear(150)\n  q = linear(34, true)\n  k = linear(34, true)\n  v = linear(34, true)\n\
+        \x20 return {gated: silu(gate(x)) * up(x) + 1, all: q(x) + k(x) * v(x)}\n}";
+    for plan in ["int8:g64", "uint4:g32"] {
+        let steps: Vec<_> = [65, 9, 130].map(|n| vec![("x", Floats(floats(n * 72)))]).into();
+        agree(&held(wiring, DType::F32, plan), &steps)?;
+    }
+    // Experts that no token chose, one, or all of them.
+    let of = |width, inner| {
+        let mixture = Mixture { experts: 5, chosen: 2, width, inner };
+        let steps = [mixture.step(9, None), mixture.step(150, None), mixture.step(150, Some(4))];
+        (mixture, steps)
+    };
+    let (mixture, steps) = of(96, 64);
+    agree_on(&mixture.program("bf16"), &steps, &["cpu:x86-64-v4+amx-bf16"])?;
+    let (mixture, steps) = of(72, 90);
+    for plan in ["int8:g32", "uint4:g64"] {
+        let mut program = parse(&mixture.program("f32"))?;
+        prepare(&mut program, DType::F32, DType::F32, &plan.parse()?)?;
+        agree(&program.to_string(), &steps)?;
+    }
+    Ok(())
 }
 
 #[test]

@@ -18,10 +18,17 @@ use xfc_tests::emulate::{AARCH64_MAX, CORTEX_A53, Processor, X86_64};
 
 use crate::commands::{outputs_match, shell};
 
-/// One target for each way that code differs: vectors, fused multiply-add, rounding, products of bf16, tuning, architecture. (x86-64-v3 and this
+/// One target for each way that code differs: vectors, fused multiply-add, rounding, products of bf16, tuning, tiles in registers, architecture. (x86-64-v3 and this
 /// machine's own are compiled by every other suite.)
-const ALL: [&str; 6] =
-    ["cpu:x86-64", "cpu:x86-64-v2", "cpu:znver5", "cpu:aarch64", "cpu:aarch64+bf16+dotprod", "cpu:neoverse-v1"];
+const ALL: [&str; 7] = [
+    "cpu:x86-64",
+    "cpu:x86-64-v2",
+    "cpu:znver5",
+    "cpu:x86-64-v4+amx-bf16",
+    "cpu:aarch64",
+    "cpu:aarch64+bf16+dotprod",
+    "cpu:neoverse-v1",
+];
 
 /// What a machine has that runs `name` and no more.
 fn machine(name: &str) -> Result<HostFeatures> {
