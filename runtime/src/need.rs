@@ -186,7 +186,7 @@ fn narrow_weight_bytes(manifest: &Manifest, bits: f64) -> u64 {
         let bits_now = match weight.pack {
             Pack::Plain => return now,
             Pack::Panels { .. } => 8.0 * weight.dtype.size_bytes() as f64,
-            Pack::Blocks(blocks) => blocks.bits as f64 + if blocks.minimum { 32.0 } else { 16.0 } / blocks.group as f64,
+            Pack::Blocks(blocks) => blocks.bits as f64 + (8 * blocks.shared_bytes()) as f64 / blocks.group as f64,
         };
         if bits < bits_now { (now as f64 * bits / bits_now) as u64 } else { now }
     };

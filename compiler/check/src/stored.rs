@@ -30,6 +30,7 @@ pub fn stored(model: &Model, checkpoint: &Checkpoint) -> StoredWeights {
         let source = Source { path: parameter.path.clone(), names, shape, steps, offset };
         let Some(found) = stored.stored_as(&source) else { continue };
         let form = match (found.bits, found.minimum) {
+            _ if found.floats => BlockForm::Fp8,
             (4, false) => BlockForm::Int4,
             (4, true) => BlockForm::Uint4,
             (_, false) => BlockForm::Int8,

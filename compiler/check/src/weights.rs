@@ -61,7 +61,11 @@ fn stored(binding: &Binding, checkpoint: &Checkpoint, held: Option<Blocks>) -> R
 
 /// A scale or a minimum as blocks hold it.
 pub(crate) fn held_in(held: Option<Blocks>, x: f64) -> f64 {
-    if held.is_some() { f16::from_f64(x).to_f64() } else { x }
+    match held {
+        Some(held) if held.form.is_float() => f64::from(x as f32),
+        Some(_) => f16::from_f64(x).to_f64(),
+        None => x,
+    }
 }
 
 /// Stored little-endian numbers as f64; `None` for types that hold no plain numbers.

@@ -91,8 +91,8 @@ pub(crate) struct ModelArgs {
     /// Type of what caches keep of each token [default: that of `--dtype`]
     #[arg(long, value_enum)]
     pub(crate) kv_cache_dtype: Option<CacheArg>,
-    /// Hold the matrices of products in integers of few bits, in groups with a scale: `int4:g64`, for some modules otherwise:
-    /// `int4:g64,down_proj=int8:g32,lm_head=none`. Formats are int8, int4, uint8 and uint4 (with a minimum), groups 32, 64 and 128.
+    /// Hold the matrices of products in few bits, in groups with a scale: `int4:g64`, for some modules otherwise:
+    /// `int4:g64,down_proj=int8:g32,lm_head=none`. Formats are int8, int4, uint8 and uint4 (with a minimum), fp8 (E4M3), groups 32, 64 and 128.
     /// `@FILE` reads it from a file; `auto:4.5bpw` finds what loses least with so many bits a weight;
     /// `stored` holds what a checkpoint stores in few bits so, which is done where nothing is said
     #[arg(long, value_name = "FORMAT[,PATTERN=FORMAT]|@FILE|auto:BITS", value_parser = parse_quant)]

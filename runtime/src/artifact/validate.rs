@@ -211,6 +211,12 @@ pub fn packed_bytes(weight: &Weight) -> Check<u64> {
                     blocks.group, blocks.bits
                 )
             })?;
+            if let Some(depth) = blocks.floats {
+                count("depth", depth, MAX_TILE)?;
+                ensure(blocks.bits == 8 && !blocks.minimum && blocks.group.is_multiple_of(depth), || {
+                    format!("groups of {} floats of 8 bits, {depth} of them side by side", blocks.group)
+                })?;
+            }
             ensure(weight.dtype == DType::F32 || weight.dtype == DType::BF16, || {
                 format!("integers made of {:?}, expected of f32 or bf16", weight.dtype)
             })?;

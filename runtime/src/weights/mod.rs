@@ -11,6 +11,7 @@ mod random;
 mod lens;
 mod convert;
 mod blocks;
+mod e4m3;
 mod scaled;
 mod packed;
 mod words;

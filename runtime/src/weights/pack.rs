@@ -6,8 +6,8 @@ use half::bf16;
 
 use super::convert::{Numbers, fill};
 use super::lens::Lens;
-use super::quantise::{pack_group, pack_integers};
-use super::stored::stored_integers;
+use super::quantise::{pack_bytes, pack_floats, pack_group, pack_integers};
+use super::stored::{stored_bytes, stored_integers};
 use crate::artifact::manifest::{Blocks, DType, Pack, Weight};
 
 /// Bytes of a piece of work, about.
@@ -89,24 +89,32 @@ impl Job<'_> {
         }
     }
 
-    /// One panel of integers: rows `outputs` of the joined matrix.
+    /// One panel of groups: rows `outputs` of the joined matrix.
     fn pack_blocks(&self, outputs: std::ops::Range<u64>, inputs: usize, blocks: Blocks, out: &mut [u8]) {
         let group = blocks.group as usize;
-        let (mut integers, mut row) = (vec![0; group], Vec::new());
+        let (mut integers, mut bytes, mut row) = (vec![0; group], vec![0; group], Vec::new());
         for (column, output) in outputs.enumerate() {
             let Some((source, at)) = self.source_of_row(output) else { continue };
             row.clear();
             for (from, out) in (0..inputs).step_by(group).zip(out.chunks_exact_mut(blocks.group_bytes() as usize)) {
                 let n = group.min(inputs - from);
-                let integers = &mut integers[..n];
-                if let Some(of) = stored_integers(source, (at * inputs as u64) + from as u64, blocks, integers) {
+                let first = (at * inputs as u64) + from as u64;
+                let (integers, bytes) = (&mut integers[..n], &mut bytes[..n]);
+                if let Some(scale) = stored_bytes(source, first, blocks, bytes) {
+                    pack_bytes(bytes, scale, blocks, column, out);
+                    continue;
+                }
+                if let Some(of) = stored_integers(source, first, blocks, integers) {
                     pack_integers(integers, of, blocks, column, out);
                     continue;
                 }
                 if row.is_empty() {
                     row = self.row(source, at, inputs);
                 }
-                pack_group(&row[from..from + n], blocks, column, out);
+                match blocks.floats {
+                    Some(_) => pack_floats(&row[from..from + n], blocks, column, out),
+                    None => pack_group(&row[from..from + n], blocks, column, out),
+                }
             }
         }
     }

@@ -6,6 +6,7 @@
 
 use half::f16;
 
+use super::e4m3;
 use crate::artifact::manifest::Blocks;
 
 /// Writes a group of one output's weights to its column in the group of a panel. Weights that are missing at the end are zeros of no effect.
@@ -32,6 +33,34 @@ pub(super) fn pack_integers(group: &[i16], of: (f16, f16), blocks: Blocks, colum
 pub(super) fn fits(group: &[i16], blocks: Blocks) -> bool {
     let zero = stored_zero(blocks) as i16;
     group.iter().all(|x| (0..1 << blocks.bits).contains(&(x - zero)))
+}
+
+/// Writes a group of one output's weights as floats of 8 bits, of which the largest magnitude is [`e4m3::LARGEST`].
+pub(super) fn pack_floats(group: &[f32], blocks: Blocks, column: usize, out: &mut [u8]) {
+    // A NaN is larger than all.
+    let most = group.iter().fold(0.0, |most: f32, x| if x.is_nan() || x.abs() > most { x.abs() } else { most });
+    let scale = most / e4m3::LARGEST;
+    // What has no inverse is 0, and so are the elements.
+    let scale = if scale < f32::MIN_POSITIVE { 0.0 } else { scale };
+    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+    write_floats(group, |x| e4m3::encode(x * inverse), scale, blocks, column, out);
+}
+
+/// The same of floats of 8 bits that are taken over.
+pub(super) fn pack_bytes(group: &[u8], scale: f32, blocks: Blocks, column: usize, out: &mut [u8]) {
+    let scale = if group.iter().any(|byte| e4m3::is_nan(*byte)) { f32::NAN } else { scale };
+    write_floats(group, |byte| *byte, scale, blocks, column, out);
+}
+
+fn write_floats<T>(group: &[T], code: impl Fn(&T) -> u8, scale: f32, blocks: Blocks, column: usize, out: &mut [u8]) {
+    let (scales, elements) = out.split_at_mut(blocks.scales_bytes() as usize);
+    scales[4 * column..4 * column + 4].copy_from_slice(&scale.to_le_bytes());
+    let depth = blocks.floats.unwrap_or(1) as usize;
+    let columns = blocks.columns as usize;
+    for (run, inputs) in group.chunks(depth).enumerate() {
+        let place = &mut elements[(run * columns + column) * depth..][..inputs.len()];
+        place.iter_mut().zip(inputs).for_each(|(byte, x)| *byte = code(x));
+    }
 }
 
 /// Writes what is stored of each element, with scale and minimum.
@@ -105,7 +134,7 @@ mod tests {
 
     /// Packs a group as column 1 of 2 and reads it back.
     fn through(values: &[f32], bits: u64, minimum: bool) -> Vec<f32> {
-        let blocks = Blocks { columns: 2, bits, group: 16, minimum, stored: false };
+        let blocks = Blocks { columns: 2, bits, group: 16, minimum, stored: false, floats: None };
         let mut out = vec![0; blocks.group_bytes() as usize];
         pack_group(values, blocks, 1, &mut out);
         let half = |at: usize| f16::from_le_bytes([out[at], out[at + 1]]).to_f32();
@@ -130,6 +159,35 @@ mod tests {
         assert_eq!(through(&[127.0, -126.6, 0.5, 1.5, -64.0], 8, false), [127.0, -127.0, 0.0, 2.0, -64.0]);
         assert_eq!(through(&[2.0, 17.0, 9.4], 4, true), [2.0, 17.0, 9.0]);
         assert_eq!(through(&[-55.0, 200.0, 0.25], 8, true), [-55.0, 200.0, 0.0]);
+    }
+
+    /// The same of floats of 8 bits, with bytes that are taken over where `scale` is given.
+    fn through_floats(values: &[f32], bytes: Option<(&[u8], f32)>, depth: u64) -> Vec<f32> {
+        let blocks = Blocks { columns: 2, bits: 8, group: 16, minimum: false, stored: false, floats: Some(depth) };
+        let mut out = vec![0; blocks.group_bytes() as usize];
+        match bytes {
+            Some((bytes, scale)) => pack_bytes(bytes, scale, blocks, 1, &mut out),
+            None => pack_floats(values, blocks, 1, &mut out),
+        }
+        let scale = f32::from_le_bytes([out[4], out[5], out[6], out[7]]);
+        assert!(out[..4].iter().all(|b| *b == 0), "column 0 is untouched");
+        let depth = depth as usize;
+        let n = bytes.map_or(values.len(), |(bytes, _)| bytes.len());
+        (0..n).map(|i| e4m3::decode(out[8 + (i / depth * 2 + 1) * depth + i % depth]) * scale).collect()
+    }
+
+    #[test]
+    fn floats_come_back_as_the_nearest() {
+        for depth in [4, 16] {
+            let of = |values: &[f32]| through_floats(values, None, depth);
+            assert_eq!(of(&[-448.0, 17.0, 19.0, 0.0029, -1e-4]), [-448.0, 16.0, 20.0, 1.0 / 512.0, 0.0]);
+            assert_eq!(of(&[224.0, -8.5, 0.0, 3.0, 100.0, 7.0]), [224.0, -8.0, 0.0, 3.0, 96.0, 7.0]);
+            assert_eq!(of(&[1e-36, -1e-37]), [0.0, 0.0]);
+            assert_eq!(of(&[0.0; 3]), [0.0; 3]);
+            assert!(of(&[1.0, f32::NAN]).iter().all(|x| x.is_nan()));
+            assert_eq!(through_floats(&[], Some((&[0x7e, 0x81, 0x38], 0.3)), depth), [448.0 * 0.3, -0.3 / 512.0, 0.3]);
+            assert!(through_floats(&[], Some((&[0x38, 0xff], 0.3)), depth).iter().all(|x| x.is_nan()));
+        }
     }
 
     #[test]

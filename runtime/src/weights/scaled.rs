@@ -9,6 +9,7 @@
 //! ```
 
 use super::convert::store;
+use super::e4m3;
 use crate::artifact::manifest::DType;
 use half::{bf16, f16};
 use safetensors::Dtype;
@@ -116,7 +117,7 @@ impl<'a> Scaled<'a> {
     fn element(&self, position: usize) -> f64 {
         let byte = |at: usize| self.elements.get(at).copied().unwrap_or_default();
         f64::from(match self.code {
-            Code::E4M3 => E4M3[usize::from(byte(position))],
+            Code::E4M3 => e4m3::decode(byte(position)),
             Code::E5M2 => f16::from_bits(u16::from(byte(position)) << 8).to_f32(),
             Code::E2M1 => E2M1[usize::from(byte(position / 2) >> (4 * (position % 2)) & 15)],
             Code::I8 => f32::from(byte(position).cast_signed()),
@@ -162,6 +163,18 @@ impl<'a> Scaled<'a> {
         Some(self.scale(position) * unit)
     }
 
+    /// The elements from `position` on as they are stored, floats of 8 bits of the wider fraction, and their scale; `None` where they do not share one
+    /// or are none.
+    pub(super) fn bytes(&self, position: usize, out: &mut [u8]) -> Option<f64> {
+        let (block, row) = self.block();
+        let (column, n) = (position as u64 % row, out.len() as u64);
+        if self.code != Code::E4M3 || column % block + n > block || column + n > row {
+            return None;
+        }
+        out.copy_from_slice(self.elements.get(position..position.checked_add(out.len())?)?);
+        Some(self.scale(position))
+    }
+
     /// Converts elements `base`, `base + stride`, ... until `out` is full.
     pub(super) fn convert_run(&self, base: usize, stride: usize, to: DType, out: &mut [u8]) {
         let [.., last] = self.dims;
@@ -194,22 +207,6 @@ fn power_of_two(exponent: u8) -> f64 {
 }
 
 const E2M1: [f32; 16] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
-
-const E4M3: [f32; 256] = {
-    let mut values = [0.0; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        let (sign, exponent, fraction) = ((byte as u32 >> 7) << 31, byte as u32 >> 3 & 15, byte as u32 & 7);
-        let magnitude = match (exponent, fraction) {
-            (15, 7) => f32::NAN,
-            (0, _) => fraction as f32 / 512.0,
-            _ => f32::from_bits((exponent + 127 - 7) << 23 | fraction << 20),
-        };
-        values[byte] = f32::from_bits(magnitude.to_bits() | sign);
-        byte += 1;
-    }
-    values
-};
 
 #[cfg(test)]
 mod tests {

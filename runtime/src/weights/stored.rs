@@ -1,7 +1,7 @@
-//! Integers of few bits that are taken over from a checkpoint as it stores them, where they fit blocks of ours.
+//! Integers of few bits, and floats of 8, that are taken over from a checkpoint as it stores them, where they fit blocks of ours.
 //!
 //! Given a tensor, says which blocks its groups fit; given a run of its elements, promises their integers, and scale and minimum rounded to f16
-//! once, where all of the run is in one group.
+//! once, or their bytes, and the scale rounded to f32, where all of the run is in one group.
 
 use super::blocks::{BlockFormat, GROUP};
 use super::checkpoint::Stored;
@@ -25,9 +25,11 @@ pub struct StoredAs {
     pub bits: u64,
     /// Whether groups have a minimum.
     pub minimum: bool,
+    /// Whether elements are floats of 8 bits, and no integers.
+    pub floats: bool,
     /// Elements of a group.
     pub group: u64,
-    /// The dimension of the parameter whose neighbours share scales, where integers are taken over; `None`: numbers are rounded again.
+    /// The dimension of the parameter whose neighbours share scales, where elements are taken over; `None`: numbers are rounded again.
     pub along: Option<usize>,
 }
 
@@ -37,13 +39,21 @@ impl Stored {
         let found = encoded::take(self, source)?.ok()?;
         let (encoding, bits, minimum, group) = form(&found.numbers)?;
         let along = found.lens.rows().filter(|_| found.offset == 0.0);
+        let floats = false;
         Some(match (group, along) {
-            (Some(group), Some(_)) => StoredAs { encoding, bits, minimum, group, along },
+            (Some(group), Some(_)) => {
+                StoredAs { encoding, bits, minimum, floats: is_of_floats(&found.numbers), group, along }
+            }
             // Of two bits, four hold nearly all; of more, 8 with a scale hold more than was there.
-            (None, _) if bits == 4 => StoredAs { encoding, bits, minimum, group: GROUPS[0], along: None },
-            _ => StoredAs { encoding, bits: 8, minimum: false, group: GROUPS[0], along: None },
+            (None, _) if bits == 4 => StoredAs { encoding, bits, minimum, floats, group: GROUPS[0], along: None },
+            _ => StoredAs { encoding, bits: 8, minimum: false, floats, group: GROUPS[0], along: None },
         })
     }
+}
+
+/// Whether elements are floats that blocks hold.
+fn is_of_floats(numbers: &Numbers<'_>) -> bool {
+    matches!(numbers, Numbers::Scaled(scaled) if scaled.code() == Code::E4M3)
 }
 
 /// The encoding's name, bits and minimum of the blocks that it fits, and elements of their groups; without, numbers are rounded again.
@@ -64,7 +74,7 @@ fn form(numbers: &Numbers<'_>) -> Option<(String, u64, bool, Option<u64>)> {
         Numbers::Scaled(scaled) => {
             let (block, row) = scaled.block();
             let (name, whole) = match scaled.code() {
-                Code::E4M3 => ("F8_E4M3", false),
+                Code::E4M3 => ("F8_E4M3", true),
                 Code::E5M2 => ("F8_E5M2", false),
                 Code::E2M1 => ("pairs of E2M1", true),
                 Code::I8 => ("I8", true),
@@ -99,16 +109,30 @@ fn group_of(stored: u64, row: u64) -> Option<u64> {
     GROUPS.into_iter().rev().find(|group| stored.is_multiple_of(*group))
 }
 
-/// The integers of the elements of `found` from `first` on, with their scale and minimum, where blocks take them over and they share both.
-pub(super) fn stored_integers(found: &Found<'_>, first: u64, blocks: Blocks, out: &mut [i16]) -> Option<(f16, f16)> {
+/// The bytes of the elements of `found` from `first` on, with their scale, where blocks take floats over and these share it.
+pub(super) fn stored_bytes(found: &Found<'_>, first: u64, blocks: Blocks, out: &mut [u8]) -> Option<f32> {
+    let position = stored_at(found, first, blocks, out.len()).filter(|_| blocks.floats.is_some())?;
+    match found.numbers {
+        Numbers::Scaled(stored) => Some(stored.bytes(position, out)? as f32),
+        Numbers::Stored(..) | Numbers::Random(_) | Numbers::Blocks(_) | Numbers::Packed(_) => None,
+    }
+}
+
+/// Where `n` elements from `first` on lie side by side, where blocks take elements over.
+fn stored_at(found: &Found<'_>, first: u64, blocks: Blocks, n: usize) -> Option<usize> {
     if !blocks.stored || found.offset != 0.0 {
         return None;
     }
-    let (position, n, stride) = found.lens.run(first);
-    if n < out.len() as u64 || stride != 1 && out.len() > 1 {
+    let (position, there, stride) = found.lens.run(first);
+    if there < n as u64 || stride != 1 && n > 1 {
         return None;
     }
-    let position = usize::try_from(position).ok()?;
+    usize::try_from(position).ok()
+}
+
+/// The integers of the elements of `found` from `first` on, with their scale and minimum, where blocks take them over and they share both.
+pub(super) fn stored_integers(found: &Found<'_>, first: u64, blocks: Blocks, out: &mut [i16]) -> Option<(f16, f16)> {
+    let position = stored_at(found, first, blocks, out.len()).filter(|_| blocks.floats.is_none())?;
     let (scale, minimum) = match found.numbers {
         Numbers::Blocks(stored) => {
             let mut all = [0; GROUP];
@@ -164,7 +188,7 @@ mod tests {
             let lens = Lens::new(&[2, width], &[]).unwrap();
             let found = Found { numbers, lens, offset: 0.0, larger: None };
             let (_, bits, minimum, group) = form(&found.numbers).unwrap();
-            let blocks = Blocks { columns: 8, bits, group: 32, minimum, stored: true };
+            let blocks = Blocks { columns: 8, bits, group: 32, minimum, stored: true, floats: None };
             for first in (0..2 * width).step_by(GROUP) {
                 let mut integers = [0; GROUP];
                 let of = stored_integers(&found, first, blocks, &mut integers);
@@ -192,7 +216,7 @@ mod tests {
             offset,
             larger: None,
         };
-        let blocks = Blocks { columns: 8, bits: 8, group: 32, minimum: false, stored: true };
+        let blocks = Blocks { columns: 8, bits: 8, group: 32, minimum: false, stored: true, floats: None };
         let taken = |found: &Found<'_>, first, blocks, n: usize| {
             stored_integers(found, first, blocks, &mut vec![0; n]).is_some()
         };

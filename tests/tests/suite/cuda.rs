@@ -108,6 +108,7 @@ fn narrow_types_are_those_of_a_processor() -> Result<()> {
         ("bf16", bf16.clone()),
         ("int8", quantised("int8:g32")?),
         ("uint4", quantised("uint4:g64")?),
+        ("fp8", quantised("fp8")?),
         ("int8 caches", Options { cache: Some(CacheType::Int8), ..bf16.clone() }),
     ];
     for name in ["llama3", "deepseek_v3", "mixtral"] {
@@ -180,7 +181,7 @@ fn tensor_cores_multiply_bytes_of_several_matrices() -> Result<()> {
         \x20 gate = linear(150)\n  up = linear(150)\n  q = linear(34, true)\n  k = linear(34, true)\n  v = linear(34, true)\n  narrow = linear(24)\n\
         \x20 return {gated: silu(gate(x)) * up(x) + 1, all: q(x) + k(x) * v(x), heads: merge(narrow(split(x, 3)))}\n}";
     let steps: Vec<_> = [65, 9, 130].map(|n| vec![("x", Floats(floats(n * 72)))]).into();
-    for plan in ["int8:g64", "uint8:g128", "int4:g128", "uint4:g32,narrow=int8:g128,k=none"] {
+    for plan in ["int8:g64", "uint8:g128", "int4:g128", "uint4:g32,narrow=int8:g128,k=none", "fp8,narrow=fp8:g32"] {
         let text = held(wiring, DType::F32, plan);
         agree_on(&text, &steps, &[TARGET]).map_err(|e| format!("{e}\n{text}"))?;
     }
@@ -199,11 +200,11 @@ fn tensor_cores_multiply_rows_of_experts() -> Result<()> {
         let all_to_one = rows.map(|n| mixture.step(n, Some(mixture.experts - 1)));
         let steps = [&spread[..], &all_to_one[..]].concat();
         agree_on(&mixture.program("bf16"), &steps, &[TARGET])?;
-        for plan in [["int8:g32", "uint4:g64"], ["int4:g32", "uint8:g128"]][i] {
+        for plan in [["int8:g32", "uint4:g64", "fp8"], ["int4:g32", "uint8:g128", "fp8:g32"]][i] {
             let mut program = parse(&mixture.program("f32"))?;
             prepare(&mut program, DType::F32, CacheType::Float(DType::F32), &plan.parse()?)?;
             let text = program.to_string();
-            assert!(text.contains(": token8"), "{text}");
+            assert!(text.contains(if plan.starts_with("fp8") { ": fp8" } else { ": token8" }), "{text}");
             agree_on(&text, &steps, &[TARGET]).map_err(|e| format!("{plan}: {e}\n{text}"))?;
         }
     }

@@ -48,6 +48,7 @@ mod rotary;
 mod scans;
 mod scores;
 mod seeing;
+mod small_floats;
 mod sources;
 mod stored;
 mod taps;

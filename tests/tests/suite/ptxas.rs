@@ -19,10 +19,11 @@ use xfc_tests::Result;
 use xfc_tests::ptxas::{Ptxas, Taken, VERSION};
 
 /// How models are compiled here: a word, and what it stands for.
-const FORMS: [&str; 4] = ["bf16", "int4", "f32", "int8"];
+const FORMS: [&str; 5] = ["bf16", "int4", "f32", "int8", "fp8"];
 
 /// Of published sizes: 8B, the same in few bits, a mixture of experts, attention over latents.
-const HOT: [(&str, &str); 4] = [("llama", "bf16"), ("llama", "int4"), ("qwen3_moe", "bf16"), ("deepseek_v3", "bf16")];
+const HOT: [(&str, &str); 5] =
+    [("llama", "bf16"), ("llama", "int4"), ("llama", "fp8"), ("qwen3_moe", "bf16"), ("deepseek_v3", "bf16")];
 
 /// Architectures that it is recorded for: `sm_89` has the code of `sm_80`.
 const RECORDED: [Arch; 3] = [ARCHES[0], ARCHES[2], ARCHES[3]];
@@ -53,6 +54,7 @@ fn options(form: &str) -> Result<Options> {
     let bf16 = Options { dtype: DType::BF16, ..Options::default() };
     Ok(match form {
         "f32" => Options::default(),
+        "fp8" => Options { quant: "fp8".parse()?, ..bf16 },
         "int4" => Options { quant: "int4".parse()?, ..bf16 },
         "int8" => Options { quant: "int8".parse()?, cache: Some(CacheType::Int8), ..bf16 },
         _ => bf16,

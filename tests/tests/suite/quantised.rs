@@ -181,7 +181,7 @@ fn what_surrounds_products_stays() {
         \x20 h = x + mlp(norm(x))\n\
         \x20 heads = split(narrow(split(h, 3)), 2)\n\
         \x20 return {y: h + linear(72, true)(silu(wide(h))), q: q(h), k: k(h), v: v(h)}\n}";
-    for plan in ["int8", "uint4:g32,mlp.down_proj=int8:g128,k=none"] {
+    for plan in ["int8", "uint4:g32,mlp.down_proj=int8:g128,k=none", "fp8:g64,wide=fp8:g32,mlp.down_proj=int4"] {
         let text = held(wiring, DType::F32, plan);
         agree(&text, &steps(72)).unwrap_or_else(|e| panic!("{e}\n{text}"));
         let narrow = held(wiring, DType::BF16, plan);

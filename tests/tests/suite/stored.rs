@@ -151,9 +151,9 @@ fn integers_of_safetensors_are_held_in_what_their_groups_fit() -> Result<()> {
         ("bytes", "bytes.weight", "uint8:g128 stored", HALVES),
     ];
     let encodings: &[Expected<'_>] = &[
-        ("blocks", "blocks.weight", "int8:g32", EIGHT),
-        ("tensor", "tensor.weight", "int8:g32", EIGHT),
-        ("channel", "channel.weight", "int8:g32", EIGHT),
+        ("blocks", "blocks.weight", "fp8:g128 stored", EXACT),
+        ("tensor", "tensor.weight", "fp8:g128 stored", EXACT),
+        ("channel", "channel.weight", "fp8:g128 stored", EXACT),
         ("exponents", "exponents.weight", "int8:g32", EIGHT),
         ("first", "experts.0.weight", "int8:g32 stored", EXACT),
         ("second", "experts.1.weight", "int8:g32 stored", EXACT),

@@ -10,6 +10,7 @@
 mod blocks;
 pub mod by_block;
 mod experts;
+mod floats;
 pub mod tiles;
 mod turns;
 
@@ -161,13 +162,13 @@ impl<'a> Linear<'a> {
 
     /// Elements from one row of inputs to the next.
     fn width_of_x(&self) -> u64 {
-        row_elements(self.spec.operand, self.spec.inputs)
+        row_elements(self.spec.brought(), self.spec.inputs)
     }
 
     /// Bytes of a panel.
     fn panel_bytes(&self) -> u64 {
         match self.blocks() {
-            Some(blocks) => packed(blocks, self.schedule.panel_columns).panel_bytes(self.spec.inputs),
+            Some(blocks) => self.packed(blocks).panel_bytes(self.spec.inputs),
             None => self.group_bytes() * self.groups(),
         }
     }
@@ -292,6 +293,7 @@ impl<'a> Linear<'a> {
     /// Products of rows at `xs`. Each goes to a place, if its number is below `end`.
     fn block(&self, w: &mut Writer, xs: &[Val], places: &[(Val, Place)], end: Val) -> Result<(), CodegenError> {
         let sums = match self.blocks() {
+            Some(blocks) if blocks.form.is_float() => self.products_of_floats(w, xs, blocks)?,
             Some(blocks) => self.products_of_groups(w, xs, blocks)?,
             None if w.is_block() => self.products_in_turns(w, xs)?,
             None => self.products(w, xs)?,

@@ -15,6 +15,7 @@ pub mod math;
 pub mod pipeline;
 pub mod rows;
 pub mod schedule;
+mod small_floats;
 mod tables;
 mod tiles;
 pub mod writer;

@@ -72,6 +72,8 @@ fn linear(spec: &LinearSpec) -> Cost {
 fn products_of(dtype: DType) -> Products {
     match dtype {
         DType::F16 | DType::BF16 => Products::Half,
+        // Widened to bf16.
+        DType::Blocks(blocks) if blocks.form.is_float() => Products::Half,
         DType::Blocks(blocks) if !blocks.is_kept() => Products::Byte,
         // What is kept in 8 bits is widened to f32.
         DType::Blocks(_) | DType::F32 | DType::I64 | DType::I32 | DType::Bool => Products::Single,
@@ -89,9 +91,13 @@ fn matrix_bytes(spec: &LinearSpec) -> u64 {
 
 /// Bytes of a row of inputs.
 fn input_bytes(spec: &LinearSpec) -> u64 {
-    match spec.operand {
-        DType::Blocks(blocks) => blocks.of_tokens().row_bytes(spec.inputs),
-        operand => spec.inputs * dtype_bytes(operand),
+    let brought = match spec.operand {
+        DType::Blocks(blocks) => blocks.of_tokens(),
+        operand => operand,
+    };
+    match brought {
+        DType::Blocks(tokens) => tokens.row_bytes(spec.inputs),
+        brought => spec.inputs * dtype_bytes(brought),
     }
 }
 

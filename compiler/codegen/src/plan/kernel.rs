@@ -133,7 +133,7 @@ pub struct LinearSpec {
     pub outputs: u64,
     /// Weight matrices.
     pub parts: usize,
-    /// Of `x` and the weights: f32 or bf16. Of weights in blocks, `x` is in groups of the same size.
+    /// Of `x` and the weights: f32 or bf16. Of weights in blocks of integers, `x` is in groups of the same size, and of those of floats bf16.
     pub operand: DType,
     /// Graph of scalars: accumulators, then extras.
     pub epilogue: Graph,
@@ -141,6 +141,16 @@ pub struct LinearSpec {
     pub extras: Vec<Extra>,
     /// Element type stored.
     pub result: DType,
+}
+
+impl LinearSpec {
+    /// The type of `x`, for [`dtype_bytes`] and [`row_elements`].
+    pub fn brought(&self) -> DType {
+        match self.operand {
+            DType::Blocks(blocks) if blocks.form.is_float() => blocks.of_tokens(),
+            other => other,
+        }
+    }
 }
 
 /// How rows choose their matrices.

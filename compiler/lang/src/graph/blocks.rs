@@ -1,22 +1,26 @@
-//! Narrow integers in groups: how quantised weights are held, what tokens bring to products with them, and what caches keep.
+//! Narrow integers, and floats of 8 bits, in groups: how quantised weights are held, what tokens bring to products with them, and what caches keep.
 
 use std::fmt;
 
-/// Integers of a few bits in groups of consecutive elements of the last dimension. Each group has a scale; the last one may be shorter.
+use super::DType;
+use super::e4m3;
+
+/// Numbers of a few bits in groups of consecutive elements of the last dimension. Each group has a scale; the last one may be shorter.
 ///
-/// An element is `q * scale`, or `q * scale + minimum`. Rounding to blocks is a cast: what the [interpreter](crate::reference) does and what the
+/// An element is `q * scale`, or `q * scale + minimum`, where `q` is an integer, or a float of 8 bits (E4M3). Rounding to blocks is a cast: what the [interpreter](crate::reference) does and what the
 /// runtime does when it packs weights are the same function of f32 numbers.
 ///
 /// # Source
-/// Dettmers et al. 2022 (arXiv:2208.07339) for integer products with scales of rows; group-wise scales as GGML's Q8_0, Q4_0 and Q4_1.
+/// Dettmers et al. 2022 (arXiv:2208.07339) for integer products with scales of rows; group-wise scales as GGML's Q8_0, Q4_0 and Q4_1; Micikevicius
+/// et al. 2022 (arXiv:2209.05433) for E4M3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Blocks {
     /// What an element is made of.
     pub form: BlockForm,
     /// Elements in a group: 32, 64 or 128; of what caches keep, any number.
     pub group: u16,
-    /// The numbers are in such groups already, as a checkpoint stores them, and integers are taken over: nothing is rounded but scales and minima
-    /// that are wider than f16.
+    /// The numbers are in such groups already, as a checkpoint stores them, and elements are taken over: nothing is rounded but scales and minima
+    /// that are wider than those of the form.
     pub stored: bool,
 }
 
@@ -31,6 +35,8 @@ pub enum BlockForm {
     Uint8,
     /// Weights `0 ..= 15` with a scale and a minimum of f16.
     Uint4,
+    /// Weights of E4M3, `-448 ..= 448`, with a scale of f32: the largest magnitude is 448. Tokens bring bf16 to them, of which both are a part.
+    Fp8,
     /// What a token brings, `-127 ..= 127` with a scale of f32.
     Token8,
     /// What a cache keeps of a head, `-127 ..= 127` with a scale of bf16: it has the range of f32, every machine widens it with a shift, and
@@ -40,8 +46,15 @@ pub enum BlockForm {
 
 impl BlockForm {
     /// All forms.
-    pub const ALL: [BlockForm; 6] =
-        [BlockForm::Int8, BlockForm::Int4, BlockForm::Uint8, BlockForm::Uint4, BlockForm::Token8, BlockForm::Kept8];
+    pub const ALL: [BlockForm; 7] = [
+        BlockForm::Int8,
+        BlockForm::Int4,
+        BlockForm::Uint8,
+        BlockForm::Uint4,
+        BlockForm::Fp8,
+        BlockForm::Token8,
+        BlockForm::Kept8,
+    ];
 
     /// Name, of the form alone: `int4`.
     pub fn name(self) -> &'static str {
@@ -50,6 +63,7 @@ impl BlockForm {
             BlockForm::Int4 => "int4",
             BlockForm::Uint8 => "uint8",
             BlockForm::Uint4 => "uint4",
+            BlockForm::Fp8 => "fp8",
             BlockForm::Token8 => "token8",
             BlockForm::Kept8 => "kept8",
         }
@@ -58,7 +72,7 @@ impl BlockForm {
     /// Bits of an element.
     pub fn bits(self) -> u64 {
         match self {
-            BlockForm::Int8 | BlockForm::Uint8 | BlockForm::Token8 | BlockForm::Kept8 => 8,
+            BlockForm::Int8 | BlockForm::Uint8 | BlockForm::Fp8 | BlockForm::Token8 | BlockForm::Kept8 => 8,
             BlockForm::Int4 | BlockForm::Uint4 => 4,
         }
     }
@@ -66,6 +80,17 @@ impl BlockForm {
     /// Whether each group has a minimum beside its scale.
     pub fn has_minimum(self) -> bool {
         matches!(self, BlockForm::Uint8 | BlockForm::Uint4)
+    }
+
+    /// Whether elements are floats, and no integers.
+    pub fn is_float(self) -> bool {
+        self == BlockForm::Fp8
+    }
+
+    /// Elements of a group where none is asked for.
+    pub fn usual_group(self) -> u16 {
+        // As large as blocks of published checkpoints; floats of a group differ in size without loss.
+        if self.is_float() { 128 } else { 32 }
     }
 
     /// Whether weights are held in it.
@@ -77,7 +102,7 @@ impl BlockForm {
     pub fn shared_bytes(self) -> u64 {
         match self {
             BlockForm::Int8 | BlockForm::Int4 | BlockForm::Kept8 => 2,
-            BlockForm::Uint8 | BlockForm::Uint4 | BlockForm::Token8 => 4,
+            BlockForm::Uint8 | BlockForm::Uint4 | BlockForm::Fp8 | BlockForm::Token8 => 4,
         }
     }
 }
@@ -95,8 +120,11 @@ impl Blocks {
     }
 
     /// What tokens bring to products with these weights.
-    pub fn of_tokens(self) -> Self {
-        Blocks { form: BlockForm::Token8, ..self.multiplied() }
+    pub fn of_tokens(self) -> DType {
+        match self.form.is_float() {
+            true => DType::BF16,
+            false => DType::Blocks(Blocks { form: BlockForm::Token8, ..self.multiplied() }),
+        }
     }
 
     /// What a product knows of these weights: not where their integers are from.
@@ -138,9 +166,13 @@ impl Blocks {
         elements * self.form.bits() / 8 + elements.div_ceil(u64::from(self.group)) * self.form.shared_bytes()
     }
 
-    /// Rounds the elements of one group to what it holds; those that are stored so stay. A NaN among them makes all of them NaN.
+    /// Rounds the elements of one group to what it holds; those that are stored so stay. A NaN among them makes all of them NaN, but for stored
+    /// integers, among which there is none.
     pub fn round(self, group: &mut [f32]) {
         if self.stored {
+            if self.form.is_float() && group.iter().any(|x| x.is_nan()) {
+                group.fill(f32::NAN);
+            }
             return;
         }
         let half = |x: f32| half::f16::from_f32(x).to_f32();
@@ -151,19 +183,20 @@ impl Blocks {
                 let (low, high) = range(group);
                 (half((high - low) / self.levels()), half(low))
             }
+            BlockForm::Fp8 => (with_inverse(magnitude(group) / e4m3::LARGEST), 0.0),
             BlockForm::Token8 => (magnitude(group) / 127.0, 0.0),
-            BlockForm::Kept8 => {
-                let scale = half::bf16::from_f32(magnitude(group) / 127.0).to_f32();
-                // No number has an inverse that is none.
-                (if scale < f32::MIN_POSITIVE { 0.0 } else { scale }, 0.0)
-            }
+            BlockForm::Kept8 => (with_inverse(half::bf16::from_f32(magnitude(group) / 127.0).to_f32()), 0.0),
         };
+        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
         let (first, last) = match self.form {
+            BlockForm::Fp8 => {
+                group.iter_mut().for_each(|x| *x = e4m3::round(*x * inverse) * scale);
+                return;
+            }
             BlockForm::Int8 | BlockForm::Token8 | BlockForm::Kept8 => (-127.0, 127.0),
             BlockForm::Int4 => (-8.0, 7.0),
             BlockForm::Uint8 | BlockForm::Uint4 => (0.0, self.levels()),
         };
-        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
         for x in group {
             *x = ((*x - minimum) * inverse).round_ties_even().clamp(first, last) * scale + minimum;
         }
@@ -173,6 +206,11 @@ impl Blocks {
     fn levels(self) -> f32 {
         if self.form.bits() == 4 { 15.0 } else { 255.0 }
     }
+}
+
+/// A scale, or 0 where it is so small that its inverse is no number.
+fn with_inverse(scale: f32) -> f32 {
+    if scale < f32::MIN_POSITIVE { 0.0 } else { scale }
 }
 
 /// Largest magnitude, or NaN.
@@ -252,6 +290,12 @@ mod tests {
         assert_eq!(rounded(BlockForm::Kept8, &[1.0, -0.5]), [127.0 * scale, -64.0 * scale]);
         assert_eq!(rounded(BlockForm::Kept8, &[127.0 * scale, -64.0 * scale]), [127.0 * scale, -64.0 * scale]);
         assert_eq!(rounded(BlockForm::Kept8, &[1e-37, -1e-38]), [0.0, 0.0]);
+        assert_eq!(
+            rounded(BlockForm::Fp8, &[-448.0, 17.0, 19.0, 0.0029, -1e-4]),
+            [-448.0, 16.0, 20.0, 1.0 / 512.0, -0.0]
+        );
+        assert_eq!(rounded(BlockForm::Fp8, &[224.0, -8.5]), [224.0, -8.0]);
+        assert_eq!(rounded(BlockForm::Fp8, &[1e-36, -1e-37]), [0.0, 0.0]);
     }
 
     #[test]
@@ -261,6 +305,7 @@ mod tests {
         assert_eq!(group, numbers);
         let blocks = Blocks { stored: true, ..Blocks::weights(BlockForm::Uint4, 64) };
         assert_eq!(blocks.of_tokens(), Blocks::weights(BlockForm::Uint4, 64).of_tokens());
+        assert_eq!(Blocks::weights(BlockForm::Fp8, 64).of_tokens(), DType::BF16);
     }
 
     #[test]
@@ -279,6 +324,7 @@ mod tests {
         assert_eq!(Blocks::weights(BlockForm::Int4, 32).bits_per_element(), 4.5);
         assert_eq!(Blocks::weights(BlockForm::Int8, 32).row_bytes(65), 65 + 3 * 2);
         assert_eq!(Blocks::weights(BlockForm::Uint4, 64).row_bytes(64), 36);
+        assert_eq!(Blocks::weights(BlockForm::Fp8, 128).row_bytes(130), 130 + 2 * 4);
         assert_eq!(Blocks::kept(512).row_bytes(576), 576 + 2 * 2);
     }
 }

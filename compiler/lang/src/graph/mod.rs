@@ -9,6 +9,7 @@
 pub mod blocks;
 pub mod build;
 pub mod called;
+pub mod e4m3;
 pub mod named;
 pub mod parse;
 pub mod path;

@@ -443,13 +443,15 @@ fn concat(dim: usize, operands: &[Type]) -> Result<Type> {
 
 fn contract(spec: &str, a: &Type, b: &Type) -> Result<Type> {
     let spec = ContractSpec::parse(spec)?;
-    let in_blocks = match (a.dtype.blocks(), b.dtype.blocks()) {
-        // What tokens bring and weights in groups of the same elements: the last of both, summed over.
-        (Some(x), Some(w)) => {
+    let in_blocks = match b.dtype.blocks() {
+        // What tokens bring, and weights in groups: of the last elements of both, which are summed over.
+        Some(w) => {
             let same = (spec.a.last() == spec.b.last()).then(|| spec.summed());
-            w.is_weights() && x == w.of_tokens() && same.is_some_and(|c| c.len() == 1 && spec.a.last() == c.first())
+            w.is_weights()
+                && a.dtype == w.of_tokens()
+                && same.is_some_and(|c| c.len() == 1 && spec.a.last() == c.first())
         }
-        _ => false,
+        None => false,
     };
     let alike = a.dtype.is_float() && a.dtype == b.dtype;
     if !alike && !in_blocks {

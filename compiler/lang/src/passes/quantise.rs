@@ -1,4 +1,5 @@
-//! Holds the matrices of products in blocks of narrow integers, and what tokens bring to them too, as casts.
+//! Holds the matrices of products in blocks of narrow integers, and what tokens bring to them too, as casts; or in blocks of floats of 8 bits, to which
+//! tokens bring bf16.
 //!
 //! before   y = linear x, w
 //! after    wq = cast w : int4g64[O, I] ; xq = cast x : token8g64[tokens, I] ; y = linear xq, wq
@@ -313,7 +314,7 @@ fn rewrite(
     graph: &mut Graph,
     node: NodeId,
     blocks: Blocks,
-    tokens: &mut HashMap<(ValueId, Blocks), ValueId>,
+    tokens: &mut HashMap<(ValueId, DType), ValueId>,
 ) -> Result<(), ShapeError> {
     let brings = blocks.of_tokens();
     let parts = parts_of(graph, node);
@@ -328,9 +329,10 @@ fn rewrite(
         return Ok(());
     }
     let brought = match tokens.get(&(x, brings)) {
+        _ if graph.ty(operands[0]).dtype == brings => operands[0],
         Some(known) => *known,
         None => {
-            let made = Builder::like(graph, node).cast(x, DType::Blocks(brings))?;
+            let made = Builder::like(graph, node).cast(x, brings)?;
             tokens.insert((x, brings), made);
             made
         }

@@ -22,16 +22,20 @@ use crate::plan::kernel::TokenRow;
 /// ahead and has no registers for them.
 const UNROLL: u64 = 4;
 
-/// How the runtime lays out weights in blocks, in panels of so many columns.
-pub fn packed(blocks: Blocks, columns: u64) -> manifest::Blocks {
+/// How the runtime lays out weights in blocks, in panels of so many columns; of floats at least `depth` inputs of a column side by side.
+pub fn packed(blocks: Blocks, columns: u64, depth: u64) -> manifest::Blocks {
     manifest::Blocks {
         columns,
         bits: blocks.form.bits(),
         group: u64::from(blocks.group),
         minimum: blocks.form.has_minimum(),
         stored: blocks.stored,
+        floats: blocks.form.is_float().then_some(depth.max(LEAST_DEPTH)),
     }
 }
+
+/// Floats of a column that lie side by side at least: they fill a word.
+const LEAST_DEPTH: u64 = 4;
 
 /// Where the rows and the weights of a product lie, and how they are laid out.
 pub(super) struct Groups<'a> {
@@ -67,7 +71,7 @@ impl Linear<'_> {
         blocks: Blocks,
     ) -> Result<Vec<Val>, CodegenError> {
         let s = self.schedule;
-        let (panel, group) = (packed(blocks, s.panel_columns), u64::from(blocks.group));
+        let (panel, group) = (packed(blocks, s.panel_columns, s.depth), u64::from(blocks.group));
         let whole = begins_whole(w.machine(), &panel, group);
         let of = Groups { xs, token: TokenRow::new(self.spec.inputs, blocks), panel, group, whole };
         let zero = w.f32(0.0, s.lanes);
@@ -90,7 +94,7 @@ impl Linear<'_> {
     }
 
     /// Bytes from a panel's start to the columns being worked on, in lists of words and of halves.
-    fn column_shift(&self) -> u64 {
+    pub(super) fn column_shift(&self) -> u64 {
         self.step * u64::from(self.schedule.lanes * self.schedule.vectors)
     }
 
@@ -372,7 +376,7 @@ mod tests {
             tile_registers: None,
         };
         let dot = machine(ByteDot::Intrinsic("of four bytes"));
-        let panel = |form, group| packed(Blocks::weights(form, group), 64);
+        let panel = |form, group| packed(Blocks::weights(form, group), 64, 1);
         for form in [BlockForm::Int8, BlockForm::Int4, BlockForm::Uint8, BlockForm::Uint4] {
             assert!(begins_whole(&dot, &panel(form, 128), 128));
         }

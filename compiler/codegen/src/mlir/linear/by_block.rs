@@ -278,9 +278,9 @@ impl Linear<'_> {
 
     /// What is multiplied of a row: of the head that the columns are of, where there are several.
     pub(super) fn inputs_of_row(&self, w: &mut Writer, row: Val) -> Val {
-        let x = w.row(self.x, row, dtype_bytes(self.spec.operand));
+        let x = w.row(self.x, row, self.input_bytes());
         match self.head {
-            Some(head) => w.element(x, head, self.width_of_x() * dtype_bytes(self.spec.operand)),
+            Some(head) => w.element(x, head, self.width_of_x() * self.input_bytes()),
             None => x,
         }
     }

@@ -8,7 +8,7 @@ use super::by_block::{Rows, Tile};
 use super::{CACHE_LINE, Linear, Place};
 use crate::error::CodegenError;
 use crate::mlir::writer::{Cmp, Elem, KernelParams, Ty, Val, Writer};
-use crate::plan::kernel::{Experts, dtype_bytes};
+use crate::plan::kernel::Experts;
 
 /// Most choices that are looked through at a time, about.
 const CHUNK: u64 = 16_384;
@@ -274,7 +274,7 @@ impl Linear<'_> {
     /// The inputs of a choice.
     pub(super) fn x_at(&self, w: &mut Writer, place: Place, experts: Experts) -> Val {
         let place = Place { choice: place.choice.filter(|_| experts.by_choice), ..place };
-        self.row_at(w, self.x, place, self.width_of_x(), dtype_bytes(self.spec.operand))
+        self.row_at(w, self.x, place, self.width_of_x(), self.input_bytes())
     }
 
     /// The expert of a choice.

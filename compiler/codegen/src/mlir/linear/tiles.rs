@@ -8,6 +8,7 @@
 //! Rows follow one another, or are listed: those that chose an expert.
 
 mod bytes;
+mod floats;
 mod halves;
 mod rows;
 
@@ -58,6 +59,7 @@ struct Stage {
 impl Stage {
     fn of(operand: DType) -> Stage {
         match operand.blocks() {
+            Some(blocks) if blocks.form.is_float() => floats::stage(blocks),
             Some(blocks) => bytes::stage(blocks),
             None => halves::STAGE,
         }
@@ -147,6 +149,7 @@ fn low_bits(w: &mut Writer, x: Val, mask: u64) -> Val {
 pub fn multiplies(machine: &Machine, operand: DType) -> bool {
     match operand {
         DType::BF16 => machine.tile_dot.is_some(),
+        DType::Blocks(blocks) if blocks.form.is_float() => machine.tile_dot.is_some(),
         operand => operand.blocks().is_some() && machine.byte_tile_dot.is_some(),
     }
 }
@@ -257,6 +260,7 @@ impl Linear<'_> {
                 let place = self.place_of_stage(w, tiles, stage);
                 let at = w.offset(tiles.shared, place);
                 match self.blocks() {
+                    Some(blocks) if blocks.form.is_float() => self.multiply_floats(w, tiles, blocks, at, sums),
                     Some(blocks) => self.multiply_bytes(w, tiles, blocks, at, sums),
                     None => self.multiply_halves(w, tiles, at, sums),
                 }
@@ -288,6 +292,7 @@ impl Linear<'_> {
             let place = self.place_of_stage(w, tiles, stage);
             self.bring_rows(w, tiles, brought, (stage, place))?;
             match self.blocks() {
+                Some(blocks) if blocks.form.is_float() => self.bring_floats(w, tiles, blocks, (stage, place))?,
                 Some(blocks) => self.bring_groups(w, tiles, brought, blocks, (stage, place))?,
                 None => self.bring_panels(w, tiles, (stage, place)),
             }
@@ -330,7 +335,7 @@ impl Linear<'_> {
     }
 
     fn store_sums(&self, w: &mut Writer, tiles: &Tiles, sums: &[Val]) {
-        let in_blocks = self.blocks().is_some();
+        let in_blocks = self.integers().is_some();
         let first_row = tiles.first_row(w);
         let quarter = w.shr(tiles.lane, 2);
         let row = w.add(first_row, quarter);

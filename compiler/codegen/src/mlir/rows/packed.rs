@@ -1,4 +1,4 @@
-//! Rows of a table that is packed as a product's matrix: gathered out of its panels, integers of few bits widened.
+//! Rows of a table that is packed as a product's matrix: gathered out of its panels, integers of few bits and floats of 8 widened.
 
 use xfc_lang::graph::ValueId;
 use xfc_lang::ops::Core;
@@ -48,7 +48,7 @@ impl Body<'_> {
                 }
                 Pack::Blocks(blocks) => {
                     let (panel, column) = panel_of(w, table, index, blocks.columns, blocks.panel_bytes(inputs));
-                    of_integers(w, panel, column, blocks, inputs, &to)
+                    of_groups(w, panel, column, blocks, inputs, &to)
                 }
                 Pack::Plain => Err(CodegenError::bug("rows", "a table that is not packed")),
             }
@@ -98,8 +98,8 @@ fn of_numbers(
     Ok(())
 }
 
-/// A column of a panel of integers, widened.
-fn of_integers(
+/// A column of a panel of groups, widened.
+fn of_groups(
     w: &mut Writer,
     panel: Val,
     column: Val,
@@ -109,6 +109,7 @@ fn of_integers(
 ) -> Result<(), CodegenError> {
     let whole = inputs / blocks.group;
     let (zero, end) = (w.i64(0), w.i64(whole as i64));
+    let of_group = if blocks.floats.is_some() { of_floats } else { of_integers };
     w.for_loop(zero, end, 1, &[], |w, group, _| {
         of_group(w, panel, (group, column), blocks, blocks.group, to)?;
         Ok(vec![])
@@ -119,8 +120,54 @@ fn of_integers(
     }
 }
 
-/// One group of a column, of which the first `present` elements exist.
-fn of_group(
+/// One group of floats of a column, of which the first `present` elements exist.
+fn of_floats(
+    w: &mut Writer,
+    panel: Val,
+    (group, column): (Val, Val),
+    blocks: Blocks,
+    present: u64,
+    to: &View,
+) -> Result<(), CodegenError> {
+    let depth = blocks.floats.unwrap_or(1);
+    let start = w.element(panel, group, blocks.group_bytes());
+    let at = w.element(start, column, 4);
+    let scale = w.load(Ty::scalar(Elem::F32), at);
+    let elements = w.offset_const(start, blocks.scales_bytes());
+    let elements = w.element(elements, column, depth);
+    let size = w.i64(blocks.group as i64);
+    let first = w.mul(group, size);
+    let run = |w: &mut Writer, run: Val, present: u64| -> Result<(), CodegenError> {
+        let from = w.element(elements, run, blocks.columns * depth);
+        let before = w.i64(depth as i64);
+        let before = w.mul(run, before);
+        let first = w.add(first, before);
+        for k in 0..present {
+            let at = w.offset_const(from, k);
+            let byte = w.load(Ty::scalar(Elem::I8), at);
+            let byte = w.widen_unsigned(byte, Elem::I32);
+            let x = w.from_e4m3(byte, 0);
+            let x = w.mul(x, scale);
+            let x = cast(w, x, to.elem)?;
+            let place = w.i64(k as i64);
+            let place = w.add(first, place);
+            to.store(w, x, &[place], None);
+        }
+        Ok(())
+    };
+    let (zero, whole) = (w.i64(0), w.i64((present / depth) as i64));
+    w.for_loop(zero, whole, 1, &[], |w, i, _| {
+        run(w, i, depth)?;
+        Ok(vec![])
+    })?;
+    match present % depth {
+        0 => Ok(()),
+        rest => run(w, whole, rest),
+    }
+}
+
+/// One group of integers of a column, of which the first `present` elements exist.
+fn of_integers(
     w: &mut Writer,
     panel: Val,
     (group, column): (Val, Val),

@@ -82,7 +82,7 @@ impl Target for Cpu {
     fn pack(&self, dtype: DType) -> Pack {
         let columns = schedule::panel_columns(&self.isa);
         match dtype {
-            DType::Blocks(blocks) => Pack::Blocks(linear::packed(blocks, columns)),
+            DType::Blocks(blocks) => Pack::Blocks(linear::packed(blocks, columns, panel_depth(false))),
             _ => Pack::Panels { columns, depth: panel_depth(dtype == DType::BF16) },
         }
     }

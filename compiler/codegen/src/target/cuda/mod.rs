@@ -58,7 +58,7 @@ impl Target for Cuda {
     fn pack(&self, dtype: DType) -> Pack {
         let columns = schedule::PANEL_COLUMNS;
         match dtype {
-            DType::Blocks(blocks) => Pack::Blocks(linear::packed(blocks, columns)),
+            DType::Blocks(blocks) => Pack::Blocks(linear::packed(blocks, columns, schedule::depth(dtype))),
             _ => Pack::Panels { columns, depth: schedule::depth(dtype) },
         }
     }

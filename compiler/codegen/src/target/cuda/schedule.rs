@@ -86,7 +86,7 @@ const WIDEST: u64 = 256;
 /// more threads run, and spills a few bytes for it.
 const RESIDENT_THREADS: u32 = 512;
 
-/// The same of products whose rows are chosen, each with an address of its own: 168 registers.
+/// The same of products whose rows are chosen, each with an address of its own, and of several rows by floats that are widened: 168 registers.
 const GATHERED_THREADS: u32 = 384;
 
 /// The same of two such products and of what is made of both: all that a thread can have.
@@ -116,13 +116,17 @@ pub(super) fn product_machine(regime: Regime, spec: &LinearSpec, schedule: &Line
     let groups = if regime == Regime::Many { 4 } else { 8 };
     // Without a limit a block of tiles takes all registers that there are, to load early. Three blocks leave each thread 168, which are enough for 64 sums in
     // bf16, or for half as many and scales; two leave it 255.
+    let is_of_floats = spec.operand.blocks().is_some_and(|blocks| blocks.form.is_float());
     let side_by_side = match (schedule.tiles, spec.experts) {
         (Some(_), _) if spec.operand.blocks().is_some() && schedule.rows_per_tile > 64 => 2,
         (Some(_), _) => 3,
+        // What is asked for ahead of floats of 8 bits is more than one row has registers for, left to itself.
+        (None, _) if regime == Regime::One && is_of_floats => RESIDENT_THREADS / (WARP * groups),
         // One row needs few registers.
         (None, _) if regime == Regime::One => 0,
         (None, Some(_)) if spec.parts > 1 => GATED_THREADS / (WARP * groups),
         (None, Some(_)) => GATHERED_THREADS / (WARP * groups),
+        (None, None) if is_of_floats => GATHERED_THREADS / (WARP * groups),
         (None, None) => RESIDENT_THREADS / (WARP * groups),
     };
     Machine { groups, side_by_side, ..machine(WARP) }

@@ -9,11 +9,8 @@ use thiserror::Error;
 use crate::graph::blocks::{BlockForm, Blocks};
 use crate::graph::path::{components, parameters};
 
-/// Elements of a group where none is asked for.
-const GROUP: u16 = 32;
-
 /// What is rounded that fits nothing as it is stored.
-pub(super) const ROUNDED: Blocks = Blocks { form: BlockForm::Int8, group: GROUP, stored: false };
+pub(super) const ROUNDED: Blocks = Blocks { form: BlockForm::Int8, group: 32, stored: false };
 
 /// Which matrices are held how: of the rules that fit a parameter's path, the last one decides.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -62,7 +59,7 @@ pub struct StoredForm {
 pub enum PlanError {
     /// A format that does not exist.
     #[error(
-        "'{0}' is no format of weights: they are int8, int4, uint8, uint4 (with a minimum), each with a group of 32, 64 or 128 as in int4:g64, stored and none"
+        "'{0}' is no format of weights: they are int8, int4, uint8, uint4 (with a minimum), fp8 (E4M3), each with a group of 32, 64 or 128 as in int4:g64, stored and none"
     )]
     Format(String),
     /// A pattern without a name.
@@ -184,8 +181,8 @@ impl FromStr for Plan {
 /// `int4`, `int4:g64`.
 fn parse_format(text: &str) -> Option<Blocks> {
     let (form, group) = text.split_once(':').map_or((text, None), |(form, group)| (form, Some(group)));
-    let group = group.map_or(Some(GROUP), |g| g.strip_prefix('g')?.parse().ok())?;
     let form = BlockForm::ALL.into_iter().find(|f| f.name() == form && f.is_of_weights())?;
+    let group = group.map_or(Some(form.usual_group()), |g| g.strip_prefix('g')?.parse().ok())?;
     Blocks::GROUPS.contains(&group).then(|| Blocks::weights(form, group))
 }
 
@@ -224,6 +221,8 @@ mod tests {
         assert_eq!(held("lm_head.weight"), None);
         assert_eq!(held("layers.10.mlp.up_proj.weight").as_deref(), Some("int4g64"));
         assert!("none".parse::<Plan>().unwrap().is_empty());
+        let plan: Plan = "fp8,lm_head=fp8:g32".parse().unwrap();
+        assert_eq!(plan.to_string(), "fp8:g128,lm_head=fp8:g32");
     }
 
     #[test]
@@ -263,6 +262,9 @@ mod tests {
         assert!(wrong("int4:g48").starts_with("'int4:g48' is no format"));
         assert!(wrong("int4:64").starts_with("'int4:64' is no format"));
         assert!(wrong("token8").starts_with("'token8' is no format"));
+        for text in ["fp8:g0", "fp8:g256", "fp8:e5m2", "e5m2", "fp8e4m3"] {
+            assert!(wrong(text).contains("fp8 (E4M3), each with a group of 32, 64 or 128"), "{text}");
+        }
         assert!(wrong("").starts_with("'' is no format"));
         assert!(wrong("a..b=int4").starts_with("'a..b=int4' is no pattern"));
     }

@@ -9,7 +9,7 @@ use xfc_lang::graph::blocks::Blocks;
 use super::tiles::{REGISTER, SUMS, TILE_ROWS};
 use super::{Linear, Places, Tile};
 use crate::error::CodegenError;
-use crate::mlir::linear::blocks::{Groups, packed};
+use crate::mlir::linear::blocks::Groups;
 use crate::mlir::writer::{Elem, Ty, Val, Writer};
 use crate::plan::kernel::TokenRow;
 
@@ -43,7 +43,7 @@ impl Linear<'_> {
         let size = u64::from(blocks.group);
         let group_size = w.i64(size as i64);
         let groups = (w.div_unsigned(first, group_size), inputs / size);
-        let panel = packed(blocks, self.schedule.panel_columns);
+        let panel = self.packed(blocks);
         let narrow = panel.bits == 4;
         if narrow {
             self.unpack(w, part, blocks, places, groups)?;
@@ -83,7 +83,7 @@ impl Linear<'_> {
         places: &Places,
         (first, n): (Val, u64),
     ) -> Result<(), CodegenError> {
-        let panel = packed(blocks, self.schedule.panel_columns);
+        let panel = self.packed(blocks);
         let runs = u64::from(blocks.group) / 8;
         let start = w.element(self.starts[part], first, panel.group_bytes());
         let word = Ty::of(Elem::I32, self.schedule.lanes);
@@ -122,7 +122,7 @@ impl Linear<'_> {
     ) -> Result<(), CodegenError> {
         let names = self.tile_registers(w)?;
         let bytes_dot = names.bytes.ok_or_else(|| CodegenError::bug("linear", "no products of tiles of bytes"))?;
-        let (panel, token) = (packed(blocks, self.schedule.panel_columns), TokenRow::new(self.spec.inputs, blocks));
+        let (panel, token) = (self.packed(blocks), TokenRow::new(self.spec.inputs, blocks));
         let size = u64::from(blocks.group);
         let depth = size.min(REGISTER.1);
         let rows: Vec<Val> = (0..TILE_ROWS).map(|i| self.row_within(w, tile, row, i)).collect();
@@ -195,7 +195,7 @@ impl Linear<'_> {
         (first_group, n): (Val, u64),
     ) -> Result<(), CodegenError> {
         let vector = Ty::of(Elem::F32, self.schedule.lanes);
-        let panel = packed(blocks, self.schedule.panel_columns);
+        let panel = self.packed(blocks);
         let xs: Vec<Val> = (0..SCALED_ROWS).map(|i| self.row_within(w, tile, row, i)).collect();
         let of = Groups {
             xs: &xs,

@@ -28,8 +28,9 @@ pub fn multiplies(machine: &Machine, spec: &LinearSpec, columns: u64) -> bool {
     let Some(names) = machine.tile_registers.filter(|_| columns == SUMS * REGISTER.1 / 4) else { return false };
     match spec.operand.blocks() {
         None => spec.operand == DType::BF16 && spec.inputs.is_multiple_of(TILE_INPUTS),
+        Some(blocks) if blocks.form.is_float() => false,
         Some(blocks) => {
-            let (panel, group) = (packed(blocks, columns), u64::from(blocks.group));
+            let (panel, group) = (packed(blocks, columns, 1), u64::from(blocks.group));
             let in_registers = group.is_multiple_of(REGISTER.1) || REGISTER.1.is_multiple_of(group);
             names.bytes.is_some() && in_registers && begins_whole(machine, &panel, group)
         }

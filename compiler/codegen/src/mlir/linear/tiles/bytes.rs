@@ -33,7 +33,7 @@ pub(super) fn stage(blocks: Blocks) -> Stage {
     let group = u64::from(blocks.group);
     let inputs = group.max(LEAST_INPUTS);
     let groups = inputs / group;
-    Stage { inputs, row: inputs, words: groups * WORDS, panel: groups * packed(blocks, COLUMNS).group_bytes() }
+    Stage { inputs, row: inputs, words: groups * WORDS, panel: groups * packed(blocks, COLUMNS, PIECE).group_bytes() }
 }
 
 /// The numbers that multiply the sums of a group: of a lane's eight columns.
@@ -65,7 +65,7 @@ impl Linear<'_> {
         (stage, place): (Val, Val),
     ) -> Result<(), CodegenError> {
         let threads = u64::from(w.machine().threads * w.machine().groups);
-        let layout = packed(blocks, COLUMNS);
+        let layout = packed(blocks, COLUMNS, PIECE);
         let token = TokenRow::new(self.spec.inputs, blocks);
         let groups = tiles.stage.inputs / layout.group;
         let (per_group, head) = (layout.group_bytes() / PIECE, layout.integers_at() / PIECE);
@@ -157,7 +157,7 @@ impl Linear<'_> {
         sums: &[Val],
     ) -> Result<Vec<Val>, CodegenError> {
         let dot = w.machine().byte_tile_dot.ok_or_else(|| CodegenError::bug("linear", "no products of tiles"))?;
-        let layout = packed(blocks, COLUMNS);
+        let layout = packed(blocks, COLUMNS, PIECE);
         let (row_tiles, column_tiles) = (tiles.row_tiles(w) as usize, (COLUMNS / TILE.1) as usize);
         let mut sums = sums.to_vec();
         for group in 0..tiles.stage.inputs / layout.group {
@@ -205,7 +205,7 @@ impl Linear<'_> {
     }
 
     /// As [`tile_of_rows`](Self::tile_of_rows), where each lane has eight bytes of a row side by side, four of each piece that an instruction takes.
-    fn rows_by_eight(&self, w: &mut Writer, tiles: &Tiles, stage: Val, m: u64, step: u64) -> [Val; 4] {
+    pub(super) fn rows_by_eight(&self, w: &mut Writer, tiles: &Tiles, stage: Val, m: u64, step: u64) -> [Val; 4] {
         let first_row = tiles.first_row(w);
         let quarter = w.shr(tiles.lane, 2);
         let of_lane = low_bits(w, tiles.lane, 3);
@@ -279,7 +279,7 @@ impl Linear<'_> {
         let minus = w.f32(f64::from(-WHOLE), 0);
         let whole = scales.iter().map(|scale| w.mul(*scale, minus)).collect();
         let minima = blocks.form.has_minimum().then(|| {
-            let at = w.offset_const(at, packed(blocks, COLUMNS).scales_bytes());
+            let at = w.offset_const(at, packed(blocks, COLUMNS, PIECE).scales_bytes());
             eight(w, at)
         });
         Scales { scales, whole, minima }

@@ -4,7 +4,7 @@ use super::{I32, PIECE, Tiles, low_bits};
 use crate::error::CodegenError;
 use crate::mlir::linear::Linear;
 use crate::mlir::writer::{Cmp, Elem, Ty, Val, Writer};
-use crate::plan::kernel::{TokenRow, dtype_bytes};
+use crate::plan::kernel::TokenRow;
 
 /// A row that a thread brings parts of: where it lies, and whether it exists; otherwise nothing may be read there.
 #[derive(Clone, Copy)]
@@ -31,9 +31,9 @@ pub(super) struct Brought {
 impl Linear<'_> {
     /// Bytes of a row that are inputs.
     fn row_bytes(&self) -> u64 {
-        match self.blocks() {
+        match self.integers() {
             Some(blocks) => TokenRow::new(self.spec.inputs, blocks).scales_at,
-            None => self.spec.inputs * dtype_bytes(self.spec.operand),
+            None => self.spec.inputs * self.input_bytes(),
         }
     }
 
@@ -59,7 +59,7 @@ impl Linear<'_> {
         });
         let pieces = pieces.collect();
         let stride = tiles.list.is_none().then(|| {
-            let bytes = threads / tiles.stage.pieces() * dtype_bytes(self.spec.operand);
+            let bytes = threads / tiles.stage.pieces() * self.input_bytes();
             let bytes = w.i64(bytes as i64);
             w.mul(self.x.row_stride, bytes)
         });
@@ -70,7 +70,7 @@ impl Linear<'_> {
             self.nearest_row(w, tiles, number)
         });
         // Views may begin anywhere; rows in blocks are aligned, and so are buffers.
-        let aligned = self.blocks().is_none().then(|| {
+        let aligned = self.integers().is_none().then(|| {
             let stride = w.shl(self.x.row_stride, 1);
             let address = w.address(self.x.data);
             let mut either = w.or(stride, address);
@@ -95,7 +95,7 @@ impl Linear<'_> {
 
     fn row_of_number(&self, w: &mut Writer, tiles: &Tiles, number: Val) -> Val {
         match tiles.list {
-            None => w.row(self.x, number, dtype_bytes(self.spec.operand)),
+            None => w.row(self.x, number, self.input_bytes()),
             Some((_, experts)) => {
                 let place = tiles.place(w, number);
                 self.x_at(w, place, experts)

@@ -1,0 +1,82 @@
+//! Floats of 8 bits (E4M3: a sign, 4 bits of exponent, 3 of fraction) widened, and others rounded to them, by the bits they are made of.
+//!
+//! Moved to the places of a wider type's exponent and fraction, they are themselves times a power of two, those below the least normal number too. NaN,
+//! which has all bits but the sign, is then 480: who keeps a group of them with a scale makes the scale NaN.
+
+use super::writer::{Elem, Ty, Val, Writer};
+
+/// What a number of f32 with the bits of one is multiplied by: exponents begin at -126 and not at -6.
+const OF_SINGLE: f64 = (1u128 << 120) as f64;
+
+impl Writer {
+    /// The floats in byte `byte` of words, in f32, exactly.
+    pub fn from_e4m3(&mut self, words: Val, byte: u32) -> Val {
+        let high = if byte == 3 { words } else { self.shl(words, 8 * (3 - byte)) };
+        // The sign stays, and its copies go.
+        let moved = self.shr_signed(high, 4);
+        let mask = self.int(i64::from(0x87F0_0000_u32.cast_signed()), moved.ty);
+        let bits = self.and(moved, mask);
+        let small = self.bitcast(bits, bits.ty.with(Elem::F32));
+        let power = self.f32(OF_SINGLE, small.ty.lanes);
+        self.mul(small, power)
+    }
+
+    /// The four floats of words as f32, divided by [`OF_HALF`](Self::OF_HALF): by way of f16.
+    pub fn from_e4m3_by_halves(&mut self, words: Val) -> [Val; 4] {
+        let [even, odd] = [8, 0].map(|up| {
+            let (moved, signed) =
+                if up == 0 { (self.shr(words, 1), words) } else { (self.shl(words, up - 1), self.shl(words, up)) };
+            let magnitudes = self.int(0x3F80_3F80, words.ty);
+            let magnitude = self.and(moved, magnitudes);
+            let signs = self.int(i64::from(0x8000_8000_u32.cast_signed()), words.ty);
+            let sign = self.and(signed, signs);
+            self.or(magnitude, sign)
+        });
+        let halves = |w: &mut Writer, pair: Val| {
+            [0, 16].map(|down| {
+                let half = if down == 0 { pair } else { w.shr(pair, down) };
+                let half = w.resize(half, Elem::I16);
+                w.from_half(half)
+            })
+        };
+        let [first, third] = halves(self, even);
+        let [second, fourth] = halves(self, odd);
+        [first, second, third, fourth]
+    }
+
+    /// What [`from_e4m3_by_halves`](Self::from_e4m3_by_halves) leaves to multiply by: exponents of f16 begin at -14.
+    pub const OF_HALF: f64 = 256.0;
+
+    /// The four floats of a word that each thread holds, as two words of pairs of bf16, exactly.
+    pub fn pairs_of_e4m3(&mut self, word: Val) -> [Val; 2] {
+        let zero = self.int(0, word.ty);
+        [0x1404, 0x3424].map(|which| {
+            let which = self.int(which, word.ty);
+            // Each byte in the upper half of one of 16 bits.
+            let spread = self.intrinsic("llvm.nvvm.prmt", &[word, zero, which], word.ty);
+            let moved = self.shr(spread, 4);
+            let magnitudes = self.int(0x07F0_07F0, word.ty);
+            let magnitude = self.and(moved, magnitudes);
+            let signs = self.int(i64::from(0x8000_8000_u32.cast_signed()), word.ty);
+            let sign = self.and(spread, signs);
+            let small = self.or(magnitude, sign);
+            self.scaled_pair(small)
+        })
+    }
+
+    /// Two numbers of bf16 times 2^120.
+    fn scaled_pair(&mut self, pair: Val) -> Val {
+        let id = self.fresh(Ty::scalar(Elem::I32));
+        let pairs = "vector<2xbf16>";
+        let power = self.int(0x7B80_7B80, pair.ty);
+        let nothing = self.int(i64::from(0x8000_8000_u32.cast_signed()), pair.ty);
+        for (name, of) in [("p", pair), ("q", power), ("r", nothing)] {
+            self.line(&format!("{id}_{name} = llvm.bitcast {of} : i32 to {pairs}"));
+        }
+        self.line(&format!(
+            "{id}_f = llvm.call_intrinsic \"llvm.nvvm.fma.rn.bf16x2\"({id}_p, {id}_q, {id}_r) : ({pairs}, {pairs}, {pairs}) -> {pairs}"
+        ));
+        self.line(&format!("{id} = llvm.bitcast {id}_f : {pairs} to i32"));
+        id
+    }
+}
