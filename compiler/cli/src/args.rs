@@ -185,6 +185,8 @@ pub(crate) enum CacheArg {
     Bf16,
     /// Integers of 8 bits, with a scale for each token and head.
     Int8,
+    /// Floats of 8 bits (E4M3), with a scale for each token and head.
+    Fp8,
 }
 
 /// `xfc compile`.

@@ -336,6 +336,7 @@ impl ModelArgs {
             CacheArg::F32 => CacheType::Float(DType::F32),
             CacheArg::Bf16 => CacheType::Float(DType::BF16),
             CacheArg::Int8 => CacheType::Int8,
+            CacheArg::Fp8 => CacheType::Fp8,
         };
         let quant = match &self.quant {
             None => Plan::default(),

@@ -110,12 +110,15 @@ fn narrow_types_are_those_of_a_processor() -> Result<()> {
         ("uint4", quantised("uint4:g64")?),
         ("fp8", quantised("fp8")?),
         ("int8 caches", Options { cache: Some(CacheType::Int8), ..bf16.clone() }),
+        ("fp8 caches", Options { cache: Some(CacheType::Fp8), ..bf16.clone() }),
     ];
     for name in ["llama3", "deepseek_v3", "mixtral"] {
         let case = Case::load(name)?;
         let checkpoint = case.checkpoint(Layout::Single)?;
         let checkpoint = Checkpoint::open(checkpoint.path())?;
-        for (what, options) in &all {
+        // Latents are the slowest to emulate.
+        let forms = all.iter().filter(|(what, _)| name != "deepseek_v3" || !what.starts_with("fp8"));
+        for (what, options) in forms {
             let both = Artifact::from_bytes(artifact(&case, &["cpu:x86-64-v3", TARGET], options)?)?;
             let of = |target: &str| ModelOptions { target: Some(target.to_owned()), ..ModelOptions::default() };
             let models =

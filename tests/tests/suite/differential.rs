@@ -106,6 +106,7 @@ fn generated_sizes_agree_in_bf16() {
 fn generated_sizes_agree_with_caches_in_8_bits() {
     for (first, dtype) in [(4000, DType::F32), (5000, DType::BF16)] {
         check_seeds(first, 4, |seed| check_with(seed, (dtype, CacheType::Int8), dense));
+        check_seeds(first + 500, 1, |seed| check_with(seed, (dtype, CacheType::Fp8), dense));
     }
 }
 

@@ -1,4 +1,4 @@
-//! Caches in 8 bits, with a scale for each token and head: compiled code against the interpreter, whose casts say what is kept.
+//! Caches in 8 bits, integers and floats, with a scale for each token and head: compiled code against the interpreter, whose casts say what is kept.
 
 use xfc_codegen::driver::Options;
 use xfc_lang::graph::DType;
@@ -18,11 +18,15 @@ use xfc_tests::program::{Given, agree, agree_in_turn, manifest, of_wiring};
 
 use crate::programs::floats;
 
-/// The wiring's program with caches in 8 bits.
+/// The wiring's program with caches in integers of 8 bits.
 pub(crate) fn kept(wiring: &str, dtype: DType) -> String {
+    kept_as(wiring, dtype, CacheType::Int8)
+}
+
+fn kept_as(wiring: &str, dtype: DType, cache: CacheType) -> String {
     let text = of_wiring(wiring).unwrap_or_else(|e| panic!("{e}\n{wiring}"));
     let mut program = parse(&text).unwrap_or_else(|e| panic!("{e}"));
-    prepare(&mut program, dtype, CacheType::Int8, &Plan::default()).unwrap_or_else(|e| panic!("{e}"));
+    prepare(&mut program, dtype, cache, &Plan::default()).unwrap_or_else(|e| panic!("{e}"));
     program.to_string()
 }
 
@@ -60,12 +64,14 @@ fn heads_of_any_width_and_group() {
             kv * key,
             kv * value
         );
-        let text = kept(&wiring, if i % 2 == 0 { DType::F32 } else { DType::BF16 });
-        let agreed = if i == 0 { agree(&text, &steps(width)) } else { agree_in_turn(i, &text, &steps(width)) };
-        agreed.unwrap_or_else(|e| panic!("{e}\n{text}"));
-        let manifest = manifest(&text).unwrap_or_else(|e| panic!("{e}"));
-        let pair = (key + 2 + value + 2) as u64;
-        assert_eq!(token_bytes(&manifest), kv as u64 * (2 * pair + (key + 2) as u64), "{text}");
+        for (cache, turn) in [(CacheType::Int8, i), (CacheType::Fp8, i + 1)] {
+            let text = kept_as(&wiring, if i % 2 == 0 { DType::F32 } else { DType::BF16 }, cache);
+            let agreed = if i == 0 { agree(&text, &steps(width)) } else { agree_in_turn(turn, &text, &steps(width)) };
+            agreed.unwrap_or_else(|e| panic!("{e}\n{text}"));
+            let manifest = manifest(&text).unwrap_or_else(|e| panic!("{e}"));
+            let pair = (key + 2 + value + 2) as u64;
+            assert_eq!(token_bytes(&manifest), kv as u64 * (2 * pair + (key + 2) as u64), "{text}");
+        }
     }
 }
 
@@ -87,7 +93,36 @@ fn keys_that_are_values() {
         );
         let text = kept(&wiring, DType::F32);
         agree(&text, &steps(width)).unwrap_or_else(|e| panic!("{e}\n{text}"));
+        let text = kept_as(&wiring, DType::F32, CacheType::Fp8);
+        agree_in_turn(heads, &text, &steps(width)).unwrap_or_else(|e| panic!("{e}\n{text}"));
     }
+}
+
+/// Numbers of E4M3, what lies between two of them, on both sides of the middle, and what is no number: rounded as the interpreter rounds them.
+#[test]
+fn numbers_are_rounded_to_the_nearest_float_of_8_bits() {
+    let of = |byte: u8| match (i32::from(byte >> 3), f32::from(byte & 7) / 8.0) {
+        (0, fraction) => fraction * 2f32.powi(-6),
+        (exponent, fraction) => (1.0 + fraction) * 2f32.powi(exponent - 7),
+    };
+    let mut numbers = Vec::new();
+    for byte in 0..0x7eu8 {
+        let middle = (of(byte) + of(byte + 1)) / 2.0;
+        numbers.extend([of(byte), middle.next_down(), -middle, middle, -middle.next_up()]);
+    }
+    // The largest of a row is 448 times its scale, which is a power of two but in the last rows.
+    let rows = numbers.chunks(20).map(|some| [some, &[448.0; 21][some.len()..]].concat());
+    let mut rows: Vec<Vec<f32>> = rows.collect();
+    rows.extend([1e-30, 1e-39, 3e30, 1.001, 0.0, f32::NAN].map(|of| {
+        let mut row = rows[9].clone();
+        row.iter_mut().for_each(|x| *x *= of);
+        row
+    }));
+    let text = "program \"p\" axes [tokens]\n\ngraph 0 \"model\" (%0 x: f32[tokens, 21]) {\n\
+        \x20 %1 = cast %0 : keptfp8g21[tokens, 21]\n\
+        \x20 %2 = cast %1 : f32[tokens, 21]\n\
+        \x20 return y = %2\n}\n";
+    agree(text, &[vec![("x", Floats(rows.concat()))]]).unwrap_or_else(|e| panic!("{e}"));
 }
 
 /// What the heads' keys and values are made from is kept, each part with a scale of its own, and made wide for sequences that begin.

@@ -458,7 +458,7 @@ impl Attention<'_> {
         if self.spec.value_in_key.is_some() { self.spec.keys() } else { self.spec.values() }
     }
 
-    /// Loads consecutive kept elements as f32; integers without their scale.
+    /// Loads consecutive kept elements as f32; those of 8 bits without their scale.
     fn load_kept(
         &self,
         w: &mut Writer,
@@ -473,6 +473,10 @@ impl Attention<'_> {
             None => w.load(ty, at),
             Some(mask) => w.load_masked(ty, at, mask),
         };
+        if dtype.blocks().is_some_and(|blocks| blocks.form.is_float()) {
+            let byte = w.widen_unsigned(raw, Elem::I32);
+            return Ok(w.from_e4m3(byte, 0));
+        }
         cast(w, raw, Elem::F32)
     }
 

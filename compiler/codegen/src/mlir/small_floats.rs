@@ -3,7 +3,7 @@
 //! Moved to the places of a wider type's exponent and fraction, they are themselves times a power of two, those below the least normal number too. NaN,
 //! which has all bits but the sign, is then 480: who keeps a group of them with a scale makes the scale NaN.
 
-use super::writer::{Elem, Ty, Val, Writer};
+use super::writer::{Cmp, Elem, Ty, Val, Writer};
 
 /// What a number of f32 with the bits of one is multiplied by: exponents begin at -126 and not at -6.
 const OF_SINGLE: f64 = (1u128 << 120) as f64;
@@ -19,6 +19,40 @@ impl Writer {
         let small = self.bitcast(bits, bits.ty.with(Elem::F32));
         let power = self.f32(OF_SINGLE, small.ty.lanes);
         self.mul(small, power)
+    }
+
+    /// The nearest of them to numbers of f32, of two the even one, as the low bits of words; what is larger than the largest becomes that, and what is no
+    /// number any of them.
+    pub fn to_e4m3(&mut self, x: Val) -> Val {
+        let lanes = x.ty.lanes;
+        let bits = self.bitcast(x, x.ty.with(Elem::I32));
+        let sign = self.shr(bits, 24);
+        let sign_bit = self.int(0x80, bits.ty);
+        let sign = self.and(sign, sign_bit);
+        let most = self.f32(448.0, lanes);
+        let magnitude = self.fabs(x);
+        let magnitude = self.min(magnitude, most);
+        // Three bits of fraction are left, and a carry goes on to the exponent, which begins at -6 and not at -126.
+        let bits = self.bitcast(magnitude, bits.ty);
+        let one = self.int(1, bits.ty);
+        let odd = self.shr(bits, 20);
+        let odd = self.and(odd, one);
+        let half = self.int(0x7_FFFF, bits.ty);
+        let up = self.add(odd, half);
+        let normal = self.add(bits, up);
+        let normal = self.shr(normal, 20);
+        let exponents = self.int(120 << 3, bits.ty);
+        let normal = self.sub(normal, exponents);
+        // Below the least normal one: what is left in the last bits of a number whose neighbours are as far apart as here.
+        let large = self.f32(16384.0, lanes);
+        let moved = self.add(magnitude, large);
+        let moved = self.bitcast(moved, bits.ty);
+        let before = self.int(i64::from(16384f32.to_bits()), bits.ty);
+        let small = self.sub(moved, before);
+        let least = self.f32(1.0 / 64.0, lanes);
+        let is_small = self.cmp(Cmp::Lt, magnitude, least);
+        let magnitude = self.select(is_small, small, normal);
+        self.or(magnitude, sign)
     }
 
     /// The four floats of words as f32, divided by [`OF_HALF`](Self::OF_HALF): by way of f16.

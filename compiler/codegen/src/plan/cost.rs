@@ -73,7 +73,7 @@ fn products_of(dtype: DType) -> Products {
     match dtype {
         DType::F16 | DType::BF16 => Products::Half,
         // Widened to bf16.
-        DType::Blocks(blocks) if blocks.form.is_float() => Products::Half,
+        DType::Blocks(blocks) if blocks.is_weights() && blocks.form.is_float() => Products::Half,
         DType::Blocks(blocks) if !blocks.is_kept() => Products::Byte,
         // What is kept in 8 bits is widened to f32.
         DType::Blocks(_) | DType::F32 | DType::I64 | DType::I32 | DType::Bool => Products::Single,

@@ -42,11 +42,13 @@ pub enum BlockForm {
     /// What a cache keeps of a head, `-127 ..= 127` with a scale of bf16: it has the range of f32, every machine widens it with a shift, and
     /// elements are rounded to multiples of the scale as it is kept.
     Kept8,
+    /// The same of E4M3, `-448 ..= 448`.
+    KeptFp8,
 }
 
 impl BlockForm {
     /// All forms.
-    pub const ALL: [BlockForm; 7] = [
+    pub const ALL: [BlockForm; 8] = [
         BlockForm::Int8,
         BlockForm::Int4,
         BlockForm::Uint8,
@@ -54,6 +56,7 @@ impl BlockForm {
         BlockForm::Fp8,
         BlockForm::Token8,
         BlockForm::Kept8,
+        BlockForm::KeptFp8,
     ];
 
     /// Name, of the form alone: `int4`.
@@ -66,14 +69,20 @@ impl BlockForm {
             BlockForm::Fp8 => "fp8",
             BlockForm::Token8 => "token8",
             BlockForm::Kept8 => "kept8",
+            BlockForm::KeptFp8 => "keptfp8",
         }
     }
 
     /// Bits of an element.
     pub fn bits(self) -> u64 {
         match self {
-            BlockForm::Int8 | BlockForm::Uint8 | BlockForm::Fp8 | BlockForm::Token8 | BlockForm::Kept8 => 8,
             BlockForm::Int4 | BlockForm::Uint4 => 4,
+            BlockForm::Int8
+            | BlockForm::Uint8
+            | BlockForm::Fp8
+            | BlockForm::Token8
+            | BlockForm::Kept8
+            | BlockForm::KeptFp8 => 8,
         }
     }
 
@@ -84,7 +93,7 @@ impl BlockForm {
 
     /// Whether elements are floats, and no integers.
     pub fn is_float(self) -> bool {
-        self == BlockForm::Fp8
+        matches!(self, BlockForm::Fp8 | BlockForm::KeptFp8)
     }
 
     /// Elements of a group where none is asked for.
@@ -95,13 +104,18 @@ impl BlockForm {
 
     /// Whether weights are held in it.
     pub fn is_of_weights(self) -> bool {
-        !matches!(self, BlockForm::Token8 | BlockForm::Kept8)
+        self != BlockForm::Token8 && !self.is_kept()
+    }
+
+    /// Whether caches keep heads in it.
+    pub fn is_kept(self) -> bool {
+        matches!(self, BlockForm::Kept8 | BlockForm::KeptFp8)
     }
 
     /// Bytes of the scale and the minimum of a group.
     pub fn shared_bytes(self) -> u64 {
         match self {
-            BlockForm::Int8 | BlockForm::Int4 | BlockForm::Kept8 => 2,
+            BlockForm::Int8 | BlockForm::Int4 | BlockForm::Kept8 | BlockForm::KeptFp8 => 2,
             BlockForm::Uint8 | BlockForm::Uint4 | BlockForm::Fp8 | BlockForm::Token8 => 4,
         }
     }
@@ -137,6 +151,11 @@ impl Blocks {
         Blocks { form: BlockForm::Kept8, group, stored: false }
     }
 
+    /// The same in floats of 8 bits.
+    pub fn kept_floats(group: u16) -> Self {
+        Blocks { form: BlockForm::KeptFp8, ..Blocks::kept(group) }
+    }
+
     /// Whether these are weights.
     pub fn is_weights(self) -> bool {
         self.form.is_of_weights()
@@ -144,7 +163,7 @@ impl Blocks {
 
     /// Whether this is what a cache keeps.
     pub fn is_kept(self) -> bool {
-        self.form == BlockForm::Kept8
+        self.form.is_kept()
     }
 
     /// Reads a name as [`Display`](fmt::Display) writes it.
@@ -152,7 +171,7 @@ impl Blocks {
         let (name, stored) = name.strip_suffix(STORED).map_or((name, false), |name| (name, true));
         let (form, group) = BlockForm::ALL.into_iter().find_map(|f| Some((f, name.strip_prefix(f.name())?)))?;
         let group = group.strip_prefix('g')?.parse().ok()?;
-        let is_known = if form == BlockForm::Kept8 { group > 0 } else { Self::GROUPS.contains(&group) };
+        let is_known = if form.is_kept() { group > 0 } else { Self::GROUPS.contains(&group) };
         (is_known && (form.is_of_weights() || !stored)).then_some(Blocks { form, group, stored })
     }
 
@@ -186,10 +205,11 @@ impl Blocks {
             BlockForm::Fp8 => (with_inverse(magnitude(group) / e4m3::LARGEST), 0.0),
             BlockForm::Token8 => (magnitude(group) / 127.0, 0.0),
             BlockForm::Kept8 => (with_inverse(half::bf16::from_f32(magnitude(group) / 127.0).to_f32()), 0.0),
+            BlockForm::KeptFp8 => (with_inverse(half::bf16::from_f32(magnitude(group) / e4m3::LARGEST).to_f32()), 0.0),
         };
         let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
         let (first, last) = match self.form {
-            BlockForm::Fp8 => {
+            BlockForm::Fp8 | BlockForm::KeptFp8 => {
                 group.iter_mut().for_each(|x| *x = e4m3::round(*x * inverse) * scale);
                 return;
             }
@@ -258,9 +278,12 @@ mod tests {
             }
         }
         assert_eq!(Blocks::parse("kept8g7"), Some(Blocks::kept(7)));
+        assert_eq!(Blocks::parse("keptfp8g7"), Some(Blocks::kept_floats(7)));
         for wrong in [
             "token8g32stored",
             "kept8g7stored",
+            "keptfp8g7stored",
+            "keptfp8g0",
             "int4stored",
             "int4",
             "int4g",
@@ -285,6 +308,9 @@ mod tests {
         assert_eq!(rounded(BlockForm::Uint8, &[-55.0, 200.0, 0.25]), [-55.0, 200.0, 0.0]);
         assert_eq!(rounded(BlockForm::Token8, &[254.0, 1.0, 2.9]), [254.0, 0.0, 2.0]);
         assert_eq!(rounded(BlockForm::Kept8, &[-254.0, 1.0, 2.9]), [-254.0, 0.0, 2.0]);
+        assert_eq!(rounded(BlockForm::KeptFp8, &[-896.0, 38.0, 3e-3]), [-896.0, 40.0, 1.0 / 256.0]);
+        // 448.5 / 448 is 1 in bf16.
+        assert_eq!(rounded(BlockForm::KeptFp8, &[448.5, -1.0]), [448.0, -1.0]);
         // 1 / 127 is 129 / 16384 in bf16, and what is rounded once stays.
         let scale = 129.0 / 16384.0;
         assert_eq!(rounded(BlockForm::Kept8, &[1.0, -0.5]), [127.0 * scale, -64.0 * scale]);

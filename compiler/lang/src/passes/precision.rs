@@ -4,7 +4,7 @@
 //! products, norms, softmax, products of what a token brings alone, and what flows between layers stay f32. For f32 nothing changes.
 //!
 //! Caches may be of another type than the rest. Products of what they keep then take f32: a narrow cache is widened, which rounds nothing more.
-//! In 8 bits, each head of what products read is rounded to integers with a scale; what is done to it on the way to a product is of `dtype`, as are
+//! In 8 bits, each head of what products read is rounded to integers or to floats with a scale; what is done to it on the way to a product is of `dtype`, as are
 //! caches that no product reads and those of one number a token.
 
 use std::collections::HashMap;
@@ -25,6 +25,8 @@ pub enum CacheType {
     Float(DType),
     /// Integers of 8 bits, with a scale for each token and head.
     Int8,
+    /// Floats of 8 bits (E4M3), with a scale for each token and head.
+    Fp8,
 }
 
 impl From<DType> for CacheType {
@@ -38,14 +40,20 @@ impl CacheType {
     fn float(self, dtype: DType) -> DType {
         match self {
             CacheType::Float(own) => own,
-            CacheType::Int8 => dtype,
+            CacheType::Int8 | CacheType::Fp8 => dtype,
         }
+    }
+
+    /// Whether heads are rounded to 8 bits.
+    fn has_scales(self) -> bool {
+        matches!(self, CacheType::Int8 | CacheType::Fp8)
     }
 
     /// The type that heads `[.., heads, elements]` are held in, where they are for products.
     fn held(self, ty: &Type, dtype: DType) -> Result<DType, ShapeError> {
         match (self, &ty.dims[..]) {
-            (CacheType::Int8, [_, .., Dim::Fixed(n)]) => match u16::try_from(*n) {
+            (CacheType::Int8 | CacheType::Fp8, [_, .., Dim::Fixed(n)]) => match u16::try_from(*n) {
+                Ok(n) if n > 0 && self == CacheType::Fp8 => Ok(DType::Blocks(Blocks::kept_floats(n))),
                 Ok(n) if n > 0 => Ok(DType::Blocks(Blocks::kept(n))),
                 _ => Err(ShapeError(format!(
                     "{n} elements of a head with one scale: caches in 8 bits take up to {}",
@@ -64,14 +72,14 @@ impl CacheType {
 pub fn apply(program: &mut Program, dtype: DType, cache: impl Into<CacheType>) -> Result<(), ShapeError> {
     let cache = cache.into();
     let float = cache.float(dtype);
-    if !is_narrow(dtype) && !is_narrow(float) && cache != CacheType::Int8 {
+    if !is_narrow(dtype) && !is_narrow(float) && !cache.has_scales() {
         return Ok(());
     }
     for graph in &mut program.graphs {
         for node in graph.topological() {
             rewrite(graph, node, dtype, cache)?;
         }
-        if is_narrow(float) || cache == CacheType::Int8 {
+        if is_narrow(float) || cache.has_scales() {
             across_calls(graph, dtype, cache)?;
         }
         let [mut narrow, mut kept] = [dtype, float].map(|dtype| Narrow { dtype, memo: HashMap::new() });

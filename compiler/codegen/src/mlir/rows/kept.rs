@@ -1,4 +1,4 @@
-//! What caches keep in 8 bits: heads rounded to integers with a scale for each group, which lie before the elements in a page.
+//! What caches keep in 8 bits: heads rounded to integers, or to floats, with a scale for each group, which lie before the elements in a page.
 //!
 //! Where it lies elsewhere, because something in the row or another kernel reads it, it is the rounded numbers in f32.
 
@@ -75,7 +75,7 @@ impl Body<'_> {
             for group in 0..groups {
                 let first = group * u64::from(blocks.group);
                 let n = u64::from(blocks.group).min(dim - first);
-                self.group_to_keep(w, &view, &outer, (group, first, n), &places)?;
+                self.group_to_keep(w, (&view, blocks), &outer, (group, first, n), &places)?;
             }
             Ok(())
         })?;
@@ -90,7 +90,7 @@ impl Body<'_> {
     fn group_to_keep(
         &self,
         w: &mut Writer,
-        view: &View,
+        (view, blocks): (&View, Blocks),
         outer: &[Val],
         (group, first, n): (u64, u64, u64),
         places: &Places<'_>,
@@ -115,7 +115,8 @@ impl Body<'_> {
         })?;
         let of_lanes = w.reduce_max(most[0]);
         let most = w.max(of_lanes, most[1]);
-        let range = w.f32(127.0, 0);
+        let in_floats = blocks.form.is_float();
+        let range = w.f32(if in_floats { 448.0 } else { 127.0 }, 0);
         let scale = w.div(most, range);
         let stored = w.to_bf16(scale);
         let at = w.i64(group as i64);
@@ -132,14 +133,14 @@ impl Body<'_> {
             let inverse = w.splat(inverse, lanes);
             let x = w.mul(x, inverse);
             // What is no number has a scale that is none.
-            let integer = w.nearest_byte(x);
+            let element = if in_floats { w.to_e4m3(x) } else { w.nearest_byte(x) };
             let at = [outer, &[i]].concat();
-            let byte = w.resize(integer, Elem::I8);
+            let byte = w.resize(element, Elem::I8);
             integers.store(w, byte, &at, mask);
             if let Some(rounded) = &rounded {
-                let integer = w.to_float(integer);
+                let element = if in_floats { w.from_e4m3(element, 0) } else { w.to_float(element) };
                 let scale = w.splat(scale, lanes);
-                let x = w.mul(integer, scale);
+                let x = w.mul(element, scale);
                 rounded.store(w, x, &at, mask);
             }
             Ok(vec![])

@@ -37,7 +37,7 @@ pub(super) fn family(spec: &AttentionSpec, rows: Regime) -> Option<Attention> {
     let kept = |dtype: DType| match dtype {
         DType::F32 => Some(Kept::F32),
         DType::BF16 => Some(Kept::Bf16),
-        DType::Blocks(_) => Some(Kept::Int8),
+        DType::Blocks(blocks) if !blocks.form.is_float() => Some(Kept::Int8),
         _ => None,
     };
     let query = match spec.query {
