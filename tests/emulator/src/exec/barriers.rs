@@ -22,8 +22,8 @@ pub(crate) struct Barrier {
     waiting: Vec<(usize, u32, Option<Reg>)>,
     known: Known,
     reduced: Option<Reduction>,
-    /// Of four warps: when the first of their `wgmma`s that are not done was issued.
-    unfinished: Option<Time>,
+    /// Of four warps: up to which time the `wgmma`s of each are done.
+    done: Vec<(usize, Time)>,
 }
 
 #[derive(Clone, Copy)]
@@ -101,15 +101,20 @@ impl Warp {
 impl Warp {
     /// The warp's `wgmma`s are done but for those issued from a time on; it waits for those of its neighbours, for all four make one product.
     /// Nobody learns anything else of the others.
-    pub(crate) fn meet_group(&mut self, env: &mut Env<'_>, unfinished: Option<Time>) -> Step {
+    pub(crate) fn meet_group(&mut self, env: &mut Env<'_>, unfinished: Option<Time>, pc: Pc) -> Step {
         let id = BARRIERS + self.index / GROUP;
         let barrier = &mut env.barriers[id];
         barrier.expected = Some((GROUP * LANES) as u32);
         barrier.arrived += LANES as u32;
-        barrier.unfinished = barrier.unfinished.into_iter().chain(unfinished).min();
+        barrier.done.push((self.index, unfinished.map_or(env.clocks.now(), |time| time - 1)));
         barrier.waiting.push((self.index, u32::MAX, None));
         env.complete_barriers();
-        Step::Wait(Wait::Barrier(id as u32))
+        // Also those lanes that came earlier.
+        let wait = Wait::Barrier(id as u32);
+        self.blocked = u32::MAX;
+        self.pcs = [pc; LANES];
+        self.waits = [wait; LANES];
+        Step::Wait(wait)
     }
 }
 
@@ -142,9 +147,10 @@ impl Env<'_> {
                     self.clocks.met_at(warp, now);
                 }
                 if id >= BARRIERS {
-                    let done = done.unfinished.map_or(self.clocks.now(), |time| time - 1);
-                    let agent = self.clocks.group_agent(warp);
-                    self.clocks.learn(warp, agent, done);
+                    for &(of, time) in &done.done {
+                        let agent = self.clocks.reading_agent(of);
+                        self.clocks.learn(warp, agent, time);
+                    }
                 }
                 self.wakes.push((warp, mask, result.zip(value)));
             }

@@ -11,7 +11,7 @@ pub(crate) type Time = u32;
 /// What is known: of each agent the time up to which its accesses are.
 pub(crate) type Known = Vec<Time>;
 
-/// Agents besides threads: asynchronous copies, by the mbarrier that they complete on; and after them the warps of each `wgmma`.
+/// Agents besides threads: asynchronous copies, by the mbarrier that they complete on; and after them what reads for each warp's `wgmma`s.
 pub(crate) const ASYNC_AGENTS: usize = 64;
 /// Warps of a `wgmma`.
 pub(crate) const GROUP: usize = 4;
@@ -45,7 +45,7 @@ pub(crate) fn join(into: &mut Known, other: &[Time]) {
 
 impl Clocks {
     pub(crate) fn new(threads: usize) -> Self {
-        let agents = threads + ASYNC_AGENTS + threads.div_ceil(LANES * GROUP);
+        let agents = threads + ASYNC_AGENTS + threads.div_ceil(LANES);
         let warp = || WarpClock { known: vec![0; agents], private: [const { None }; LANES], met: 0, floor: 0 };
         let warps = (0..threads.div_ceil(LANES)).map(|_| warp()).collect();
         Self { now: 1, warps, threads, ended: vec![0; agents] }
@@ -85,9 +85,9 @@ impl Clocks {
         time <= clock.known[agent] || private.is_some_and(|&known| time <= known)
     }
 
-    /// The agent that reads for the `wgmma`s of a warp and its neighbours.
-    pub(crate) fn group_agent(&self, warp: usize) -> usize {
-        self.threads + ASYNC_AGENTS + warp / GROUP
+    /// The agent that reads for the `wgmma`s of a warp.
+    pub(crate) fn reading_agent(&self, warp: usize) -> usize {
+        self.threads + ASYNC_AGENTS + warp
     }
 
     /// All of a warp learn what one agent did, up to a time.

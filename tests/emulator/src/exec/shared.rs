@@ -1,6 +1,6 @@
 //! Shared memory of a block and its shadow: of each byte who wrote it last, who read it, and what asynchronous operations have in flight.
 
-use super::clocks::{Clocks, GROUP, Time};
+use super::clocks::{Clocks, Time};
 use super::fault::FaultKind;
 use crate::decode::lanes::LANES;
 
@@ -54,7 +54,7 @@ pub(crate) struct Shared {
     data: Vec<u8>,
     writers: Vec<Writer>,
     last_read: Vec<Time>,
-    /// By warp, and after these by the four warps of a `wgmma`; empty until they read.
+    /// By warp, and after these by the warps whose `wgmma`s read; empty until they do.
     readers: Vec<Vec<Reader>>,
     warps: usize,
     /// How many asynchronous operations will write, and how many will read, each byte.
@@ -69,7 +69,7 @@ impl Shared {
             data: vec![0; bytes],
             writers: vec![Writer::default(); bytes],
             last_read: vec![0; bytes],
-            readers: vec![Vec::new(); warps + warps.div_ceil(GROUP)],
+            readers: vec![Vec::new(); 2 * warps],
             warps,
             writes_in_flight: vec![0; bytes],
             reads_in_flight: vec![0; bytes],
@@ -130,7 +130,7 @@ impl Shared {
         self.check_read_for(by.warp, address, bytes, by, clocks)
     }
 
-    /// Checks a read by the tensor core for a `wgmma` of this thread's warp, and notes it for all four.
+    /// Checks a read by the tensor core for a `wgmma` of this thread's warp.
     pub(crate) fn check_group_read(
         &mut self,
         address: u64,
@@ -138,7 +138,7 @@ impl Shared {
         by: Toucher,
         clocks: &Clocks,
     ) -> Result<std::ops::Range<usize>, FaultKind> {
-        self.check_read_for(self.warps + by.warp / GROUP, address, bytes, by, clocks)
+        self.check_read_for(self.warps + by.warp, address, bytes, by, clocks)
     }
 
     fn check_read_for(
@@ -220,7 +220,7 @@ impl Shared {
                 continue;
             }
             if warp >= self.warps {
-                let agent = clocks.group_agent((warp - self.warps) * GROUP);
+                let agent = clocks.reading_agent(warp - self.warps);
                 if !clocks.knows(by.warp, by.lane, agent, time) {
                     return Err(self.race(at, by, "writes", warp * LANES, "read"));
                 }

@@ -24,7 +24,7 @@ impl Warp {
             Tensor::Wgmma(wgmma) => self.wgmma(env, wgmma)?,
             Tensor::WgmmaFence => self.held.fence(),
             Tensor::WgmmaCommit => self.held.commit(),
-            Tensor::WgmmaWait(pending) => return Ok(self.wait_for_products(env, *pending)),
+            Tensor::WgmmaWait(pending) => return Ok(self.wait_for_products(env, *pending, pc)),
         }
         Ok(Step::Next)
     }

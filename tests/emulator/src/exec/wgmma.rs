@@ -14,7 +14,7 @@ use super::mma::{Sum, element, gather_a};
 use super::shared::Toucher;
 use super::warp::{Step, Warp};
 use crate::decode::lanes::Reg;
-use crate::decode::program::{Inst, Op};
+use crate::decode::program::{Inst, Op, Pc};
 use crate::decode::tensor::{Factor, Tensor, Wgmma};
 use crate::decode::types::Ty;
 
@@ -86,7 +86,7 @@ impl Held {
 
 impl Warp {
     /// `wgmma.wait_group`: all groups but the last few are done.
-    pub(crate) fn wait_for_products(&mut self, env: &mut Env<'_>, pending: usize) -> Step {
+    pub(crate) fn wait_for_products(&mut self, env: &mut Env<'_>, pending: usize, pc: Pc) -> Step {
         let held = &mut self.held;
         if held.committed.len() <= pending {
             return Step::Next;
@@ -97,7 +97,7 @@ impl Warp {
             }
         }
         let unfinished = held.groups().find_map(|group| group.issued);
-        self.meet_group(env, unfinished)
+        self.meet_group(env, unfinished, pc)
     }
 
     pub(crate) fn wgmma(&mut self, env: &mut Env<'_>, w: &Wgmma) -> Result<(), LaneFault> {

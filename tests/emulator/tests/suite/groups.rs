@@ -7,7 +7,7 @@ use crate::harness::{Random, kernel_with, run_grid, words};
 
 /// A type of elements.
 #[derive(Clone, Copy)]
-struct Element {
+pub(crate) struct Element {
     name: &'static str,
     bytes: usize,
     value: fn(u32) -> f64,
@@ -20,7 +20,7 @@ const F16: Element = Element {
     value: |b| f16::from_bits(b as u16).to_f64(),
     random: |r| f16::from_f32(r.unit()).to_bits().into(),
 };
-const BF16: Element = Element {
+pub(crate) const BF16: Element = Element {
     name: "bf16",
     bytes: 2,
     value: |b| bf16::from_bits(b as u16).to_f64(),
@@ -43,22 +43,22 @@ const E4M3: Element = Element {
 
 /// How a matrix lies in shared memory: bytes that chunks are exchanged in (16 is none), and which way.
 #[derive(Clone, Copy)]
-struct Layout {
-    width: usize,
-    transposed: bool,
+pub(crate) struct Layout {
+    pub(crate) width: usize,
+    pub(crate) transposed: bool,
 }
 
 /// A matrix of lines (rows of A, columns of B) by `k`, its image in memory and its descriptor but for the address.
-struct Placed {
-    values: Vec<f64>,
-    image: Vec<u8>,
-    descriptor: u64,
+pub(crate) struct Placed {
+    pub(crate) values: Vec<f64>,
+    pub(crate) image: Vec<u8>,
+    pub(crate) descriptor: u64,
     /// What the address grows by from one step of 32 bytes along K to the next.
-    step: usize,
+    pub(crate) step: usize,
 }
 
 /// The canonical layouts of PTX ISA, section 9.7.15.5.1.2.1.3, in chunks of 16 bytes.
-fn place(random: &mut Random, element: Element, lines: usize, k: usize, layout: Layout) -> Placed {
+pub(crate) fn place(random: &mut Random, element: Element, lines: usize, k: usize, layout: Layout) -> Placed {
     let per_chunk = 16 / element.bytes;
     let chunks = layout.width / 16;
     let (leading, stride, step, size);
@@ -358,93 +358,4 @@ fn products_follow_each_other_without_a_wait() {
     let commit = "wgmma.commit_group.sync.aligned;\n";
     let two = format!("{line}{commit}{line}");
     assert_eq!(small(|b| b.replace(line, &two)), Ok(()));
-}
-
-/// Four steps through one stage: a thread of a fifth warp copies, four warps multiply, one thread of them says that the stage is empty.
-fn pipeline(change: impl Fn(String) -> String) -> Result<(), FaultKind> {
-    const STAGE: usize = 2048 + 256;
-    let mut random = Random::new(12);
-    let layout = Layout { width: 16, transposed: false };
-    let steps: Vec<[Placed; 2]> =
-        (0..4).map(|_| [place(&mut random, BF16, 64, 16, layout), place(&mut random, BF16, 8, 16, layout)]).collect();
-    let input: Vec<u8> = steps.iter().flatten().flat_map(|p| p.image.iter().copied()).collect();
-    assert_eq!(input.len(), 4 * STAGE);
-    let body = format!(
-        ".reg .b32 %acc<4>;
-.reg .b64 %desc<2>;
-.shared .align 128 .b8 s[{STAGE}];
-.shared .align 8 .b64 full;
-.shared .align 8 .b64 empty;
-mov.u32 %r20, s;
-mov.u32 %r10, full;
-mov.u32 %r11, empty;
-setp.eq.u32 %p0, %t, 128;
-@%p0 mbarrier.init.shared.b64 [%r10], 1;
-@%p0 mbarrier.init.shared.b64 [%r11], 1;
-@%p0 fence.mbarrier_init.release.cluster;
-bar.sync 0;
-mov.u32 %r12, 0;
-setp.lt.u32 %p2, %t, 128;
-@%p2 bra CONSUMER;
-@!%p0 ret;
-PRODUCE:
-and.b32 %r13, %r12, 1;
-xor.b32 %r13, %r13, 1;
-EMPTY:
-mbarrier.try_wait.parity.shared.b64 %p1, [%r11], %r13;
-@!%p1 bra EMPTY;
-mbarrier.arrive.expect_tx.shared.b64 %a9, [%r10], {STAGE};
-cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r20], [%in], {STAGE}, [%r10];
-add.s64 %in, %in, {STAGE};
-add.u32 %r12, %r12, 1;
-setp.lt.u32 %p3, %r12, 4;
-@%p3 bra PRODUCE;
-ret;
-CONSUMER:
-cvt.u64.u32 %a0, %r20;
-shr.u64 %a0, %a0, 4;
-or.b64 %desc0, %a0, {:#x};
-add.u64 %a0, %a0, 128;
-or.b64 %desc1, %a0, {:#x};
-setp.eq.u32 %p4, %t, 0;
-CONSUME:
-and.b32 %r13, %r12, 1;
-FULL:
-mbarrier.try_wait.parity.shared.b64 %p1, [%r10], %r13;
-@!%p1 bra FULL;
-setp.ne.u32 %p5, %r12, 0;
-wgmma.fence.sync.aligned;
-wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {{%acc0, %acc1, %acc2, %acc3}}, %desc0, %desc1, %p5, 1, 1, 0, 0;
-wgmma.commit_group.sync.aligned;
-wgmma.wait_group.sync.aligned 0;
-@%p4 mbarrier.arrive.shared.b64 %a9, [%r11];
-add.u32 %r12, %r12, 1;
-setp.lt.u32 %p3, %r12, 4;
-@%p3 bra CONSUME;
-mul.wide.u32 %slot, %t, 16;
-add.s64 %slot, %slot, %out;
-st.global.v4.b32 [%slot], {{%acc0, %acc1, %acc2, %acc3}};",
-        steps[0][0].descriptor, steps[0][1].descriptor
-    );
-    let done =
-        run_grid(&kernel_with("", &change(body)), [1, 1, 1], [160, 1, 1], 0, &input, 2048).map_err(|f| f.kind)?;
-    for (at, got) in words(&done.out).into_iter().enumerate() {
-        let (thread, i) = (at / 4, at % 4);
-        let (row, column) = (16 * (thread / 32) + thread % 32 / 4 + 8 * (i / 2), 2 * (thread % 4) + i % 2);
-        let exact: f64 = steps
-            .iter()
-            .map(|[a, b]| (0..16).map(|k| a.values[row * 16 + k] * b.values[column * 16 + k]).sum::<f64>())
-            .sum();
-        assert!((f64::from(f32::from_bits(got)) - exact).abs() < 1e-5);
-    }
-    Ok(())
-}
-
-#[test]
-fn one_thread_speaks_for_four_warps() {
-    assert_eq!(pipeline(|b| b), Ok(()));
-    let (wait, arrive) = ("wgmma.wait_group.sync.aligned 0;\n", "@%p4 mbarrier.arrive.shared.b64 %a9, [%r11];\n");
-    let early = pipeline(|b| b.replace(arrive, "").replace(wait, &format!("{arrive}{wait}")));
-    let Err(kind) = early else { panic!("an early arrival is not found") };
-    assert!(matches!(kind, FaultKind::Race { .. } | FaultKind::InFlight(_)), "{kind}");
 }

@@ -12,4 +12,5 @@ mod groups;
 mod integers;
 mod matrices;
 mod products;
+mod stages;
 mod warps;
