@@ -10,6 +10,7 @@
 mod blocks;
 pub mod by_block;
 mod experts;
+mod finish;
 mod floats;
 pub mod tiles;
 mod turns;
@@ -19,13 +20,12 @@ use xfc_lang::graph::blocks::Blocks;
 
 pub use self::blocks::packed;
 
-use super::expr::{cast, elem_of, scalar_graph};
 use super::frame::Buffer;
 use super::machine::{Machine, PairDot};
 use super::schedule::LinearSchedule;
 use super::writer::{Cmp, Elem, Ty, Val, Writer};
 use crate::error::CodegenError;
-use crate::plan::kernel::{Extra, LinearSpec, dtype_bytes, row_elements};
+use crate::plan::kernel::{LinearSpec, dtype_bytes, row_elements};
 
 /// Bytes that memory is read in.
 const CACHE_LINE: u64 = 64;
@@ -429,70 +429,5 @@ impl<'a> Linear<'a> {
                 }
             }
         }
-    }
-
-    /// Epilogue and store of one row.
-    fn finish_row(&self, w: &mut Writer, place: Place, sums: &[Val]) -> Result<(), CodegenError> {
-        let s = self.schedule;
-        let vectors = s.vectors as usize;
-        let out_elem = elem_of(self.spec.result, Elem::I64)?;
-        let column = self.column.ok_or_else(|| CodegenError::bug("linear", "columns were not entered"))?;
-        let mut out_row = self.row_at(w, self.out, place, self.spec.outputs, out_elem.bytes());
-        if let Some(head) = self.head {
-            out_row = w.element(out_row, head, self.spec.outputs * out_elem.bytes());
-        }
-        let out = w.element(out_row, column, out_elem.bytes());
-        let mut bases = Vec::new();
-        for (extra, buffer) in self.spec.extras.iter().zip(&self.extras) {
-            bases.push(self.extra_base(w, *extra, *buffer, place, column)?);
-        }
-        for v in 0..vectors {
-            let mut args: Vec<Val> = (0..self.spec.parts).map(|p| sums[p * vectors + v]).collect();
-            for (extra, base) in self.spec.extras.iter().zip(&bases) {
-                args.push(self.load_extra(w, *extra, *base, v)?);
-            }
-            let y = scalar_graph(w, &self.spec.epilogue, &args, Elem::I64)?;
-            let y = w.splat(y[0], s.lanes);
-            let y = cast(w, y, out_elem)?;
-            let at = w.offset_const(out, v as u64 * u64::from(s.lanes) * out_elem.bytes());
-            match self.masks[v] {
-                None => w.store(y, at),
-                Some(mask) => w.store_masked(y, at, mask),
-            }
-        }
-        Ok(())
-    }
-
-    fn extra_base(
-        &self,
-        w: &mut Writer,
-        extra: Extra,
-        buffer: Buffer,
-        place: Place,
-        column: Val,
-    ) -> Result<Val, CodegenError> {
-        let bytes = elem_of(extra.dtype, Elem::I64)?.bytes();
-        let width = if extra.per_column { self.spec.outputs } else { 1 };
-        let base = match self.expert.filter(|_| extra.per_expert) {
-            Some(expert) => w.element(buffer.data, expert, width * bytes),
-            None if extra.per_row => self.row_at(w, buffer, place, width, bytes),
-            None => buffer.data,
-        };
-        Ok(if extra.per_column { w.element(base, column, bytes) } else { base })
-    }
-
-    fn load_extra(&self, w: &mut Writer, extra: Extra, base: Val, vector: usize) -> Result<Val, CodegenError> {
-        let s = self.schedule;
-        let elem = elem_of(extra.dtype, Elem::I64)?;
-        if !extra.per_column {
-            let x = w.load(Ty::scalar(elem), base);
-            return Ok(w.splat(x, s.lanes));
-        }
-        let at = w.offset_const(base, vector as u64 * u64::from(s.lanes) * elem.bytes());
-        let ty = Ty::of(elem, s.lanes);
-        Ok(match self.masks[vector] {
-            None => w.load(ty, at),
-            Some(mask) => w.load_masked(ty, at, mask),
-        })
     }
 }
