@@ -26,6 +26,8 @@ pub struct Taken {
     pub stack_bytes: u32,
     /// Bytes of shared memory of a block.
     pub shared_bytes: u32,
+    /// Asynchronous products do not go on by themselves: ptxas has them follow one another, or has put waits between them that the code does not have.
+    pub waits: bool,
 }
 
 impl Ptxas {
@@ -70,13 +72,17 @@ impl Ptxas {
     }
 }
 
-/// Reads `Used 31 registers, used 1 barriers, 576 bytes smem` and `16 bytes stack frame, 12 bytes spill stores, 8 bytes spill loads`.
+/// Reads what ptxas says of products, `Used 31 registers, used 1 barriers, 576 bytes smem` and `16 bytes stack frame, 12 bytes spill stores, 8 bytes spill loads`.
 fn taken(said: &str) -> Option<Taken> {
+    // C7510 and its like say why products are serialised, C7517 where a wait is put in.
+    let waits = said.contains("(C75");
+    let said = &said[said.find("Function properties")?..];
     let before = |what: &str| {
         let at = said.find(what)?;
         said[..at].split_whitespace().next_back()?.parse().ok()
     };
     Some(Taken {
+        waits,
         registers: before(" registers")?,
         spilled_bytes: [before(" bytes spill stores")?, before(" bytes spill loads")?],
         stack_bytes: before(" bytes stack frame")?,

@@ -25,6 +25,9 @@ use crate::quantised::{all_blocks, held, product};
 /// What every GPU that code is generated for runs.
 const TARGET: &str = "cuda:sm_80";
 
+/// Where four warps multiply together out of shared memory.
+const TEAMS: &str = "cuda:sm_90a";
+
 /// Cases of attention with windows, latents, sinks and experts, of scans, and of a decoder that looks at an encoder.
 const KINDS: [&str; 7] = ["llama3", "gemma3", "deepseek_v3", "gpt_oss", "mamba2", "qwen3_next", "t5"];
 
@@ -161,6 +164,62 @@ fn tensor_cores_multiply_any_shape() -> Result<()> {
     prepare(&mut program, DType::BF16, CacheType::Float(DType::BF16), &Plan::default())?;
     let steps: Vec<_> = [9, 131, 8, 1, 64].map(|n| vec![("x", Floats(floats(n * 83)))]).into();
     agree_on(&program.to_string(), &steps, &[TARGET])
+}
+
+/// The same by teams of warps: rows that leave a team without any, stages that are not whole, and more of them than there are places.
+#[test]
+fn teams_of_warps_multiply_any_shape() -> Result<()> {
+    let wiring = "model(x: f32[tokens, 683]) {\n\
+        \x20 a, b, c, d = parts(x, [40, 5, 38, 600])\n\
+        \x20 wide = linear(100)\n  odd = linear(33)\n  gate = linear(37)\n  up = linear(37)\n\
+        \x20 q = linear(34)\n  k = linear(34)\n  v = linear(34)\n  back = linear(3)\n  long = linear(70, true)\n\
+        \x20 return {wide: wide(a), odd: odd(b), gated: silu(gate(c)) * up(c), all: q(x) + k(x) * v(x), back: back(wide(a)) + 1, long: long(d)}\n}";
+    let mut program = parse(&of_wiring(wiring)?)?;
+    prepare(&mut program, DType::BF16, CacheType::Float(DType::BF16), &Plan::default())?;
+    let steps: Vec<_> = [131, 65, 192].map(|n| vec![("x", Floats(floats(n * 683)))]).into();
+    agree_on(&program.to_string(), &steps, &[TEAMS])
+}
+
+/// Tiles of 256 columns, of one matrix and of two.
+#[test]
+fn teams_of_warps_multiply_many_columns() -> Result<()> {
+    let wiring = "model(x: f32[tokens, 70]) {\n  wide = linear(8200)\n  gate = linear(4100)\n  up = linear(4100)\n\
+        \x20 return {wide: wide(x), gated: silu(gate(x)) * up(x)}\n}";
+    let mut program = parse(&of_wiring(wiring)?)?;
+    prepare(&mut program, DType::BF16, CacheType::Float(DType::BF16), &Plan::default())?;
+    agree_on(&program.to_string(), &[vec![("x", Floats(floats(66 * 70)))]], &[TEAMS])
+}
+
+/// Experts that no token chose, some, or all of them: a team without rows, and several tiles of one block of threads.
+#[test]
+fn teams_of_warps_multiply_rows_of_experts() -> Result<()> {
+    let mixture = Mixture { experts: 5, chosen: 2, width: 40, inner: 70 };
+    let steps = [mixture.step(90, None), mixture.step(150, Some(4))];
+    agree_on(&mixture.program("bf16"), &steps, &[TEAMS])
+}
+
+/// Prompts that together are long enough for teams of warps: as far from a processor as another order of sums explains.
+#[test]
+fn long_prompts_are_those_of_a_processor() -> Result<()> {
+    let bf16 = Options { dtype: DType::BF16, ..Options::default() };
+    for name in ["llama3", "mixtral"] {
+        let case = Case::load(name)?;
+        let checkpoint = case.checkpoint(Layout::Single)?;
+        let checkpoint = Checkpoint::open(checkpoint.path())?;
+        let both = Artifact::from_bytes(artifact(&case, &["cpu:x86-64-v3", TEAMS], &bf16)?)?;
+        let of = |target: &str| ModelOptions { target: Some(target.to_owned()), ..ModelOptions::default() };
+        let models = [Model::load(&both, &checkpoint, &of("cpu:x86-64-v3"))?, gpu::load(&both, TEAMS, &checkpoint)?];
+        let prompt: Vec<i64> = case.prompt()?.iter().copied().cycle().take(80).collect();
+        let mut logits = Vec::new();
+        for model in &models {
+            let mut runner = Runner::new(model, 2)?;
+            let sequences = [runner.session.add_sequence()?, runner.session.add_sequence()?];
+            let (first, second) = prompt.split_at(37);
+            logits.push(runner.step(&[(sequences[0], first), (sequences[1], second)])?.concat());
+        }
+        compare(name, &[logits[0].len()], &logits[1], &logits[0], Tier::Model, Precision::BF16)?;
+    }
+    Ok(())
 }
 
 /// Weights in blocks of every form and group, with groups that are not whole, and in the second size fewer inputs than one group has.

@@ -109,6 +109,7 @@ fn assemble(ptxas: &Ptxas, kernels: &[Kernel]) -> Vec<Result<Taken>> {
 fn complaint(taken: &Result<Taken>) -> Option<String> {
     match taken {
         Err(error) => Some(error.to_string()),
+        Ok(Taken { waits: true, .. }) => Some("asynchronous products are made to wait".to_owned()),
         Ok(Taken { spilled_bytes: [0, 0], .. }) => None,
         Ok(Taken { registers, spilled_bytes: [stored, loaded], .. }) => {
             Some(format!("{registers} registers do not do: {stored} bytes are spilled and {loaded} read again"))
@@ -248,6 +249,19 @@ fn code_is_for_its_architecture_and_says_the_oldest_version_that_knows_it() -> R
             }
         }
     }
+    Ok(())
+}
+
+#[test]
+fn waits_that_are_put_in_are_seen() -> Result<()> {
+    let ptxas = Ptxas::find()?;
+    let kernels = kernels("llama", "bf16", &[ARCHES[2]])?;
+    let product = kernels.iter().find(|kernel| kernel.text.contains("wgmma")).ok_or("there is no product of teams")?;
+    assert_eq!(complaint(&ptxas.assemble(&product.text, product.arch)), None);
+    let wait = "wgmma.wait_group.sync.aligned 0;";
+    assert!(product.text.contains(wait), "{}", product.name);
+    let said = complaint(&ptxas.assemble(&product.text.replace(wait, ""), product.arch)).unwrap_or_default();
+    assert!(said.contains("made to wait"), "{said:?}");
     Ok(())
 }
 

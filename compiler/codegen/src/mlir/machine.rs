@@ -28,6 +28,8 @@ pub struct Machine {
     pub tile_dot: Option<TileDot>,
     /// Products of tiles of bytes by a warp.
     pub byte_tile_dot: Option<ByteTileDot>,
+    /// Products of tiles of bf16 by four warps together.
+    pub team_dot: Option<TeamDot>,
     /// Registers of a thread that hold tiles.
     pub tile_registers: Option<TileRegisters>,
 }
@@ -58,6 +60,11 @@ pub struct TileDot(pub &'static str);
 /// [`TileDot`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ByteTileDot(pub &'static str);
+
+/// Products of 64 rows by some columns over 16 inputs of bf16, summed in f32 by four warps that read both from shared memory: what stands before and behind the
+/// number of columns in the instruction's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TeamDot(pub &'static str, pub &'static str);
 
 /// How `sum + a.low * b.low + a.high * b.high` is computed for each f32 lane of `sum` and the pairs of bf16 in the same 32 bits of `a` and `b`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

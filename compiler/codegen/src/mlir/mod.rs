@@ -17,6 +17,7 @@ pub mod rows;
 pub mod schedule;
 mod small_floats;
 mod tables;
+mod teams;
 mod tiles;
 pub mod writer;
 

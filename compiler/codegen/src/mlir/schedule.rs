@@ -65,6 +65,27 @@ pub struct TileSchedule {
     pub panels: u64,
     /// Parts of the inputs that are on their way to shared memory, or there.
     pub stages: u64,
+    /// Some groups of threads multiply while others bring; otherwise each does both.
+    pub teams: Option<TeamSchedule>,
+}
+
+/// Who does what where tiles are multiplied by teams of four groups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TeamSchedule {
+    /// Teams that multiply, each 64 rows of the tile by all its columns.
+    pub multiplying: u32,
+    /// Groups that bring what they multiply.
+    pub bringing: u32,
+}
+
+impl TeamSchedule {
+    /// Groups of threads of a team.
+    pub const GROUPS: u32 = 4;
+
+    /// All groups.
+    pub fn groups(self) -> u32 {
+        self.multiplying * Self::GROUPS + self.bringing
+    }
 }
 
 /// Inputs in a group of packed weights: pairs of bf16 fill the 32 bits of a lane.

@@ -374,6 +374,7 @@ mod tests {
             tile_dot: None,
             byte_tile_dot: None,
             tile_registers: None,
+            team_dot: None,
         };
         let dot = machine(ByteDot::Intrinsic("of four bytes"));
         let panel = |form, group| packed(Blocks::weights(form, group), 64, 1);

@@ -183,7 +183,7 @@ impl Linear<'_> {
             let first = w.i64((whole * places.inputs) as i64);
             self.add_block(w, &tile, &places, (first, rest))?;
         }
-        self.for_steps(w, &tile, &places, |linear, w, sums| linear.finish_rows(w, &tile, &places, sums))
+        self.for_steps(w, &tile, &places, |linear, w, sums| linear.finish_sums(w, &tile, &places, sums))
     }
 
     fn places(&self, w: &mut Writer, scratch: Val, schedule: ScratchSchedule) -> Places {
@@ -298,7 +298,7 @@ impl Linear<'_> {
     }
 
     /// Brings the sums of the current columns through the epilogue.
-    fn finish_rows(&self, w: &mut Writer, tile: &Tile, places: &Places, sums: Val) -> Result<(), CodegenError> {
+    fn finish_sums(&self, w: &mut Writer, tile: &Tile, places: &Places, sums: Val) -> Result<(), CodegenError> {
         let vector = Ty::of(Elem::F32, self.schedule.lanes);
         let vector_bytes = u64::from(self.schedule.lanes) * 4;
         w.for_loop(tile.rows.0, tile.rows.1, 1, &[], |w, row, _| {

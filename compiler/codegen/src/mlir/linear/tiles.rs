@@ -5,12 +5,15 @@
 //! banks, as do the two pieces side by side of four rows; behind them it holds what belongs to each panel. A warp has its rows by all columns. Sums go
 //! through shared memory to lanes that are columns, as the epilogue has them.
 //!
+//! Teams of four warps have another form (`teams.rs`), where some threads bring what others multiply.
+//!
 //! Rows follow one another, or are listed: those that chose an expert.
 
 mod bytes;
 mod floats;
 mod halves;
 mod rows;
+mod teams;
 
 use xfc_lang::graph::DType;
 
@@ -19,9 +22,9 @@ use super::experts::of_number;
 use super::{Linear, Place};
 use crate::error::CodegenError;
 use crate::mlir::machine::Machine;
-use crate::mlir::schedule::TileSchedule;
+use crate::mlir::schedule::{LinearSchedule, TileSchedule};
 use crate::mlir::writer::{Cmp, Elem, KernelParams, Ty, Val, Writer};
-use crate::plan::kernel::Experts;
+use crate::plan::kernel::{Experts, LinearSpec};
 
 /// Bytes of a row, or of a column, that are moved at a time.
 const PIECE: u64 = 16;
@@ -40,7 +43,22 @@ const I32: Ty = Ty::scalar(Elem::I32);
 /// Bytes of shared memory that a product takes.
 pub fn shared_bytes(operand: DType, parts: u64, rows: u64, of: TileSchedule) -> u64 {
     let panels = parts * of.panels;
-    (Stage::of(operand).bytes(rows, panels) * of.stages).max(rows * (panels * COLUMNS + PADDING) * 4)
+    (Stage::of(operand, of).bytes(rows, panels) * of.stages).max(rows * row_of_sums(panels, of))
+}
+
+/// Bytes of shared memory that the launch of a product brings.
+pub fn brought_bytes(spec: &LinearSpec, schedule: &LinearSchedule) -> u64 {
+    match schedule.tiles {
+        Some(of) if of.teams.is_some() => {
+            teams::brought_bytes(shared_bytes(spec.operand, spec.parts as u64, schedule.rows_per_tile, of))
+        }
+        _ => 0,
+    }
+}
+
+/// Bytes of a row of sums.
+fn row_of_sums(panels: u64, of: TileSchedule) -> u64 {
+    (panels * COLUMNS + if of.teams.is_some() { teams::PADDING } else { PADDING }) * 4
 }
 
 /// What a stage holds.
@@ -57,10 +75,11 @@ struct Stage {
 }
 
 impl Stage {
-    fn of(operand: DType) -> Stage {
+    fn of(operand: DType, of: TileSchedule) -> Stage {
         match operand.blocks() {
             Some(blocks) if blocks.form.is_float() => floats::stage(blocks),
             Some(blocks) => bytes::stage(blocks),
+            None if of.teams.is_some() => teams::STAGE,
             None => halves::STAGE,
         }
     }
@@ -93,6 +112,8 @@ struct Tiles {
     panels: u64,
     /// First byte of the stages.
     shared: Val,
+    /// Threads that bring the stages, and which of them this is.
+    bringing: u64,
     thread: Val,
     lane: Val,
     warp: Val,
@@ -136,7 +157,7 @@ impl Tiles {
 
     /// Bytes of a row of sums.
     fn row_of_sums(&self) -> u64 {
-        (self.panels * COLUMNS + PADDING) * 4
+        row_of_sums(self.panels, self.of)
     }
 }
 
@@ -225,15 +246,29 @@ impl Linear<'_> {
         list: Option<(Val, Experts)>,
     ) -> Tiles {
         let (rows, parts) = (self.schedule.rows_per_tile, self.spec.parts as u64);
-        let thread = w.thread();
+        let mut thread = w.thread();
         let (lane, warp) = (low_bits(w, thread, 31), w.shr(thread, 5));
-        let shared = w.shared("stages", shared_bytes(self.spec.operand, parts, rows, of));
-        let stage = Stage::of(self.spec.operand);
-        Tiles { of, stage, rows, panels: parts * of.panels, shared, thread, lane, warp, panel, begin, end, list }
+        let mut bringing = u64::from(w.machine().threads * w.machine().groups);
+        let shared = match of.teams {
+            None => w.shared("stages", shared_bytes(self.spec.operand, parts, rows, of)),
+            Some(teams) => {
+                let others = bringing - u64::from(w.machine().threads * teams.bringing);
+                bringing -= others;
+                let others = w.int(others as i64, I32);
+                thread = w.sub(thread, others);
+                teams::shared(w)
+            }
+        };
+        let stage = Stage::of(self.spec.operand, of);
+        let panels = parts * of.panels;
+        Tiles { of, stage, rows, panels, shared, bringing, thread, lane, warp, panel, begin, end, list }
     }
 
     fn one_tile(&mut self, w: &mut Writer, tiles: &Tiles, expert: Option<Val>) -> Result<(), CodegenError> {
         self.enter_columns(w, tiles.panel, 0, expert);
+        if let Some(teams) = tiles.of.teams {
+            return self.one_tile_of_teams(w, tiles, teams, expert);
+        }
         let brought = self.brought(w, tiles);
         let n = self.spec.inputs.div_ceil(tiles.stage.inputs);
         for stage in 0..tiles.of.stages - 1 {

@@ -37,6 +37,7 @@ const fn machine(lanes: u32, round: bool, whole: bool, byte_dot: ByteDot) -> Mac
         tile_dot: None,
         byte_tile_dot: None,
         tile_registers: None,
+        team_dot: None,
     }
 }
 

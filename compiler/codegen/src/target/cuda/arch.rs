@@ -13,14 +13,21 @@ pub struct Arch {
     pub ptx: u32,
     /// Code for this architecture runs on it alone, and not on later ones.
     pub only: bool,
+    /// Four warps multiply tiles together out of shared memory, which copies fill that count their bytes.
+    pub teams: bool,
+    /// Shared memory that a launch can bring for a block on every GPU that the code runs on.
+    pub launched_bytes: u64,
 }
+
+/// Shared memory that a launch can bring for a block on every GPU that code is made for.
+pub const LAUNCHED_BYTES: u64 = 99 << 10;
 
 /// Oldest first. PTX 7.0 is read by drivers from CUDA 11.0 on, 7.8 from 11.8, 8.0 from 12.0, 8.6 from 12.7.
 pub const ARCHES: [Arch; 4] = [
-    Arch { name: "sm_80", ptx: 70, only: false },
-    Arch { name: "sm_89", ptx: 78, only: false },
-    Arch { name: "sm_90a", ptx: 80, only: true },
-    Arch { name: "sm_100", ptx: 86, only: false },
+    Arch { name: "sm_80", ptx: 70, only: false, teams: false, launched_bytes: LAUNCHED_BYTES },
+    Arch { name: "sm_89", ptx: 78, only: false, teams: false, launched_bytes: LAUNCHED_BYTES },
+    Arch { name: "sm_90a", ptx: 80, only: true, teams: true, launched_bytes: 227 << 10 },
+    Arch { name: "sm_100", ptx: 86, only: false, teams: false, launched_bytes: LAUNCHED_BYTES },
 ];
 
 impl Arch {

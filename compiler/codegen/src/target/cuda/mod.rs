@@ -76,7 +76,8 @@ impl Target for Cuda {
     }
 
     fn phases(&self) -> Vec<Phase> {
-        Steps::ALL.iter().map(|steps| Phase { name: steps.name().to_owned(), max_rows: steps.max_rows() }).collect()
+        let phase = |steps: &Steps| Phase { name: steps.name().to_owned(), max_rows: steps.max_rows(&self.arch) };
+        Steps::of(&self.arch).iter().map(phase).collect()
     }
 
     fn with_profile(&self, _: Profile) -> Result<Box<dyn Target>, ProfileError> {
@@ -92,11 +93,11 @@ impl Target for Cuda {
     }
 
     fn schedule(&self, spec: &KernelSpec, phase: usize) -> String {
-        let steps = Steps::ALL[phase];
+        let steps = Steps::of(&self.arch)[phase];
         let regime = steps.regime();
         match spec {
             KernelSpec::Linear(s) => {
-                let schedule = schedule::linear(regime, s);
+                let schedule = schedule::linear(&self.arch, steps, s);
                 format!("{schedule:?} {:?}", schedule::product_machine(regime, s, &schedule))
             }
             KernelSpec::Attention(s) => {
@@ -110,10 +111,10 @@ impl Target for Cuda {
     }
 
     fn tiling(&self, spec: &KernelSpec, phase: usize) -> Tiling {
-        let steps = Steps::ALL[phase];
+        let steps = Steps::of(&self.arch)[phase];
         let regime = steps.regime();
         match spec {
-            KernelSpec::Linear(s) => Tiling::of_linear(s, &schedule::linear(regime, s)),
+            KernelSpec::Linear(s) => Tiling::of_linear(s, &schedule::linear(&self.arch, steps, s)),
             KernelSpec::Attention(s) => {
                 let schedule = schedule::attention(steps, s);
                 let tiles_per_block = schedule.tiles_per_block(s.kv_heads, s.heads / s.kv_heads);
@@ -127,12 +128,13 @@ impl Target for Cuda {
     }
 
     fn emit(&self, spec: &KernelSpec, phase: usize) -> Result<Emitted, CodegenError> {
-        let steps = Steps::ALL[phase];
+        let steps = Steps::of(&self.arch)[phase];
         let regime = steps.regime();
         let mut shared_bytes = 0;
         let (mlir, scratch_bytes) = match spec {
             KernelSpec::Linear(s) => {
-                let schedule = schedule::linear(regime, s);
+                let schedule = schedule::linear(&self.arch, steps, s);
+                shared_bytes = linear::tiles::brought_bytes(s, &schedule);
                 linear::emit(SYMBOL, s, &schedule::product_machine(regime, s, &schedule), &schedule)?
             }
             KernelSpec::Attention(s) => {

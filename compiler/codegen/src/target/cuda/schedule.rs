@@ -3,11 +3,13 @@
 use xfc_lang::graph::DType;
 use xfc_runtime::artifact::manifest::When;
 
+use super::arch::{Arch, LAUNCHED_BYTES};
 use crate::mlir::attention::{shared_bytes, tensors};
 use crate::mlir::linear::tiles;
-use crate::mlir::machine::{ByteDot, ByteTileDot, Machine, PairDot, TileDot};
+use crate::mlir::machine::{ByteDot, ByteTileDot, Machine, PairDot, TeamDot, TileDot};
 use crate::mlir::schedule::{
-    AttentionSchedule, DividedSchedule, LinearSchedule, RowsSchedule, StagedSchedule, TensorSchedule, TileSchedule,
+    AttentionSchedule, DividedSchedule, LinearSchedule, RowsSchedule, StagedSchedule, TeamSchedule, TensorSchedule,
+    TileSchedule,
 };
 use crate::plan::kernel::{AttentionSpec, Division, LinearSpec, dtype_bytes};
 use crate::target::cpu::schedule::Regime;
@@ -35,22 +37,29 @@ pub(super) enum Steps {
     Batch,
     /// Prompts.
     Many,
+    /// Long prompts, or several, where that makes a difference.
+    Long,
 }
 
 impl Steps {
-    /// In the order of the manifest's phases.
-    pub(super) const ALL: [Steps; 4] = [Steps::One, Steps::Few, Steps::Batch, Steps::Many];
+    /// Those of an architecture, in the order of the manifest's phases.
+    pub(super) fn of(arch: &Arch) -> &'static [Steps] {
+        const ALL: [Steps; 5] = [Steps::One, Steps::Few, Steps::Batch, Steps::Many, Steps::Long];
+        if arch.teams { &ALL } else { &ALL[..4] }
+    }
 
     pub(super) fn name(self) -> &'static str {
         match self {
             Steps::Batch => "batch",
+            Steps::Long => "long",
             _ => self.regime().name(),
         }
     }
 
-    pub(super) fn max_rows(self) -> Option<u64> {
+    pub(super) fn max_rows(self, arch: &Arch) -> Option<u64> {
         match self {
             Steps::Batch => Some(DIVIDED_ROWS),
+            Steps::Many if arch.teams => Some(MANY_ROWS),
             _ => self.regime().max_rows(),
         }
     }
@@ -60,18 +69,21 @@ impl Steps {
         match self {
             Steps::One => Regime::One,
             Steps::Few => Regime::Few,
-            Steps::Batch | Steps::Many => Regime::Many,
+            Steps::Batch | Steps::Many | Steps::Long => Regime::Many,
         }
     }
 
     /// Whether the keys of a query are divided.
     pub(super) fn is_divided(self) -> bool {
-        self != Steps::Many
+        !matches!(self, Steps::Many | Steps::Long)
     }
 }
 
 /// Most rows of a step in which the keys of a query are divided.
 const DIVIDED_ROWS: u64 = 64;
+
+/// Most rows of a step that is not long.
+const MANY_ROWS: u64 = 512;
 
 /// Blocks of an attention that are worth having: one for each processor of a large GPU.
 const BLOCKS: u64 = 128;
@@ -107,11 +119,17 @@ pub(super) fn machine(threads: u32) -> Machine {
         tile_dot: Some(TileDot("llvm.nvvm.mma.m16n8k16.row.col.bf16")),
         byte_tile_dot: Some(ByteTileDot("llvm.nvvm.mma.m16n8k32.row.col.s8.u8")),
         tile_registers: None,
+        team_dot: None,
     }
 }
 
 /// Warps that divide the inputs of a product, or its rows.
 pub(super) fn product_machine(regime: Regime, spec: &LinearSpec, schedule: &LinearSchedule) -> Machine {
+    if let Some(teams) = schedule.tiles.and_then(|tiles| tiles.teams) {
+        // Its stages are most of the shared memory, so that no second block fits beside it.
+        let team_dot = Some(TeamDot("wgmma.mma_async.sync.aligned.m64n", "k16.f32.bf16.bf16"));
+        return Machine { groups: teams.groups(), side_by_side: 1, team_dot, ..machine(WARP) };
+    }
     // Few rows are bound by memory: the more warps, the more of it is asked for at a time.
     let groups = if regime == Regime::Many { 4 } else { 8 };
     // Without a limit a block of tiles takes all registers that there are, to load early. Three blocks leave each thread 168, which are enough for 64 sums in
@@ -137,10 +155,11 @@ pub(super) fn depth(operand: DType) -> u64 {
     COLUMN_BYTES / dtype_bytes(operand)
 }
 
-/// The schedule of a linear in a regime.
-pub(super) fn linear(regime: Regime, spec: &LinearSpec) -> LinearSchedule {
+/// The schedule of a linear in some steps.
+pub(super) fn linear(arch: &Arch, steps: Steps, spec: &LinearSpec) -> LinearSchedule {
+    let regime = steps.regime();
     let micro_rows = if regime == Regime::One { 1 } else { 8 };
-    let tiles = tiles_of(regime, spec);
+    let tiles = tiles_of_teams(arch, steps, spec).or_else(|| tiles_of(regime, spec));
     LinearSchedule {
         lanes: WARP,
         micro_rows,
@@ -168,10 +187,10 @@ fn tiles_of(regime: Regime, spec: &LinearSpec) -> Option<(u64, TileSchedule)> {
     let panels = (2 / parts).max(1);
     // The more columns, the fewer rows: registers and shared memory hold the sums of both. Of many experts each has few rows.
     let is_wide = parts * panels * PANEL_COLUMNS > 64;
-    let is_sparse = spec.experts.is_some_and(|experts| experts.count >= SPARSE * experts.chosen);
+    let is_sparse = is_sparse(spec);
     let ways = [(128, 3), (64, 3), (64, 2)];
     let way = |(rows, stages): (u64, u64)| {
-        let tiles = TileSchedule { panels, stages };
+        let tiles = TileSchedule { panels, stages, teams: None };
         let fits = tiles::shared_bytes(spec.operand, parts, rows, tiles) <= SHARED_BYTES;
         (fits && !(rows > 64 && (is_wide || is_sparse))).then_some((rows, tiles))
     };
@@ -180,6 +199,56 @@ fn tiles_of(regime: Regime, spec: &LinearSpec) -> Option<(u64, TileSchedule)> {
 
 /// So many times as many experts as each row chooses are many.
 const SPARSE: u64 = 8;
+
+/// Whether each matrix has few rows of a step.
+fn is_sparse(spec: &LinearSpec) -> bool {
+    spec.experts.is_some_and(|experts| experts.count >= SPARSE * experts.chosen)
+}
+
+/// The same where teams of warps multiply: as many columns as leave a tile for most processors, since what a tile reads is shared by its columns.
+fn tiles_of_teams(arch: &Arch, steps: Steps, spec: &LinearSpec) -> Option<(u64, TileSchedule)> {
+    let is_short = steps == Steps::Many;
+    let is_meant = arch.teams && !steps.is_divided() && spec.operand == DType::BF16 && spec.heads == 1;
+    if !is_meant || (is_short && is_sparse(spec)) {
+        return None;
+    }
+    let parts = spec.parts as u64;
+    let blocks = if is_short { SHORT_BLOCKS } else { LONG_BLOCKS };
+    let matrices = spec.experts.map_or(1, |experts| experts.chosen);
+    let total = spec.outputs.div_ceil(PANEL_COLUMNS) * parts;
+    let most = (WIDEST_TILE / PANEL_COLUMNS).min(blocks * matrices * total / WAVE);
+    let most = most.next_power_of_two() >> u64::from(!most.is_power_of_two());
+    let panels = (most.max(2) / parts).max(1);
+    if parts * panels * PANEL_COLUMNS > WIDEST_TILE {
+        return None;
+    }
+    let teams = Some(TeamSchedule { multiplying: 2, bringing: TeamSchedule::GROUPS });
+    let of = |stages| TileSchedule { panels, stages, teams };
+    let fits = |stages: &u64| {
+        tiles::shared_bytes(spec.operand, parts, TEAM_ROWS, of(*stages)) + SPARE_BYTES <= arch.launched_bytes
+    };
+    let stages = (STAGES.0..=STAGES.1).rev().find(fits)?;
+    Some((TEAM_ROWS, of(stages)))
+}
+
+/// Rows of a tile of two teams.
+const TEAM_ROWS: u64 = 128;
+
+/// Columns of all matrices of such a tile: as many as an instruction takes.
+const WIDEST_TILE: u64 = 256;
+
+/// Least and most stages of such a tile.
+const STAGES: (u64, u64) = (3, 8);
+
+/// Blocks of rows that steps are thought to have, short and long ones.
+const SHORT_BLOCKS: u64 = 3;
+const LONG_BLOCKS: u64 = 8;
+
+/// Tiles that keep most processors of a GPU busy.
+const WAVE: u64 = 96;
+
+/// Shared memory beside the stages: what the code itself asks for, and what is lost before the first.
+const SPARE_BYTES: u64 = 4 << 10;
 
 /// Shared memory that a block has without asking.
 const SHARED_BYTES: u64 = 48 << 10;
@@ -236,9 +305,6 @@ pub(super) fn attention(steps: Steps, spec: &AttentionSpec) -> AttentionSchedule
     let schedule = AttentionSchedule { heads_per_tile: DIVIDED_HEADS, tensors, ..by_row };
     if shared_bytes(spec, &schedule) <= LAUNCHED_BYTES { schedule } else { by_row }
 }
-
-/// Shared memory that a launch can bring for a block on every GPU that code is made for.
-const LAUNCHED_BYTES: u64 = 99 << 10;
 
 /// Warps of an attention by tensor cores.
 const ATTENTION_WARPS: u32 = 4;

@@ -39,7 +39,7 @@ impl Linear<'_> {
 
     /// What a thread brings of the rows of a tile.
     pub(super) fn brought(&self, w: &mut Writer, tiles: &Tiles) -> Brought {
-        let threads = u64::from(w.machine().threads * w.machine().groups);
+        let threads = tiles.bringing;
         let row = w.shr(tiles.thread, tiles.stage.pieces().ilog2());
         let piece = low_bits(w, tiles.thread, tiles.stage.pieces() - 1);
         let to = self.place_in_rows(w, tiles, row, piece);
@@ -111,7 +111,7 @@ impl Linear<'_> {
         brought: &Brought,
         (stage, place): (Val, Val),
     ) -> Result<(), CodegenError> {
-        let threads = u64::from(w.machine().threads * w.machine().groups);
+        let threads = tiles.bringing;
         let per_stage = w.i64(tiles.stage.row as i64);
         let before = w.mul(stage, per_stage);
         let first = w.add(before, brought.within);
@@ -182,12 +182,17 @@ impl Linear<'_> {
         // A line of all banks holds a row of eight pieces, or two rows of four. The rows, or pairs of rows, take turns: the lowest bit of their number
         // moves a piece by two, so that pairs of pieces go apart first.
         let bits = tiles.stage.pieces().ilog2();
-        let lines = if bits == 3 { row } else { w.shr(row, 1) };
-        let low = low_bits(w, lines, (1 << (bits - 1)) - 1);
-        let low = w.shl(low, 1);
-        let high = w.shr(lines, bits - 1);
-        let high = low_bits(w, high, 1);
-        let turn = w.or(low, high);
+        let turn = if tiles.of.teams.is_some() {
+            // As products of teams want it.
+            low_bits(w, row, tiles.stage.pieces() - 1)
+        } else {
+            let lines = if bits == 3 { row } else { w.shr(row, 1) };
+            let low = low_bits(w, lines, (1 << (bits - 1)) - 1);
+            let low = w.shl(low, 1);
+            let high = w.shr(lines, bits - 1);
+            let high = low_bits(w, high, 1);
+            w.or(low, high)
+        };
         let piece = w.xor(piece, turn);
         let piece = w.shl(piece, PIECE.ilog2());
         let row = w.shl(row, tiles.stage.row.ilog2());
