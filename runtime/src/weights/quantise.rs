@@ -1,7 +1,7 @@
-//! Rounds groups of weights to integers of few bits with a scale, in the layout of [`Pack::Blocks`](crate::artifact::manifest::Pack::Blocks).
+//! Rounds groups of weights to integers of few bits, or to floats of 8, with a scale, in the layout of [`Pack::Blocks`](crate::artifact::manifest::Pack::Blocks).
 //!
 //! The rule is that of the compiler's interpreter, in f32 throughout: with a sign, 8 bits reach from -127 to 127 times the scale and 4 bits from -8
-//! to 7, where the element of largest magnitude is -8; with a minimum, from the least element to the greatest. Scale and minimum are rounded to f16
+//! to 7, where the element of largest magnitude is -8; with a minimum, from the least element to the greatest. Scale and minimum of integers are rounded to f16
 //! first, so that integers are the nearest for what is kept. A NaN makes its whole group NaN.
 
 use half::f16;
@@ -41,7 +41,12 @@ pub(super) fn pack_floats(group: &[f32], blocks: Blocks, column: usize, out: &mu
     let most = group.iter().fold(0.0, |most: f32, x| if x.is_nan() || x.abs() > most { x.abs() } else { most });
     let scale = most / e4m3::LARGEST;
     // What has no inverse is 0, and so are the elements.
-    let scale = if scale < f32::MIN_POSITIVE { 0.0 } else { scale };
+    let scale = match scale {
+        tiny if tiny < f32::MIN_POSITIVE => 0.0,
+        // An infinity leaves no number of its group, as in integers.
+        large if large.is_infinite() => f32::NAN,
+        scale => scale,
+    };
     let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
     write_floats(group, |x| e4m3::encode(x * inverse), scale, blocks, column, out);
 }
@@ -184,7 +189,9 @@ mod tests {
             assert_eq!(of(&[224.0, -8.5, 0.0, 3.0, 100.0, 7.0]), [224.0, -8.0, 0.0, 3.0, 96.0, 7.0]);
             assert_eq!(of(&[1e-36, -1e-37]), [0.0, 0.0]);
             assert_eq!(of(&[0.0; 3]), [0.0; 3]);
-            assert!(of(&[1.0, f32::NAN]).iter().all(|x| x.is_nan()));
+            for none in [f32::NAN, f32::NEG_INFINITY] {
+                assert!(of(&[1.0, none]).iter().all(|x| x.is_nan()));
+            }
             assert_eq!(through_floats(&[], Some((&[0x7e, 0x81, 0x38], 0.3)), depth), [448.0 * 0.3, -0.3 / 512.0, 0.3]);
             assert!(through_floats(&[], Some((&[0x38, 0xff], 0.3)), depth).iter().all(|x| x.is_nan()));
         }

@@ -118,6 +118,9 @@ fn numbers_are_rounded_to_the_nearest_float_of_8_bits() {
         row.iter_mut().for_each(|x| *x *= of);
         row
     }));
+    let mut infinite = rows[9].clone();
+    infinite[3] = f32::INFINITY;
+    rows.push(infinite);
     let text = "program \"p\" axes [tokens]\n\ngraph 0 \"model\" (%0 x: f32[tokens, 21]) {\n\
         \x20 %1 = cast %0 : keptfp8g21[tokens, 21]\n\
         \x20 %2 = cast %1 : f32[tokens, 21]\n\

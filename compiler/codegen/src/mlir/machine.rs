@@ -46,7 +46,7 @@ pub struct TileRegisters {
     /// The same the other way.
     pub store: &'static str,
     /// `(sums, rows, columns)`: adds the products of 16 rows by 16 columns over 32 inputs of bf16, whose pairs lie side by side for each column, to sums of f32.
-    pub halves: &'static str,
+    pub halves: Option<&'static str>,
     /// The same of four bytes in place of each pair, of rows with a sign and of columns without, to sums of 32 bits.
     pub bytes: Option<&'static str>,
 }

@@ -25,7 +25,7 @@ pub struct LinearSchedule {
     pub rows_per_tile: u64,
     /// Tiles are of several panels, and are multiplied by tensor cores.
     pub tiles: Option<TileSchedule>,
-    /// Weights of bf16 are multiplied block by block of their inputs, with sums in scratch.
+    /// Products go block by block over their inputs, with sums in scratch.
     pub scratch: Option<ScratchSchedule>,
     /// Of chosen experts: a tile is all rows of one expert, so that its matrix is read once, and not the choices of one row.
     pub by_expert: bool,
@@ -49,12 +49,12 @@ pub struct ScratchSchedule {
     pub form: Multiplied,
 }
 
-/// The form in which bf16 is multiplied.
+/// The form in which products with sums in scratch are multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Multiplied {
-    /// Widened to f32.
+    /// Of bf16, widened to f32.
     Widened,
-    /// As it is, by registers that hold tiles. Inputs are whole tiles, and `micro_rows` and `vectors` such that there are registers for the sums.
+    /// As they are, bf16 or integers, by registers that hold tiles. Inputs are whole tiles, and `micro_rows` and `vectors` such that there are registers for the sums.
     Tiles,
 }
 

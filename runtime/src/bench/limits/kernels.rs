@@ -15,6 +15,7 @@ mod x86;
 
 use crate::artifact::features::HostFeatures;
 use crate::artifact::manifest::Products;
+use std::sync::OnceLock;
 
 /// Vector instructions that loops exist for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +126,9 @@ impl Isa {
             Products::Half => "amx-bf16",
             Products::Byte => "amx-int8",
         };
-        self == Self::Avx512 && self.is_here() && HostFeatures::detect().features.contains(name)
+        /// Asked once: asking takes longer than some loops.
+        static HOST: OnceLock<HostFeatures> = OnceLock::new();
+        self == Self::Avx512 && self.is_here() && HOST.get_or_init(HostFeatures::detect).features.contains(name)
     }
 
     /// Whether it has an instruction for these.
@@ -246,6 +249,7 @@ pub(super) fn multiply_tiles(isa: Isa, products: Products, turns: u32) -> u64 {
     if turns == 0 || !isa.has_tiles(products) {
         return 0;
     }
+    #[cfg(target_arch = "x86_64")]
     let tile = 16 * 16 * 32 * 2;
     match products {
         #[cfg(target_arch = "x86_64")]

@@ -58,8 +58,13 @@ impl Groups<'_> {
 
 /// Whether the sums of a group are small enough to be floats by their bits, on a machine that makes use of it.
 pub(super) fn begins_whole(machine: &Machine, panel: &manifest::Blocks, group: u64) -> bool {
+    matches!(machine.byte_dot, ByteDot::Intrinsic(_)) && are_whole(machine, panel, group)
+}
+
+/// Whether the sums of a group are small enough to be floats by their bits, and one operation scales them.
+pub(super) fn are_whole(machine: &Machine, panel: &manifest::Blocks, group: u64) -> bool {
     let most = if panel.minimum { (1 << panel.bits) - 1 } else { 1 << (panel.bits - 1) };
-    machine.fma && matches!(machine.byte_dot, ByteDot::Intrinsic(_)) && group * most * 127 < 1 << 22
+    machine.fma && group * most * 127 < 1 << 22
 }
 
 impl Linear<'_> {

@@ -1,11 +1,12 @@
-//! Products of bf16 with many rows, whose sums lie in scratch: a tile goes over its inputs block by block, so that what all of its rows are multiplied with
+//! Products with many rows, whose sums lie in scratch: a tile goes over its inputs block by block, so that what all of its rows are multiplied with
 //! stays in the first levels of caches.
 //!
-//! Where registers hold tiles ([`tiles`]) weights and inputs are multiplied as they are, and as f32 otherwise ([`widened`]): a tile then widens what its rows
+//! Where registers hold tiles bf16 ([`tiles`]) and integers ([`bytes`]) are multiplied as they are, and bf16 as f32 otherwise ([`widened`]): a tile then widens what its rows
 //! have of a block, and of one register tile's columns after another the weights, once for all rows and columns and not for each register tile. Behind the
 //! last block sums go through the epilogue.
 //!
-//! Scratch: inputs `[row][input]`; weights `[input][part][column]`, if they are widened; sums `[panel][step][row][part][column]` in f32.
+//! Scratch: inputs `[row][input]`, some bytes apart where they are as they were; weights, if they are widened (`[input][part][column]` in f32) or of four bits
+//! (as bytes); of integers, what the sums of each group begin at, and these sums; sums `[panel][step][row][part][column]` in f32.
 
 mod bytes;
 pub mod tiles;

@@ -117,7 +117,13 @@ impl Body<'_> {
         let most = w.max(of_lanes, most[1]);
         let in_floats = blocks.form.is_float();
         let range = w.f32(if in_floats { 448.0 } else { 127.0 }, 0);
-        let scale = w.div(most, range);
+        let mut scale = w.div(most, range);
+        if in_floats {
+            // Times infinity no float of 8 bits is a number, as no integer is that an infinite element becomes; 448 would be infinity.
+            let zero = w.f32(0.0, 0);
+            let none = w.mul(scale, zero);
+            scale = w.add(scale, none);
+        }
         let stored = w.to_bf16(scale);
         let at = w.i64(group as i64);
         places.scales.store(w, stored, &[outer, &[at]].concat(), None);

@@ -99,12 +99,12 @@ impl Isa {
             4 if extra.contains(&"i8mm") => ByteDot::Intrinsic("llvm.aarch64.neon.usdot.v4i32.v16i8"),
             _ => level.machine.byte_dot,
         };
-        let tile_registers = extra.contains(&"amx-bf16").then_some(TileRegisters {
+        let tile_registers = extra.contains(&"amx-tile").then_some(TileRegisters {
             configure: "llvm.x86.ldtilecfg",
             release: "llvm.x86.tilerelease",
             load: "llvm.x86.tileloadd64",
             store: "llvm.x86.tilestored64",
-            halves: "llvm.x86.tdpbf16ps",
+            halves: extra.contains(&"amx-bf16").then_some("llvm.x86.tdpbf16ps"),
             bytes: extra.contains(&"amx-int8").then_some("llvm.x86.tdpbsud"),
         });
         let suffix: String = extra.iter().map(|feature| format!("+{feature}")).collect();
@@ -211,7 +211,8 @@ mod tests {
     fn registers_of_tiles_are_asked_for_by_name() {
         let tiles = |name: &str| Isa::parse(name).unwrap().machine.tile_registers;
         assert_eq!(tiles("cpu:sapphirerapids"), None);
-        assert!(tiles("cpu:x86-64-v4+amx-bf16").is_some_and(|names| names.bytes.is_none()));
+        assert!(tiles("cpu:x86-64-v4+amx-bf16").is_some_and(|names| names.halves.is_some() && names.bytes.is_none()));
+        assert!(tiles("cpu:x86-64-v4+amx-int8").is_some_and(|names| names.halves.is_none() && names.bytes.is_some()));
         let both = Isa::parse("cpu:sapphirerapids+amx-bf16+amx-int8").unwrap();
         assert!(both.machine.tile_registers.is_some_and(|names| names.bytes.is_some()));
         assert!(["amx-bf16", "amx-int8", "amx-tile"].iter().all(|name| both.needs.iter().any(|needs| needs == name)));

@@ -231,7 +231,18 @@ pub(super) fn candidates(isa: &Isa, family: &Family, stage: usize, best: &Fields
     Some(found)
 }
 
+/// Whether products of a family are by registers that hold tiles, where inputs are whole tiles: nothing of those may be set.
+fn is_by_tiles(isa: &Isa, family: &Product) -> bool {
+    isa.machine.tile_registers.filter(|_| family.rows == Regime::Many).is_some_and(|names| match family.operand {
+        DType::BF16 => names.halves.is_some(),
+        operand => names.bytes.is_some() && operand.blocks().is_some_and(|blocks| !blocks.form.is_float()),
+    })
+}
+
 fn products(isa: &Isa, family: &Product, stage: usize, best: &ProductFields) -> Option<Vec<ProductFields>> {
+    if is_by_tiles(isa, family) {
+        return None;
+    }
     let default = default_of(isa, family);
     let in_blocks = family.operand.blocks().is_some();
     let mut now = default;

@@ -1,4 +1,4 @@
-//! Registers that hold tiles. Pairs of bf16 by registers that hold tiles: 16 rows by 32 inputs, 32 inputs by 16 columns as they lie in a panel, and 16 by 16 sums.
+//! Pairs of bf16 by registers that hold tiles: 16 rows by 32 inputs, 32 inputs by 16 columns as they lie in a panel, and 16 by 16 sums.
 //!
 //! Rows are read where they lie; the last ones, if they are fewer than a register tile has, and rows that are listed are brought to scratch before.
 
@@ -6,7 +6,7 @@ use xfc_lang::graph::DType;
 
 use super::{Linear, Places, Rows, Tile};
 use crate::error::CodegenError;
-use crate::mlir::linear::blocks::{begins_whole, packed};
+use crate::mlir::linear::blocks::{are_whole, packed};
 use crate::mlir::machine::{Machine, TileRegisters};
 use crate::mlir::writer::{Cmp, Elem, Ty, Val, Writer};
 use crate::plan::kernel::{LinearSpec, dtype_bytes};
@@ -27,12 +27,12 @@ pub const SUMS: u64 = 4;
 pub fn multiplies(machine: &Machine, spec: &LinearSpec, columns: u64) -> bool {
     let Some(names) = machine.tile_registers.filter(|_| columns == SUMS * REGISTER.1 / 4) else { return false };
     match spec.operand.blocks() {
-        None => spec.operand == DType::BF16 && spec.inputs.is_multiple_of(TILE_INPUTS),
+        None => names.halves.is_some() && spec.operand == DType::BF16 && spec.inputs.is_multiple_of(TILE_INPUTS),
         Some(blocks) if blocks.form.is_float() => false,
         Some(blocks) => {
             let (panel, group) = (packed(blocks, columns, 1), u64::from(blocks.group));
             let in_registers = group.is_multiple_of(REGISTER.1) || REGISTER.1.is_multiple_of(group);
-            names.bytes.is_some() && in_registers && begins_whole(machine, &panel, group)
+            names.bytes.is_some() && in_registers && are_whole(machine, &panel, group)
         }
     }
 }
@@ -87,7 +87,7 @@ impl Linear<'_> {
                 w.add(tile.rows.0, whole)
             }
         };
-        let line = Ty::of(Elem::I16, (REGISTER.1 / bytes) as u32);
+        let line = Ty::of(Elem::I8, REGISTER.1 as u32);
         w.for_loop(begin, tile.rows.1, 1, &[], |w, row, _| {
             let (x, _) = self.row_of(w, tile, row);
             let x = w.element(x, first, bytes);
@@ -124,6 +124,7 @@ impl Linear<'_> {
         (first, inputs): (Val, u64),
     ) -> Result<(), CodegenError> {
         let names = self.tile_registers(w)?;
+        let dot = names.halves.ok_or_else(|| CodegenError::bug("linear", "no products of tiles of bf16"))?;
         let columns = u64::from(self.schedule.vectors);
         let (x, stride) = self.rows_at(w, tile, places, (row, first));
         let sums = w.offset_const(sums, part as u64 * columns * REGISTER.1);
@@ -145,7 +146,7 @@ impl Linear<'_> {
                 let at = w.offset_const(start, column * REGISTER.1);
                 let [sum, of_columns] = [column, SUMS + 1 + column % 2].map(|number| register(w, number));
                 w.command(names.load, &[of_columns, at, group_bytes]);
-                w.command(names.halves, &[sum, rows, of_columns]);
+                w.command(dot, &[sum, rows, of_columns]);
             }
             Ok(vec![])
         })?;
