@@ -13,8 +13,8 @@ type Check<T = ()> = Result<T, String>;
 const MAX_COUNT: u64 = 1 << 40;
 /// Most scratch of a worker, in bytes.
 const MAX_SCRATCH_BYTES: u64 = 1 << 30;
-/// Most shared memory that a launch brings for a block of threads: what GPUs have at most.
-const MAX_SHARED_BYTES: u64 = 228 << 10;
+/// Most shared memory that a launch brings for a block of threads: what GPUs let a block have at most.
+const MAX_SHARED_BYTES: u64 = 227 << 10;
 /// Most tokens of a page, columns or depth of a panel, tiles of a block, rows of a tile.
 const MAX_TILE: u64 = 1 << 24;
 /// Most bytes of an element.

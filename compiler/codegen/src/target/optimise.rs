@@ -2,15 +2,19 @@
 //!
 //! Functions are marked `no-builtins`, so that LLVM recognises no loop as a call of `memset` or `memcpy`.
 
-use inkwell::attributes::AttributeLoc;
+use inkwell::attributes::{Attribute, AttributeLoc};
 use inkwell::context::Context;
 use inkwell::module::Module;
 use inkwell::passes::PassBuilderOptions;
 use inkwell::targets::{FileType, TargetMachine};
+use inkwell::values::{AnyValue, CallSiteValue};
 
 use crate::error::CodegenError;
 use crate::mlir::pipeline::Lowered;
 use crate::target::Keep;
+
+/// Parts of the names of instructions that threads run together, or by which they wait for one another.
+const TOGETHER: [&str; 4] = [".sync", "bar.", "mbarrier.", "fence."];
 
 /// An LLVM context and target machine, one a worker thread.
 #[derive(Debug)]
@@ -61,6 +65,19 @@ impl Optimiser {
         Ok(Output { bytes, llvm, assembly })
     }
 
+    /// Says of assembly that threads run together that it has to stay so: LLVM may not move it to where some of them go.
+    fn keep_together(&self, module: &Module<'_>) {
+        let convergent = self.context.create_enum_attribute(Attribute::get_named_enum_kind_id("convergent"), 0);
+        let blocks = module.get_functions().flat_map(|function| function.get_basic_blocks());
+        for instruction in blocks.flat_map(|block| block.get_instructions()) {
+            let Ok(call) = CallSiteValue::try_from(instruction) else { continue };
+            let text = instruction.print_to_string().to_string();
+            if text.contains(" asm ") && TOGETHER.iter().any(|part| text.contains(part)) {
+                call.add_attribute(AttributeLoc::Function, convergent);
+            }
+        }
+    }
+
     fn finish(&self, module: &Module<'_>) -> Result<(), String> {
         module.set_triple(&self.machine.get_triple());
         module.set_data_layout(&self.machine.get_target_data().get_data_layout());
@@ -70,6 +87,7 @@ impl Optimiser {
                 function.add_attribute(AttributeLoc::Function, self.context.create_string_attribute(name, value));
             }
         }
+        self.keep_together(module);
         module.verify().map_err(|e| e.to_string())?;
         module.run_passes("default<O3>", &self.machine, PassBuilderOptions::create()).map_err(|e| e.to_string())
     }

@@ -314,6 +314,8 @@ impl Linear<'_> {
                     [w.add(rows, along), w.add(columns, down)]
                 })
                 .collect();
+            // What four warps run together they come to as whole warps.
+            w.sync_group();
             let sums = w.begin_products(dot, &factors, &carried[3..]);
             // Those of the stage before are done.
             let is_later = w.cmp(Cmp::Gt, stage, begin);
