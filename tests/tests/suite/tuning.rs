@@ -188,7 +188,7 @@ fn what_is_measured_is_used() -> Result<()> {
     let [file] = &files[..] else { return Err(format!("{files:?}").into()) };
     // Something that departs for certain.
     let mut written: Value = serde_json::from_slice(&fs::read(file.path())?)?;
-    written["products"] = json!([{"operand": "bf16", "parts": 1, "rows": "many", "set": {"micro_rows": 3}}]);
+    written["products"] = json!([{"operand": "bf16", "parts": 1, "rows": "few", "set": {"micro_rows": 3}}]);
     fs::write(file.path(), written.to_string())?;
     let compile = |more: &[&str], name: &str| -> Result<(String, Vec<u8>)> {
         let arguments = [&["compile", "-v", "-o", name], &SMALL[..], more].concat();
@@ -199,7 +199,7 @@ fn what_is_measured_is_used() -> Result<()> {
     assert!(said.contains("schedules of 1 family from"), "{said}");
     let (said, plain) = compile(&["--tuned", "none"], "plain.xfm")?;
     assert!(said.contains("no profile"), "{said}");
-    assert_ne!(tuned, plain);
+    assert!(tuned != plain, "the profile changes nothing");
     let path = file.path().display().to_string();
     assert_eq!(compile(&["--tuned", &path], "named.xfm")?.1, tuned);
     // What was compiled for one profile is not taken for another.
