@@ -1,7 +1,7 @@
 //! Products with many rows, whose sums lie in scratch: a tile goes over its inputs block by block, so that what all of its rows are multiplied with
 //! stays in the first levels of caches.
 //!
-//! Where registers hold tiles bf16 ([`tiles`]) and integers ([`bytes`]) are multiplied as they are, and bf16 as f32 otherwise ([`widened`]): a tile then widens what its rows
+//! Where registers hold tiles bf16 (`tiles`) and integers (`bytes`) are multiplied as they are, and bf16 as f32 otherwise (`widened`): a tile then widens what its rows
 //! have of a block, and of one register tile's columns after another the weights, once for all rows and columns and not for each register tile. Behind the
 //! last block sums go through the epilogue.
 //!
