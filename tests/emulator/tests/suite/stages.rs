@@ -73,15 +73,7 @@ st.global.v4.b32 [%slot], {{%acc0, %acc1, %acc2, %acc3}};",
     );
     let done =
         run_grid(&kernel_with("", &change(body)), [1, 1, 1], [160, 1, 1], 0, &input, 2048).map_err(|f| f.kind)?;
-    for (at, got) in words(&done.out).into_iter().enumerate() {
-        let (thread, i) = (at / 4, at % 4);
-        let (row, column) = (16 * (thread / 32) + thread % 32 / 4 + 8 * (i / 2), 2 * (thread % 4) + i % 2);
-        let exact: f64 = steps
-            .iter()
-            .map(|[a, b]| (0..16).map(|k| a.values[row * 16 + k] * b.values[column * 16 + k]).sum::<f64>())
-            .sum();
-        assert!((f64::from(f32::from_bits(got)) - exact).abs() < 1e-5);
-    }
+    assert_sums(&steps, &done.out);
     Ok(())
 }
 
@@ -92,6 +84,19 @@ fn one_thread_speaks_for_four_warps() {
     let early = pipeline(|b| b.replace(arrive, "").replace(wait, &format!("{arrive}{wait}")));
     let Err(kind) = early else { panic!("an early arrival is not found") };
     assert!(matches!(kind, FaultKind::Race { .. } | FaultKind::InFlight(_)), "{kind}");
+}
+
+/// What each thread wrote of its sums is that of the steps' products.
+fn assert_sums(steps: &[[Placed; 2]], out: &[u8]) {
+    for (at, got) in words(out).into_iter().enumerate() {
+        let (thread, i) = (at / 4, at % 4);
+        let (row, column) = (16 * (thread / 32) + thread % 32 / 4 + 8 * (i / 2), 2 * (thread % 4) + i % 2);
+        let exact: f64 = steps
+            .iter()
+            .map(|[a, b]| (0..16).map(|k| a.values[row * 16 + k] * b.values[column * 16 + k]).sum::<f64>())
+            .sum();
+        assert!((f64::from(f32::from_bits(got)) - exact).abs() < 1e-5);
+    }
 }
 
 /// Five steps through two stages, whose products go on while those of the step before are said to be done: a warp may be a step ahead of its neighbours.
@@ -179,15 +184,7 @@ st.global.v4.b32 [%slot], {{%acc0, %acc1, %acc2, %acc3}};",
     );
     let done =
         run_grid(&kernel_with("", &change(body)), [1, 1, 1], [160, 1, 1], 0, &input, 2048).map_err(|f| f.kind)?;
-    for (at, got) in words(&done.out).into_iter().enumerate() {
-        let (thread, i) = (at / 4, at % 4);
-        let (row, column) = (16 * (thread / 32) + thread % 32 / 4 + 8 * (i / 2), 2 * (thread % 4) + i % 2);
-        let exact: f64 = steps
-            .iter()
-            .map(|[a, b]| (0..16).map(|k| a.values[row * 16 + k] * b.values[column * 16 + k]).sum::<f64>())
-            .sum();
-        assert!((f64::from(f32::from_bits(got)) - exact).abs() < 1e-5);
-    }
+    assert_sums(&steps, &done.out);
     Ok(())
 }
 
