@@ -18,6 +18,7 @@ pub mod schedule;
 mod small_floats;
 mod tables;
 mod teams;
+mod tile_registers;
 mod tiles;
 pub mod writer;
 

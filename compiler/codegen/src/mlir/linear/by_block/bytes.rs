@@ -6,10 +6,11 @@
 
 use xfc_lang::graph::blocks::Blocks;
 
-use super::tiles::{REGISTER, SUMS, TILE_ROWS};
+use super::tiles::{SUMS, TILE_ROWS};
 use super::{Linear, Places, Tile};
 use crate::error::CodegenError;
 use crate::mlir::linear::blocks::Groups;
+use crate::mlir::tile_registers::REGISTER;
 use crate::mlir::writer::{Elem, Ty, Val, Writer};
 use crate::plan::kernel::TokenRow;
 
@@ -127,7 +128,6 @@ impl Linear<'_> {
         let depth = size.min(REGISTER.1);
         let rows: Vec<Val> = (0..TILE_ROWS).map(|i| self.row_within(w, tile, row, i)).collect();
         let (x, stride) = self.rows_at(w, tile, places, (row, first));
-        let register = |w: &mut Writer, number: u64| w.int(number as i64, Ty::scalar(Elem::I8));
         let (line, of_row) = (w.i64(REGISTER.1 as i64), w.i64(ROW_BYTES as i64));
         let (weights, group_bytes) = if panel.bits == 4 {
             (places.weights, size / 4 * ROW_BYTES)
@@ -159,24 +159,24 @@ impl Linear<'_> {
         w.for_loop(zero, end, 1, &[], |w, group, _| {
             let begin = w.element(begins, group, BEGIN_BYTES);
             for column in 0..SUMS {
-                let number = register(w, column);
+                let number = w.tile_register(column);
                 w.command(names.load, &[number, begin, line]);
             }
             let x = w.element(x, group, size);
             let weights = w.element(weights, group, group_bytes);
             for step in 0..size / depth {
-                let (of_rows, at) = (register(w, SUMS), w.offset_const(x, step * depth));
+                let (of_rows, at) = (w.tile_register(SUMS), w.offset_const(x, step * depth));
                 w.command(names.load, &[of_rows, at, stride]);
                 for column in 0..SUMS {
                     let at = w.offset_const(weights, step * depth / 4 * ROW_BYTES + column * REGISTER.1);
-                    let [sum, of_columns] = [column, SUMS + 1 + column % 2].map(|number| register(w, number));
+                    let [sum, of_columns] = [column, SUMS + 1 + column % 2].map(|number| w.tile_register(number));
                     w.command(names.load, &[of_columns, at, of_row]);
                     w.command(bytes_dot, &[sum, of_rows, of_columns]);
                 }
             }
             let sums = w.element(sums, group, GROUP_BYTES);
             for column in 0..SUMS {
-                let (number, at) = (register(w, column), w.offset_const(sums, column * REGISTER.1));
+                let (number, at) = (w.tile_register(column), w.offset_const(sums, column * REGISTER.1));
                 w.command(names.store, &[number, at, of_row]);
             }
             Ok(vec![])

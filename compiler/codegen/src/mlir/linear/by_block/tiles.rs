@@ -8,11 +8,9 @@ use super::{Linear, Places, Rows, Tile};
 use crate::error::CodegenError;
 use crate::mlir::linear::blocks::{are_whole, packed};
 use crate::mlir::machine::{Machine, TileRegisters};
+use crate::mlir::tile_registers::REGISTER;
 use crate::mlir::writer::{Cmp, Elem, Ty, Val, Writer};
 use crate::plan::kernel::{LinearSpec, dtype_bytes};
-
-/// Rows of a register, and bytes of each of them.
-pub(super) const REGISTER: (u64, u64) = (16, 64);
 
 /// Inputs that a register holds of a row.
 pub const TILE_INPUTS: u64 = 32;
@@ -45,29 +43,21 @@ impl Linear<'_> {
     /// Says how large the tiles of registers are.
     pub(in crate::mlir::linear) fn enter_tiles(&self, w: &mut Writer, scratch: Val) -> Result<(), CodegenError> {
         let names = self.tile_registers(w)?;
-        // The one way that there is, registers whole where nothing else is said: bytes of a row in 16 bits from byte 16 on, rows from byte 48 on.
-        let mut bytes = [0; 64];
         // Of groups that are smaller than a register rows are as long as a group.
         let length = self.blocks().map_or(REGISTER.1, |blocks| REGISTER.1.min(blocks.group.into()));
-        bytes[0] = 1;
-        for register in 0..8 {
-            bytes[16 + 2 * register] = REGISTER.1 as i64;
-            bytes[48 + register] = REGISTER.0 as i64;
+        let mut sizes = [REGISTER; 8];
+        sizes[SUMS as usize].1 = length;
+        for size in &mut sizes[SUMS as usize + 1..][..2] {
+            size.0 = length / 4;
         }
-        bytes[16 + 2 * SUMS as usize] = length as i64;
-        for register in [SUMS + 1, SUMS + 2] {
-            bytes[48 + register as usize] = (length / 4) as i64;
-        }
-        let bytes = w.lanes(&bytes, Elem::I8);
-        w.store(bytes, scratch);
-        w.command(names.configure, &[scratch]);
+        w.configure_tiles(names, sizes, scratch);
         Ok(())
     }
 
     /// Leaves registers empty, so that nothing has to keep them.
     pub(in crate::mlir::linear) fn leave_tiles(&self, w: &mut Writer) -> Result<(), CodegenError> {
         let names = self.tile_registers(w)?;
-        w.command(names.release, &[]);
+        w.release_tiles(names);
         Ok(())
     }
 
@@ -128,10 +118,9 @@ impl Linear<'_> {
         let columns = u64::from(self.schedule.vectors);
         let (x, stride) = self.rows_at(w, tile, places, (row, first));
         let sums = w.offset_const(sums, part as u64 * columns * REGISTER.1);
-        let register = |w: &mut Writer, number: u64| w.int(number as i64, Ty::scalar(Elem::I8));
         let (sums_stride, group_bytes) = (w.i64(places.columns_bytes as i64), w.i64(self.group_bytes() as i64));
         for column in 0..columns {
-            let (number, at) = (register(w, column), w.offset_const(sums, column * REGISTER.1));
+            let (number, at) = (w.tile_register(column), w.offset_const(sums, column * REGISTER.1));
             w.command(names.load, &[number, at, sums_stride]);
         }
         let pairs = w.shr(first, 1);
@@ -139,19 +128,19 @@ impl Linear<'_> {
         let (zero, end) = (w.i64(0), w.i64((inputs / TILE_INPUTS) as i64));
         w.for_loop(zero, end, 1, &[], |w, k, _| {
             let x = w.element(x, k, REGISTER.1);
-            let rows = register(w, SUMS);
+            let rows = w.tile_register(SUMS);
             w.command(names.load, &[rows, x, stride]);
             let start = w.element(start, k, TILE_INPUTS / self.schedule.depth * self.group_bytes());
             for column in 0..columns {
                 let at = w.offset_const(start, column * REGISTER.1);
-                let [sum, of_columns] = [column, SUMS + 1 + column % 2].map(|number| register(w, number));
+                let [sum, of_columns] = [column, SUMS + 1 + column % 2].map(|number| w.tile_register(number));
                 w.command(names.load, &[of_columns, at, group_bytes]);
                 w.command(dot, &[sum, rows, of_columns]);
             }
             Ok(vec![])
         })?;
         for column in 0..columns {
-            let (number, at) = (register(w, column), w.offset_const(sums, column * REGISTER.1));
+            let (number, at) = (w.tile_register(column), w.offset_const(sums, column * REGISTER.1));
             w.command(names.store, &[number, at, sums_stride]);
         }
         Ok(())
