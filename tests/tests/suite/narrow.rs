@@ -179,3 +179,46 @@ fn pairs_are_multiplied_in_any_shape() -> Result<()> {
     }
     Ok(())
 }
+
+/// Heads that fill no register, groups that are no whole tile, pages whose last tokens there are not, masks, and weights without a softmax, by each of the
+/// ways that this machine has for keys and values of bf16.
+#[test]
+fn attention_in_any_shape() -> Result<()> {
+    let wiring = |heads: u64, kv_heads: u64, calls: &str| {
+        format!(
+            "model(q: f32[tokens, {0}], k: f32[tokens, {1}], v: f32[tokens, {2}]) {{\n  queries = split(q, {heads})\n\
+             \x20 keys = cache(split(k, {kv_heads}))\n  values = cache(split(v, {kv_heads}))\n{calls}}}",
+            heads * KEY,
+            kv_heads * KEY,
+            kv_heads * VALUE
+        )
+    };
+    const KEY: u64 = 76;
+    const VALUE: u64 = 37;
+    let one = wiring(
+        5,
+        5,
+        "  a = attend(queries, keys, values, causal)\n  b = attend(queries, keys, values, window(37))\n  return {a: a, b: b}\n",
+    );
+    let grouped = wiring(
+        6,
+        2,
+        "  a = attend(queries, keys, values, causal, 3.0 * tanh(score / 3.0))\n\
+         \x20 b = attend(queries, keys, values, causal, 0.02 * score * 0.9 ^ (q_pos - k_pos), softmax = false)\n  return {a: a, b: b}\n",
+    );
+    let ways = ["cpu:x86-64-v3", "cpu:x86-64-v4", "cpu:x86-64-v4+avx512bf16", "cpu:x86-64-v4+amx-bf16"];
+    for (wiring, heads, kv_heads) in [(one, 5, 5), (grouped, 6, 2)] {
+        let mut program = parse(&of_wiring(&wiring)?)?;
+        prepare(&mut program, DType::BF16, CacheType::Float(DType::BF16), &Plan::default())?;
+        let steps: Vec<_> = [71, 9, 130, 1, 16]
+            .iter()
+            .map(|n: &usize| {
+                [("q", heads * KEY), ("k", kv_heads * KEY), ("v", kv_heads * VALUE)]
+                    .map(|(name, width)| (name, Floats(floats(n * width as usize))))
+                    .to_vec()
+            })
+            .collect();
+        agree_on(&program.to_string(), &steps, &ways)?;
+    }
+    Ok(())
+}

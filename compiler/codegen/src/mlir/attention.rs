@@ -16,6 +16,7 @@
 mod blocks;
 mod by_page;
 mod by_row;
+pub mod by_tiles;
 pub mod combine;
 mod divided;
 mod layout;
@@ -104,7 +105,9 @@ pub fn emit(
         }
         (Some(_), None) => {
             let blocks = Blocks::new(&kernel, schedule, machine)?;
+            blocks.enter_form(&mut w)?;
             kernel.tiles(&mut w, &params, schedule, |w, tile| blocks.tile(w, tile))?;
+            blocks.leave_form(&mut w)?;
             blocks.scratch_bytes()
         }
         (None, None) => {

@@ -45,6 +45,8 @@ pub struct TileRegisters {
     pub load: &'static str,
     /// The same the other way.
     pub store: &'static str,
+    /// `(register)`: all of it is 0.
+    pub zero: &'static str,
     /// `(sums, rows, columns)`: adds the products of 16 rows by 16 columns over 32 inputs of bf16, whose pairs lie side by side for each column, to sums of f32.
     pub halves: Option<&'static str>,
     /// The same of four bytes in place of each pair, of rows with a sign and of columns without, to sums of 32 bits.

@@ -166,6 +166,8 @@ pub struct BlockSchedule {
     pub values_together: u32,
     /// Parts that the keys of a query are divided into, tiles of their own.
     pub key_parts: u32,
+    /// Products by registers that hold tiles, of 16 queries each; pages of a block are a multiple of four then.
+    pub tiles: bool,
 }
 
 impl AttentionSchedule {

@@ -79,9 +79,16 @@ impl<'k> Blocks<'k> {
         if spec.value_in_key.is_some() || !matches!(spec.key_layout, PageLayout::TokensLast | PageLayout::DimPairs) {
             return Err(CodegenError::bug("attention", "blocks of keys that lie as values do"));
         }
-        let keys = Form::of(spec.key_layout, PageLayout::DimPairs, spec.query == DType::BF16, machine);
-        // Weights of values are not rounded.
-        let values = Form::of(spec.value_layout, PageLayout::TokenPairs, false, machine);
+        let [keys, values] = if blocks.tiles {
+            [Form::Tiles; 2]
+        } else {
+            // Weights of values are not rounded.
+            [
+                (spec.key_layout, PageLayout::DimPairs, spec.query == DType::BF16),
+                (spec.value_layout, PageLayout::TokenPairs, false),
+            ]
+            .map(|(layout, paired, narrow)| Form::of(layout, paired, narrow, machine))
+        };
         let heads = at.group().div_ceil(schedule.parts(at.group()));
         let layout = Layout::new(at, &blocks, schedule.rows_per_tile * heads, keys);
         Ok(Blocks { at, schedule: blocks, keys, values, layout })
@@ -185,6 +192,9 @@ impl<'k> Blocks<'k> {
             if self.schedule.by_page {
                 self.by_page(w, segment, &block)?;
             } else {
+                if self.schedule.tiles {
+                    self.bring(w, segment, &block)?;
+                }
                 self.each_register_tile(w, segment, |w, micro| self.register_tile(w, segment, &block, micro))?;
             }
             Ok(vec![])
@@ -381,6 +391,11 @@ impl<'k> Blocks<'k> {
         let zero = w.i64(0);
         let some = w.cmp(Cmp::Gt, n_keys, zero);
         w.if_then(some, |w| {
+            if self.schedule.tiles {
+                self.scores_by_tiles(w, micro, n_keys)?;
+                self.shares_of(w, segment, (block, n_keys), micro, whole)?;
+                return self.weigh_by_tiles(w, micro, n_keys);
+            }
             self.scores(w, micro, n_keys)?;
             self.shares_of(w, segment, (block, n_keys), micro, whole)?;
             self.weigh(w, micro, n_keys, None)

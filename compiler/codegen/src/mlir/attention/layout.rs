@@ -3,6 +3,7 @@
 use super::super::machine::{Machine, PairDot};
 use super::super::schedule::BlockSchedule;
 use super::Attention;
+use super::by_tiles::Room;
 use crate::plan::kernel::PageLayout;
 
 /// How products are made of what a page holds.
@@ -14,6 +15,8 @@ pub(super) enum Form {
     Widened,
     /// Of pairs of bf16, by this instruction.
     Paired(&'static str),
+    /// Of pairs of bf16, by registers that hold tiles.
+    Tiles,
 }
 
 impl Form {
@@ -32,7 +35,7 @@ impl Form {
 
     /// Bytes of a factor that is made for it.
     pub(super) fn bytes(self) -> u64 {
-        if matches!(self, Form::Paired(_)) { 2 } else { 4 }
+        if matches!(self, Form::Paired(_) | Form::Tiles) { 2 } else { 4 }
     }
 }
 
@@ -65,6 +68,10 @@ pub(super) struct Layout {
     /// Addresses of the block's pages.
     pub(super) key_pages: u64,
     pub(super) value_pages: u64,
+    /// For registers that hold tiles: the values of a block, the last elements of its keys, and the weights of a register tile.
+    pub(super) values: u64,
+    pub(super) rests: u64,
+    pub(super) weights: u64,
     /// All of it.
     pub(super) bytes: u64,
 }
@@ -103,6 +110,12 @@ impl Layout {
         layout.scores = take(scored * tokens * 4);
         layout.key_pages = take(u64::from(blocks.pages) * 8);
         layout.value_pages = take(u64::from(blocks.pages) * 8);
+        if blocks.tiles {
+            let room = Room::new(at, blocks);
+            layout.values = take(room.values);
+            layout.rests = take(room.rests);
+            layout.weights = take(room.weights);
+        }
         layout.bytes = end;
         layout
     }

@@ -102,6 +102,7 @@ impl Blocks<'_> {
                     .collect(),
             ),
             Form::Paired(name) => Loaded::Paired(name, at.iter().map(|(at, mask)| words(w, *at, *mask)).collect()),
+            Form::Tiles => return Err(CodegenError::bug("attention", "vectors of what registers of tiles multiply")),
         })
     }
 

@@ -69,6 +69,12 @@ impl Blocks<'_> {
             w.store(x, at);
             element += u64::from(n.max(1));
         }
+        // Registers that hold tiles read whole ones.
+        while self.schedule.tiles && element * self.keys.bytes() < self.layout.query_bytes {
+            let (zero, at) = (w.int(0, Ty::scalar(Elem::I16)), w.offset_const(to, element * self.keys.bytes()));
+            w.store(zero, at);
+            element += 1;
+        }
         Ok(())
     }
 

@@ -106,6 +106,9 @@ impl Blocks<'_> {
             self.softmax(w, keys, &place, scores, masked)?;
             Ok(vec![])
         })?;
+        if self.schedule.tiles && !self.at.spec.softmax {
+            self.split_weights(w, micro, n_keys)?;
+        }
         Ok(())
     }
 
@@ -201,6 +204,7 @@ impl Blocks<'_> {
         let sums = w.load(Ty::of(Elem::F32, lanes), sums_at);
         let sums = self.each_vectors(w, keys.1, &[sums], |w, first, sums| {
             let mut sums = sums[0];
+            let mut weights = Vec::new();
             for v in 0..self.together() {
                 let x = self.load(w, scores, first, v);
                 let y = relative(w, x, factor, maximum);
@@ -212,6 +216,13 @@ impl Blocks<'_> {
                     p = w.select(hidden, zero, p);
                 }
                 sums = w.add(sums, p);
+                weights.push(p);
+            }
+            if self.schedule.tiles {
+                self.store_weights(w, place.place, first, &weights);
+                return Ok(vec![sums]);
+            }
+            for (v, p) in (0..).zip(weights) {
                 let at = self.vector_at(w, scores, first, v);
                 w.store(p, at);
             }

@@ -104,6 +104,7 @@ impl Isa {
             release: "llvm.x86.tilerelease",
             load: "llvm.x86.tileloadd64",
             store: "llvm.x86.tilestored64",
+            zero: "llvm.x86.tilezero",
             halves: extra.contains(&"amx-bf16").then_some("llvm.x86.tdpbf16ps"),
             bytes: extra.contains(&"amx-int8").then_some("llvm.x86.tdpbsud"),
         });

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use xfc_lang::graph::DType;
 
 use super::isa::Isa;
+use crate::mlir::attention::by_tiles;
 use crate::mlir::linear::by_block::tiles::{self, SUMS, TILE_ROWS};
 use crate::mlir::machine::PairDot;
 use crate::mlir::schedule::{
@@ -160,6 +161,10 @@ pub fn attention(isa: &Isa, regime: Regime, spec: &AttentionSpec, set: &Attentio
     let wide = isa.registers >= 32;
     let page_vectors = (PAGE_TOKENS / u64::from(lanes)) as u32;
     let paired = spec.value_layout == PageLayout::TokenPairs;
+    let tiles = regime == Regime::Many && by_tiles::multiplies(&isa.machine, spec);
+    // Of those nothing may be set.
+    let set =
+        if tiles { &AttentionFields { queries: Some(by_tiles::QUERIES), ..AttentionFields::default() } } else { set };
     let queries = set.queries.unwrap_or(match (regime, wide) {
         // One row's heads, whose number is small.
         (Regime::One, true) => (group as u32).clamp(1, 8),
@@ -191,7 +196,8 @@ pub fn attention(isa: &Isa, regime: Regime, spec: &AttentionSpec, set: &Attentio
         // About 60 queries, so that a block of keys is worth fetching, in whole register tiles.
         Regime::Many => {
             let whole = u64::from(queries) / gcd(u64::from(queries), heads);
-            (set.tile_queries.unwrap_or(TILE_QUERIES) / (heads * whole)).max(1) * whole
+            let tile_queries = if tiles { TILED_QUERIES } else { TILE_QUERIES };
+            (set.tile_queries.unwrap_or(tile_queries) / (heads * whole)).max(1) * whole
         }
     };
     // Few queries are bound by memory, which is fast where it is read as it lies.
@@ -217,6 +223,7 @@ pub fn attention(isa: &Isa, regime: Regime, spec: &AttentionSpec, set: &Attentio
             value_vectors,
             values_together,
             key_parts: if by_page { spec.division.parts as u32 } else { 1 },
+            tiles,
         }),
         tensors: None,
     }
@@ -224,6 +231,9 @@ pub fn attention(isa: &Isa, regime: Regime, spec: &AttentionSpec, set: &Attentio
 
 /// Queries of a tile in steps of many rows.
 const TILE_QUERIES: u64 = 60;
+
+/// The same where registers that hold tiles multiply them: what a block of keys brings to scratch serves more.
+const TILED_QUERIES: u64 = 128;
 
 /// Pages of a block in steps of many rows.
 pub const BLOCK_PAGES: u32 = 4;

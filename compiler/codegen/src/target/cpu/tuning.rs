@@ -304,7 +304,10 @@ fn products(isa: &Isa, family: &Product, stage: usize, best: &ProductFields) -> 
 }
 
 fn attentions(isa: &Isa, family: &Attention, stage: usize, best: &AttentionFields) -> Option<Vec<AttentionFields>> {
-    if family.rows != Regime::Many {
+    let in_halves = family.query == Float::Bf16 && family.kept == Kept::Bf16;
+    if family.rows != Regime::Many
+        || in_halves && isa.machine.tile_registers.is_some_and(|names| names.halves.is_some())
+    {
         return None;
     }
     let queries: &[u32] = if isa.registers >= 32 { &[4, 5, 6, 7, 8, 10, 12, 14] } else { &[2, 3, 4, 6] };
