@@ -20,6 +20,7 @@ mod keep_results;
 mod linear;
 mod matching;
 mod merge_linears;
+mod narrow_attention;
 pub mod precision;
 mod product;
 pub mod quantise;
@@ -69,6 +70,7 @@ pub fn pipeline() -> Vec<&'static dyn Pass> {
         &fuse_gate::FuseGate,
         &merge_linears::MergeLinears,
         &fuse_epilogue::FuseEpilogue,
+        &narrow_attention::NarrowAttention,
         &dead_code::DeadCode,
         &scan_constants::ScanConstants,
         &select_rows::SelectRows,

@@ -26,7 +26,7 @@ use crate::ops::{Core, Op, ShapeError};
 /// whose first token is in the step, keys and values of the step `[tokens, ..]` are all there are, and the result is made from these.
 ///
 /// # Precision
-/// Scores, softmax and the weighted sum in f32 for any operand dtype; the result is f32.
+/// Scores, softmax and the weighted sum in f32 for any operand dtype; the result is f32, or that rounded to bf16.
 ///
 /// # Source
 /// Dao et al. 2022; Milakov and Gimelshein 2018 for the online softmax; Ainslie et al. 2023 for grouped queries.
@@ -46,6 +46,8 @@ pub struct Attention {
     pub reach: Reach,
     /// Only of sequences whose first token is in the step; the last operand is the same result, made in another way, for all others.
     pub from_start: bool,
+    /// Whether the result is rounded to bf16.
+    pub narrow: bool,
 }
 
 /// How far a query sees, derived from its mask: nobody declares it.
@@ -86,6 +88,9 @@ impl FusedOp for Attention {
             vec![("scale", number(self.scale)), ("window", window), ("future", self.reach.future.to_string())];
         if self.from_start {
             list.push(("from_start", "true".to_owned()));
+        }
+        if self.narrow {
+            list.push(("narrow", "true".to_owned()));
         }
         if !self.softmax {
             list.push(("softmax", "false".into()));
@@ -182,6 +187,7 @@ impl FusedOp for Attention {
         let v = b.cast(values[2], DType::F32)?; // [T, K, Dv]
         let summed = b.contract("kgnv,vkd->nkgd", probabilities, v)?; // [N, K, G, Dv]
         let y = b.reshape(summed, [*n, Dim::Fixed(*heads), *dv])?; // [N, H, Dv]
+        let y = if self.narrow { b.cast(y, DType::BF16)? } else { y };
         graph.add_output("y", y);
         Ok(graph)
     }
@@ -267,5 +273,6 @@ pub(super) fn parse(a: &mut Attributes) -> Result<Op, String> {
         softmax: a.optional_bool("softmax")?.unwrap_or(true),
         reach: Reach { window: a.optional_u64("window")?, future: a.bool("future")? },
         from_start: a.flag("from_start")?,
+        narrow: a.flag("narrow")?,
     }))
 }
