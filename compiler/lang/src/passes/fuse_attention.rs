@@ -125,7 +125,16 @@ fn rewrite(graph: &mut Graph, node: NodeId) -> Option<()> {
     let operands = [&[q, k, v], &extras[..]].concat();
     let y = b
         .fused1(
-            Attention { scale, mask: mask_body, score: score_body, sink, softmax, reach, from_start: false, narrow: false },
+            Attention {
+                scale,
+                mask: mask_body,
+                score: score_body,
+                sink,
+                softmax,
+                reach,
+                from_start: false,
+                narrow: false,
+            },
             &operands,
         )
         .ok()?;

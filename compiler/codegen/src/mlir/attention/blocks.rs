@@ -20,6 +20,10 @@ use crate::error::CodegenError;
 use crate::plan::kernel::PageLayout;
 use xfc_lang::graph::DType;
 
+/// Lines of memory that are asked for in a round of a loop, and bytes of one.
+const LINES: u64 = 8;
+const CACHE_LINE: u64 = 64;
+
 /// Rows of one sequence.
 #[derive(Clone, Copy)]
 pub(super) struct Segment {
@@ -192,6 +196,7 @@ impl<'k> Blocks<'k> {
             if self.schedule.by_page {
                 self.by_page(w, segment, &block)?;
             } else {
+                self.ask_for_next(w, segment, page)?;
                 if self.schedule.tiles {
                     self.bring(w, segment, &block)?;
                 }
@@ -312,6 +317,34 @@ impl<'k> Blocks<'k> {
             Ok(vec![])
         })?;
         Ok(Block { page, first_key, end_key })
+    }
+
+    /// Asks memory for the pages of the block behind one, of the tile's head: they lie in pieces, each too short for a processor to ask by itself.
+    fn ask_for_next(&self, w: &mut Writer, segment: &Segment, page: Val) -> Result<(), CodegenError> {
+        let spec = self.at.spec;
+        let n_pages = w.i64(i64::from(self.schedule.pages));
+        let next = w.add(page, n_pages);
+        let after = w.add(next, n_pages);
+        let after = w.min(after, segment.end_page);
+        let sequence = w.load_u32(self.at.rows.sequences, segment.from);
+        w.for_loop(next, after, 1, &[], |w, number, _| {
+            let id = w.page_id(self.at.cache, sequence, number);
+            for (data, head) in [(self.at.k.data, spec.keys()), (self.at.v.data, spec.values())] {
+                let at = w.element(data, id, head.page_bytes(spec.kv_heads));
+                let at = w.element(at, segment.tile.kv_head, head.bytes());
+                let (zero, end) = (w.i64(0), w.i64(head.bytes() as i64));
+                w.for_loop(zero, end, (LINES * CACHE_LINE) as i64, &[], |w, offset, _| {
+                    let at = w.offset(at, offset);
+                    for line in 0..LINES {
+                        let at = w.offset_const(at, line * CACHE_LINE);
+                        w.prefetch(at, 2);
+                    }
+                    Ok(vec![])
+                })?;
+            }
+            Ok(vec![])
+        })?;
+        Ok(())
     }
 
     /// Where the keys of a page of the block lie, or its values, for the head of a register tile: their scales first, where there are some.
