@@ -170,7 +170,7 @@ exports! {
     }
     cuFuncGetAttribute(state, value: *mut i32, attribute: i32, function: *mut c_void) {
         match attribute {
-            0 => put(value, state.threads(handle(function))?),
+            0 => put(value, state.most_threads(handle(function))?),
             _ => Err(code::INVALID_VALUE),
         }
     }

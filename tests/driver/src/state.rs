@@ -397,11 +397,11 @@ impl State {
         Ok(handle)
     }
 
-    /// Most threads of a block.
-    pub(crate) fn threads(&self, function: u64) -> Done<i32> {
+    /// Most threads of a block: a bound from above, as is documented, which knows nothing of how many the code asks for.
+    pub(crate) fn most_threads(&self, function: u64) -> Done<i32> {
         let (module, name) = self.functions.get(&function).ok_or(code::INVALID_VALUE)?;
         let kernel = module.kernel(name).ok_or(code::NOT_FOUND)?;
-        Ok(kernel.reqntid.or(kernel.maxntid).map_or(1024, |threads| threads.iter().product::<u32>() as i32))
+        Ok(kernel.maxntid.map_or(1024, |threads| threads.iter().product::<u32>() as i32))
     }
 
     /// Lets launches of a function bring so much shared memory.
@@ -422,7 +422,8 @@ impl State {
     ) -> Done<Node> {
         let (module, name) = self.functions.get(&function).ok_or(code::INVALID_VALUE)?;
         let kernel = module.kernel(name).ok_or(code::NOT_FOUND)?;
-        if shared > self.shared.get(&function).copied().unwrap_or(SHARED) {
+        let other = |threads: [u32; 3]| threads != block;
+        if kernel.reqntid.is_some_and(other) || shared > self.shared.get(&function).copied().unwrap_or(SHARED) {
             return Err(code::INVALID_VALUE);
         }
         let bytes = kernel.params.iter().map(|param| param.offset + param.bytes).max().unwrap_or(0) as usize;

@@ -34,7 +34,9 @@ pub(super) struct Kernel {
     context: Arc<Context>,
     module: sys::CUmodule,
     pub(super) function: sys::CUfunction,
-    /// Of a block: the code says with how many it runs, and no other number is allowed.
+    /// For people.
+    pub(super) name: String,
+    /// Of a block: the code says with how many it runs (`.reqntid`), and no other number is allowed.
     pub(super) threads: u32,
     /// Of each block, in the device's memory.
     pub(super) scratch_bytes: u64,
@@ -111,7 +113,8 @@ pub(super) fn load_all(
         let (kernel, text) = texts[index];
         let path = keep.map(|folder| folder.path(Kind::Code, &key(text, gpu.capability, version)));
         let of = |image: &[u8]| {
-            load(context, image, &kernel.name, kernel.scratch_bytes)?.with_shared(kernel.shared_bytes, &kernel.name)
+            load(context, (image, text), &kernel.name, kernel.scratch_bytes)?
+                .with_shared(kernel.shared_bytes, &kernel.name)
         };
         if let (Some(folder), Some(path)) = (keep, &path)
             && let Some(kernel) = read(path).and_then(|cubin| of(&cubin).ok())
@@ -262,8 +265,27 @@ fn compile(context: &Arc<Context>, gpu: &Gpu, text: &CStr, name: &str) -> Result
     })
 }
 
-/// Loads a module with one kernel.
-pub(super) fn load(context: &Arc<Context>, image: &[u8], name: &str, scratch_bytes: u64) -> Result<Kernel> {
+/// Threads of a block of the kernel of a module, as it says (`.reqntid`); `None` where it does not.
+fn threads_of(text: &CStr) -> Option<u32> {
+    let text = std::str::from_utf8(text.to_bytes()).ok()?;
+    let code: Vec<&str> = text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect();
+    let code = code.join("\n");
+    // What lies behind the name and before the body.
+    let head = code.split_once(".entry")?.1.split('{').next()?;
+    let numbers = head.split_once(".reqntid")?.1.split('.').next()?;
+    let mut numbers = numbers.split(',').map(|number| number.trim().parse::<u32>().ok());
+    numbers.try_fold(1, |product: u32, number| product.checked_mul(number?)).filter(|threads| *threads > 0)
+}
+
+/// Loads a module with one kernel: what the driver runs, and the PTX that it is of.
+pub(super) fn load(
+    context: &Arc<Context>,
+    (image, text): (&[u8], &CStr),
+    name: &str,
+    scratch_bytes: u64,
+) -> Result<Kernel> {
+    let threads = threads_of(text)
+        .ok_or_else(|| problem(format!("the code of kernel {name} does not say with how many threads it runs")))?;
     context.enter()?;
     // SAFETY: what the driver's linker wrote, whole as its hash says, or PTX that a zero byte ends; the driver copies it.
     let module = unsafe { result::module::load_data(image.as_ptr().cast()) }
@@ -272,7 +294,8 @@ pub(super) fn load(context: &Arc<Context>, image: &[u8], name: &str, scratch_byt
         context: Arc::clone(context),
         module,
         function: std::ptr::null_mut(),
-        threads: 0,
+        name: name.to_owned(),
+        threads,
         scratch_bytes,
         shared_bytes: 0,
     };
@@ -281,12 +304,18 @@ pub(super) fn load(context: &Arc<Context>, image: &[u8], name: &str, scratch_byt
         let function = unsafe { result::module::get_function(module, SYMBOL.to_owned()) }?;
         use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK;
         // SAFETY: the function is the module's, which is loaded.
-        let threads =
+        let most =
             unsafe { result::function::get_function_attribute(function, CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK) }?;
-        Ok((function, threads))
+        Ok((function, most))
     };
-    let (function, threads) = found().map_err(|e| failed(&format!("loading kernel {name}"), e))?;
-    (kernel.function, kernel.threads) = (function, threads as u32);
+    let (function, most) = found().map_err(|e| failed(&format!("loading kernel {name}"), e))?;
+    kernel.function = function;
+    // The driver says how many the registers allow, which may be more than the code runs with, and never less where it can run.
+    if i64::from(most) < i64::from(threads) {
+        return Err(problem(format!(
+            "kernel {name} runs {threads} threads in a block, of which this GPU has {most} at most"
+        )));
+    }
     Ok(kernel)
 }
 
@@ -314,6 +343,23 @@ mod tests {
         assert_eq!(own_target(c".version 8.0\n.target sm_90a\n.address_size 64", &gpu), Some(0x10000 + 90));
         assert_eq!(own_target(c".version 7.0\n.target sm_80, debug\n", &gpu), None);
         assert_eq!(own_target(c"", &gpu), None);
+    }
+
+    #[test]
+    fn threads_are_those_that_the_code_asks_for() {
+        let module = |directives: &str| {
+            let text = format!(
+                ".version 7.0\n.target sm_80\n// .reqntid 7\n.visible .entry kernel(\n\t.param .u64 a\n)\n{directives}{{\n\tret;\n}}\n"
+            );
+            threads_of(&std::ffi::CString::new(text).unwrap())
+        };
+        assert_eq!(module(".reqntid 384, 1, 1\n"), Some(384));
+        assert_eq!(module(".maxntid 1024\n.reqntid 32, 4\n"), Some(128));
+        assert_eq!(module(".reqntid 64\n.minnctapersm 2\n"), Some(64));
+        assert_eq!(module(".reqntid 64 .maxnreg 32 "), Some(64));
+        for none in ["", ".maxntid 256\n", "// .reqntid 256\n", ".reqntid 0\n", ".reqntid many\n"] {
+            assert_eq!(module(none), None, "{none:?}");
+        }
     }
 
     #[test]

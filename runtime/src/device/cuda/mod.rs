@@ -191,7 +191,7 @@ impl CudaDevice {
                     &mut list,
                 )
             }
-            .map_err(|e| failed(&format!("launch {} of kernel {}", launch.index, launch.kernel), e))?;
+            .map_err(|e| failed(&format!("launch {} of kernel {}", launch.index, kernel.name), e))?;
             after(number)?;
         }
         Ok(())

@@ -45,7 +45,7 @@ impl GpuProber {
     pub(super) fn new(context: &Arc<Context>, effort: Effort) -> Result<Self> {
         let kernel = |text: &Text| -> Result<Kernel> {
             let ptx = CString::new(text.text.as_str()).map_err(|e| problem(e.to_string()))?;
-            load(context, ptx.to_bytes_with_nul(), text.name, 0)
+            load(context, (ptx.to_bytes_with_nul(), &ptx), text.name, 0)
         };
         let product = |which| -> Result<(Kernel, u64)> {
             let text = texts::products(which);
