@@ -2,10 +2,8 @@
 
 use std::ffi::{CStr, c_char, c_void};
 
-use crate::state::{Done, Op, State, code, current, enter, gpus, lock, log, memory_bytes};
+use crate::state::{Done, Op, State, capability, code, current, enter, gpus, lock, log, memory_bytes};
 
-/// Compute capability.
-const CAPABILITY: (i32, i32) = (8, 0);
 const VERSION: i32 = 12040;
 /// Attributes that are asked for.
 const MULTIPROCESSORS: i32 = 16;
@@ -16,6 +14,7 @@ const MAX_DYNAMIC_SHARED: i32 = 8;
 /// Options of linkers.
 const ERROR_LOG: u32 = 5;
 const ERROR_LOG_BYTES: u32 = 6;
+const TARGET: u32 = 9;
 
 /// Writes a result where the caller wants it.
 fn put<T>(to: *mut T, value: T) -> Done {
@@ -69,8 +68,8 @@ exports! {
     cuDeviceGetAttribute(_, value: *mut i32, attribute: i32, _device: i32) {
         match attribute {
             MULTIPROCESSORS => put(value, 2),
-            CAPABILITY_MAJOR => put(value, CAPABILITY.0),
-            CAPABILITY_MINOR => put(value, CAPABILITY.1),
+            CAPABILITY_MAJOR => put(value, capability() / 10),
+            CAPABILITY_MINOR => put(value, capability() % 10),
             _ => Err(code::INVALID_VALUE),
         }
     }
@@ -133,7 +132,8 @@ exports! {
         let at = |i: usize| unsafe { (*options.add(i), (*values.add(i)).expose_provenance()) };
         let given: Vec<(u32, usize)> = (0..n as usize).map(at).collect();
         let find = |which| given.iter().find(|(option, _)| *option == which).map(|(_, value)| *value);
-        put(linker, pointer(state.linker(find(ERROR_LOG).zip(find(ERROR_LOG_BYTES)))?))
+        let log = find(ERROR_LOG).zip(find(ERROR_LOG_BYTES));
+        put(linker, pointer(state.linker(log, find(TARGET).is_some())?))
     }
     cuLinkAddData_v2(
         state,

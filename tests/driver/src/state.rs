@@ -56,9 +56,10 @@ pub(crate) enum Op {
 /// Address and bytes of memory of the host.
 type Place = (usize, usize);
 
-/// Shared memory that a launch may bring without asking, and the most that it may ask for: what all GPUs from 8.0 on have.
+/// Shared memory that a launch may bring without asking, and the most that it may ask for: what all GPUs from 8.0 on have, and those of 9.0.
 const SHARED: u32 = 48 << 10;
 const MOST_SHARED: u32 = 99 << 10;
+const MOST_SHARED_90: u32 = 227 << 10;
 
 /// Everything.
 #[derive(Default)]
@@ -81,6 +82,8 @@ pub(crate) struct State {
     pending: VecDeque<Op>,
     /// Once a kernel has failed, everything does.
     broken: bool,
+    /// Kernels that were run.
+    ran: u64,
     handles: u64,
 }
 
@@ -100,6 +103,11 @@ pub(crate) fn gpus() -> i32 {
 
 pub(crate) fn memory_bytes() -> u64 {
     variable("XFC_DRIVER_MEMORY", 1_000_000_000)
+}
+
+/// Major and minor of each GPU's, as one number.
+pub(crate) fn capability() -> i32 {
+    variable("XFC_DRIVER_CAPABILITY", 80) as i32
 }
 
 /// Adds a line to the log.
@@ -214,10 +222,13 @@ impl State {
         if self.recording.is_some() {
             return Err(code::CAPTURE_UNSUPPORTED);
         }
+        if self.broken {
+            return Err(code::LAUNCH_FAILED);
+        }
         while let Some(op) = self.pending.pop_front() {
             self.perform(op)?;
         }
-        if self.broken { Err(code::LAUNCH_FAILED) } else { Ok(()) }
+        Ok(())
     }
 
     fn perform(&mut self, op: Op) -> Done {
@@ -241,6 +252,11 @@ impl State {
             }
             Op::Fill { to, value, bytes } => self.memory.fill(to, bytes as u64, value).map_err(refused),
             Op::Launches(nodes) => nodes.iter().try_for_each(|node| {
+                self.ran += 1;
+                if self.ran == variable("XFC_DRIVER_FAULT", 0) {
+                    self.broken = true;
+                    return Err(code::LAUNCH_FAILED);
+                }
                 let how = Launch::new(node.grid, node.block, &node.params).with_shared(node.shared);
                 let ran = launch(&node.module, &node.kernel, &mut self.memory, &how);
                 ran.map(drop).map_err(|fault| {
@@ -314,12 +330,19 @@ impl State {
     }
 
     pub(crate) fn drop_graph(&mut self, graph: u64) -> Done {
+        let nodes = self.nodes(graph)?;
+        if self.pending.iter().any(|op| matches!(op, Op::Launches(others) if Arc::ptr_eq(others, &nodes))) {
+            log("fault: a graph is destroyed that was not waited for");
+        }
         self.graphs.remove(&graph).map(drop).ok_or(code::INVALID_VALUE)
     }
 
-    /// A linker that writes what is wrong into `bytes` bytes at an address.
-    pub(crate) fn linker(&mut self, log: Option<Place>) -> Done<u64> {
+    /// A linker that writes what is wrong into `bytes` bytes at an address, and that may have been told a target.
+    pub(crate) fn linker(&mut self, log: Option<Place>, has_target: bool) -> Done<u64> {
         current()?;
+        if has_target && variable("XFC_DRIVER_LINKER", 1) == 2 {
+            return Err(code::INVALID_VALUE);
+        }
         let linker = self.handle();
         self.linkers.insert(linker, (Vec::new(), log));
         Ok(linker)
@@ -385,7 +408,13 @@ impl State {
 
     pub(crate) fn unload(&mut self, module: u64) -> Done {
         self.all()?;
-        self.modules.remove(&module).map(drop).ok_or(code::INVALID_VALUE)
+        let module = self.modules.remove(&module).ok_or(code::INVALID_VALUE)?;
+        // What is recorded needs the code of its kernels.
+        if self.graphs.values().flat_map(|nodes| nodes.iter()).any(|node| Arc::ptr_eq(&node.module, &module)) {
+            log("fault: a module is unloaded that a graph has kernels of");
+            return Err(code::INVALID_VALUE);
+        }
+        Ok(())
     }
 
     /// The function of a name.
@@ -406,7 +435,8 @@ impl State {
 
     /// Lets launches of a function bring so much shared memory.
     pub(crate) fn allow_shared(&mut self, function: u64, bytes: i32) -> Done {
-        let bytes = u32::try_from(bytes).ok().filter(|bytes| *bytes <= MOST_SHARED).ok_or(code::INVALID_VALUE)?;
+        let most = if capability() == 90 { MOST_SHARED_90 } else { MOST_SHARED };
+        let bytes = u32::try_from(bytes).ok().filter(|bytes| *bytes <= most).ok_or(code::INVALID_VALUE)?;
         self.functions.get(&function).ok_or(code::INVALID_VALUE)?;
         self.shared.insert(function, bytes);
         Ok(())

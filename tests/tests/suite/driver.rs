@@ -81,8 +81,64 @@ fn tokens_are_those_of_the_processor_and_the_host_waits_for_nothing_else() -> Re
     let none =
         [("XFC_DRIVER_LINKER", "0".to_owned()), ("XFC_CACHE_DIR", shell.folder().join("other").display().to_string())];
     for _ in 0..2 {
-        assert_eq!(run("gpu.xfm", &none)?["start"]["kernels_kept"], 0);
+        let ran = shell.run_on_driver(&none, &[&["run", "gpu.xfm"][..], &RUN].concat())?;
+        assert_eq!(json(&ran.stdout)?["start"]["kernels_kept"], 0);
+        let why = "kernels were not kept for the next start: cuda: compiling kernel";
+        assert!(ran.stderr.contains(why) && ran.stderr.contains("PTX JIT"), "{}", ran.stderr);
     }
+    // At the end nothing is given back that something else still needs.
+    assert!(!calls.iter().any(|call| call.starts_with("fault")), "{calls:?}");
+    Ok(())
+}
+
+/// Code for one GPU alone, whose target some linkers find by themselves and refuse to be told.
+#[test]
+fn code_of_one_gpu_is_linked_with_and_without_its_target() -> Result<()> {
+    let shell = shell(&Case::load("llama3")?)?;
+    let compile = ["compile", "checkpoint", "--dtype", "bf16", "--target", "cuda:sm_90a", "-o", "gpu.xfm"];
+    shell.run("xfc", &compile)?.success()?;
+    let mut kept = Vec::new();
+    for (linker, first) in [("1", true), ("2", true), ("2", false)] {
+        let cache = shell.folder().join(format!("cache{linker}")).display().to_string();
+        let settings = [
+            ("XFC_DRIVER_CAPABILITY", "90".to_owned()),
+            ("XFC_DRIVER_LINKER", linker.to_owned()),
+            ("XFC_CACHE_DIR", cache),
+        ];
+        let arguments = ["run", "gpu.xfm", "--checkpoint", "checkpoint", "--tokens", "1,2,3", "-n", "2", "--json"];
+        let ran = json(&shell.run_on_driver(&settings, &arguments)?.success()?)?;
+        let start = &ran["start"];
+        let expected = if first { 0 } else { start["kernels"].as_u64().unwrap_or(0) };
+        assert_eq!(start["kernels_kept"].as_u64(), Some(expected), "linker {linker}: {start}");
+        kept.push(ran["ids"].clone());
+    }
+    assert!(kept.iter().all(|ids| *ids == kept[0]), "{kept:?}");
+    Ok(())
+}
+
+#[test]
+fn a_launch_that_fails_is_named_where_each_is_waited_for() -> Result<()> {
+    let shell = compiled("llama3")?;
+    let arguments = [&["run", "gpu.xfm"][..], &RUN].concat();
+    let failing = |settings: &[(&str, String)]| -> Result<String> {
+        let fault = ("XFC_DRIVER_FAULT", "5".to_owned());
+        let ran = shell.run_on_driver(&[&[fault], settings].concat(), &arguments)?;
+        assert_eq!(ran.code, Some(1), "{}", ran.stderr);
+        assert!(ran.stderr.contains("CUDA_ERROR_LAUNCH_FAILED (unspecified launch failure)"), "{}", ran.stderr);
+        Ok(ran.stderr)
+    };
+    let check = ("XFC_CUDA_CHECK", "1".to_owned());
+    assert!(!failing(&[])?.contains("kernel"));
+    let named = failing(std::slice::from_ref(&check))?;
+    for part in ["launch 4 (layers.0.", "), kernel ", " blocks of ", " threads and ", " bytes of shared memory"] {
+        assert!(named.contains(part), "{part:?} is not in {named}");
+    }
+    // Without a fault the tokens are the same, and nothing is recorded.
+    let same =
+        |settings: &[(&str, String)]| -> Result<Value> { json(&shell.run_on_driver(settings, &arguments)?.success()?) };
+    let (plain, checked) = (same(&[])?, same(&[check])?);
+    assert_eq!(plain["ids"], checked["ids"]);
+    assert_eq!((&plain["start"]["captures"], &checked["start"]["captures"]), (&1.into(), &0.into()));
     Ok(())
 }
 

@@ -7,9 +7,9 @@
 //! The name of a file is a hash of the PTX, the GPU's compute capability and the driver's version. A file that is not whole, or that the driver
 //! refuses, is made again. Kernels are compiled on as many threads as there are processors.
 
-use super::context::{Context, Gpu, driver_version, failed, problem};
+use super::context::{Context, Gpu, driver_version, failed, problem, text_of};
 use crate::artifact::manifest::Manifest;
-use crate::error::Result;
+use crate::error::{Result, RuntimeError};
 use crate::files::write_atomic;
 use crate::folder::{CacheFolder, Kind};
 use cudarc::driver::{result, sys};
@@ -89,6 +89,8 @@ struct Made {
     kernel: Kernel,
     fresh: Option<(PathBuf, Vec<u8>)>,
     was_kept: bool,
+    /// What the driver's linker said where it made nothing of code that the driver loads all the same.
+    unlinked: Option<RuntimeError>,
 }
 
 /// Loads the kernels of `manifest`: PTX modules, each ended by a zero byte, that begin at `entries`.
@@ -120,13 +122,16 @@ pub(super) fn load_all(
             && let Some(kernel) = read(path).and_then(|cubin| of(&cubin).ok())
         {
             folder.touch(path);
-            return Ok(Made { kernel, fresh: None, was_kept: true });
+            return Ok(Made { kernel, fresh: None, was_kept: true, unlinked: None });
         }
         match compile(context, gpu, text, &kernel.name).and_then(|cubin| Ok((of(&cubin)?, cubin))) {
-            Ok((kernel, cubin)) => Ok(Made { kernel, fresh: path.map(|path| (path, cubin)), was_kept: false }),
+            Ok((kernel, cubin)) => {
+                let fresh = path.map(|path| (path, cubin));
+                Ok(Made { kernel, fresh, was_kept: false, unlinked: None })
+            }
             // Without its linker the driver compiles all the same, and nothing is kept.
             Err(error) => match of(text.to_bytes_with_nul()) {
-                Ok(kernel) => Ok(Made { kernel, fresh: None, was_kept: false }),
+                Ok(kernel) => Ok(Made { kernel, fresh: None, was_kept: false, unlinked: Some(error) }),
                 Err(_) => Err(error),
             },
         }
@@ -157,8 +162,9 @@ pub(super) fn load_all(
         all
     })?;
     made.sort_by_key(|(index, _)| *index);
+    let first_unlinked = made.iter_mut().find_map(|(_, made)| made.unlinked.take()).filter(|_| keep.is_some());
     let fresh: Vec<&(PathBuf, Vec<u8>)> = made.iter().filter_map(|(_, made)| made.fresh.as_ref()).collect();
-    let trouble = keep.and_then(|folder| keep_all(folder, &fresh).err()).map(|error| {
+    let trouble = keep.and_then(|folder| keep_all(folder, &fresh).err()).or(first_unlinked).map(|error| {
         let why = error.help().map(|help| format!(" ({help})")).unwrap_or_default();
         format!("the compiled kernels were not kept for the next start: {error}{why}")
     });
@@ -219,12 +225,22 @@ fn own_target(text: &CStr, gpu: &Gpu) -> Option<usize> {
 /// Makes the driver compile a module for the GPU of the context, which is the calling thread's.
 fn compile(context: &Arc<Context>, gpu: &Gpu, text: &CStr, name: &str) -> Result<Vec<u8>> {
     context.enter()?;
+    let target = own_target(text, gpu);
+    match link(text, target, name) {
+        // Some drivers refuse to be told a target that they find by themselves.
+        Err(error) if target.is_some() => link(text, None, name).map_err(|_| error),
+        linked => linked,
+    }
+}
+
+/// Makes machine code of a module, for a target where one is given.
+fn link(text: &CStr, target: Option<usize>, name: &str) -> Result<Vec<u8>> {
     let mut log = vec![0u8; LOG_BYTES];
     use sys::CUjit_option_enum::{CU_JIT_ERROR_LOG_BUFFER, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES, CU_JIT_TARGET};
     let mut options = vec![CU_JIT_ERROR_LOG_BUFFER, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
     // The driver takes a number where a pointer is declared, and writes into both until the linker is destroyed.
     let mut values = vec![log.as_mut_ptr().cast::<c_void>(), std::ptr::without_provenance_mut(LOG_BYTES)];
-    if let Some(target) = own_target(text, gpu) {
+    if let Some(target) = target {
         options.push(CU_JIT_TARGET);
         values.push(std::ptr::without_provenance_mut(target));
     }
@@ -261,7 +277,7 @@ fn compile(context: &Arc<Context>, gpu: &Gpu, text: &CStr, name: &str) -> Result
         let said = String::from_utf8_lossy(&log);
         let said = said.trim_end_matches('\0').trim();
         let said = if said.is_empty() { String::new() } else { format!("\n  {}", said.replace('\n', "\n  ")) };
-        problem(format!("{}{said}", failed(&format!("compiling kernel {name} for this GPU"), e)))
+        problem(format!("compiling kernel {name} for this GPU failed: {}{said}", text_of(e)))
     })
 }
 

@@ -127,7 +127,7 @@ fn started() -> Result<(), Failure> {
             return Err(Failure { text, is_absent: true });
         }
         result::init().map_err(|e| Failure {
-            text: format!("the CUDA driver does not start: {}", text(e)),
+            text: format!("the CUDA driver does not start: {}", text_of(e)),
             // A library that stands in for the driver's where code is built.
             is_absent: matches!(e.0, sys::CUresult::CUDA_ERROR_NO_DEVICE | sys::CUresult::CUDA_ERROR_STUB_LIBRARY),
         })
@@ -135,7 +135,8 @@ fn started() -> Result<(), Failure> {
     started.clone()
 }
 
-fn text(error: result::DriverError) -> String {
+/// An error's name and what the driver says of it.
+pub(super) fn text_of(error: result::DriverError) -> String {
     let shown = error.error_string().ok().and_then(|s| s.to_str().ok()).unwrap_or("no description").to_owned();
     format!("{:?} ({shown})", error.0)
 }
@@ -145,7 +146,7 @@ pub(super) fn problem(problem: impl Into<String>) -> RuntimeError {
 }
 
 pub(super) fn failed(doing: &str, error: result::DriverError) -> RuntimeError {
-    problem(format!("{doing} failed: {}", text(error)))
+    problem(format!("{doing} failed: {}", text_of(error)))
 }
 
 /// A context and a stream of one GPU.
@@ -184,8 +185,13 @@ impl Context {
 
     /// Waits until all that was asked for is done.
     pub(super) fn wait(&self) -> Result<()> {
+        self.wait_plainly().map_err(|e| failed("a step", e))
+    }
+
+    /// The same, with the driver's own error.
+    pub(super) fn wait_plainly(&self) -> Result<(), result::DriverError> {
         // SAFETY: the stream is this context's and alive.
-        unsafe { result::stream::synchronize(self.stream) }.map_err(|e| failed("a step", e))
+        unsafe { result::stream::synchronize(self.stream) }
     }
 
     /// Blocks of threads run on so many processors at a time.
@@ -210,7 +216,7 @@ impl Context {
         // SAFETY: the context is the calling thread's.
         let address = unsafe { result::malloc_sync(size) }.map_err(|error| {
             let free = result::mem_get_info().map_or(0, |(free, _)| free as u64);
-            problem(format!("no memory for {} more ({} are free): {}", human(bytes), human(free), text(error)))
+            problem(format!("no memory for {} more ({} are free): {}", human(bytes), human(free), text_of(error)))
         })?;
         let memory = Allocation { context: Arc::clone(self), address, bytes };
         // SAFETY: the memory was just given and is as large.

@@ -2,7 +2,7 @@
 //!
 //! Everything of a model runs on one stream. A step's inputs and arrays go to the device through pinned memory; its launches are then made one by
 //! one, or, where a step of the same rows was made before, as the graph that was recorded of it: a launch of a graph costs the host one call
-//! whatever its kernels. **Nothing waits for the device until an output is read**, which is copied to pinned memory at once.
+//! whatever its kernels, unless each launch is to be waited for (`XFC_CUDA_CHECK=1`). **Nothing waits for the device until an output is read**, which is copied to pinned memory at once.
 
 mod code;
 mod context;
@@ -14,12 +14,12 @@ mod transfer;
 pub use self::context::{Gpu, driver_version, gpu, gpus, is_absent, memory_of};
 
 use self::code::{Kernel, Loaded};
-use self::context::{Allocation, Context, Event, failed, problem};
+use self::context::{Allocation, Context, Event, failed, problem, text_of};
 use self::graphs::{Graph, Key, Recent};
 use self::probe::GpuProber;
 use self::transfer::{Receiver, Ring};
 use super::launch::StepTables;
-use super::{Counts, Device, DeviceMemory, Memory, Room, Step};
+use super::{Counts, Device, DeviceMemory, Launch, Memory, Room, Step};
 use crate::artifact::manifest::Manifest;
 use crate::bench::limits::{Effort, Probe};
 use crate::error::Result;
@@ -34,6 +34,9 @@ use std::time::Instant;
 
 /// Scratch that blocks have together, at least what one needs: of kernels that use it, so many blocks run as there is room for.
 const SCRATCH_BYTES: u64 = 256 << 20;
+
+/// A variable of the environment: where it is `1`, no step is recorded, and each launch is waited for, so that the one that fails is known.
+const CHECK: &str = "XFC_CUDA_CHECK";
 
 /// Most rows of a step that is recorded: longer ones seldom come again.
 const RECORDED_ROWS: u64 = 64;
@@ -86,6 +89,7 @@ impl Opened {
         };
         Ok(CudaDevice {
             kernels,
+            checked: is_checked().then(|| manifest.launches.iter().map(|launch| launch.name.clone()).collect()),
             working: Mutex::new(Working {
                 tables: StepTables::default(),
                 memory: None,
@@ -101,6 +105,11 @@ impl Opened {
             gpu,
         })
     }
+}
+
+/// Whether launches are to be waited for one by one.
+fn is_checked() -> bool {
+    std::env::var(CHECK).is_ok_and(|value| value == "1")
 }
 
 /// Bytes of the scratch of all blocks.
@@ -119,9 +128,11 @@ fn room(context: &Context, gpu: &Gpu, scratch_bytes: u64) -> Result<Room> {
 /// A GPU with one model's code loaded.
 #[derive(Debug)]
 pub struct CudaDevice {
-    kernels: Vec<Kernel>,
-    /// Locked while anything is given to the stream: what a recording sees is one step alone.
+    /// Dropped before `kernels`: recorded steps name them. Locked while anything is given to the stream: what a recording sees is one step alone.
     working: Mutex<Working>,
+    kernels: Vec<Kernel>,
+    /// Names of the launches, where each is waited for.
+    checked: Option<Vec<String>>,
     recorder: Mutex<Option<Arc<Recorder>>>,
     remarks: Vec<String>,
     context: Arc<Context>,
@@ -174,10 +185,7 @@ impl CudaDevice {
             let kernel = self.kernels.get(launch.kernel);
             let kernel = kernel.ok_or_else(|| problem(format!("the code has no kernel {}", launch.kernel)))?;
             let mut arguments = working.tables.arguments(step, launch, base, working.scratch.address)?;
-            let blocks = match kernel.scratch_bytes {
-                0 => launch.tiles,
-                each => launch.tiles.min(u32::try_from(working.scratch.bytes / each).unwrap_or(u32::MAX)),
-            };
+            let blocks = blocks_of(launch, kernel, working);
             let mut list = [arguments.as_mut_ptr().cast::<c_void>()];
             // SAFETY: the function takes one argument by value, of as many bytes as its kernel's operands ask for, which the driver copies
             // before it returns; the addresses in it are those of live memory, as `Device::run` promises.
@@ -228,23 +236,51 @@ impl CudaDevice {
         Ok(())
     }
 
+    /// Runs a step launch by launch and waits for each, to name the one that fails; `names` are those of all launches.
+    fn run_checked(&self, working: &Working, step: &Step<'_>, names: &[String]) -> Result<()> {
+        // What came before is no launch's.
+        self.context.wait()?;
+        self.launch_all(working, step, &mut |number| {
+            let Err(error) = self.context.wait_plainly() else { return Ok(()) };
+            let launch = &step.launches[number];
+            let kernel = &self.kernels[launch.kernel];
+            let name = names.get(launch.index).map_or("without a name", String::as_str);
+            Err(problem(format!(
+                "launch {} ({name}), kernel {}, {} blocks of {} threads and {} bytes of shared memory that it brings: {}",
+                launch.index,
+                kernel.name,
+                blocks_of(launch, kernel, working),
+                kernel.threads,
+                kernel.shared_bytes,
+                text_of(error),
+            )))
+        })
+    }
+
     /// Brings the arrays of a step to the device.
     fn bring_tables(&self, working: &mut Working, step: &Step<'_>) -> Result<()> {
         let moved = working.tables.fill(step);
         let bytes = working.tables.bytes();
-        if moved {
-            // What was recorded has the old addresses.
+        // The latter also where a step before this one found no memory.
+        let is_short = working.memory.as_ref().is_none_or(|memory| memory.bytes < bytes.len() as u64);
+        if moved || is_short {
+            // What was recorded has the old addresses, and what still runs reads there; this happens when a step is larger than all before it.
+            self.context.wait()?;
             working.graphs.clear();
         }
-        // Also where a step before this one found no memory.
-        if working.memory.as_ref().is_none_or(|memory| memory.bytes < bytes.len() as u64) {
-            working.graphs.clear();
-            // What still runs reads the old ones; this happens when a step is larger than all before it.
-            self.context.wait()?;
+        if is_short {
             working.memory = Some(self.context.allocate(bytes.len() as u64)?);
         }
         let memory = working.memory.as_ref().ok_or_else(|| problem("no memory for the arrays of a step"))?;
         working.ring.send(memory.address, bytes)
+    }
+}
+
+/// How many blocks run the tiles of a launch: as many as have scratch, each of which takes several then.
+fn blocks_of(launch: &Launch, kernel: &Kernel, working: &Working) -> u32 {
+    match kernel.scratch_bytes {
+        0 => launch.tiles,
+        each => launch.tiles.min(u32::try_from(working.scratch.bytes / each).unwrap_or(u32::MAX)),
     }
 }
 
@@ -337,6 +373,9 @@ impl Device for CudaDevice {
         self.bring_tables(working, step)?;
         working.counts.steps += 1;
         working.counts.launches += step.launches.len() as u64;
+        if let Some(names) = &self.checked {
+            return self.run_checked(working, step, names);
+        }
         let recorder = self.recorder.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(recorder) = recorder {
             return self.run_recorded(working, step, &recorder);
