@@ -4,10 +4,11 @@
 //! fit is refused with the size of each part, and with what would fit.
 
 use crate::artifact::abi::ROWS_ALIGN;
-use crate::artifact::manifest::{Manifest, Pack};
+use crate::artifact::manifest::{CacheGroup, Manifest, Pack};
 use crate::artifact::validate::packed_bytes;
-use crate::cache::{CacheOptions, CacheStore, page_bytes};
+use crate::cache::{CacheOptions, CacheStore};
 use crate::device::Room;
+use crate::device::workspace::slot_memory;
 use crate::error::{Result, RuntimeError};
 use crate::memory::{self, human};
 
@@ -37,21 +38,31 @@ impl Need {
     /// # Errors
     /// The options ask for more than can be numbered.
     pub fn of(manifest: &Manifest, options: &CacheOptions, workers: u64) -> Result<Self> {
+        Self::in_granules(manifest, options, workers, 1)
+    }
+
+    /// The same, where what is taken at a time is a multiple of so many bytes.
+    fn in_granules(manifest: &Manifest, options: &CacheOptions, workers: u64, granule: u64) -> Result<Self> {
+        let taken = |bytes: u64| bytes.checked_next_multiple_of(granule).unwrap_or(u64::MAX);
         let store = CacheStore::new(manifest, *options)?;
         let pages = manifest.caches.iter().zip(store.capacity_pages());
-        let caches = pages.map(|(group, n)| page_bytes(group).saturating_mul(n)).fold(0, u64::saturating_add);
+        let of_group = |(group, n): (&CacheGroup, u64)| {
+            let sizes = slot_memory(group).0.into_iter().map(|bytes| taken(bytes.saturating_mul(n)));
+            sizes.fold(0, u64::saturating_add)
+        };
+        let caches = pages.map(of_group).fold(0, u64::saturating_add);
         let rows = |axis: usize| {
             let step = options.limit(manifest, axis).step;
             let is_known = manifest.extents.get(axis).copied().flatten().is_some();
             if is_known { step } else { step.checked_next_multiple_of(ROWS_ALIGN).unwrap_or(u64::MAX) }
         };
-        let arenas = manifest.arenas.iter().map(|a| a.bytes_per_row.saturating_mul(rows(a.axis)));
+        let arenas = manifest.arenas.iter().map(|a| taken(a.bytes_per_row.saturating_mul(rows(a.axis))));
         let scratch = manifest.kernels.iter().map(|k| k.scratch_bytes).max().unwrap_or(0);
         Ok(Self {
-            weights: weight_bytes(manifest)?,
+            weights: taken(weight_bytes(manifest)?),
             caches,
             values: arenas.fold(0, u64::saturating_add),
-            scratch: scratch.saturating_mul(workers),
+            scratch: taken(scratch.saturating_mul(workers)),
         })
     }
 
@@ -75,12 +86,15 @@ pub enum Loaded {
 /// # Errors
 /// Names the size of each part, what is free, and what would fit; as [`Need::of`].
 pub fn ensure(manifest: &Manifest, options: &CacheOptions, room: &Room, loaded: Loaded) -> Result<()> {
-    let mut need = Need { scratch: room.scratch_bytes, ..Need::of(manifest, options, 1)? };
+    let granule = room.granule_bytes.max(1);
+    let scratch = room.scratch_bytes.checked_next_multiple_of(granule).unwrap_or(u64::MAX);
+    let mut need = Need { scratch, ..Need::in_granules(manifest, options, 1, granule)? };
     if loaded == Loaded::Model {
         (need.weights, need.scratch) = (0, 0);
     }
     let needed = need.total();
-    if needed <= room.free {
+    let free = room.free.saturating_sub(room.reserve_bytes);
+    if needed <= free {
         return Ok(());
     }
     let of = room.total.map(|total| format!(" of {}", human(total))).unwrap_or_default();
@@ -89,14 +103,18 @@ pub fn ensure(manifest: &Manifest, options: &CacheOptions, room: &Room, loaded: 
         Loaded::Model => "the session".to_owned(),
     };
     let parts = parts(&need, options);
+    let kept = match room.reserve_bytes {
+        0 => String::new(),
+        bytes => format!(", of which {} stay so for code and recorded steps", human(bytes.min(room.free))),
+    };
     let problem = format!(
-        "{what} does not fit on {}: {parts}, together {}; {}{of} are free",
+        "{what} does not fit on {}: {parts}, together {}; {}{of} are free{kept}",
         room.device,
         human(needed),
         human(room.free)
     );
-    let context = largest_context_beside(manifest, options, &need, room.free)?;
-    Err(RuntimeError::request(problem, remedies(manifest, options, &need, room.free, context)))
+    let context = largest_context_beside(manifest, options, &need, free, granule)?;
+    Err(RuntimeError::request(problem, remedies(manifest, options, &need, free, context)))
 }
 
 /// Refuses weights, and the memory of a step, that do not fit into the host's memory, of which caches take what is used of them.
@@ -144,12 +162,18 @@ fn plural(n: u64) -> &'static str {
 }
 
 /// The longest context with which the caches fit beside everything else.
-fn largest_context_beside(manifest: &Manifest, options: &CacheOptions, need: &Need, free: u64) -> Result<Option<u64>> {
+fn largest_context_beside(
+    manifest: &Manifest,
+    options: &CacheOptions,
+    need: &Need,
+    free: u64,
+    granule: u64,
+) -> Result<Option<u64>> {
     let rest = Need { caches: 0, values: 0, ..*need }.total();
     let Some(left) = free.checked_sub(rest) else { return Ok(None) };
     // Weights and scratch are not looked for here: they are what they are.
-    let own = Need { caches: 0, values: 0, ..Need::of(manifest, options, 0)? }.total();
-    largest_context(manifest, options, 0, left.saturating_add(own))
+    let own = Need { caches: 0, values: 0, ..Need::in_granules(manifest, options, 0, granule)? }.total();
+    longest(manifest, options, (0, granule), left.saturating_add(own))
 }
 
 /// What would fit, for people; the least change first.
@@ -214,8 +238,20 @@ fn weight_bytes(manifest: &Manifest) -> Result<u64> {
 /// # Errors
 /// As [`Need::of`].
 pub fn largest_context(manifest: &Manifest, options: &CacheOptions, workers: u64, budget: u64) -> Result<Option<u64>> {
+    longest(manifest, options, (workers, 1), budget)
+}
+
+/// The same, where what is taken at a time is a multiple of so many bytes.
+fn longest(
+    manifest: &Manifest,
+    options: &CacheOptions,
+    (workers, granule): (u64, u64),
+    budget: u64,
+) -> Result<Option<u64>> {
     let most = manifest.most_elements(0).unwrap_or(LONGEST).min(LONGEST);
-    let need = |tokens: u64| Need::of(manifest, &CacheOptions { context_tokens: tokens, ..*options }, workers);
+    let need = |tokens: u64| {
+        Need::in_granules(manifest, &CacheOptions { context_tokens: tokens, ..*options }, workers, granule)
+    };
     // What cannot be numbered does not fit either.
     let fits = |tokens: u64| need(tokens).is_ok_and(|need| need.total() <= budget);
     if need(1)?.total() > budget {
@@ -268,7 +304,14 @@ mod tests {
     }
 
     fn room(free: u64) -> Room {
-        Room { device: "GPU 0 (One)".to_owned(), free, total: Some(80_000_000_000), scratch_bytes: 1_000_000 }
+        Room {
+            device: "GPU 0 (One)".to_owned(),
+            free,
+            total: Some(80_000_000_000),
+            scratch_bytes: 1_000_000,
+            granule_bytes: 1,
+            reserve_bytes: 0,
+        }
     }
 
     #[test]
@@ -300,6 +343,34 @@ mod tests {
         let help = refused(need.total() - need.weights * 3 / 4).help().unwrap().to_owned();
         assert!(help.contains("`--quant int4`") && !help.contains("int8"), "{help}");
         assert!(refused(1000).help().unwrap().contains("smaller model"));
+    }
+
+    #[test]
+    fn memory_is_taken_in_pieces_and_some_stays_free() {
+        let (manifest, options) = growing();
+        // Long enough for caches of several pieces.
+        let options = CacheOptions { context_tokens: 1 << 20, ..options };
+        let granule = 2 << 20;
+        let memories = manifest.arenas.len() as u64 + 2;
+        let slots: usize = manifest.caches.iter().map(|group| slot_memory(group).0.len()).sum();
+        let exact = Need { scratch: 1_000_000, ..Need::of(&manifest, &options, 1).unwrap() }.total();
+        let of = |free| Room { granule_bytes: granule, reserve_bytes: 50_000_000, ..room(free) };
+        let fits = |free| ensure(&manifest, &options, &of(free), Loaded::Nothing);
+        let error = fits(exact + 50_000_000).unwrap_err();
+        assert!(
+            error.to_string().ends_with(" are free, of which 50.00 MB stay so for code and recorded steps"),
+            "{error}"
+        );
+        // Each memory is up to a piece larger.
+        fits(exact + 50_000_000 + (memories + slots as u64) * granule).unwrap();
+        let taken = Need::in_granules(&manifest, &options, 1, granule).unwrap();
+        assert!([taken.weights, taken.caches, taken.values].iter().all(|bytes| bytes % granule == 0 && *bytes > 0));
+        // What is said to fit does.
+        let tokens =
+            largest_context_beside(&manifest, &options, &taken, taken.total() - granule, granule).unwrap().unwrap();
+        assert!(tokens < options.context_tokens && tokens > 0, "{tokens}");
+        let shorter = CacheOptions { context_tokens: tokens, ..options };
+        assert!(Need::in_granules(&manifest, &shorter, 1, granule).unwrap().total() <= taken.total() - granule);
     }
 
     #[test]

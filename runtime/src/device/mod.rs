@@ -205,6 +205,10 @@ pub struct Room {
     pub total: Option<u64>,
     /// Bytes that all its workers need for themselves and do not have yet.
     pub scratch_bytes: u64,
+    /// What is taken at a time is a multiple of so many bytes.
+    pub granule_bytes: u64,
+    /// Bytes of those that are free that stay so for what nobody plans: code, recorded steps.
+    pub reserve_bytes: u64,
 }
 
 /// What a device did so far.

@@ -301,7 +301,7 @@ fn matrices(launch: &manifest::Launch, weights: &[Weight], first: usize) -> Opti
 }
 
 /// The page sizes of the separate memories of a group, and which of them each slot uses.
-fn slot_memory(group: &CacheGroup) -> (Vec<u64>, Vec<usize>) {
+pub(crate) fn slot_memory(group: &CacheGroup) -> (Vec<u64>, Vec<usize>) {
     let mut sizes: Vec<u64> = Vec::new();
     let mut shared: BTreeMap<usize, usize> = BTreeMap::new();
     let mut of_slot = Vec::with_capacity(group.slots.len());

@@ -233,7 +233,8 @@ fn a_benchmark_measures_the_gpu() -> Result<()> {
         "json",
     ];
     // Little memory, so that the emulator has little to read.
-    let report = json(&shell.run_on_driver(&[("XFC_DRIVER_MEMORY", "3000000".to_owned())], &few)?.success()?)?;
+    let settings = [("XFC_DRIVER_MEMORY", "40000000".to_owned())];
+    let report = json(&shell.run_on_driver(&settings, &few)?.success()?)?;
     assert_eq!(report["model"]["gpu"], "GPU 0 (Emulated 0)");
     let start = &report["start"];
     assert!(start["captures"].as_u64() >= Some(1) && start["first_token_seconds"].as_f64() > Some(0.0), "{start}");

@@ -38,6 +38,13 @@ const SCRATCH_BYTES: u64 = 256 << 20;
 /// A variable of the environment: where it is `1`, no step is recorded, and each launch is waited for, so that the one that fails is known.
 const CHECK: &str = "XFC_CUDA_CHECK";
 
+/// Memory is given in pieces of so many bytes.
+const GRANULE_BYTES: u64 = 2 << 20;
+
+/// Kept free for what is not planned, or 1/32 of the memory where that is less: code (up to about 100 MB), at most 256 recorded steps of some
+/// hundred launches (about a kilobyte each), and the arrays of steps.
+const RESERVE_BYTES: u64 = 512 << 20;
+
 /// Most rows of a step that is recorded: longer ones seldom come again.
 const RECORDED_ROWS: u64 = 64;
 
@@ -63,7 +70,7 @@ impl Opened {
     /// # Errors
     /// The driver does not say.
     pub fn room(&self, manifest: &Manifest) -> Result<Room> {
-        room(&self.context, &self.gpu, scratch_bytes(manifest))
+        Ok(Room { scratch_bytes: scratch_bytes(manifest), ..room(&self.context, &self.gpu)? })
     }
 
     /// Loads the code of `manifest`: PTX modules, each ended by a zero byte, that begin at `entries`. What the driver makes of it is kept in
@@ -120,9 +127,17 @@ fn scratch_bytes(manifest: &Manifest) -> u64 {
     }
 }
 
-fn room(context: &Context, gpu: &Gpu, scratch_bytes: u64) -> Result<Room> {
+/// The memory of a GPU on which nothing is yet.
+fn room(context: &Context, gpu: &Gpu) -> Result<Room> {
     let (free, total) = context.memory()?;
-    Ok(Room { device: format!("GPU {} ({})", gpu.index, gpu.name), free, total: Some(total), scratch_bytes })
+    Ok(Room {
+        device: format!("GPU {} ({})", gpu.index, gpu.name),
+        free,
+        total: Some(total),
+        scratch_bytes: 0,
+        granule_bytes: GRANULE_BYTES,
+        reserve_bytes: RESERVE_BYTES.min(total / 32),
+    })
 }
 
 /// A GPU with one model's code loaded.
@@ -307,7 +322,9 @@ impl Device for CudaDevice {
     }
 
     fn room(&self) -> Result<Option<Room>> {
-        room(&self.context, &self.gpu, 0).map(Some)
+        let room = room(&self.context, &self.gpu)?;
+        // The code has its part of it already.
+        Ok(Some(Room { reserve_bytes: room.reserve_bytes / 2, ..room }))
     }
 
     fn counts(&self) -> Counts {
