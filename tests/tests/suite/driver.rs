@@ -232,8 +232,8 @@ fn a_benchmark_measures_the_gpu() -> Result<()> {
         "--format",
         "json",
     ];
-    // Little memory, so that the emulator has little to read.
-    let settings = [("XFC_DRIVER_MEMORY", "40000000".to_owned())];
+    // Little memory, so that the emulator has little to read; the GPU is one that has every way to multiply.
+    let settings = [("XFC_DRIVER_MEMORY", "40000000".to_owned()), ("XFC_DRIVER_CAPABILITY", "90".to_owned())];
     let report = json(&shell.run_on_driver(&settings, &few)?.success()?)?;
     assert_eq!(report["model"]["gpu"], "GPU 0 (Emulated 0)");
     let start = &report["start"];

@@ -15,6 +15,7 @@ use xfc_lang::graph::DType;
 use xfc_lang::passes::precision::CacheType;
 use xfc_lang::spec::{Library, load_card};
 use xfc_lang::{ElaborateOptions, elaborate};
+use xfc_runtime::device::cuda::texts;
 use xfc_tests::Result;
 use xfc_tests::ptxas::{Ptxas, Taken, VERSION};
 
@@ -248,6 +249,17 @@ fn code_is_for_its_architecture_and_says_the_oldest_version_that_knows_it() -> R
                 }
             }
         }
+    }
+    Ok(())
+}
+
+/// What measures a GPU's limits is the runtime's own.
+#[test]
+fn what_measures_a_gpu_is_assembled() -> Result<()> {
+    let ptxas = Ptxas::find()?;
+    for text in texts::all() {
+        let taken = ptxas.assemble(&text.text, text.arch);
+        assert_eq!(complaint(&taken), None, "{} for {}", text.name, text.arch);
     }
     Ok(())
 }

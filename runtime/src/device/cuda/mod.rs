@@ -342,7 +342,7 @@ impl Device for CudaDevice {
 
     fn prober(&self, effort: Effort) -> Result<Option<Box<dyn Probe>>> {
         let _alone = self.working()?;
-        Ok(Some(Box::new(GpuProber::new(&self.context, effort)?)))
+        Ok(Some(Box::new(GpuProber::new(&self.context, &self.gpu, effort)?)))
     }
 
     fn adopt(&self, block: MmapMut, progress: Option<Progress<'_>>) -> Result<Memory> {

@@ -3,7 +3,7 @@
 //! Times are those between events of the stream. Each figure is the best of the runs that fit into the time, at least one.
 
 use super::code::{Kernel, load};
-use super::context::{Allocation, Context, Event, failed, problem};
+use super::context::{Allocation, Context, Event, Gpu, failed, problem};
 use super::graphs::Graph;
 use super::texts::{self, READ_BYTES, THREADS, Text};
 use crate::artifact::manifest::Products;
@@ -30,8 +30,8 @@ pub(super) struct GpuProber {
     effort: Effort,
     blocks: u32,
     read: Kernel,
-    /// Each with the operations of a thread in a turn.
-    products: [(Kernel, u64); 3],
+    /// In f32, bf16 and bytes: the ways to multiply, each with the operations of a thread in a turn.
+    products: [Vec<(Kernel, u64)>; 3],
     launches: Graph,
     /// Not used again, but for the recording.
     _nothing: Kernel,
@@ -42,14 +42,14 @@ pub(super) struct GpuProber {
 
 impl GpuProber {
     /// A prober of the GPU of a context, which is the calling thread's. Takes some gigabytes of its memory, or a quarter of what is free.
-    pub(super) fn new(context: &Arc<Context>, effort: Effort) -> Result<Self> {
+    pub(super) fn new(context: &Arc<Context>, gpu: &Gpu, effort: Effort) -> Result<Self> {
         let kernel = |text: &Text| -> Result<Kernel> {
             let ptx = CString::new(text.text.as_str()).map_err(|e| problem(e.to_string()))?;
             load(context, (ptx.to_bytes_with_nul(), &ptx), text.name, 0)
         };
-        let product = |which| -> Result<(Kernel, u64)> {
-            let text = texts::products(which);
-            Ok((kernel(&text)?, text.operations))
+        let product = |which| -> Result<Vec<(Kernel, u64)>> {
+            let ways = [Some(texts::products(which)), texts::teams(which)].into_iter().flatten();
+            ways.filter(|text| gpu.runs(text.arch)).map(|text| Ok((kernel(&text)?, text.operations))).collect()
         };
         let blocks = context.processors()?.saturating_mul(BLOCKS_OF_PROCESSOR);
         let turn = u64::from(blocks) * u64::from(THREADS) * u64::from(READ_BYTES);
@@ -122,8 +122,12 @@ impl GpuProber {
         Ok(2.0 * half as f64 / self.best(self.effort.read, &work)?)
     }
 
-    /// Operations a second.
-    fn multiply(&self, (kernel, operations): &(Kernel, u64)) -> Result<f64> {
+    /// Operations a second, by the way that is the fastest here.
+    fn multiply(&self, ways: &[(Kernel, u64)]) -> Result<f64> {
+        ways.iter().try_fold(0.0, |best: f64, way| Ok(best.max(self.multiply_by(way)?)))
+    }
+
+    fn multiply_by(&self, (kernel, operations): &(Kernel, u64)) -> Result<f64> {
         let run = |mut turns: u32| {
             let mut to = self.buffer.address;
             launch(&self.context, kernel, self.blocks, &mut [pointer(&mut to), pointer(&mut turns)])

@@ -1,4 +1,5 @@
-//! Kernels of the runtime's own, as PTX: what measures a GPU's limits. Everything that runs code for sm_80 runs them.
+//! Kernels of the runtime's own, as PTX: what measures a GPU's limits. Everything that runs code for sm_80 runs them, but for products by teams of
+//! warps ([`teams`]), which are of one GPU alone.
 //!
 //! Each is a function `kernel` of [`THREADS`] threads a block. A result that no measurement has keeps the loops from being left out.
 
@@ -15,9 +16,16 @@ const CHAINS: u32 = 8;
 /// How often they are repeated in a turn, so that counting turns takes no time.
 const ROUNDS: u32 = 16;
 
+/// Columns of a product of a team of four warps, which has 64 rows.
+const TEAM_COLUMNS: u32 = 256;
+/// Inputs of a product: 32 bytes. Four of them lie side by side in shared memory.
+const TEAM_INPUT_BYTES: u32 = 32;
+
 /// A kernel, and the operations of a thread in a turn of its loop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Text {
+    /// The architecture that its code is for.
+    pub arch: &'static str,
     /// What it measures: `read`.
     pub name: &'static str,
     /// PTX.
@@ -29,18 +37,24 @@ pub struct Text {
 /// All of them.
 pub fn all() -> Vec<Text> {
     let products = [Products::Single, Products::Half, Products::Byte].map(products);
-    [nothing(), read()].into_iter().chain(products).collect()
+    let teams = [Products::Half, Products::Byte].into_iter().filter_map(teams);
+    [nothing(), read()].into_iter().chain(products).chain(teams).collect()
 }
 
-fn module(parameters: &str, body: &str) -> String {
+/// What everything that code is generated for runs, in the oldest version of PTX that knows it.
+const PORTABLE: (&str, &str) = ("sm_80", "7.0");
+/// The one that has products of teams.
+const OF_TEAMS: (&str, &str) = ("sm_90a", "8.0");
+
+fn module((arch, version): (&str, &str), parameters: &str, body: &str) -> String {
     format!(
-        ".version 7.0\n.target sm_80\n.address_size 64\n.visible .entry kernel({parameters})\n.reqntid {THREADS}, 1, 1\n{{\n{body}\tret;\n}}\n"
+        ".version {version}\n.target {arch}\n.address_size 64\n.visible .entry kernel({parameters})\n.reqntid {THREADS}, 1, 1\n{{\n{body}\tret;\n}}\n"
     )
 }
 
 /// A kernel without parameters that does nothing.
 pub fn nothing() -> Text {
-    Text { name: "nothing", text: module("", ""), operations: 0 }
+    Text { arch: PORTABLE.0, name: "nothing", text: module(PORTABLE, "", ""), operations: 0 }
 }
 
 /// Reads memory: `from` (u64), `to` (u64, 4 bytes), `turns` (u32). In a turn all threads together read [`READ_BYTES`] bytes each, side by side.
@@ -72,8 +86,8 @@ pub fn read() -> Text {
     }
     line(format_args!("\tsub.u32 %t, %t, 1;\n\tsetp.ne.u32 %p, %t, 0;\n\t@%p bra LOOP;"));
     line(format_args!("\tsetp.eq.u32 %p, %x, 0x7ff1f1f1;\n\t@%p st.global.u32 [%to], %x;"));
-    let text = module(".param .u64 from, .param .u64 to, .param .u32 turns", &body);
-    Text { name: "read", text, operations: 0 }
+    let text = module(PORTABLE, ".param .u64 from, .param .u64 to, .param .u32 turns", &body);
+    Text { arch: PORTABLE.0, name: "read", text, operations: 0 }
 }
 
 /// Multiplies: `to` (u64, 4 bytes), `turns` (u32). In f32 by `fma`, in bf16 and bytes by tensor cores (`mma.sync`).
@@ -121,8 +135,60 @@ pub fn products(products: Products) -> Text {
         }
     }
     line(format_args!("\tsetp.eq.u32 %p, %x, 0x7ff1f1f1;\n\t@%p st.global.u32 [%to], %x;"));
-    let text = module(".param .u64 to, .param .u32 turns", &body);
-    Text { name, text, operations: u64::from(CHAINS * ROUNDS) * operations }
+    let text = module(PORTABLE, ".param .u64 to, .param .u32 turns", &body);
+    Text { arch: PORTABLE.0, name, text, operations: u64::from(CHAINS * ROUNDS) * operations }
+}
+
+/// The same parameters, by tensor cores that read shared memory by themselves (`wgmma`): of zeros, since what is multiplied does not change how long it
+/// takes. In bf16 and bytes; `None` in f32.
+pub fn teams(products: Products) -> Option<Text> {
+    let (name, kind, inputs) = match products {
+        Products::Single => return None,
+        Products::Half => ("bf16 of teams", "k16.f32.bf16.bf16", 16),
+        Products::Byte => ("bytes of teams", "k32.s32.s8.s8", 32),
+    };
+    // Behind the descriptors: whether sums are added to, and of floats the signs and how matrices lie.
+    let how = if products == Products::Half { "%add, 1, 1, 0, 0" } else { "%add" };
+    // A line of a matrix has four products' inputs; sums of a thread are so many.
+    let (line, sums) = (4 * TEAM_INPUT_BYTES, 64 * TEAM_COLUMNS / 128);
+    let (rows_bytes, bytes) = (64 * line, (64 + TEAM_COLUMNS) * line);
+    let mut body = format!(
+        "\t.shared .align 1024 .b8 tiles[{bytes}];\n\t.reg .pred %p, %add;\n\t.reg .b32 %t, %x, %i;\n\t.reg .b64 %to, %a<4>, %b<4>;\n\
+         \tld.param.u64 %to, [to];\n\tld.param.u32 %t, [turns];\n\tmov.u32 %x, tiles;\n\tmov.u32 %i, %tid.x;\n\tmad.lo.u32 %i, %i, 16, %x;\n"
+    );
+    let mut line_of = |text: std::fmt::Arguments<'_>| {
+        let _ = writeln!(body, "{text}");
+    };
+    for at in (0..bytes).step_by(16 * THREADS as usize) {
+        line_of(format_args!("\tst.shared.v4.b32 [%i+{at}], {{0, 0, 0, 0}};"));
+    }
+    line_of(format_args!("\tfence.proxy.async.shared::cta;\n\tbar.sync 0;"));
+    // Lines of 128 bytes whose chunks are exchanged, eight of them 1024 bytes.
+    let layout = (1u64 << 62) | (u64::from((8 * line) >> 4) << 32) | (1 << 16);
+    line_of(format_args!("\tshr.u32 %x, %x, 4;\n\tcvt.u64.u32 %a0, %x;\n\tor.b64 %a0, %a0, {layout};"));
+    line_of(format_args!("\tadd.u64 %b0, %a0, {};", rows_bytes >> 4));
+    for (part, matrix) in (1..4).flat_map(|part| [(part, "a"), (part, "b")]) {
+        line_of(format_args!("\tadd.u64 %{matrix}{part}, %{matrix}0, {};", (part * TEAM_INPUT_BYTES) >> 4));
+    }
+    for i in 0..sums {
+        line_of(format_args!("\t.reg .b32 %s{i};\n\tmov.b32 %s{i}, 0;"));
+    }
+    let all = (0..sums).map(|i| format!("%s{i}")).collect::<Vec<_>>().join(", ");
+    line_of(format_args!("\tsetp.eq.u32 %add, 0, 0;\nLOOP:\n\twgmma.fence.sync.aligned;"));
+    for part in (0..ROUNDS).map(|round| round % 4) {
+        line_of(format_args!(
+            "\twgmma.mma_async.sync.aligned.m64n{TEAM_COLUMNS}{kind} {{{all}}}, %a{part}, %b{part}, {how};"
+        ));
+    }
+    line_of(format_args!("\twgmma.commit_group.sync.aligned;\n\twgmma.wait_group.sync.aligned 0;"));
+    line_of(format_args!("\tsub.u32 %t, %t, 1;\n\tsetp.ne.u32 %p, %t, 0;\n\t@%p bra LOOP;\n\tmov.u32 %x, 0;"));
+    for i in 0..sums {
+        line_of(format_args!("\txor.b32 %x, %x, %s{i};"));
+    }
+    line_of(format_args!("\tsetp.eq.u32 %p, %x, 0x7ff1f1f1;\n\t@%p st.global.u32 [%to], %x;"));
+    let text = module(OF_TEAMS, ".param .u64 to, .param .u32 turns", &body);
+    let operations = u64::from(ROUNDS) * 2 * 64 * u64::from(TEAM_COLUMNS) * inputs / 128;
+    Some(Text { arch: OF_TEAMS.0, name, text, operations })
 }
 
 #[cfg(test)]
@@ -136,6 +202,9 @@ mod tests {
         assert_eq!(counted("bf16") * 32, 16 * 8 * 2 * 16 * 8 * 16);
         assert_eq!(counted("bytes") * 32, 16 * 8 * 2 * 16 * 8 * 32);
         assert_eq!(counted("f32"), 16 * 16);
+        // Of a team: 64 x 256 sums.
+        assert_eq!(counted("bf16 of teams") * 128, 16 * 2 * 64 * 256 * 16);
+        assert_eq!(counted("bytes of teams"), 2 * counted("bf16 of teams"));
         assert_eq!(READ_BYTES as usize, read().text.matches("ld.global.v4.u32").count() * 16);
     }
 }
