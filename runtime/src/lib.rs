@@ -45,6 +45,7 @@ pub mod cost;
 pub mod need;
 pub mod model;
 pub mod step;
+mod widen;
 pub mod session;
 pub mod generate;
 pub mod images;

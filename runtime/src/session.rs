@@ -10,6 +10,7 @@ use crate::error::{Result, RuntimeError};
 use crate::model::Model;
 use crate::need::{self, Loaded};
 use crate::step::{self, StepInput, StepOutputs, Wanted};
+use crate::widen;
 use std::sync::Arc;
 
 /// Positions of a sequence where neither the caller nor the model says.
@@ -353,8 +354,15 @@ impl Batch {
                 if output.rows { axis.rows.partition_point(|&row| row < first) } else { first as usize }
             };
             made.rows.extend((0..step.len()).map(|s| bounds(s)..bounds(s + 1)));
-            workspace.read_output(index, bounds(step.len()) as u64, bytes)?;
-            step::to_f32(output, bytes, &mut made.data);
+            let rows = bounds(step.len());
+            made.data.resize(rows * made.row_len(), 0.0);
+            let mut rest = made.data.as_mut_slice();
+            workspace.read_output(index, rows as u64, &mut |bytes| {
+                let n = (bytes.len() / output.dtype.size_bytes()).min(rest.len());
+                let (values, behind) = std::mem::take(&mut rest).split_at_mut(n);
+                widen::to_f32(output, bytes, values);
+                rest = behind;
+            })?;
         }
         Ok(())
     }

@@ -4,7 +4,6 @@ use crate::artifact::manifest::{DType, Input, Manifest, Output};
 use crate::cache::SequenceId;
 use crate::error::{Result, RuntimeError};
 use crate::weights::store;
-use half::{bf16, f16};
 use std::ops::Range;
 
 /// Values of one input for one sequence, row-major.
@@ -149,7 +148,7 @@ impl StepOutputs {
             self.outputs = manifest.outputs.iter().map(empty).collect();
         }
         for output in &mut self.outputs {
-            output.data.clear();
+            // Values stay until others take their place: a step of the same rows clears nothing.
             output.rows.clear();
         }
     }
@@ -364,18 +363,6 @@ pub(crate) fn flatten(input: &Input, step: &[StepInput], lengths: &[u64], n_axes
             }
             None => elements.for_each(|element| store(input.default.unwrap_or(0.0), input.dtype, element)),
         }
-    }
-}
-
-/// Adds the values of an output's bytes.
-pub(crate) fn to_f32(output: &Output, bytes: &[u8], values: &mut Vec<f32>) {
-    match output.dtype {
-        DType::F32 => values.extend(bytes.as_chunks().0.iter().map(|x| f32::from_le_bytes(*x))),
-        DType::F16 => values.extend(bytes.as_chunks().0.iter().map(|x| f16::from_le_bytes(*x).to_f32())),
-        DType::BF16 => values.extend(bytes.as_chunks().0.iter().map(|x| bf16::from_le_bytes(*x).to_f32())),
-        DType::I64 => values.extend(bytes.as_chunks().0.iter().map(|x| i64::from_le_bytes(*x) as f32)),
-        DType::I32 => values.extend(bytes.as_chunks().0.iter().map(|x| i32::from_le_bytes(*x) as f32)),
-        DType::Bool => values.extend(bytes.iter().map(|&x| f32::from(x != 0))),
     }
 }
 

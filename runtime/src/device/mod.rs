@@ -230,6 +230,19 @@ pub struct Counts {
     pub capture_seconds: f64,
 }
 
+/// Rows in a device's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rows {
+    /// First byte of the first.
+    pub at: u64,
+    /// Bytes from one row to the next.
+    pub stride: u64,
+    /// Bytes of a row.
+    pub bytes: u64,
+    /// How many there are.
+    pub n: u64,
+}
+
 /// A device that has one model's code loaded.
 pub trait Device: Debug + Send + Sync {
     /// `cpu`, `null`.
@@ -312,13 +325,25 @@ pub trait Device: Debug + Send + Sync {
         Ok(())
     }
 
-    /// Reads rows of `row_bytes` bytes, which lie `stride` bytes apart from byte `at` on, as many as `out` has.
+    /// Shows `each` the bytes of `rows`, one after the other, from where they are: in pieces that begin and end with a row or, where rows lie side by
+    /// side, at a multiple of 16 bytes from the first.
     ///
     /// # Errors
     /// A row lies outside of the memory.
-    fn download_rows(&self, memory: &Memory, at: u64, stride: u64, row_bytes: usize, out: &mut [u8]) -> Result<()> {
-        for (row, out) in out.chunks_mut(row_bytes.max(1)).enumerate() {
-            self.download(memory, at + row as u64 * stride, out)?;
+    fn read_rows(&self, memory: &Memory, rows: Rows, each: &mut dyn FnMut(&[u8])) -> Result<()> {
+        let Rows { at, stride, bytes, n } = rows;
+        let (n, bytes) = if stride == bytes { (n.min(1), bytes * n) } else { (n, bytes) };
+        let mut copied = Vec::new();
+        for row in 0..n {
+            let at = at + row * stride;
+            match memory {
+                Memory::Host(map) => each(&map[range(map.len(), at, bytes)?]),
+                Memory::Device(_) => {
+                    copied.resize(bytes as usize, 0);
+                    self.download(memory, at, &mut copied)?;
+                    each(&copied);
+                }
+            }
         }
         Ok(())
     }

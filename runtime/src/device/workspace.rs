@@ -1,6 +1,6 @@
 //! A session's memory on a device: arenas and cache pages, laid out as the manifest says, and the launches of a step over them.
 
-use super::{AxisStep, Device, Launch, Memory, Step, Stream};
+use super::{AxisStep, Device, Launch, Memory, Rows, Step, Stream};
 use crate::artifact::abi::{ROWS_ALIGN, XfmBuffer};
 use crate::artifact::manifest::{self, BufferRef, CacheGroup, DType, Keep, Manifest, Pack, Weight};
 use crate::artifact::validate::packed_bytes;
@@ -198,15 +198,11 @@ impl Workspace {
         Ok(())
     }
 
-    /// The first `n_rows` rows of output `index`, row after row without gaps, in the memory of `data`.
-    pub(crate) fn read_output(&self, index: usize, n_rows: u64, data: &mut Vec<u8>) -> Result<()> {
+    /// Shows `each` the bytes of the first `n` rows of output `index`, row after row without gaps, in pieces of whole elements.
+    pub(crate) fn read_output(&self, index: usize, n: u64, each: &mut dyn FnMut(&[u8])) -> Result<()> {
         let output = &self.manifest.outputs[index];
-        let (arena, at, row_bytes, stride_bytes) = self.rows_of(output.buffer, output.dtype, &output.dims)?;
-        data.resize((row_bytes * n_rows) as usize, 0);
-        if row_bytes == stride_bytes {
-            return self.device.download(&self.arenas[arena], at, data);
-        }
-        self.device.download_rows(&self.arenas[arena], at, stride_bytes, row_bytes as usize, data)
+        let (arena, at, bytes, stride) = self.rows_of(output.buffer, output.dtype, &output.dims)?;
+        self.device.read_rows(&self.arenas[arena], Rows { at, stride, bytes, n }, each)
     }
 
     /// Arena, first byte, bytes of a row, bytes from row to row.

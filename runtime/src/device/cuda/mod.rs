@@ -19,7 +19,7 @@ use self::graphs::{Graph, Key, Recent};
 use self::probe::GpuProber;
 use self::transfer::{Receiver, Ring};
 use super::launch::StepTables;
-use super::{Counts, Device, DeviceMemory, Launch, Memory, Room, Step};
+use super::{Counts, Device, DeviceMemory, Launch, Memory, Room, Rows, Step};
 use crate::artifact::manifest::Manifest;
 use crate::bench::limits::{Effort, Probe};
 use crate::error::Result;
@@ -363,17 +363,21 @@ impl Device for CudaDevice {
     }
 
     fn download(&self, memory: &Memory, at: u64, out: &mut [u8]) -> Result<()> {
-        let row_bytes = out.len();
-        self.download_rows(memory, at, row_bytes as u64, row_bytes, out)
+        let bytes = out.len() as u64;
+        let mut done = 0;
+        self.read_rows(memory, Rows { at, stride: bytes, bytes, n: 1 }, &mut |piece| {
+            out[done..done + piece.len()].copy_from_slice(piece);
+            done += piece.len();
+        })
     }
 
-    fn download_rows(&self, memory: &Memory, at: u64, stride: u64, row_bytes: usize, out: &mut [u8]) -> Result<()> {
-        if out.is_empty() {
+    fn read_rows(&self, memory: &Memory, rows: Rows, each: &mut dyn FnMut(&[u8])) -> Result<()> {
+        let Rows { at, stride, bytes, n } = rows;
+        if n == 0 || bytes == 0 {
             return Ok(());
         }
-        let rows = out.len().div_ceil(row_bytes.max(1)) as u64;
-        let address = memory.device_address(at, (rows - 1).saturating_mul(stride).saturating_add(row_bytes as u64))?;
-        self.working()?.receiver.receive(address, stride, row_bytes, out)
+        let address = memory.device_address(at, (n - 1).saturating_mul(stride).saturating_add(bytes))?;
+        self.working()?.receiver.receive(Rows { at: address, ..rows }, each)
     }
 
     fn copy(&self, memory: &mut Memory, from: u64, to: u64, bytes: u64) -> Result<()> {

@@ -3,7 +3,8 @@
 //! What a step is given goes through a [`Ring`]: the host writes it there and goes on, while the device copies it when its turn comes. Weights go
 //! through two large stages, one of which is filled while the other is copied.
 
-use super::context::{Allocation, Context, Event, Pinned, failed};
+use super::context::{Allocation, Context, Event, Pinned, failed, problem};
+use crate::device::Rows;
 use crate::error::Result;
 use crate::weights::Progress;
 use cudarc::driver::result;
@@ -127,28 +128,30 @@ impl Receiver {
         Self { context: Arc::clone(context), memory: None }
     }
 
-    /// Copies, in the calling thread's context, rows of `row_bytes` bytes, which lie `stride` bytes apart from `address` on, and waits for them once.
-    pub(super) fn receive(&mut self, address: u64, stride: u64, row_bytes: usize, out: &mut [u8]) -> Result<()> {
-        if out.is_empty() {
-            return Ok(());
-        }
+    /// Copies, in the calling thread's context, rows from an address on to the host and shows them to `each`, where they arrived: as many at a time as
+    /// fit into a stage, for which it waits once.
+    pub(super) fn receive(&mut self, rows: Rows, each: &mut dyn FnMut(&[u8])) -> Result<()> {
         let context = Arc::clone(&self.context);
         // Rows that lie side by side may be cut anywhere.
-        let (stride, row_bytes) = if stride == row_bytes as u64 { (1, 1) } else { (stride, row_bytes) };
-        // As many rows as fit into a stage at a time; a longer row by itself.
-        let rows = (STAGE_BYTES / row_bytes).max(1);
-        for (i, part) in out.chunks_mut(rows * row_bytes).enumerate() {
-            let memory = self.room(part.len())?;
-            let first = address + (i * rows) as u64 * stride;
-            let bytes = &mut memory.bytes_mut()[..part.len()];
-            let copies = if stride == row_bytes as u64 { part.len() } else { row_bytes };
-            for (row, bytes) in bytes.chunks_mut(copies).enumerate() {
+        let Rows { at, stride, bytes, n } =
+            if rows.stride == rows.bytes { Rows { stride: 1, bytes: 1, n: rows.n * rows.bytes, ..rows } } else { rows };
+        // A row that is longer than a stage comes by itself.
+        let most = (STAGE_BYTES as u64 / bytes).max(1);
+        let mut first = 0;
+        while first < n {
+            let rows = most.min(n - first);
+            let length = usize::try_from(rows * bytes).map_err(|e| problem(e.to_string()))?;
+            let stage = &mut self.room(length)?.bytes_mut()[..length];
+            let copied = if stride == bytes { length } else { bytes as usize };
+            for (row, stage) in stage.chunks_mut(copied).enumerate() {
+                let from = at + (first + row as u64) * stride;
                 // SAFETY: the caller's rows lie in memory of this device; the pinned bytes are not touched until the copy is done.
-                unsafe { result::memcpy_dtoh_async(bytes, first + row as u64 * stride, context.stream) }
+                unsafe { result::memcpy_dtoh_async(stage, from, context.stream) }
                     .map_err(|e| failed("a copy from the GPU", e))?;
             }
             context.wait()?;
-            part.copy_from_slice(&self.room(part.len())?.bytes_mut()[..part.len()]);
+            each(&self.room(length)?.bytes_mut()[..length]);
+            first += rows;
         }
         Ok(())
     }
