@@ -1,17 +1,20 @@
 """Whether the GPU of this machine computes what it should: every reference case of the kit against what other implementations computed, and types of
 few bits against the same model on the processor. A line each; exit code 1 where one fails.
 
-    python3 check.py [--target TARGET]... [--against TARGET] [--case NAME]...
+    python3 check.py [--target TARGET]... [--against TARGET] [--case NAME]... [--shard I/N] [--at-once N]
 
 Without --target: the code that the GPU runs, and where there is no GPU "skipped: no CUDA device". With it no GPU is looked for: `--target cpu:x86-64-v3
---against cpu:x86-64` has the comparisons made between two processors.
+--against cpu:x86-64` has the comparisons made between two processors. --shard 2/4 is the second quarter of the cases, for machines that end a command
+after some minutes. What the driver compiles is kept until the end, in a folder of its own.
 """
 
 import argparse
 import array
+import concurrent.futures
 import json
 import math
 import sys
+import threading
 
 import common
 
@@ -55,13 +58,16 @@ class Case:
     def forms(self):
         """Its artifacts by the types that they compute in."""
         packed = sorted(self.folder.glob("*.xfm.gz"))
-        return {path.name.removesuffix(".xfm.gz"): self.unpacked.artifact(path) for path in packed}
+        return {common.without_end(path.name, ".xfm.gz"): self.unpacked.artifact(path) for path in packed}
+
+    def run(self, *arguments):
+        """Runs the runtime, which keeps what it compiles for the runs after this one."""
+        return common.xfrun(*arguments, settings={"XFC_CACHE_DIR": str(self.unpacked.folder / "cache")})
 
     def outputs(self, artifact, target):
         """What one step over all inputs computes, by name."""
         out = self.checkpoint / "out.safetensors"
-        arguments = ["--target", target, "--checkpoint", self.checkpoint, "--inputs", self.inputs, "--no-cache", "-o", out]
-        common.xfrun("logits", artifact, *arguments)
+        self.run("logits", artifact, "--target", target, "--checkpoint", self.checkpoint, "--inputs", self.inputs, "-o", out)
         return {name: values for name, (_, values) in common.read_tensors(out).items()}
 
     def generated(self, artifact, target):
@@ -74,13 +80,14 @@ class Case:
             path = self.checkpoint / "source.safetensors"
             common.write_tensors(path, self.floats)
             arguments += ["--inputs", path]
-        arguments += ["--target", target, "--checkpoint", self.checkpoint, "--no-cache", "-n", self.greedy_steps, "--json"]
-        return json.loads(common.xfrun("run", artifact, *arguments))["ids"]
+        arguments += ["--target", target, "--checkpoint", self.checkpoint, "-n", self.greedy_steps, "--json"]
+        return json.loads(self.run("run", artifact, *arguments))["ids"]
 
 
 class Report:
     def __init__(self):
         self.passed = self.failed = 0
+        self.alone = threading.Lock()
 
     def check(self, what, compare):
         """`compare` gives how far two things are apart and how far they may be, in words; raises RuntimeError where it cannot."""
@@ -88,9 +95,10 @@ class Report:
             fine, detail = compare()
         except RuntimeError as error:
             fine, detail = False, str(error)
-        print(f"{'PASS' if fine else 'FAIL'} {what}: {detail}", flush=True)
-        self.passed += fine
-        self.failed += not fine
+        with self.alone:
+            print(f"{'PASS' if fine else 'FAIL'} {what}: {detail}", flush=True)
+            self.passed += fine
+            self.failed += not fine
 
 
 def apart(got, want, allowed):
@@ -120,11 +128,21 @@ def check(case, target, against, report):
         report.check(f"{case.name} in {form} on {target}, against {against}", compared)
 
 
+def shard(text):
+    """`2/4` as numbers."""
+    which, of = map(int, text.split("/"))
+    if not 1 <= which <= of:
+        raise ValueError(text)
+    return which, of
+
+
 def main():
     parser = argparse.ArgumentParser(description="Compares what a GPU computes with what it should.")
     parser.add_argument("--target", action="append", help="of the artifacts [default: what the GPU runs]")
     parser.add_argument("--against", default="cpu:x86-64-v3", help="what types of few bits are compared with [default: %(default)s]")
     parser.add_argument("--case", action="append", help="only this one; may repeat")
+    parser.add_argument("--shard", type=shard, default=(1, 1), metavar="I/N", help="the I-th of N parts of the cases")
+    parser.add_argument("--at-once", type=int, default=4, metavar="N", help="cases that are run at a time [default: %(default)s]")
     arguments = parser.parse_args()
     targets = arguments.target
     if not targets:
@@ -135,12 +153,21 @@ def main():
     unknown = set(arguments.case or []) - {path.name for path in folders}
     if unknown or not folders:
         sys.exit(f"error: the kit has no such case: {', '.join(sorted(unknown)) or 'it has none'}")
-    report = Report()
-    with common.Unpacked() as unpacked:
-        for folder in folders:
-            case = Case(folder, unpacked)
-            for target in targets:
-                check(case, target, arguments.against, report)
+    which, of = arguments.shard
+    folders = folders[which - 1 :: of]
+    if not folders:
+        sys.exit(f"error: there is no case in part {which} of {of}")
+    report, unpacked = Report(), common.Unpacked()
+    common.runtime()
+
+    def all_of(folder):
+        case = Case(folder, unpacked)
+        for target in targets:
+            check(case, target, arguments.against, report)
+
+    with concurrent.futures.ThreadPoolExecutor(max(1, arguments.at_once)) as pool:
+        # What goes wrong in a thread is raised here.
+        list(pool.map(all_of, folders))
     print(f"{report.passed} passed, {report.failed} failed on {', '.join(targets)}")
     sys.exit(1 if report.failed else 0)
 

@@ -1,6 +1,8 @@
 """What check.py and bench.py share: the kit's folder, its runtime, the GPU. Python 3 alone."""
 
 import array
+import atexit
+import functools
 import gzip
 import json
 import os
@@ -12,15 +14,59 @@ import sys
 import tempfile
 
 KIT = pathlib.Path(__file__).resolve().parent
-XFRUN = KIT / "xfrun"
 # Of the command line: no GPU that code runs on.
 NO_DEVICE = 4
 
 
-def xfrun(*arguments, timeout=600):
-    """Runs the runtime: its output; raises RuntimeError with what it says where it fails."""
-    command = [str(XFRUN), *map(str, arguments)]
-    environment = {**os.environ, "NO_COLOR": "1"}
+def temporary():
+    """A folder that is there until the program ends."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="xfc-cuda-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def version(text):
+    return [int(part) for part in text.split(".")]
+
+
+def ensure_glibc(wanted):
+    """Ends the program where the system's C library is older than the runtime asks for, which says so less clearly; `wanted` is empty where it needs none."""
+    try:
+        name, own = os.confstr("CS_GNU_LIBC_VERSION").split()
+    except (AttributeError, OSError, ValueError):
+        return
+    if wanted and name == "glibc" and version(own) < version(wanted):
+        sys.exit(f"error: the kit's runtime needs glibc {wanted} or later, and this machine has {own}: build the kit on a system that is as old")
+
+
+@functools.lru_cache(maxsize=None)
+def runtime():
+    """The path of `xfrun`: in the kit, or of a copy where the kit came without permission to execute, or lies where nothing may be executed."""
+    ensure_glibc(about().get("glibc", ""))
+    path = KIT / "xfrun"
+    for attempt in range(2):
+        try:
+            subprocess.run([str(path), "--version"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            return str(path)
+        except PermissionError:
+            if attempt:
+                sys.exit(f"error: {path} may not be executed: let TMPDIR name a folder in which programs may be")
+        except OSError as error:
+            sys.exit(f"error: {path} does not run here: {error}")
+        copy = temporary() / "xfrun"
+        shutil.copyfile(path, copy)
+        copy.chmod(0o755)
+        path = copy
+
+
+def without_end(text, end):
+    return text[: -len(end)] if text.endswith(end) else text
+
+
+def xfrun(*arguments, timeout=600, settings=None):
+    """Runs the runtime: its output; raises RuntimeError with what it says where it fails. `settings` are variables of its environment."""
+    command = [runtime(), *map(str, arguments)]
+    environment = {**os.environ, "NO_COLOR": "1", **(settings or {})}
     try:
         ran = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
     except subprocess.TimeoutExpired:
@@ -32,7 +78,7 @@ def xfrun(*arguments, timeout=600):
 
 def gpu():
     """The first GPU and its driver as `xfrun devices` has them; None where there is none. What else goes wrong is an error."""
-    ran = subprocess.run([str(XFRUN), "devices", "--format", "json"], capture_output=True, text=True)
+    ran = subprocess.run([runtime(), "devices", "--format", "json"], capture_output=True, text=True)
     if ran.returncode == NO_DEVICE:
         return None
     if ran.returncode != 0:
@@ -68,15 +114,11 @@ def about():
 class Unpacked:
     """Artifacts of the kit, unpacked into a folder that disappears."""
 
-    def __enter__(self):
-        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="xfc-cuda-"))
-        return self
-
-    def __exit__(self, *_):
-        shutil.rmtree(self.folder)
+    def __init__(self):
+        self.folder = temporary()
 
     def artifact(self, packed):
-        path = self.folder / ("-".join(packed.relative_to(KIT).parts).removesuffix(".gz"))
+        path = self.folder / without_end("-".join(packed.relative_to(KIT).parts), ".gz")
         if not path.exists():
             with gzip.open(packed, "rb") as source, open(path, "wb") as out:
                 shutil.copyfileobj(source, out)

@@ -21,7 +21,7 @@ if [ -z "${XFC_CUDA_KIT:-}" ] && command -v cargo >/dev/null; then
   tools/setup.sh
   tools/cuda/kit.sh -o "$kit"
 fi
-[ -x "$kit/xfrun" ] || {
+[ -e "$kit/xfrun" ] || {
   echo "There is no $kit here, and no cargo to build it with: run tools/cuda/kit.sh on a machine with Rust, and copy the folder here." >&2
   exit 1
 }

@@ -1,6 +1,7 @@
 //! The scripts that test and time a GPU (`tools/cuda`), as far as they run without one: what they say then, and their comparisons between two processors.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -44,6 +45,18 @@ fn nothing_passes_without_a_gpu() -> Result<()> {
         let (code, said) = ran(command.arg(name).env("XFC_CUDA_KIT", folder.path().join("kit")), folder.path())?;
         assert_eq!((code, said.as_str()), (Some(0), "skipped: no CUDA device\n"), "{name}");
     }
+    // Some ways to copy a folder lose permissions; what does not run for its age says so.
+    let kit = folder.path().join("kit");
+    fs::set_permissions(kit.join("xfrun"), fs::Permissions::from_mode(0o644))?;
+    let (code, said) = script(folder.path(), "check.py", &[])?;
+    assert_eq!((code, said.as_str()), (Some(0), "skipped: no CUDA device\n"));
+    let about = fs::read_to_string(kit.join("about.json"))?;
+    let glibc = about.split("\"glibc\": \"").nth(1).and_then(|rest| rest.split('"').next()).ok_or("no glibc")?;
+    fs::write(kit.join("about.json"), about.replace(&format!("\"glibc\": \"{glibc}\""), "\"glibc\": \"99.1\""))?;
+    let (code, said) = script(folder.path(), "check.py", &[])?;
+    let why = "the kit's runtime needs glibc 99.1 or later, and this machine has ";
+    assert!(code == Some(1) && said.contains(why), "{said}");
+    fs::write(kit.join("about.json"), about)?;
     // A kit whose runtime does not run is no machine without a GPU.
     fs::write(folder.path().join("kit/xfrun"), "#!/bin/sh\nexit 1\n")?;
     let (code, said) = script(folder.path(), "check.py", &[])?;
@@ -77,6 +90,8 @@ fn what_departs_fails() -> Result<()> {
     assert!(said.contains("4 passed, 2 failed on cpu:x86-64-v3"), "{said}");
     let (code, said) = script(folder.path(), "check.py", &["--target", "cuda:sm_80"])?;
     assert!(code == Some(1) && said.contains("0 passed, 6 failed on cuda:sm_80"), "{said}");
+    let (code, said) = script(folder.path(), "check.py", &[&arguments[..], &["--shard", "2/2"]].concat())?;
+    assert!(code == Some(1) && said.contains("there is no case in part 2 of 2"), "{said}");
     Ok(())
 }
 
@@ -103,6 +118,28 @@ fn a_record_says_what_was_run() -> Result<()> {
     ] {
         assert!(record.contains(expected), "no `{expected}` in\n{record}");
     }
+    // Numbers of PyTorch from a file, whose last line is cut off.
+    let lines = "{\"torch\": \"2.9\", \"gpu\": \"One\"}\n{\"name\": \"prompt of 4 eager, tokens/s\", \"value\": 0.5}\n{\"name\": \"dec";
+    fs::write(folder.path().join("torch.jsonl"), lines)?;
+    let from = ["--only", "decoding behind", "--torch-from", "torch.jsonl", "-o", "other.md"];
+    let arguments = [&arguments[..2], &from].concat();
+    let (code, said) = script(folder.path(), "bench.py", &[&arguments[..], &small].concat())?;
+    assert_eq!(code, Some(0), "{said}");
+    let other = fs::read_to_string(folder.path().join("other.md"))?;
+    assert!(other.contains("### PyTorch 2.9\n\n- prompt of 4 eager, tokens/s: 0.5\n"), "{other}");
+    let ratio = other.lines().find_map(|line| line.strip_prefix("| pp4 | 1 | ")?.split(" | ").last());
+    let ratio = ratio.map(|ratio| ratio.trim_end_matches(" |").parse::<f64>()).ok_or("no row of the prompt")?;
+    assert!(ratio.is_ok_and(|ratio| ratio > 0.0), "{other}");
+    // What was said before the time was over stays.
+    let slow = "import time\nprint('{\"name\": \"decoding\", \"value\": 7}', flush=True)\ntime.sleep(60)\n";
+    fs::write(folder.path().join("kit/torch_side.py"), slow)?;
+    let (code, said) = script(
+        folder.path(),
+        "bench.py",
+        &["--target", "cpu:x86-64-v3", "--torch-only", "--timeout", "2", "-o", "torch.md"],
+    )?;
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("- decoding: 7.0\n- not run: not done after 2 s\n"), "{said}");
     let missing = ["--target", "cpu:x86-64-v3", "--only", "int4, decoding", "--no-torch"];
     let (code, said) = script(folder.path(), "bench.py", &missing)?;
     assert!(code == Some(1) && said.contains("FAIL 8B int4, decoding: "), "{said}");
