@@ -7,7 +7,7 @@ use inkwell::context::Context;
 use inkwell::module::Module;
 use inkwell::passes::PassBuilderOptions;
 use inkwell::targets::{FileType, TargetMachine};
-use inkwell::values::{AnyValue, CallSiteValue};
+use inkwell::values::{AnyValue, CallSiteValue, Operand};
 
 use crate::error::CodegenError;
 use crate::mlir::pipeline::Lowered;
@@ -71,7 +71,12 @@ impl Optimiser {
         let blocks = module.get_functions().flat_map(|function| function.get_basic_blocks());
         for instruction in blocks.flat_map(|block| block.get_instructions()) {
             let Ok(call) = CallSiteValue::try_from(instruction) else { continue };
-            let text = instruction.print_to_string().to_string();
+            if call.get_called_fn_value().is_some() {
+                continue;
+            }
+            // What is called is the last operand. Printed by itself, since all of a function is numbered to print one of its instructions.
+            let callee = instruction.get_operand(instruction.get_num_operands() - 1).and_then(Operand::value);
+            let Some(text) = callee.map(|callee| callee.print_to_string().to_string()) else { continue };
             if text.contains(" asm ") && TOGETHER.iter().any(|part| text.contains(part)) {
                 call.add_attribute(AttributeLoc::Function, convergent);
             }
