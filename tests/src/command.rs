@@ -10,6 +10,7 @@ use std::process::{Command, Output};
 use tempfile::TempDir;
 
 use crate::Result;
+use crate::compile::kernels;
 use crate::emulate::Processor;
 
 /// Where `xfc` or `xfrun` was built: beside the folder of the running test.
@@ -102,9 +103,11 @@ fn ran(mut command: Command, shown: &str, arguments: &[&str]) -> Result<Ran> {
     })
 }
 
-/// Has a command run in a folder, with a cache and settings of its own there: what the user keeps or measured plays no part.
+/// Has a command run in a folder, with a cache and settings of its own there: what the user keeps or measured plays no part. Kernels are those of the
+/// whole suite.
 pub fn in_folder<'c>(command: &'c mut Command, folder: &Path) -> &'c mut Command {
-    command.current_dir(folder).env("XFC_CACHE_DIR", folder.join(".cache")).env("XFC_TUNE_DIR", folder.join(".tune"))
+    let own = [("XFC_CACHE_DIR", folder.join(".cache")), ("XFC_TUNE_DIR", folder.join(".tune"))];
+    command.current_dir(folder).envs(own).env("XFC_KERNELS_DIR", kernels())
 }
 
 impl Ran {

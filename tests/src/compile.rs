@@ -1,11 +1,15 @@
 //! A reference case, compiled and loaded: the artifact that `xfc compile` would write, in memory, with the case's checkpoint.
 //!
-//! Artifacts are compiled once a process for each case and set of targets. [`Runner`] is a session with the few calls that suites need.
+//! Artifacts are compiled once a process for each case and set of targets, and kernels once for all suites ([`known`]). [`Runner`] is a session with the
+//! few calls that suites need.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use xfc_codegen::driver::{Options, compile};
+use xfc_codegen::kernels::Known;
 use xfc_codegen::target;
 use xfc_runtime::artifact::Artifact;
 use xfc_runtime::cache::SequenceId;
@@ -20,8 +24,39 @@ use crate::{Result, model};
 /// The targets that every machine that runs the tests can compile for.
 pub const TARGETS: [&str; 2] = ["cpu", "cpu:x86-64-v3"];
 
+/// The folder of the kernels that this process and the commands it runs have compiled so far: models and programs share many. It lies beside the
+/// commands, and is thrown away by the next process when this one is gone.
+pub fn kernels() -> &'static Path {
+    static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
+        let suite = std::env::current_exe().unwrap_or_default();
+        let all = suite.ancestors().nth(2).unwrap_or(Path::new(".")).join("suite-kernels");
+        for left in fs::read_dir(&all).into_iter().flatten().flatten() {
+            if !Path::new("/proc").join(left.file_name()).exists() {
+                let _ = fs::remove_dir_all(left.path());
+            }
+        }
+        let own = all.join(std::process::id().to_string());
+        // Of another process that had this number.
+        let _ = fs::remove_dir_all(&own);
+        fs::create_dir_all(&own).expect("a folder can be made beside the commands");
+        own
+    });
+    &FOLDER
+}
+
+/// What is in that folder.
+pub fn known() -> &'static Arc<Known> {
+    static KNOWN: LazyLock<Arc<Known>> = LazyLock::new(|| Arc::new(Known::in_folder(kernels().to_owned())));
+    &KNOWN
+}
+
 /// Compiles the model of a case for `targets`.
 pub fn artifact(case: &Case, targets: &[&str], options: &Options) -> Result<Vec<u8>> {
+    fresh_artifact(case, targets, &Options { known: Some(Arc::clone(known())), ..options.clone() })
+}
+
+/// The same, all of it compiled again.
+pub fn fresh_artifact(case: &Case, targets: &[&str], options: &Options) -> Result<Vec<u8>> {
     let model = model::expand(case)?;
     let targets = targets.iter().map(|name| target::parse(name)).collect::<std::result::Result<Vec<_>, _>>()?;
     Ok(compile(&model, &case.name, &targets, options)?.bytes)

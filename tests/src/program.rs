@@ -29,7 +29,7 @@ use xfc_runtime::weights::{Checkpoint, Random};
 
 use crate::Result;
 use crate::compare::{Precision, Tier, compare};
-use crate::compile::TARGETS;
+use crate::compile::{TARGETS, known};
 use crate::fill::splitmix64;
 use crate::gpu;
 
@@ -331,7 +331,7 @@ fn built(fused: &Program, shapes: &HashMap<String, Vec<u64>>, target: &dyn Targe
         })
     };
     let input = Input { program: fused, stored: &stored, format: "hf", ignore: &[], parameters: 0 };
-    Ok(build_for(&input, target, 2, Keep::default(), None)?)
+    Ok(build_for(&input, target, 2, Keep::default(), Some(known()))?)
 }
 
 fn weight_shapes(program: &Program) -> HashMap<String, Vec<u64>> {

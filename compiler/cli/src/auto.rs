@@ -7,7 +7,6 @@ use xfc_check::mixed::{Mixture, Sensitivity};
 use xfc_check::sensitivity::{Measure, rounding};
 use xfc_check::subject::Subject;
 use xfc_check::units::{Grain, units};
-use xfc_codegen::driver;
 use xfc_lang::graph::DType;
 use xfc_lang::graph::blocks::Blocks;
 use xfc_lang::passes::quantise::{Plan, PlanError, matrices_of};
@@ -93,7 +92,7 @@ impl Search<'_> {
     /// # Errors
     /// No matrices, bits that the formats do not reach, a text that is too short, and all that compiling and running can fail with.
     pub(crate) fn run(&self) -> Result<Found> {
-        let options = self.args.options()?;
+        let mut options = self.args.options()?;
         let program = &self.loaded.model.program;
         let matrices = matrices_of(program, options.dtype, options.cache_type())
             .map_err(|error| CliError::Codegen(error.into()))?;
@@ -125,7 +124,7 @@ impl Search<'_> {
         if self.load.allow_missing {
             checkpoint = checkpoint.with_missing_made_up(0);
         }
-        let options = driver::Options { known: Some(Default::default()), ..options };
+        options.known.get_or_insert_default();
         let subject = Subject {
             model: &self.loaded.model,
             checkpoint: &checkpoint,

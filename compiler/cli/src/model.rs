@@ -1,9 +1,11 @@
 //! What MODEL means: a checkpoint folder, a GGUF file, a card or an artifact; and how all but the last are read and expanded.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use xfc_check::gguf::facts;
 use xfc_codegen::driver;
+use xfc_codegen::kernels::Known;
 use xfc_codegen::target::{self, Target};
 use xfc_lang::arch::{ignored, nearest};
 use xfc_lang::diagnostic::{Code, Report, all_closest, did_you_mean};
@@ -359,6 +361,7 @@ impl ModelArgs {
             quant,
             skip_passes: self.skip_pass.clone(),
             dump: std::env::var_os("XFC_DUMP").map(PathBuf::from),
+            known: std::env::var_os("XFC_KERNELS_DIR").map(|folder| Arc::new(Known::in_folder(folder.into()))),
             ..driver::Options::default()
         })
     }

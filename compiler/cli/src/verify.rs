@@ -152,7 +152,9 @@ impl Prepared {
             ));
         }
         let model_args = stored::resolve(&mut loaded, Some(&checkpoint), &model_args)?;
-        let options = model_args.options()?;
+        // Looking for what departs compiles the model again and again.
+        let mut options = model_args.options()?;
+        options.known.get_or_insert_default();
         let targets = if args.model.target.is_empty() {
             tuned::apply(default_targets(), args.model.tuned.as_deref())?
         } else {

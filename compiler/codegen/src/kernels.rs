@@ -4,8 +4,11 @@
 //! bytes do not depend on the number of threads.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use xfc_lang::graph::{AxisId, Program};
@@ -14,7 +17,7 @@ use xfc_runtime::artifact::manifest::{Kernel, Launch, Manifest, Variant};
 
 use crate::error::CodegenError;
 use crate::plan::{Plan, Stored, build, cost, written_row_bytes};
-use crate::target::{Compiled, Emitted, Keep, Target};
+use crate::target::{Compiled, Compiler, Emitted, Keep, Target};
 
 /// What is compiled.
 pub struct Input<'a> {
@@ -45,19 +48,51 @@ pub struct CompiledKernel {
     pub shared_bytes: u64,
 }
 
-/// Kernels that were compiled before, by the text that decides them: for a model that is compiled again and again with few changes.
+/// Kernels that were compiled before, by the text that decides them: for models that are compiled again and again with few changes.
 #[derive(Debug, Default)]
 pub struct Known {
-    kernels: Mutex<HashMap<String, CompiledKernel>>,
+    kernels: Mutex<HashMap<String, Compiled>>,
+    folder: Option<PathBuf>,
 }
 
 impl Known {
-    fn get(&self, key: &str) -> Option<CompiledKernel> {
-        self.kernels.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(key).cloned()
+    /// Kept as files in a folder that exists, for several processes of one build of xfc: nothing in it tells builds apart.
+    pub fn in_folder(folder: PathBuf) -> Self {
+        Known { kernels: Mutex::default(), folder: Some(folder) }
     }
 
-    fn insert(&self, key: String, kernel: &CompiledKernel) {
-        self.kernels.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(key, kernel.clone());
+    /// The file of what is made of `key`; two hashes of 64 bits are as good as the key.
+    fn file(&self, key: &str) -> Option<PathBuf> {
+        let hash = |part: u8| {
+            let mut hasher = DefaultHasher::new();
+            (part, key).hash(&mut hasher);
+            hasher.finish()
+        };
+        Some(self.folder.as_ref()?.join(format!("{:016x}{:016x}", hash(0), hash(1))))
+    }
+
+    fn get(&self, key: &str, keep: Keep) -> Option<Compiled> {
+        if keep == Keep::default()
+            && let Some(file) = self.file(key)
+        {
+            let object = fs::read(file).ok()?;
+            return Some(Compiled { object, ..Compiled::default() });
+        }
+        self.kernels.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+    }
+
+    fn insert(&self, key: String, keep: Keep, code: &Compiled) {
+        if keep == Keep::default()
+            && let Some(file) = self.file(&key)
+        {
+            // Whole or not there; where it cannot be written, it is compiled again.
+            static WRITTEN: AtomicUsize = AtomicUsize::new(0);
+            let number = WRITTEN.fetch_add(1, Ordering::Relaxed);
+            let part = file.with_extension(format!("{}-{number}", std::process::id()));
+            let _ = fs::write(&part, &code.object).and_then(|()| fs::rename(&part, file));
+            return;
+        }
+        self.kernels.lock().unwrap_or_else(PoisonError::into_inner).insert(key, code.clone());
     }
 }
 
@@ -228,7 +263,8 @@ fn compile_units(
     let done: Mutex<Vec<Option<Result<CompiledKernel, CodegenError>>>> =
         Mutex::new((0..units.len()).map(|_| None).collect());
     let work = || -> Result<(), CodegenError> {
-        let compiler = target.compiler()?;
+        // Made for the first kernel that is not known.
+        let mut compiler: Option<Box<dyn Compiler>> = None;
         loop {
             let i = next.fetch_add(1, Ordering::Relaxed);
             let Some((kernel, phase)) = units.get(i) else { return Ok(()) };
@@ -239,18 +275,24 @@ fn compile_units(
             let name = format!("{}{suffix}", spec.name());
             let result = target.emit(spec, *phase).and_then(|emitted| {
                 let key = format!("{} {keep:?} {name}\n{}", target.name(), emitted.mlir);
-                if let Some(kernel) = known.and_then(|known| known.get(&key)) {
-                    return Ok(kernel);
-                }
-                let code = compiler.compile(&name, &emitted.mlir, keep)?;
+                let code = match known.and_then(|known| known.get(&key, keep)) {
+                    Some(code) => code,
+                    None => {
+                        let compiler = match &mut compiler {
+                            Some(compiler) => compiler,
+                            none => none.insert(target.compiler()?),
+                        };
+                        let code = compiler.compile(&name, &emitted.mlir, keep)?;
+                        if let Some(known) = known {
+                            known.insert(key, keep, &code);
+                        }
+                        code
+                    }
+                };
                 let Emitted { mlir, scratch_bytes, shared_bytes } = emitted;
-                let kernel = CompiledKernel { name, mlir, code, scratch_bytes, shared_bytes };
-                if let Some(known) = known {
-                    known.insert(key, &kernel);
-                }
-                Ok(kernel)
+                Ok(CompiledKernel { name, mlir, code, scratch_bytes, shared_bytes })
             });
-            done.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[i] = Some(result);
+            done.lock().unwrap_or_else(PoisonError::into_inner)[i] = Some(result);
         }
     };
     let started: Vec<Result<(), CodegenError>> =
@@ -263,7 +305,7 @@ fn compile_units(
             results
         });
     started.into_iter().collect::<Result<Vec<()>, _>>()?;
-    let done = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     done.into_iter()
         .map(|r| r.unwrap_or_else(|| Err(CodegenError::bug("kernels", "a kernel was not compiled"))))
         .collect()

@@ -3,15 +3,15 @@
 use xfc_codegen::driver::Options;
 use xfc_runtime::artifact::Artifact;
 use xfc_tests::case::Case;
-use xfc_tests::compile::{TARGETS, artifact};
+use xfc_tests::compile::{TARGETS, artifact, fresh_artifact};
 use xfc_tests::{Result, fuzz};
 
 #[test]
 fn bytes_do_not_depend_on_threads_or_folder() -> Result<()> {
     let case = Case::load("mistral")?;
-    let one = artifact(&case, &TARGETS, &Options { threads: 1, ..Options::default() })?;
+    let one = fresh_artifact(&case, &TARGETS, &Options { threads: 1, ..Options::default() })?;
     for threads in [2, 3, 8] {
-        let other = artifact(&case, &TARGETS, &Options { threads, ..Options::default() })?;
+        let other = fresh_artifact(&case, &TARGETS, &Options { threads, ..Options::default() })?;
         assert!(one == other, "{threads} threads make another artifact");
     }
     let text = String::from_utf8_lossy(&one);
