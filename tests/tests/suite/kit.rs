@@ -2,9 +2,9 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
-
+use std::sync::OnceLock;
 use xfc_tests::command::{in_folder, path};
 use xfc_tests::{Result, repository};
 
@@ -17,16 +17,33 @@ fn ran(command: &mut Command, folder: &Path) -> Result<(Option<i32>, String)> {
     if code == Some(0) { Ok((code, said)) } else { Ok((code, said + &String::from_utf8(output.stderr)?)) }
 }
 
-/// A kit of one reference case, with code for processors.
+/// A copy of a kit of one reference case, with code for processors, which is made once.
 fn kit() -> Result<tempfile::TempDir> {
+    static MADE: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
+    let made = MADE.get_or_init(|| make().map_err(|error| error.to_string())).clone()?;
     let folder = tempfile::tempdir()?;
+    let mut command = Command::new("cp");
+    match ran(command.arg("-R").arg(made).arg(folder.path()), folder.path())? {
+        (Some(0), _) => Ok(folder),
+        (code, said) => Err(format!("cp ended with {code:?}: {said}").into()),
+    }
+}
+
+/// Where the kit lies that the others are copies of.
+fn make() -> Result<PathBuf> {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kit-of-the-suite");
+    if folder.exists() {
+        fs::remove_dir_all(&folder)?;
+    }
+    fs::create_dir_all(&folder)?;
+    let kit = folder.join("kit");
     let xfrun = path("xfrun")?;
     path("xfc")?;
     let mut command = Command::new(repository().join("tools/cuda/kit.sh"));
-    command.arg("-o").arg(folder.path().join("kit")).arg("--bin").arg(xfrun.parent().ok_or("xfrun has no folder")?);
+    command.arg("-o").arg(&kit).arg("--bin").arg(xfrun.parent().ok_or("xfrun has no folder")?);
     command.args(["--part", "test", "--case", "llama3", "--for", "processors"]);
-    match ran(&mut command, folder.path())? {
-        (Some(0), _) => Ok(folder),
+    match ran(&mut command, &folder)? {
+        (Some(0), _) => Ok(kit),
         (code, said) => Err(format!("kit.sh ended with {code:?}: {said}").into()),
     }
 }
