@@ -85,9 +85,13 @@ impl Warp {
             }
         };
         let by = Toucher { warp: self.index, lane };
+        let fenced = &env.transfers.fenced;
+        let own = fenced[self.thread(lane)];
         let mut pieces = Vec::with_capacity(chunks.len());
         for (address, data) in chunks {
             let range = env.shared.check_write(address, data.len(), by, Kind::Async, &env.clocks)?;
+            // Threads' reads need no fence: they are done when what orders them is, and leave nothing behind.
+            env.shared.check_proxy(range.clone(), fenced, own)?;
             env.shared.begin_write(range.clone());
             pieces.push(Piece { range, data });
         }

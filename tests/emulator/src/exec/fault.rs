@@ -69,7 +69,7 @@ pub enum FaultKind {
     InFlight(String),
     /// A write by threads is read asynchronously without `fence.proxy.async` between.
     #[error(
-        "shared address {address:#x} was written by thread {thread}, without fence.proxy.async before it is read asynchronously"
+        "shared address {address:#x} was written by thread {thread}, without fence.proxy.async before it is read or written asynchronously"
     )]
     Proxy {
         /// The address.

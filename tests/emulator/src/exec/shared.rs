@@ -305,7 +305,8 @@ impl Shared {
         self.reads_in_flight[range].iter_mut().for_each(|n| *n = n.saturating_sub(1));
     }
 
-    /// Checks that an asynchronous read finds what threads wrote: `fenced` gives each thread's last `fence.proxy.async`.
+    /// Checks that what threads wrote is there for an asynchronous read, and not behind an asynchronous write: `fenced` gives each thread's last
+    /// `fence.proxy.async`.
     pub(crate) fn check_proxy(
         &self,
         range: std::ops::Range<usize>,

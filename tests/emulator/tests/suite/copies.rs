@@ -151,6 +151,29 @@ fn bulk_copies() {
     wants(64, &change("WAIT:", "@%p0 st.shared.u32 [%r20], 1;\nWAIT:"), "asynchronous operation has it");
 }
 
+/// What threads only read may be copied over without a fence (`producer_and_consumer` does), what they wrote may not.
+#[test]
+fn bulk_copies_over_what_threads_wrote() {
+    let body = format!(
+        "{INIT}mad.lo.u32 %r21, %t, 16, %r20;
+mov.u32 %r0, 7;
+st.shared.v4.u32 [%r21], {{%r0, %r0, %r0, %r0}};
+fence.proxy.async.shared::cta;
+bar.sync 0;
+{BULK}"
+    )
+    .replace(".shared.b64 _,", ".shared.b64 %a9,");
+    let out = go(64, &body).unwrap_or_else(|f| panic!("{f}"));
+    assert_eq!(out[..1024], input()[..1024]);
+    let fence = "fence.proxy.async.shared::cta;\n";
+    wants(64, &body.replace(fence, ""), "without fence.proxy.async before it is read or written asynchronously");
+    // One thread's is enough where it knows of the writes, and not before.
+    let later = body.replace(&format!("{fence}bar.sync 0;\n"), &format!("bar.sync 0;\n@%p0 {fence}"));
+    let out = go(64, &later).unwrap_or_else(|f| panic!("{f}"));
+    assert_eq!(out[..1024], input()[..1024]);
+    wants(64, &body.replace(fence, &format!("@%p0 {fence}")), "without fence.proxy.async");
+}
+
 #[test]
 fn bulk_stores() {
     let body = format!(
