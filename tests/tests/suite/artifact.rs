@@ -1,6 +1,10 @@
 //! Artifacts: the same bytes whatever the circumstances, and every damage is noticed.
 
+use std::fs;
+use std::sync::Arc;
+
 use xfc_codegen::driver::Options;
+use xfc_codegen::kernels::Known;
 use xfc_runtime::artifact::Artifact;
 use xfc_tests::case::Case;
 use xfc_tests::compile::{TARGETS, artifact, fresh_artifact};
@@ -18,6 +22,27 @@ fn bytes_do_not_depend_on_threads_or_folder() -> Result<()> {
     for place in [env!("CARGO_MANIFEST_DIR"), "/tmp/", "/root", "/home"] {
         assert!(!text.contains(place), "the artifact names {place}");
     }
+    Ok(())
+}
+
+#[test]
+fn kernels_of_a_folder_make_the_same_bytes() -> Result<()> {
+    let case = Case::load("llama3_2_tied")?;
+    let folder = tempfile::tempdir()?;
+    // Each as a process of its own would.
+    let compiled = || {
+        let known = Some(Arc::new(Known::in_folder(folder.path().to_owned())));
+        fresh_artifact(&case, &["cpu"], &Options { known, ..Options::default() })
+    };
+    let fresh = fresh_artifact(&case, &["cpu"], &Options::default())?;
+    assert!(compiled()? == fresh, "writing them makes another artifact");
+    assert!(compiled()? == fresh, "reading them makes another artifact");
+    let mut files = 0;
+    for file in fs::read_dir(folder.path())? {
+        fs::write(file?.path(), "no object")?;
+        files += 1;
+    }
+    assert!(files > 3 && compiled().is_err(), "{files} kernels are there, and not taken");
     Ok(())
 }
 
