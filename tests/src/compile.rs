@@ -50,6 +50,11 @@ pub fn known() -> &'static Arc<Known> {
     &KNOWN
 }
 
+/// Compiling as ever, but for kernels that are known.
+pub fn sharing() -> Options {
+    Options { known: Some(Arc::clone(known())), ..Options::default() }
+}
+
 /// Compiles the model of a case for `targets`.
 pub fn artifact(case: &Case, targets: &[&str], options: &Options) -> Result<Vec<u8>> {
     fresh_artifact(case, targets, &Options { known: Some(Arc::clone(known())), ..options.clone() })

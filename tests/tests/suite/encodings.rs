@@ -12,6 +12,7 @@ use xfc_lang::spec::{Library, parse_card};
 use xfc_lang::{ElaborateOptions, elaborate};
 use xfc_runtime::step::InputData;
 use xfc_runtime::weights::Checkpoint;
+use xfc_tests::compile::sharing;
 use xfc_tests::{Result, repository};
 
 /// A product with each tensor of `tests/reference/encodings`.
@@ -50,7 +51,7 @@ fn numbers_with_scales_are_loaded_exactly() -> Result<()> {
     let expected = SafeTensors::deserialize(&bytes)?;
     let inputs = BTreeMap::from([("x".to_owned(), one_hot(136, 136)), ("z".to_owned(), one_hot(136, 64))]);
     for dtype in [DType::F32, DType::BF16] {
-        let options = Options { dtype, ..Options::default() };
+        let options = Options { dtype, ..sharing() };
         let subject =
             Subject { model: &model, checkpoint: &checkpoint, truth: None, options: &options, threads: Some(2) };
         let program = subject.program(&[]);
@@ -114,7 +115,7 @@ fn integers_in_words_are_loaded_exactly() -> Result<()> {
     let expected = SafeTensors::deserialize(&bytes)?;
     let inputs = [("x", 128), ("z", 256), ("odd", 36)].map(|(name, width)| (name.to_owned(), one_hot(256, width)));
     let inputs = BTreeMap::from(inputs);
-    let options = Options::default();
+    let options = sharing();
     let subject = Subject { model: &model, checkpoint: &checkpoint, truth: None, options: &options, threads: Some(2) };
     let program = subject.program(&[]);
     let loaded = subject.compile(&program, &*target::parse("cpu")?)?;
@@ -156,7 +157,7 @@ fn zeros_are_read_as_the_config_says_and_misfits_are_told() -> Result<()> {
         std::fs::write(folder.path().join("model.safetensors"), safetensors::serialize(views, None)?)?;
         std::fs::write(folder.path().join("config.json"), config)?;
         let checkpoint = Checkpoint::open(folder.path())?;
-        let options = Options::default();
+        let options = sharing();
         let subject =
             Subject { model: &model, checkpoint: &checkpoint, truth: None, options: &options, threads: Some(1) };
         let loaded = subject.compile(&subject.program(&[]), &*target::parse("cpu")?)?;

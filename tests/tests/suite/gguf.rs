@@ -21,7 +21,7 @@ use xfc_runtime::weights::{BlockFormat, Checkpoint};
 use xfc_tests::case::{Case, Layout};
 use xfc_tests::command::Shell;
 use xfc_tests::compare::{Precision, Tier, compare};
-use xfc_tests::compile::{Runner, load_from};
+use xfc_tests::compile::{Runner, load_from, sharing};
 use xfc_tests::gguf::{Kind, Writer, file, files};
 use xfc_tests::model::card;
 use xfc_tests::{Result, repository};
@@ -85,7 +85,7 @@ fn families_compute_what_another_implementation_does() -> Result<()> {
         let (_folder, path) = written(&case, &described[name], |_| Kind::F32)?;
         let (model, checkpoint) = expanded(&path, unsaid(&case)).map_err(|e| format!("{name}: {e}"))?;
         assert_eq!(model.arch.name, card, "{name}");
-        let options = Options::default();
+        let options = sharing();
         let subject =
             Subject { model: &model, checkpoint: &checkpoint, truth: None, options: &options, threads: Some(2) };
         let golden = case.golden("logits")?;
@@ -107,7 +107,7 @@ fn plain_numbers_give_the_same_bits_as_safetensors() -> Result<()> {
         let case = Case::load(name)?;
         let (_folder, path) = written(&case, &files()?[name], |_| Kind::F32)?;
         let (model, checkpoint) = expanded(&path, Vec::new())?;
-        let options = Options::default();
+        let options = sharing();
         let subject =
             Subject { model: &model, checkpoint: &checkpoint, truth: None, options: &options, threads: Some(2) };
         let folder = case.checkpoint(Layout::Single)?;
@@ -128,7 +128,7 @@ fn narrow_numbers_are_run_as_they_are_interpreted() -> Result<()> {
         let (_folder, path) = written(&case, &files()?[name], narrow)?;
         let (model, checkpoint) = expanded(&path, unsaid(&case))?;
         for dtype in [DType::F32, DType::BF16] {
-            let options = Options { dtype, ..Options::default() };
+            let options = Options { dtype, ..sharing() };
             let subject =
                 Subject { model: &model, checkpoint: &checkpoint, truth: None, options: &options, threads: Some(2) };
             let inputs: BTreeMap<String, InputData> = case.all_inputs();
@@ -252,7 +252,7 @@ fn a_trained_model_is_the_same_in_both_formats() -> Result<()> {
     let spec = card(&serde_json::from_slice(&std::fs::read(folder.join("config.json"))?)?)?;
     let config = Some(serde_json::from_slice(&std::fs::read(folder.join("config.json"))?)?);
     let same = elaborate(&spec, &ElaborateOptions { config, ..ElaborateOptions::default() })?;
-    let options = Options { dtype: DType::BF16, ..Options::default() };
+    let options = Options { dtype: DType::BF16, ..sharing() };
     let ids: Vec<i64> = ours.encode("def main(", SpecialTokens::Add)?.ids.iter().map(|id| i64::from(*id)).collect();
     let inputs = BTreeMap::from([("input_ids".to_owned(), InputData::Ints(ids.clone()))]);
     let mut results = Vec::new();
@@ -317,7 +317,7 @@ fn blocks_stand_for_what_the_format_says() -> Result<()> {
     let x = InputData::Floats((0..512 * 512).map(|i| f32::from(u8::from(i / 512 == i % 512))).collect());
     let inputs = BTreeMap::from([("x".to_owned(), x)]);
     for dtype in [DType::F32, DType::BF16] {
-        let options = Options { dtype, ..Options::default() };
+        let options = Options { dtype, ..sharing() };
         let subject =
             Subject { model: &model, checkpoint: &checkpoint, truth: None, options: &options, threads: Some(2) };
         let program = subject.program(&[]);

@@ -9,7 +9,6 @@ use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use xfc_check::subject::{Outputs, Subject, run};
-use xfc_codegen::driver::Options;
 use xfc_codegen::target;
 use xfc_lang::arch::{ElaborateOptions, Model, elaborate};
 use xfc_lang::spec::apply_sets;
@@ -18,6 +17,7 @@ use xfc_runtime::weights::Checkpoint;
 use xfc_tests::Result;
 use xfc_tests::case::{Case, Layout};
 use xfc_tests::command::Shell;
+use xfc_tests::compile::sharing;
 use xfc_tests::model::card;
 
 /// Layers of the case's checkpoint.
@@ -35,7 +35,7 @@ fn model(config: &Value, sets: &[String]) -> Result<Model> {
 
 /// What the interpreter and compiled code make of the case's tokens, with the model as it was loaded.
 fn results(case: &Case, model: &Model, folder: &Path) -> Result<([Outputs; 2], Arc<Loaded>)> {
-    let (checkpoint, options) = (Checkpoint::open(folder)?, Options::default());
+    let (checkpoint, options) = (Checkpoint::open(folder)?, sharing());
     let subject = Subject { model, checkpoint: &checkpoint, truth: None, options: &options, threads: Some(2) };
     let loaded = subject.compile(&model.program, &*target::parse("cpu")?)?;
     let inputs = case.all_inputs();

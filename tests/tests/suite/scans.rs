@@ -11,7 +11,7 @@ use xfc_runtime::session::SessionOptions;
 use xfc_runtime::step::InputData::{self, Floats, Ints};
 use xfc_runtime::step::{StepInput, Wanted};
 use xfc_tests::Result;
-use xfc_tests::compile::TARGETS;
+use xfc_tests::compile::{TARGETS, sharing};
 use xfc_tests::program::{Compared, Schedule, compare_with_interpreter, of_wiring};
 
 use crate::programs::floats;
@@ -135,7 +135,7 @@ fn forks_and_steps_taken_back() -> Result<()> {
 fn states_stay_in_f32_among_narrow_weights() -> Result<()> {
     let card = "xfc: 1\nname: Test\nsizes: {}\nwiring: |\n  model(x: f32[tokens, 6]) {\n    proj = linear(6)\n    sums = cumsum(x)\n    return {sums: sums, y: proj(sums)}\n  }\n";
     let model = elaborate(&parse_card("test.yaml", card, &Library::embedded())?, &ElaborateOptions::default())?;
-    let options = Options { dtype: DType::BF16, ..Options::default() };
+    let options = Options { dtype: DType::BF16, ..sharing() };
     let artifact = Artifact::from_bytes(compile(&model, "sums", &[target::parse("cpu")?], &options)?.bytes)?;
     let model = Model::load(&artifact, &xfc_runtime::weights::Checkpoint::random(3), &ModelOptions::default())?;
     let mut session = model.session(&SessionOptions { context_tokens: Some(300), ..SessionOptions::default() })?;

@@ -18,6 +18,7 @@ use xfc_runtime::artifact::Artifact;
 use xfc_runtime::artifact::manifest::Pack;
 use xfc_runtime::model::{Model as Loaded, ModelOptions};
 use xfc_runtime::weights::Checkpoint;
+use xfc_tests::compile::sharing;
 use xfc_tests::{Result, gpu};
 
 use crate::encodings::one_hot;
@@ -70,7 +71,7 @@ fn check_columns(
     columns: usize,
     want: &dyn Fn(usize, usize) -> f32,
 ) -> Result<()> {
-    let options = Options { dtype, quant: Plan::stored(stored(model, checkpoint).forms), ..Options::default() };
+    let options = Options { dtype, quant: Plan::stored(stored(model, checkpoint).forms), ..sharing() };
     let subject = Subject { model, checkpoint, truth: None, options: &options, threads: Some(2) };
     let inputs = [1, 5, columns].map(|n| (n, BTreeMap::from([("x".to_owned(), one_hot(n, columns))])));
     let check = |what: &str, n: usize, y: &[f64]| {

@@ -19,6 +19,7 @@ use xfc_runtime::weights::{BlockFormat, Checkpoint};
 use xfc_tests::case::Case;
 use xfc_tests::command::Shell;
 use xfc_tests::compare::{Tier, compare};
+use xfc_tests::compile::sharing;
 use xfc_tests::fill::splitmix64;
 use xfc_tests::gguf::{Kind, Writer, files};
 use xfc_tests::{Result, repository};
@@ -58,7 +59,7 @@ fn columns(
 ) -> Result<()> {
     let StoredWeights { forms, .. } = stored(model, checkpoint);
     for dtype in [DType::F32, DType::BF16] {
-        let options = Options { dtype, quant: Plan::stored(forms.clone()), ..Options::default() };
+        let options = Options { dtype, quant: Plan::stored(forms.clone()), ..sharing() };
         let subject = Subject { model, checkpoint, truth: None, options: &options, threads: Some(2) };
         let program = subject.program(&[]);
         let loaded = subject.compile(&program, &*target::parse("cpu")?)?;
@@ -200,7 +201,7 @@ fn models_run_as_they_are_interpreted() -> Result<()> {
         let (model, checkpoint) = expanded(&path, Vec::new())?;
         let forms = stored(&model, &checkpoint).forms;
         for dtype in [DType::F32, DType::BF16] {
-            let options = Options { dtype, quant: Plan::stored(forms.clone()), ..Options::default() };
+            let options = Options { dtype, quant: Plan::stored(forms.clone()), ..sharing() };
             let subject =
                 Subject { model: &model, checkpoint: &checkpoint, truth: None, options: &options, threads: Some(2) };
             let loaded = subject.compile(&subject.program(&[]), &*target::parse("cpu")?)?;
@@ -214,7 +215,7 @@ fn models_run_as_they_are_interpreted() -> Result<()> {
                 .map_err(|e| format!("{name} in {dtype}: {e}"))?;
             // What was rounded as blocks of ours are is found again by rounding it.
             if (kind, dtype) == (Kind::Q8_0, DType::F32) {
-                let options = Options { quant: "int8,down_proj=none".parse()?, ..Options::default() };
+                let options = Options { quant: "int8,down_proj=none".parse()?, ..sharing() };
                 let rounded = Subject { options: &options, ..subject };
                 assert!(logits(&rounded, &case)? == got, "{name}");
             }
@@ -239,7 +240,7 @@ fn formats_of_one_file_are_held_each_in_its_own_way() -> Result<()> {
     let path = folder.path().join("demo.gguf");
     std::fs::write(&path, demo_as(mixed)?.bytes())?;
     let (model, checkpoint) = expanded(&path, Vec::new())?;
-    let options = Options { quant: Plan::stored(stored(&model, &checkpoint).forms), ..Options::default() };
+    let options = Options { quant: Plan::stored(stored(&model, &checkpoint).forms), ..sharing() };
     let subject = Subject { model: &model, checkpoint: &checkpoint, truth: None, options: &options, threads: Some(2) };
     let program = subject.program(&[]);
     let loaded = subject.compile(&program, &*target::parse("cpu")?)?;

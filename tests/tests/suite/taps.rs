@@ -14,6 +14,7 @@ use xfc_runtime::weights::Checkpoint;
 use xfc_tests::Result;
 use xfc_tests::case::{Case, Layout};
 use xfc_tests::command::Shell;
+use xfc_tests::compile::sharing;
 use xfc_tests::model;
 
 use crate::cases::one_of_each_kind;
@@ -26,7 +27,7 @@ fn every_named_value_is_the_interpreters() {
         let checkpoint = Checkpoint::open(checkpoint.path())?;
         let inputs = case.all_inputs();
         for (dtype, precision) in [(DType::F32, Precision::F32), (DType::BF16, Precision::BF16)] {
-            let options = Options { dtype, ..Options::default() };
+            let options = Options { dtype, ..sharing() };
             let subject =
                 Subject { model: &model, checkpoint: &checkpoint, truth: None, options: &options, threads: Some(2) };
             let named = named_values(&model.program);
