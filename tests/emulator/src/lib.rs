@@ -9,6 +9,9 @@
 //! and the line. It is exact where the instruction set is, and says where it is not: approximations are computed in f64 and rounded, and a
 //! tensor core's sums are rounded once.
 //!
+//! Launches run one after another. One that may begin before others have ended (`Launch::overlaps`) runs late, and may do no more than what is
+//! right however early it begins: until `griddepcontrol.wait` it writes nothing and reads nothing that launches before it may be writing.
+//!
 //! Understood is what LLVM's NVPTX back end emits for sm_80 to sm_90a, and inline assembly with `mma`, `ldmatrix`, `stmatrix`, `wgmma`,
 //! `cp.async`, bulk copies, tiles and mbarriers. Everything else is refused when a module is parsed: indirect and recursive calls (direct
 //! ones are inlined), registers of 128 bits, textures, sparse and sub-byte products, clusters of several blocks, instructions of later

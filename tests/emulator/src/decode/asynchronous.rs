@@ -39,6 +39,13 @@ pub(crate) enum Async {
         to: BulkSource,
         from: Place,
     },
+    /// `cp.async.bulk.prefetch`.
+    Prefetch {
+        from: Place,
+        bytes: Reg,
+    },
+    /// `griddepcontrol.wait`.
+    GridWait,
     BulkCommit,
     BulkWait(usize),
     ProxyFence,
@@ -87,6 +94,12 @@ pub(crate) fn decode(
 ) -> Result<Option<Decoded>, String> {
     match name {
         "fence" => fence(m).map(Some),
+        "griddepcontrol" => Ok(Some(match m.one_of(&["wait", "launch_dependents"]) {
+            Some("wait") => done(Async::GridWait, vec![], vec![]),
+            // Launches run one after another: what may begin early is run late, and held to what it may do early.
+            Some(_) => Decoded::nothing(),
+            None => return Err("griddepcontrol needs .wait or .launch_dependents".to_owned()),
+        })),
         "cp" => copy(cx, m, operands).map(Some),
         "mbarrier" => mbarrier(cx, m, operands).map(Some),
         _ => Ok(None),
@@ -194,8 +207,18 @@ fn bulk(cx: &mut Context, m: &mut Modifiers<'_>, operands: &[Operand]) -> Result
         return Ok(done(Async::BulkWait(Context::immediate(n)? as usize), vec![], vec![]));
     }
     if m.take("prefetch") {
-        while m.first().is_some() {}
-        return Ok(Decoded::nothing());
+        if m.take("tensor") {
+            while m.first().is_some() {}
+            return Ok(Decoded::nothing());
+        }
+        m.require("L2")?;
+        m.require("global")?;
+        let hint = m.take("L2::cache_hint");
+        let operands = if hint { &operands[..operands.len() - 1] } else { operands };
+        let [from, bytes] = operands else { return Err("an address and a number of bytes are expected".to_owned()) };
+        let from = place(cx, from, Space::Global)?;
+        let bytes = cx.source(bytes, Ty::U32)?;
+        return Ok(done(Async::Prefetch { from, bytes }, vec![], vec![from.0, bytes]));
     }
     let hint = m.take("L2::cache_hint");
     let operands = if hint { &operands[..operands.len() - 1] } else { operands };

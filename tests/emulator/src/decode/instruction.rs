@@ -118,9 +118,8 @@ fn family(cx: &mut Context, i: &Instruction, m: &mut Modifiers<'_>) -> Result<De
             while m.first().is_some() {}
             Decoded::nothing()
         }
-        "griddepcontrol" | "setmaxnreg" | "membar" => {
+        "setmaxnreg" | "membar" => {
             let words: &[&str] = match i.name.as_str() {
-                "griddepcontrol" => &["launch_dependents", "wait"],
                 "setmaxnreg" => &["inc", "dec", "sync", "aligned", "u32"],
                 _ => &["cta", "gl", "sys"],
             };

@@ -75,6 +75,7 @@ impl Warp {
                 Space::Param => slice(env.params, space, address, width).map_err(by_lane(lane))?,
                 _ => {
                     global.push(address);
+                    self.reads(env, lane, address, width).map_err(by_lane(lane))?;
                     env.memory.view(address, width).map_err(by_lane(lane))?
                 }
             };
@@ -115,6 +116,7 @@ impl Warp {
                 }
                 Space::Param => return Err(by_lane(lane)(FaultKind::ReadOnly { address })),
                 _ => {
+                    self.writes(lane, address).map_err(by_lane(lane))?;
                     env.memory.write(address, bytes).map_err(by_lane(lane))?;
                     global.push(address);
                 }
@@ -158,6 +160,7 @@ impl Warp {
                         )));
                     }
                     _ => {
+                        self.writes(lane, address).map_err(by_lane(lane))?;
                         env.memory.read(address, cell).map_err(by_lane(lane))?;
                         None
                     }

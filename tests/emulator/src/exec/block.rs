@@ -2,6 +2,7 @@
 
 use super::barriers::{BARRIERS, Barrier};
 use super::clocks::{Clocks, GROUP};
+use super::early::Prefetched;
 use super::fault::{Fault, FaultKind, LaneFault};
 use super::mbarrier::Mbarriers;
 use super::memory::Memory;
@@ -34,6 +35,7 @@ pub(crate) struct Env<'l> {
     pub(crate) executed: u64,
     pub(crate) thread_instructions: u64,
     pub(crate) stats: Stats,
+    pub(crate) prefetched: Vec<Prefetched>,
     /// By instruction.
     pub(crate) lines: Vec<LineStats>,
 }
@@ -50,6 +52,7 @@ pub(crate) struct Grid<'l> {
     pub(crate) source: &'l [String],
     pub(crate) seed: u64,
     pub(crate) strict_stores: bool,
+    pub(crate) overlaps: bool,
 }
 
 /// How a turn of a block ended.
@@ -90,6 +93,7 @@ impl<'l> Block<'l> {
             executed: 0,
             thread_instructions: 0,
             stats: Stats::default(),
+            prefetched: Vec::new(),
             lines: vec![LineStats::default(); program.code.len()],
         };
         let mut block = Self { grid, index, warps: Vec::new(), env };
@@ -99,7 +103,7 @@ impl<'l> Block<'l> {
             for &(reg, constant) in &program.constants {
                 rows[reg as usize] = block.constant(constant, warp);
             }
-            block.warps.push(Warp::new(warp, launched(warp), rows, program));
+            block.warps.push(Warp::new(warp, launched(warp), rows, program, grid.overlaps));
         }
         block
     }

@@ -2,6 +2,7 @@
 
 use super::block::Env;
 use super::descriptor::swizzle;
+use super::early::Prefetched;
 use super::fault::FaultKind;
 use super::shared::{Kind, Toucher};
 use super::transfers::{Piece, Transfer};
@@ -60,6 +61,7 @@ impl Warp {
                 aligned("shared", to, 16)?;
                 aligned("length", bytes, 16)?;
                 let mut data = vec![0; bytes as usize];
+                self.reads(env, lane, address, data.len())?;
                 env.memory.read(address, &mut data)?;
                 env.stats.global_read_bytes += bytes;
                 chunks.push((to, data));
@@ -74,6 +76,7 @@ impl Warp {
                     let valid = row.valid.start as usize..row.valid.end as usize;
                     if !valid.is_empty() {
                         env.stats.global_read_bytes += valid.len() as u64;
+                        self.reads(env, lane, row.address, valid.len())?;
                         env.memory.read(row.address, &mut data[valid])?;
                     }
                     for (i, chunk) in data.chunks(16).enumerate() {
@@ -96,6 +99,18 @@ impl Warp {
             pieces.push(Piece { range, data });
         }
         env.transfers.in_flight.push(Transfer::Load { pieces, bytes, at, line });
+        Ok(())
+    }
+
+    /// Asks for bytes that will be read: a hint, which needs no wait.
+    pub(crate) fn bulk_prefetch(&self, env: &mut Env<'_>, at: Place, bytes: u32, lane: usize) -> Result<(), FaultKind> {
+        let bytes = self.rows[bytes as usize][lane] & 0xffff_ffff;
+        let (_, address) = self.at(lane, at.2, at.0, at.1);
+        aligned("global", address, 16)?;
+        aligned("length", bytes, 16)?;
+        env.memory.check(address, bytes as usize)?;
+        env.stats.prefetched_bytes += bytes;
+        env.prefetched.push(Prefetched::new(address, bytes as usize));
         Ok(())
     }
 
@@ -140,6 +155,7 @@ impl Warp {
             env.shared.check_proxy(range.clone(), &env.transfers.fenced, env.transfers.fenced[thread])?;
             env.shared.begin_read(range.clone());
             env.stats.global_written_bytes += bytes;
+            self.writes(lane, address)?;
             pieces.push((range, address));
         }
         let group = env.transfers.bulk_group(thread);

@@ -77,6 +77,9 @@ pub enum FaultKind {
         /// The thread's number in the block.
         thread: u32,
     },
+    /// A launch that may begin before those before it have ended does what needs their end.
+    #[error("before griddepcontrol.wait: {0}")]
+    Early(String),
     /// Nobody can proceed.
     #[error("deadlock: {0}")]
     Deadlock(String),

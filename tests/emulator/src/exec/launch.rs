@@ -32,6 +32,9 @@ pub struct Launch<'a> {
     pub seed: u64,
     /// Also forbids lanes of a warp to store one value to one place in one instruction.
     pub strict_stores: bool,
+    /// The launch may begin before those before it have ended: a programmatic one. Until a thread has executed `griddepcontrol.wait`, it may write no
+    /// global memory, and read none of an allocation that a launch wrote since the last one which began behind all others; and none may end before.
+    pub overlaps: bool,
 }
 
 impl<'a> Launch<'a> {
@@ -47,6 +50,7 @@ impl<'a> Launch<'a> {
             step_limit: 1 << 26,
             seed: 1,
             strict_stores: false,
+            overlaps: false,
         }
     }
 
@@ -114,8 +118,12 @@ pub fn launch(module: &Module, kernel: &str, memory: &mut Memory, launch: &Launc
         source: module.source(),
         seed: launch.seed,
         strict_stores: launch.strict_stores,
+        overlaps: launch.overlaps,
     };
-    run(&grid, memory, launch.step_limit)
+    memory.begin_launch(launch.overlaps);
+    let ran = run(&grid, memory, launch.step_limit);
+    memory.end_launch();
+    ran
 }
 
 fn run(grid: &Grid<'_>, memory: &mut Memory, limit: u64) -> Result<Stats, Box<Fault>> {
@@ -150,6 +158,8 @@ fn add(stats: &mut Stats, block: &Block<'_>, grid: &Grid<'_>) {
     stats.thread_instructions += env.thread_instructions;
     stats.global_read_bytes += env.stats.global_read_bytes;
     stats.global_written_bytes += env.stats.global_written_bytes;
+    stats.prefetched_bytes += env.stats.prefetched_bytes;
+    stats.prefetched_in_vain += env.prefetched.iter().map(|asked| asked.unread()).sum::<u64>();
     for (inst, counts) in grid.program.code.iter().zip(&env.lines).filter(|(_, counts)| counts.executions > 0) {
         let line = stats.lines.entry(inst.line).or_default();
         line.executions += counts.executions;

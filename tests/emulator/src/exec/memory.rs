@@ -16,6 +16,8 @@ struct Allocation {
     written: Option<Vec<bool>>,
     read_only: bool,
     freed: bool,
+    /// The run of launches in which one wrote to it last.
+    wrote: u64,
 }
 
 /// Global memory. Keeps what kernels and the host write, between launches.
@@ -26,6 +28,10 @@ pub struct Memory {
     next: u64,
     /// The allocation that was touched last.
     last: usize,
+    /// Launches that may overlap are one run: its number, counted from 1.
+    run: u64,
+    /// A launch is running: what is written is written by it.
+    launched: bool,
     /// Addresses of each module's variables.
     pub(crate) variables: HashMap<u64, Vec<u64>>,
 }
@@ -44,7 +50,7 @@ impl Memory {
         let base = if (start / align).is_multiple_of(2) { start + align } else { start };
         self.next = base + bytes;
         let data = vec![0; bytes as usize];
-        self.allocations.push(Allocation { base, data, written, read_only: false, freed: false });
+        self.allocations.push(Allocation { base, data, written, read_only: false, freed: false, wrote: 0 });
         base
     }
 
@@ -70,6 +76,25 @@ impl Memory {
         Ok(())
     }
 
+    /// A launch begins: behind all others, or before they have ended.
+    pub(crate) fn begin_launch(&mut self, overlaps: bool) {
+        self.run += u64::from(!overlaps || self.run == 0);
+        self.launched = true;
+    }
+
+    pub(crate) fn end_launch(&mut self) {
+        self.launched = false;
+    }
+
+    /// Refuses bytes that launches may still be writing.
+    pub(crate) fn check_early(&mut self, address: u64, bytes: usize) -> Result<(), FaultKind> {
+        let (which, _) = self.find(address, bytes)?;
+        if self.allocations[which].wrote < self.run {
+            return Ok(());
+        }
+        Err(FaultKind::Early(format!("{address:#x} is read, of memory that launches which may not have ended write")))
+    }
+
     pub(crate) fn protect(&mut self, address: u64) {
         if let Some(allocation) = self.allocations.iter_mut().find(|a| a.base == address) {
             allocation.read_only = true;
@@ -85,6 +110,11 @@ impl Memory {
             self.last = found.ok_or(FaultKind::OutOfBounds { space: "global", address, bytes: bytes as u64 })?;
         }
         Ok((self.last, (address - self.allocations[self.last].base) as usize))
+    }
+
+    /// Whether bytes are allocated.
+    pub(crate) fn check(&mut self, address: u64, bytes: usize) -> Result<(), FaultKind> {
+        self.find(address, bytes).map(drop)
     }
 
     /// Bytes, if all are there to be read.
@@ -117,6 +147,9 @@ impl Memory {
         let allocation = &mut self.allocations[which];
         if allocation.read_only {
             return Err(FaultKind::ReadOnly { address });
+        }
+        if self.launched {
+            allocation.wrote = self.run;
         }
         allocation.data[at..at + bytes.len()].copy_from_slice(bytes);
         if let Some(written) = &mut allocation.written {

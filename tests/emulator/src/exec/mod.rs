@@ -13,6 +13,7 @@ pub(crate) mod wgmma;
 pub(crate) mod descriptor;
 pub(crate) mod transfers;
 pub(crate) mod bulk;
+pub(crate) mod early;
 pub(crate) mod mbarrier;
 pub(crate) mod clocks;
 pub(crate) mod shared;

@@ -13,6 +13,10 @@ pub struct Stats {
     pub global_read_bytes: u64,
     /// Bytes that instructions wrote to global memory.
     pub global_written_bytes: u64,
+    /// Bytes that blocks asked for ahead (`cp.async.bulk.prefetch`), and how many of these they did not read then.
+    pub prefetched_bytes: u64,
+    /// See above.
+    pub prefetched_in_vain: u64,
     /// By the line of the PTX text, of lines that access memory.
     pub lines: BTreeMap<u32, LineStats>,
 }

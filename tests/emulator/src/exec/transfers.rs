@@ -192,6 +192,12 @@ impl Warp {
                     self.bulk_store(env, to, *from, (lane, line)).map_err(by_lane(lane))?;
                 }
             }
+            Async::Prefetch { from, bytes } => {
+                for lane in lanes(mask) {
+                    self.bulk_prefetch(env, *from, *bytes, lane).map_err(by_lane(lane))?;
+                }
+            }
+            Async::GridWait => self.waited |= mask,
             Async::BulkCommit => {
                 for lane in lanes(mask) {
                     env.transfers.threads[self.thread(lane)].bulk_group += 1;
@@ -238,6 +244,7 @@ impl Warp {
         }
         let mut data = vec![0; width];
         if read > 0 {
+            self.reads(env, lane, address, read)?;
             env.memory.read(address, &mut data[..read])?;
             env.stats.global_read_bytes += read as u64;
         }
@@ -251,6 +258,11 @@ impl Warp {
     /// Lanes end: what others wait for need not wait for them; what they have in flight may not be left behind.
     pub(crate) fn exit(&mut self, env: &mut Env<'_>, mask: u32) -> Result<(), FaultKind> {
         for lane in lanes(mask) {
+            if self.waited & 1 << lane == 0 {
+                return Err(FaultKind::Early(
+                    "a thread ends, and what comes next no longer waits for what came before".to_owned(),
+                ));
+            }
             if !env.transfers.stores_done(self.thread(lane), 0) {
                 let what = "the thread ends before cp.async.bulk.wait_group says that its stores are done";
                 return Err(FaultKind::InFlight(what.to_owned()));

@@ -45,6 +45,8 @@ pub(crate) struct Warp {
     pub(crate) rows: Vec<Row>,
     /// The lanes that have not ended; the last warp of a block may lack some from the start.
     pub(crate) alive: u32,
+    /// The lanes behind which all launches before this one have ended.
+    pub(crate) waited: u32,
     pub(crate) blocked: u32,
     pub(crate) pcs: [Pc; LANES],
     pub(crate) waits: [Wait; LANES],
@@ -57,11 +59,12 @@ pub(crate) struct Warp {
 }
 
 impl Warp {
-    pub(crate) fn new(index: usize, launched: u32, rows: Vec<Row>, program: &Program) -> Self {
+    pub(crate) fn new(index: usize, launched: u32, rows: Vec<Row>, program: &Program, overlaps: bool) -> Self {
         Self {
             index,
             rows,
             alive: launched,
+            waited: if overlaps { 0 } else { u32::MAX },
             blocked: 0,
             pcs: [0; LANES],
             waits: [Wait::Nothing; LANES],

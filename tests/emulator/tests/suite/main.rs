@@ -6,6 +6,7 @@ mod compiled;
 mod control;
 mod conversions;
 mod copies;
+mod early;
 mod faults;
 mod floats;
 mod groups;
