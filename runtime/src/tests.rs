@@ -59,7 +59,7 @@ pub(crate) fn artifact() -> Artifact {
     manifest.outputs[0].dims = vec![10];
     manifest.outputs[0].buffer = sample::arena(1, 0, 10, 4);
     manifest.arenas[1].bytes_per_row = 40;
-    let kernel = |name: &str| Kernel { name: name.into(), scratch_bytes: 0, shared_bytes: 0 };
+    let kernel = |name: &str| Kernel { name: name.into(), scratch_bytes: 0, shared_bytes: 0, waits: false };
     manifest.kernels = vec![kernel("keep"), kernel("sum")];
     let variants = |kernel| {
         let variant = |rows_per_tile| Variant { kernel, rows_per_tile, tiles_per_block: 1 };

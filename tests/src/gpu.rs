@@ -64,6 +64,8 @@ struct Kernel {
     scratch_bytes: u64,
     /// Of a block, beside what the code asks for.
     shared_bytes: u32,
+    /// Its launches may begin before those before them have ended.
+    waits: bool,
 }
 
 /// A device that emulates one.
@@ -82,18 +84,24 @@ impl fmt::Debug for EmulatedGpu {
 impl EmulatedGpu {
     /// With the code of a variant.
     pub fn new(variant: &Variant<'_>) -> Result<Self> {
+        Self::with(variant, |_, text| text.to_owned())
+    }
+
+    /// With what `change` makes of the PTX of each kernel, given its number.
+    pub fn with(variant: &Variant<'_>, change: impl Fn(usize, &str) -> String) -> Result<Self> {
         let (code, entries) = variant.code();
-        let kernels = variant.manifest().kernels.iter().zip(entries).map(|(kernel, entry)| {
+        let kernels = variant.manifest().kernels.iter().zip(entries).enumerate().map(|(number, (kernel, entry))| {
             let text = code[*entry as usize..].split(|byte| *byte == 0).next().unwrap_or_default();
             let named = |error: &dyn fmt::Display| format!("{}: {error}", kernel.name);
-            let module = Module::parse(std::str::from_utf8(text)?).map_err(|error| named(&error))?;
+            let text = change(number, std::str::from_utf8(text)?);
+            let module = Module::parse(&text).map_err(|error| named(&error))?;
             let function = module.kernel("kernel").ok_or_else(|| named(&"there is no function `kernel`"))?;
             let threads = function.reqntid.ok_or_else(|| named(&"says no number of threads"))?;
             let param_bytes =
                 function.params.iter().map(|param| param.offset + param.bytes).max().unwrap_or(0) as usize;
             let (name, scratch_bytes) = (kernel.name.clone(), kernel.scratch_bytes);
             let shared_bytes = u32::try_from(kernel.shared_bytes)?;
-            Ok(Kernel { name, threads, param_bytes, scratch_bytes, shared_bytes, module })
+            Ok(Kernel { name, threads, param_bytes, scratch_bytes, shared_bytes, waits: kernel.waits, module })
         });
         let kernels = kernels.collect::<Result<Vec<_>>>()?;
         Ok(EmulatedGpu { kernels, memory: Shared::default(), tables: Mutex::default() })
@@ -152,7 +160,7 @@ impl Device for EmulatedGpu {
         let mut memory = self.memory.lock();
         let base = memory.alloc(tables.bytes().len() as u64, ALIGN);
         memory.write(base, tables.bytes()).map_err(fault)?;
-        for one in step.launches {
+        for (number, one) in step.launches.iter().enumerate() {
             let kernel = &self.kernels[one.kernel];
             let scratch = match kernel.scratch_bytes {
                 0 => None,
@@ -165,8 +173,14 @@ impl Device for EmulatedGpu {
                 .ok_or_else(|| fault(format!("{}: {} bytes of arguments are too few", kernel.name, arguments.len())))?;
             let mut how = Launch::new([blocks, 1, 1], kernel.threads, arguments);
             how.dynamic_shared = kernel.shared_bytes;
-            launch(&kernel.module, "kernel", &mut memory, &how)
+            // As a device launches them: see `device/cuda/launching.rs`.
+            how.overlaps = kernel.waits && number > 0;
+            let stats = launch(&kernel.module, "kernel", &mut memory, &how)
                 .map_err(|error| fault(format!("{}: {error}", kernel.name)))?;
+            if stats.prefetched_in_vain > 0 {
+                let n = stats.prefetched_in_vain;
+                return Err(fault(format!("{}: {n} bytes are asked for ahead and not read", kernel.name)));
+            }
             if let Some(scratch) = scratch {
                 memory.free(scratch).map_err(fault)?;
             }
@@ -183,9 +197,20 @@ pub fn host() -> HostFeatures {
 
 /// The variant of an artifact for a target, on an emulated GPU, with the weights of a checkpoint.
 pub fn load(artifact: &Artifact, target: &str, checkpoint: &Checkpoint) -> Result<Arc<Model>> {
+    load_changed(artifact, target, checkpoint, |_, text| text.to_owned())
+}
+
+/// The same with what `change` makes of the PTX of each kernel, given its number.
+pub fn load_changed(
+    artifact: &Artifact,
+    target: &str,
+    checkpoint: &Checkpoint,
+    change: impl Fn(usize, &str) -> String,
+) -> Result<Arc<Model>> {
     let variant = artifact.select(&host(), Some(target))?;
     let packed = weights::bind(variant.manifest(), checkpoint, 1, None)?;
-    Ok(Model::on_device(Arc::clone(variant.manifest()), Arc::new(EmulatedGpu::new(&variant)?), packed)?)
+    let device = EmulatedGpu::with(&variant, change)?;
+    Ok(Model::on_device(Arc::clone(variant.manifest()), Arc::new(device), packed)?)
 }
 
 /// A reference case, compiled for a GPU and loaded on an emulated one.

@@ -46,6 +46,8 @@ pub struct CompiledKernel {
     pub scratch_bytes: u64,
     /// Shared memory that a launch must bring for each block of threads.
     pub shared_bytes: u64,
+    /// Its launches wait by themselves for those before them.
+    pub waits: bool,
 }
 
 /// Kernels that were compiled before, by the text that decides them: for models that are compiled again and again with few changes.
@@ -131,8 +133,8 @@ pub fn outline_for(input: &Input<'_>, target: &dyn Target) -> Result<Outline, Co
     let (units, unit_of) = units(&plan, target);
     let kernels = units.iter().map(|(kernel, phase)| {
         let spec = &plan.kernels[*kernel];
-        let Emitted { scratch_bytes, shared_bytes, .. } = target.emit(spec, *phase)?;
-        Ok(Kernel { name: spec.name(), scratch_bytes, shared_bytes })
+        let Emitted { scratch_bytes, shared_bytes, waits, .. } = target.emit(spec, *phase)?;
+        Ok(Kernel { name: spec.name(), scratch_bytes, shared_bytes, waits })
     });
     let kernels = kernels.collect::<Result<_, CodegenError>>()?;
     let written_row_bytes = plan.launches.iter().map(|l| written_row_bytes(&plan.kernels[l.kernel])).collect();
@@ -180,8 +182,8 @@ pub fn build_for(
     let objects: Vec<(String, &[u8])> = kernels.iter().map(|k| (k.name.clone(), k.code.object.as_slice())).collect();
     let image = target.link(&objects)?;
     let listed = kernels.iter().map(|k| {
-        let CompiledKernel { name, scratch_bytes, shared_bytes, .. } = k;
-        Kernel { name: name.clone(), scratch_bytes: *scratch_bytes, shared_bytes: *shared_bytes }
+        let CompiledKernel { name, scratch_bytes, shared_bytes, waits, .. } = k;
+        Kernel { name: name.clone(), scratch_bytes: *scratch_bytes, shared_bytes: *shared_bytes, waits: *waits }
     });
     let listed = listed.collect();
     let manifest = manifest(input, target, &plan, &unit_of, listed);
@@ -289,8 +291,8 @@ fn compile_units(
                         code
                     }
                 };
-                let Emitted { mlir, scratch_bytes, shared_bytes } = emitted;
-                Ok(CompiledKernel { name, mlir, code, scratch_bytes, shared_bytes })
+                let Emitted { mlir, scratch_bytes, shared_bytes, waits } = emitted;
+                Ok(CompiledKernel { name, mlir, code, scratch_bytes, shared_bytes, waits })
             });
             done.lock().unwrap_or_else(PoisonError::into_inner)[i] = Some(result);
         }

@@ -233,9 +233,8 @@ pub struct Source {
     pub offset: f64,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-fn is_zero(offset: &f64) -> bool {
-    *offset == 0.0
+fn is_zero<T: Default + PartialEq>(number: &T) -> bool {
+    *number == T::default()
 }
 
 /// A change of shape on the way from a stored tensor to a parameter.
@@ -353,14 +352,11 @@ pub struct Kernel {
     /// Scratch each worker must have.
     pub scratch_bytes: u64,
     /// Shared memory that a launch brings for each block of threads of a GPU.
-    #[serde(default, skip_serializing_if = "is_none")]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub shared_bytes: u64,
-}
-
-/// Whether there are no such bytes.
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
-fn is_none(bytes: &u64) -> bool {
-    *bytes == 0
+    /// Its launch may begin before those before it have ended: it waits for them before it touches anything that launches of a step write.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub waits: bool,
 }
 
 /// A regime of steps.

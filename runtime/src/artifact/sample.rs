@@ -79,7 +79,7 @@ pub(crate) fn manifest() -> Manifest {
             Arena { axis: 0, rows: false, bytes_per_row: 64 },
             Arena { axis: 0, rows: true, bytes_per_row: 16 },
         ],
-        kernels: vec![Kernel { name: "nothing".into(), scratch_bytes: 64, shared_bytes: 0 }],
+        kernels: vec![Kernel { name: "nothing".into(), scratch_bytes: 64, shared_bytes: 0, waits: false }],
         phases: vec![Phase { name: "one".into(), max_rows: Some(1) }, Phase { name: "many".into(), max_rows: None }],
         launches: vec![Launch {
             name: "all".into(),

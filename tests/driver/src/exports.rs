@@ -2,9 +2,12 @@
 
 use std::ffi::{CStr, c_char, c_void};
 
-use crate::state::{Done, Op, State, capability, code, current, enter, gpus, lock, log, memory_bytes};
+use crate::state::{
+    Done, Op, State, capability, code, current, enter, gpus, lock, log, memory_bytes, takes_early, version,
+};
 
-const VERSION: i32 = 12040;
+/// The attribute of a launch that may begin before the one before it has ended.
+const OVERLAPS: u32 = 6;
 /// Attributes that are asked for.
 const MULTIPROCESSORS: i32 = 16;
 const CAPABILITY_MAJOR: i32 = 75;
@@ -41,6 +44,23 @@ fn call(name: &str, body: impl FnOnce(&mut State) -> Done) -> i32 {
     body(&mut lock()).err().unwrap_or(code::OK)
 }
 
+/// How a kernel is launched.
+#[repr(C)]
+struct Config {
+    grid: [u32; 3],
+    block: [u32; 3],
+    shared: u32,
+    stream: *mut c_void,
+    attributes: *const Attribute,
+    n: u32,
+}
+
+#[repr(C)]
+struct Attribute {
+    id: u32,
+    value: [u64; 8],
+}
+
 /// Declares exported functions: name, arguments, body with the state.
 macro_rules! exports {
     ($($name:ident($state:pat $(, $argument:ident: $type:ty)* $(,)?) $body:block)*) => {$(
@@ -53,7 +73,7 @@ macro_rules! exports {
 
 exports! {
     cuInit(_, flags: u32) { if flags == 0 { Ok(()) } else { Err(code::INVALID_VALUE) } }
-    cuDriverGetVersion(_, version: *mut i32) { put(version, VERSION) }
+    cuDriverGetVersion(_, known: *mut i32) { put(known, version()) }
     cuDeviceGetCount(_, count: *mut i32) { put(count, gpus()) }
     cuDeviceGet(_, device: *mut i32, ordinal: i32) {
         if (0..gpus()).contains(&ordinal) { put(device, ordinal) } else { Err(code::INVALID_DEVICE) }
@@ -196,6 +216,26 @@ exports! {
     ) {
         let shape = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
         let node = state.node(handle(function), shape, shared, params)?;
+        state.give_kernel(node)
+    }
+    cuLaunchKernelEx(
+        state,
+        config: *const Config,
+        function: *mut c_void,
+        params: *mut *mut u8,
+        _extra: *mut *mut c_void,
+    ) {
+        // SAFETY: the interface: a configuration that the caller owns.
+        let Config { grid, block, shared, attributes, n, .. } = unsafe { &*config };
+        // SAFETY: the configuration says how many attributes there are.
+        let attributes = unsafe { std::slice::from_raw_parts(*attributes, *n as usize) };
+        let mut node = state.node(handle(function), (*grid, *block), *shared, params)?;
+        for attribute in attributes {
+            match attribute.id {
+                OVERLAPS if takes_early() => node.overlaps = attribute.value[0] as u32 != 0,
+                _ => return Err(state.refuse_early()),
+            }
+        }
         state.give_kernel(node)
     }
     cuGraphInstantiateWithFlags(state, made: *mut *mut c_void, graph: *mut c_void, _flags: u64) {

@@ -9,6 +9,8 @@
 //! | `XFC_DRIVER_GPUS` | how many GPUs there are; 2 where it is not set |
 //! | `XFC_DRIVER_MEMORY` | bytes of memory of each; 1 GB |
 //! | `XFC_DRIVER_CAPABILITY` | their compute capability; 80 is 8.0 |
+//! | `XFC_DRIVER_VERSION` | the version of CUDA that it knows; 12040 |
+//! | `XFC_DRIVER_OVERLAP` | 0: launches that may begin before others have ended are refused |
 //! | `XFC_DRIVER_LINKER` | 0: the linker refuses everything, modules are loaded as PTX; 2: it refuses to be told a target |
 //! | `XFC_DRIVER_FAULT` | the number, from 1, of the kernel that fails when it is run |
 //! | `XFC_DRIVER_LOG` | a file to which the name of each call is added, a line each |

@@ -21,7 +21,9 @@ pub(crate) mod code {
     pub(crate) const NOT_FOUND: i32 = 500;
     pub(crate) const NOT_READY: i32 = 600;
     pub(crate) const LAUNCH_FAILED: i32 = 719;
+    pub(crate) const NOT_SUPPORTED: i32 = 801;
     pub(crate) const CAPTURE_UNSUPPORTED: i32 = 900;
+    pub(crate) const CAPTURE_INVALIDATED: i32 = 901;
 }
 
 /// An error's code.
@@ -41,6 +43,8 @@ pub(crate) struct Node {
     block: [u32; 3],
     shared: u32,
     params: Vec<u8>,
+    /// It may begin before what was given to the stream before it has ended, where that is a kernel.
+    pub(crate) overlaps: bool,
 }
 
 /// What a stream does. Addresses of the host are as they were given.
@@ -79,6 +83,10 @@ pub(crate) struct State {
     /// Of linkers: what they made, and where they write what is wrong.
     linkers: BTreeMap<u64, (Vec<u8>, Option<Place>)>,
     recording: Option<Vec<Node>>,
+    /// The recording has failed, and everything in it does until it ends.
+    spoilt: bool,
+    /// What was given to the stream last is a kernel.
+    after_kernel: bool,
     pending: VecDeque<Op>,
     /// Once a kernel has failed, everything does.
     broken: bool,
@@ -108,6 +116,16 @@ pub(crate) fn memory_bytes() -> u64 {
 /// Major and minor of each GPU's, as one number.
 pub(crate) fn capability() -> i32 {
     variable("XFC_DRIVER_CAPABILITY", 80) as i32
+}
+
+/// As the driver numbers versions of CUDA.
+pub(crate) fn version() -> i32 {
+    variable("XFC_DRIVER_VERSION", 12040) as i32
+}
+
+/// Whether launches may begin early.
+pub(crate) fn takes_early() -> bool {
+    variable("XFC_DRIVER_OVERLAP", 1) != 0
 }
 
 /// Adds a line to the log.
@@ -203,18 +221,34 @@ impl State {
             Op::Event(event) => *self.events.get_mut(&event).ok_or(code::INVALID_VALUE)? = None,
             _ => {}
         }
+        self.after_kernel = false;
         self.pending.push_back(op);
         Ok(())
     }
 
     /// Gives a kernel to the stream, or to what is recorded.
-    pub(crate) fn give_kernel(&mut self, node: Node) -> Done {
+    pub(crate) fn give_kernel(&mut self, mut node: Node) -> Done {
         current()?;
+        if self.spoilt {
+            return Err(code::CAPTURE_INVALIDATED);
+        }
         match &mut self.recording {
-            Some(nodes) => nodes.push(node),
-            None => self.pending.push_back(Op::Launches(Arc::new(vec![node]))),
+            Some(nodes) => {
+                node.overlaps &= !nodes.is_empty();
+                nodes.push(node);
+            }
+            None => {
+                node.overlaps &= std::mem::replace(&mut self.after_kernel, true);
+                self.pending.push_back(Op::Launches(Arc::new(vec![node])));
+            }
         }
         Ok(())
+    }
+
+    /// Launches that may begin early are not taken, which spoils a recording.
+    pub(crate) fn refuse_early(&mut self) -> i32 {
+        self.spoilt = self.recording.is_some();
+        code::NOT_SUPPORTED
     }
 
     /// Does what was given to the stream.
@@ -257,7 +291,8 @@ impl State {
                     self.broken = true;
                     return Err(code::LAUNCH_FAILED);
                 }
-                let how = Launch::new(node.grid, node.block, &node.params).with_shared(node.shared);
+                let mut how = Launch::new(node.grid, node.block, &node.params).with_shared(node.shared);
+                how.overlaps = node.overlaps;
                 let ran = launch(&node.module, &node.kernel, &mut self.memory, &how);
                 ran.map(drop).map_err(|fault| {
                     self.broken = true;
@@ -310,6 +345,9 @@ impl State {
 
     pub(crate) fn end_recording(&mut self) -> Done<u64> {
         let nodes = self.recording.take().ok_or(code::INVALID_VALUE)?;
+        if std::mem::take(&mut self.spoilt) {
+            return Err(code::CAPTURE_INVALIDATED);
+        }
         Ok(self.graph(nodes.into()))
     }
 
@@ -463,6 +501,6 @@ impl State {
             // SAFETY: the list has the address of each argument, which has the bytes that the kernel says.
             to.copy_from_slice(unsafe { std::slice::from_raw_parts(*list.add(i), to.len()) });
         }
-        Ok(Node { module: Arc::clone(module), kernel: name.clone(), grid, block, shared, params })
+        Ok(Node { module: Arc::clone(module), kernel: name.clone(), grid, block, shared, params, overlaps: false })
     }
 }

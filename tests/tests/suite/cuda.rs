@@ -323,3 +323,74 @@ fn tensor_cores_attend_in_any_shape() -> Result<()> {
     }
     Ok(())
 }
+
+/// Steps of few rows, whose kernels for GPUs where launches overlap are those of others but for what they do before they wait: to the last bit the same.
+#[test]
+fn launches_that_overlap_compute_the_same() -> Result<()> {
+    let bf16 = Options { dtype: DType::BF16, ..Options::default() };
+    let quantised = |plan: &str| -> Result<Options> { Ok(Options { quant: plan.parse()?, ..bf16.clone() }) };
+    let all = [
+        ("llama3", bf16.clone()),
+        ("llama3", quantised("int4:g32")?),
+        ("llama3", quantised("fp8")?),
+        ("mixtral", bf16.clone()),
+        ("qwen3_next", Options::default()),
+    ];
+    for (name, options) in all {
+        let case = Case::load(name)?;
+        let mut logits = Vec::new();
+        for target in [TARGET, TEAMS] {
+            let mut runner = Runner::new(&gpu::load_case(&case, target, &options)?, 1)?;
+            let sequence = runner.session.add_sequence()?;
+            let (first, rest) = case.prompt()?.split_at(9);
+            let steps = [first, &rest[..2], &rest[2..3]];
+            logits.push(steps.map(|ids| runner.step(&[(sequence, ids)])));
+        }
+        let [plain, overlapping] =
+            [0, 1].map(|i| logits[i].iter().map(|step| step.as_ref().map_err(ToString::to_string)));
+        for (step, (plain, overlapping)) in plain.zip(overlapping).enumerate() {
+            assert!(plain? == overlapping?, "{name}, step {step}");
+        }
+    }
+    Ok(())
+}
+
+/// A kernel that does not wait for the launches before it is found out, whichever it is.
+#[test]
+fn a_kernel_that_does_not_wait_is_refused() -> Result<()> {
+    let case = Case::load("llama3")?;
+    let options = Options { dtype: DType::BF16, ..Options::default() };
+    let artifact = Artifact::from_bytes(artifact(&case, &[TEAMS], &options)?)?;
+    let checkpoint = case.checkpoint(Layout::Single)?;
+    let checkpoint = Checkpoint::open(checkpoint.path())?;
+    let refused = |changed: Option<usize>, to: &str| -> Result<Option<String>> {
+        let change = |number: usize, text: &str| match changed == Some(number) {
+            true => text.replace("griddepcontrol.wait;", to),
+            false => text.to_owned(),
+        };
+        let model = gpu::load_changed(&artifact, TEAMS, &checkpoint, change)?;
+        let mut runner = Runner::new(&model, 1)?;
+        let sequence = runner.session.add_sequence()?;
+        Ok(runner.step(&[(sequence, &case.prompt()?[..1])]).err().map(|error| error.to_string()))
+    };
+    assert_eq!(refused(None, "")?, None);
+    let variant = artifact.select(&gpu::host(), Some(TEAMS))?;
+    let mut found = 0;
+    for (number, kernel) in variant.manifest().kernels.iter().enumerate() {
+        assert!(kernel.waits, "{}", kernel.name);
+        // Of those that a step of one row has; the first launch has none to wait for.
+        if let Some(error) = refused(Some(number), "")? {
+            assert!(error.contains(&kernel.name) && error.contains("before griddepcontrol.wait"), "{error}");
+            found += 1;
+        }
+    }
+    let manifest = variant.manifest();
+    let used = manifest
+        .launches
+        .iter()
+        .skip(1)
+        .map(|launch| launch.variants[0].kernel)
+        .collect::<std::collections::BTreeSet<_>>();
+    assert_eq!(found, used.len());
+    Ok(())
+}

@@ -142,6 +142,50 @@ fn a_launch_that_fails_is_named_where_each_is_waited_for() -> Result<()> {
     Ok(())
 }
 
+/// Where the GPU is of 9.0 and the driver takes it, all launches of a step but its first may begin before the one before them has ended.
+#[test]
+fn launches_overlap_where_gpu_and_driver_let_them() -> Result<()> {
+    let shell = compiled("llama3")?;
+    let arguments = ["compile", "checkpoint", "--target", "cuda:sm_90a", "-o", "gpu90.xfm"];
+    shell.run("xfc", &arguments)?.success()?;
+    let log = shell.folder().join("calls");
+    let run = |settings: &[(&str, &str)], more: &[&str]| -> Result<(Value, String, [usize; 2])> {
+        let _ = fs::remove_file(&log);
+        let mut all = vec![("XFC_DRIVER_CAPABILITY", "90".to_owned()), ("XFC_DRIVER_LOG", log.display().to_string())];
+        all.extend(settings.iter().map(|(name, value)| (*name, (*value).to_owned())));
+        let ran = shell.run_on_driver(&all, &[&["run", "gpu90.xfm"], &RUN[..], more].concat())?;
+        let said = ran.stderr.clone();
+        let calls = fs::read_to_string(&log)?;
+        let count = |name: &str| calls.lines().filter(|call| *call == name).count();
+        Ok((json(&ran.success()?)?, said, [count("cuLaunchKernel"), count("cuLaunchKernelEx")]))
+    };
+    let wanted = json(&shell.run_on_driver(&[], &[&["run", "cpu.xfm"], &RUN[..]].concat())?.success()?)?;
+    let (report, _, [behind, early]) = run(&[], &[])?;
+    assert_eq!(report["ids"], wanted["ids"]);
+    // Two steps are recorded, whose first launches are behind all before them.
+    let recordings = report["start"]["captures"].as_u64().unwrap_or(0);
+    assert!(recordings >= 1, "{report}");
+    let steps = fs::read_to_string(&log)?.lines().filter(|call| *call == "cuStreamBeginCapture_v2").count();
+    assert_eq!(behind, steps);
+    assert!(early > 10 * steps, "{early} of {steps} steps");
+
+    // A driver that refuses it is asked once, and the step recorded again.
+    let (report, said, [behind, tried]) = run(&[("XFC_DRIVER_OVERLAP", "0")], &[])?;
+    assert_eq!((&report["ids"], tried), (&wanted["ids"], 1));
+    assert!(behind >= early + steps, "{behind}: {said}");
+    // One that is too old, or a user who wants none, is not asked.
+    for settings in [("XFC_DRIVER_VERSION", "12020"), ("XFC_CUDA_OVERLAP", "0")] {
+        let (report, _, [behind, tried]) = run(&[settings], &[])?;
+        assert_eq!((&report["ids"], behind, tried), (&wanted["ids"], early + steps, 0), "{settings:?}");
+    }
+    // Code for older GPUs waits for nothing.
+    let settings = [("XFC_DRIVER_CAPABILITY", "90".to_owned()), ("XFC_DRIVER_LOG", log.display().to_string())];
+    fs::remove_file(&log)?;
+    shell.run_on_driver(&settings, &[&["run", "gpu.xfm"], &RUN[..]].concat())?.success()?;
+    assert!(!fs::read_to_string(&log)?.contains("cuLaunchKernelEx"));
+    Ok(())
+}
+
 #[test]
 fn outputs_of_several_steps_and_of_a_source_match() -> Result<()> {
     for name in ["t5", "mamba2", "gemma3"] {

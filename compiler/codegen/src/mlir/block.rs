@@ -25,8 +25,9 @@ impl Writer {
         self.machine().threads > 1
     }
 
-    /// The kernel's parameters: a tile of its own for each turn of a loop that [`leave_block`](Self::leave_block) ends.
-    pub(super) fn enter_block(&mut self) -> KernelParams {
+    /// The kernel's parameters: a tile of its own for each turn of a loop that [`leave_block`](Self::leave_block) ends. `ahead` is as in
+    /// [`kernel_ahead`](Self::kernel_ahead).
+    pub(super) fn enter_block(&mut self, ahead: impl FnOnce(&mut Self, Val, Val)) -> KernelParams {
         let args = self.fresh(Ty::scalar(Elem::Ptr));
         // What memory it is, is known at the end.
         let scratch = self.fresh(Ty::scalar(Elem::Ptr));
@@ -34,6 +35,9 @@ impl Writer {
             let number = self.op(Ty::scalar(Elem::I32), &format!("nvvm.read.ptx.sreg.{name}.x : i32"));
             self.widen_unsigned(number, Elem::I64)
         });
+        if self.machine().overlaps {
+            self.overlap(|w| ahead(w, args, block));
+        }
         let at = self.offset_const(args, abi::LAUNCH_TILES as u64);
         let tiles = self.load(Ty::scalar(Elem::I32), at);
         let tiles = self.widen_unsigned(tiles, Elem::I64);

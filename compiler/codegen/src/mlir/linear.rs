@@ -7,6 +7,7 @@
 //!
 //! Operands of the launch: `x`, the packed matrices, the index of the experts where rows choose them, the extras, the result.
 
+mod ahead;
 mod blocks;
 pub mod by_block;
 mod experts;
@@ -46,7 +47,9 @@ pub fn emit(
     if !matches!(spec.operand, DType::F32 | DType::BF16 | DType::Blocks(_)) {
         return Err(CodegenError::unsupported(format!("a product of {} operands", spec.operand), ""));
     }
-    let (mut w, params) = Writer::kernel(symbol, machine);
+    let (mut w, params) = Writer::kernel_ahead(symbol, machine, |w, args, tile| {
+        ahead::ask_ahead(w, (args, tile), spec, schedule);
+    });
     let mut linear = Linear::new(&mut w, params.args, spec, schedule);
     if let Some(tiles) = schedule.tiles.filter(|_| tiles::multiplies(machine, spec.operand)) {
         let scratch_bytes = linear.of_tiles(&mut w, &params, tiles)?;
@@ -60,9 +63,7 @@ pub fn emit(
         let scratch_bytes = linear.of_blocks(&mut w, &params, blocks)?;
         return Ok(w.finish(scratch_bytes));
     }
-    let elements = w.n_rows(params.args, spec.space);
-    let times = w.i64(spec.times as i64);
-    let n_rows = w.mul(elements, times);
+    let n_rows = linear.n_rows(&mut w, params.args);
     let blocks = w.ceil_div(n_rows, schedule.rows_per_tile);
     w.for_loop(params.tile_begin, params.tile_end, 1, &[], |w, tile, _| {
         let panel = w.div_unsigned(tile, blocks);
@@ -141,6 +142,13 @@ impl<'a> Linear<'a> {
             next: None,
             head: None,
         }
+    }
+
+    /// Rows of a step that it multiplies.
+    fn n_rows(&self, w: &mut Writer, args: Val) -> Val {
+        let elements = w.n_rows(args, self.spec.space);
+        let times = w.i64(self.spec.times as i64);
+        w.mul(elements, times)
     }
 
     /// Register tiles that a panel is wide.

@@ -30,6 +30,8 @@ pub struct Machine {
     pub byte_tile_dot: Option<ByteTileDot>,
     /// Products of tiles of bf16 by four warps together.
     pub team_dot: Option<TeamDot>,
+    /// Kernels begin before the launches before theirs have ended, and wait for those themselves (`ahead.rs`).
+    pub overlaps: bool,
     /// Registers of a thread that hold tiles.
     pub tile_registers: Option<TileRegisters>,
 }

@@ -4,6 +4,7 @@
 //! one file a kernel family the loop nests: [`linear`], [`attention`], [`rows`]. [`pipeline`] parses, verifies and lowers to the LLVM dialect.
 //! No target is named here: what a machine can do is a [`machine`], how a kernel is tiled a [`schedule`], and a target gives both.
 
+mod ahead;
 mod arith;
 pub mod attention;
 mod block;

@@ -29,6 +29,8 @@ pub struct LinearSchedule {
     pub scratch: Option<ScratchSchedule>,
     /// Of chosen experts: a tile is all rows of one expert, so that its matrix is read once, and not the choices of one row.
     pub by_expert: bool,
+    /// Where launches overlap: most bytes of its matrices that a block asks for before it waits for those before, in steps whose rows are one block; 0: none.
+    pub ahead_bytes: u64,
 }
 
 impl LinearSchedule {

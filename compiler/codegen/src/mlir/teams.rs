@@ -38,7 +38,7 @@ impl Writer {
     }
 
     /// An instruction that LLVM has no name for, of operands `$0`, `$1` ... that are numbers of 32 or 64 bits.
-    fn assembly(&mut self, text: &str, operands: &[Val]) {
+    pub(super) fn assembly(&mut self, text: &str, operands: &[Val]) {
         let kinds: Vec<&str> = operands.iter().map(|v| if v.ty == I64 { "l" } else { "r" }).collect();
         let constraints = [&kinds[..], &["~{memory}"]].concat().join(",");
         let ids: Vec<String> = operands.iter().map(ToString::to_string).collect();

@@ -48,7 +48,7 @@ fn run(target: &dyn Target, mlir: &str, xs: &[f32]) -> Vec<f32> {
         ignore: vec![],
         caches: vec![],
         arenas: vec![],
-        kernels: vec![Kernel { name: "map".into(), scratch_bytes: 0, shared_bytes: 0 }],
+        kernels: vec![Kernel { name: "map".into(), scratch_bytes: 0, shared_bytes: 0, waits: false }],
         phases: vec![Phase { name: "any".into(), max_rows: None }],
         launches: vec![],
         parameters: 0,

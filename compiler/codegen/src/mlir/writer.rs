@@ -167,9 +167,9 @@ pub struct KernelParams {
 }
 
 impl Writer {
-    /// Starts the function `symbol` with the ABI of `machine`.
-    pub fn kernel(symbol: &str, machine: &Machine) -> (Self, KernelParams) {
-        let mut w = Writer {
+    /// An empty module for a kernel of a name.
+    pub(super) fn new(symbol: &str, machine: &Machine) -> Self {
+        Writer {
             symbol: symbol.to_owned(),
             machine: *machine,
             globals: String::new(),
@@ -178,13 +178,11 @@ impl Writer {
             next: 0,
             depth: 2,
             n_buffers: 0,
-        };
-        let params = if w.is_block() { w.enter_block() } else { w.enter_function() };
-        (w, params)
+        }
     }
 
     /// The parameters of a function that is called with the tiles to do.
-    fn enter_function(&mut self) -> KernelParams {
+    pub(super) fn enter_function(&mut self) -> KernelParams {
         let [args, begin, end, scratch] =
             [Elem::Ptr, Elem::I32, Elem::I32, Elem::Ptr].map(|elem| self.fresh(Ty::scalar(elem)));
         let [tile_begin, tile_end] = [begin, end].map(|v| self.widen_unsigned(v, Elem::I64));

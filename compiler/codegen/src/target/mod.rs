@@ -49,6 +49,8 @@ pub struct Emitted {
     pub scratch_bytes: u64,
     /// Shared memory that a launch must bring for each block of threads.
     pub shared_bytes: u64,
+    /// Its launches wait by themselves for those before them.
+    pub waits: bool,
 }
 
 /// Something that code is generated for: decides layouts, tilings and schedules, and writes kernels.

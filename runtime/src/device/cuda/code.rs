@@ -42,6 +42,8 @@ pub(super) struct Kernel {
     pub(super) scratch_bytes: u64,
     /// Shared memory of each block, beside what the code asks for.
     pub(super) shared_bytes: u32,
+    /// It waits by itself for the launches before it.
+    pub(super) waits: bool,
 }
 
 impl Kernel {
@@ -114,9 +116,11 @@ pub(super) fn load_all(
     let make = |index: usize| -> Result<Made> {
         let (kernel, text) = texts[index];
         let path = keep.map(|folder| folder.path(Kind::Code, &key(text, gpu.capability, version)));
-        let of = |image: &[u8]| {
-            load(context, (image, text), &kernel.name, kernel.scratch_bytes)?
-                .with_shared(kernel.shared_bytes, &kernel.name)
+        let of = |image: &[u8]| -> Result<Kernel> {
+            let mut loaded = load(context, (image, text), &kernel.name, kernel.scratch_bytes)?
+                .with_shared(kernel.shared_bytes, &kernel.name)?;
+            loaded.waits = kernel.waits;
+            Ok(loaded)
         };
         if let (Some(folder), Some(path)) = (keep, &path)
             && let Some(kernel) = read(path).and_then(|cubin| of(&cubin).ok())
@@ -314,6 +318,7 @@ pub(super) fn load(
         threads,
         scratch_bytes,
         shared_bytes: 0,
+        waits: false,
     };
     let found = || -> Result<(sys::CUfunction, i32), result::DriverError> {
         // SAFETY: the module was just loaded.

@@ -2,11 +2,13 @@
 //!
 //! Everything of a model runs on one stream. A step's inputs and arrays go to the device through pinned memory; its launches are then made one by
 //! one, or, where a step of the same rows was made before, as the graph that was recorded of it: a launch of a graph costs the host one call
-//! whatever its kernels, unless each launch is to be waited for (`XFC_CUDA_CHECK=1`). **Nothing waits for the device until an output is read**, which is copied to pinned memory at once.
+//! whatever its kernels, unless each launch is to be waited for (`XFC_CUDA_CHECK=1`). Launches of a step may begin before those before them have ended
+//! (`launching.rs`). **Nothing waits for the device until an output is read**, which is copied to pinned memory at once.
 
 mod code;
 mod context;
 mod graphs;
+mod launching;
 mod probe;
 pub mod texts;
 mod transfer;
@@ -16,6 +18,7 @@ pub use self::context::{Gpu, driver_version, gpu, gpus, is_absent, memory_of};
 use self::code::{Kernel, Loaded};
 use self::context::{Allocation, Context, Event, failed, problem, text_of};
 use self::graphs::{Graph, Key, Recent};
+use self::launching::Overlap;
 use self::probe::GpuProber;
 use self::transfer::{Receiver, Ring};
 use super::launch::StepTables;
@@ -28,7 +31,6 @@ use crate::profile::Recorder;
 use crate::weights::Progress;
 use cudarc::driver::result;
 use memmap2::MmapMut;
-use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -108,6 +110,7 @@ impl Opened {
             }),
             recorder: Mutex::new(None),
             remarks: trouble.into_iter().collect(),
+            overlap: Overlap::new()?,
             context,
             gpu,
         })
@@ -150,6 +153,7 @@ pub struct CudaDevice {
     checked: Option<Vec<String>>,
     recorder: Mutex<Option<Arc<Recorder>>>,
     remarks: Vec<String>,
+    overlap: Overlap,
     context: Arc<Context>,
     gpu: Gpu,
 }
@@ -193,38 +197,45 @@ impl CudaDevice {
         Ok(Memory::Device(DeviceMemory { address, bytes, owner: Box::new(memory) }))
     }
 
-    /// Gives the launches of a step to the stream; `after` is called behind each.
-    fn launch_all(&self, working: &Working, step: &Step<'_>, after: &mut dyn FnMut(usize) -> Result<()>) -> Result<()> {
+    /// Gives the launches of a step to the stream, where they overlap if this driver lets them.
+    fn launch_all(&self, working: &Working, step: &Step<'_>) -> Result<()> {
+        (0..step.launches.len()).try_for_each(|number| self.launch(working, step, number, self.overlap.is_on()))
+    }
+
+    /// Gives a launch of a step to the stream; where it `overlaps`, it is behind those before it and nothing else.
+    fn launch(&self, working: &Working, step: &Step<'_>, number: usize, overlaps: bool) -> Result<()> {
+        let launch = &step.launches[number];
         let base = working.memory.as_ref().map_or(0, |memory| memory.address);
-        for (number, launch) in step.launches.iter().enumerate() {
-            let kernel = self.kernels.get(launch.kernel);
-            let kernel = kernel.ok_or_else(|| problem(format!("the code has no kernel {}", launch.kernel)))?;
-            let mut arguments = working.tables.arguments(step, launch, base, working.scratch.address)?;
-            let blocks = blocks_of(launch, kernel, working);
-            let mut list = [arguments.as_mut_ptr().cast::<c_void>()];
-            // SAFETY: the function takes one argument by value, of as many bytes as its kernel's operands ask for, which the driver copies
-            // before it returns; the addresses in it are those of live memory, as `Device::run` promises.
-            unsafe {
-                result::launch_kernel(
-                    kernel.function,
-                    (blocks, 1, 1),
-                    (kernel.threads, 1, 1),
-                    kernel.shared_bytes,
-                    self.context.stream,
-                    &mut list,
-                )
-            }
-            .map_err(|e| failed(&format!("launch {} of kernel {}", launch.index, kernel.name), e))?;
-            after(number)?;
-        }
-        Ok(())
+        let kernel = self.kernels.get(launch.kernel);
+        let kernel = kernel.ok_or_else(|| problem(format!("the code has no kernel {}", launch.kernel)))?;
+        let mut arguments = working.tables.arguments(step, launch, base, working.scratch.address)?;
+        let blocks = blocks_of(launch, kernel, working);
+        // SAFETY: the arguments are the launch's; the addresses in them are those of live memory, as `Device::run` promises. Early are those of
+        // kernels that wait, behind another.
+        let mut give = |is_early| unsafe { launching::give(&self.context, kernel, blocks, &mut arguments, is_early) };
+        let is_early = overlaps && kernel.waits && number > 0;
+        let given = match give(is_early) {
+            // In a recording this one is refused too.
+            Err(_) if is_early && self.overlap.end() => give(false),
+            given => given,
+        };
+        given.map_err(|e| failed(&format!("launch {} of kernel {}", launch.index, kernel.name), e))
     }
 
     /// Records the launches of a step.
     fn record_graph(&self, working: &mut Working, step: &Step<'_>) -> Result<Graph> {
         let begin = Instant::now();
         // Nothing else is given to the stream until the recording ends: `working` is locked.
-        let graph = Graph::record(&self.context, || self.launch_all(working, step, &mut |_| Ok(())))?;
+        let record = || Graph::record(&self.context, || self.launch_all(working, step));
+        let overlapped = self.overlap.is_on();
+        let graph = match record() {
+            // What could not be recorded so is recorded as launches that follow one another.
+            Err(_) if overlapped => {
+                self.overlap.end();
+                record()?
+            }
+            recorded => recorded?,
+        };
         working.counts.captures += 1;
         working.counts.capture_seconds += begin.elapsed().as_secs_f64();
         Ok(graph)
@@ -239,7 +250,10 @@ impl CudaDevice {
         recorder.begin_step(step);
         let begin_ns = recorder.now_ns();
         events[0].record()?;
-        self.launch_all(working, step, &mut |number| events[number + 1].record())?;
+        for number in 0..step.launches.len() {
+            self.launch(working, step, number, false)?;
+            events[number + 1].record()?;
+        }
         self.context.wait()?;
         let mut last_ns = begin_ns;
         for (number, launch) in step.launches.iter().enumerate() {
@@ -255,12 +269,12 @@ impl CudaDevice {
     fn run_checked(&self, working: &Working, step: &Step<'_>, names: &[String]) -> Result<()> {
         // What came before is no launch's.
         self.context.wait()?;
-        self.launch_all(working, step, &mut |number| {
-            let Err(error) = self.context.wait_plainly() else { return Ok(()) };
-            let launch = &step.launches[number];
+        for (number, launch) in step.launches.iter().enumerate() {
+            self.launch(working, step, number, false)?;
+            let Err(error) = self.context.wait_plainly() else { continue };
             let kernel = &self.kernels[launch.kernel];
             let name = names.get(launch.index).map_or("without a name", String::as_str);
-            Err(problem(format!(
+            return Err(problem(format!(
                 "launch {} ({name}), kernel {}, {} blocks of {} threads and {} bytes of shared memory that it brings: {}",
                 launch.index,
                 kernel.name,
@@ -268,8 +282,9 @@ impl CudaDevice {
                 kernel.threads,
                 kernel.shared_bytes,
                 text_of(error),
-            )))
-        })
+            )));
+        }
+        Ok(())
     }
 
     /// Brings the arrays of a step to the device.
@@ -332,7 +347,7 @@ impl Device for CudaDevice {
     }
 
     fn remarks(&self) -> Vec<String> {
-        self.remarks.clone()
+        self.remarks.iter().cloned().chain(self.overlap.remark()).collect()
     }
 
     fn wait(&self) -> Result<()> {
@@ -402,7 +417,7 @@ impl Device for CudaDevice {
             return self.run_recorded(working, step, &recorder);
         }
         if step.sizes.iter().any(|rows| *rows > RECORDED_ROWS) {
-            return self.launch_all(working, step, &mut |_| Ok(()));
+            return self.launch_all(working, step);
         }
         let key = Key::of(step);
         let graph = match working.graphs.get(&key) {

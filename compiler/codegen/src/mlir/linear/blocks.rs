@@ -380,6 +380,7 @@ mod tests {
             byte_tile_dot: None,
             tile_registers: None,
             team_dot: None,
+            overlaps: false,
         };
         let dot = machine(ByteDot::Intrinsic("of four bytes"));
         let panel = |form, group| packed(Blocks::weights(form, group), 64, 1);

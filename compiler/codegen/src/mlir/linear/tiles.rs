@@ -186,9 +186,7 @@ impl Linear<'_> {
         if let Some(experts) = self.spec.experts {
             return self.tiles_of_experts(w, params, of, experts);
         }
-        let elements = w.n_rows(params.args, self.spec.space);
-        let times = w.i64(self.spec.times as i64);
-        let n_rows = w.mul(elements, times);
+        let n_rows = self.n_rows(w, params.args);
         let rows = self.schedule.rows_per_tile;
         let blocks = w.ceil_div(n_rows, rows);
         w.for_loop(params.tile_begin, params.tile_end, 1, &[], |w, tile, _| {

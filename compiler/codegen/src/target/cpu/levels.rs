@@ -38,6 +38,7 @@ const fn machine(lanes: u32, round: bool, whole: bool, byte_dot: ByteDot) -> Mac
         byte_tile_dot: None,
         tile_registers: None,
         team_dot: None,
+        overlaps: false,
     }
 }
 

@@ -157,7 +157,7 @@ impl Target for Cpu {
             KernelSpec::Rows(s) => rows::emit(SYMBOL, s, machine, &schedule::rows(&self.isa))?,
             KernelSpec::Scan(s) => rows::scan::emit(SYMBOL, s, machine, &schedule::rows(&self.isa))?,
         };
-        Ok(Emitted { mlir, scratch_bytes, shared_bytes: 0 })
+        Ok(Emitted { mlir, scratch_bytes, shared_bytes: 0, waits: false })
     }
 
     fn link(&self, objects: &[(String, &[u8])]) -> Result<CodeImage, CodegenError> {

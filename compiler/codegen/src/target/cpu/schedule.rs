@@ -122,6 +122,7 @@ pub fn linear(isa: &Isa, regime: Regime, kind: ProductKind) -> LinearSchedule {
         scratch,
         // One row's experts differ.
         by_expert: regime != Regime::One,
+        ahead_bytes: 0,
     }
 }
 

@@ -17,6 +17,8 @@ pub struct Arch {
     pub teams: bool,
     /// Shared memory that a launch can bring for a block on every GPU that the code runs on.
     pub launched_bytes: u64,
+    /// A launch may begin before the one before it has ended, and wait for it.
+    pub overlaps: bool,
 }
 
 /// Shared memory that a launch can bring for a block on every GPU that code is made for.
@@ -24,10 +26,10 @@ pub const LAUNCHED_BYTES: u64 = 99 << 10;
 
 /// Oldest first. PTX 7.0 is read by drivers from CUDA 11.0 on, 7.8 from 11.8, 8.0 from 12.0, 8.6 from 12.7.
 pub const ARCHES: [Arch; 4] = [
-    Arch { name: "sm_80", ptx: 70, only: false, teams: false, launched_bytes: LAUNCHED_BYTES },
-    Arch { name: "sm_89", ptx: 78, only: false, teams: false, launched_bytes: LAUNCHED_BYTES },
-    Arch { name: "sm_90a", ptx: 80, only: true, teams: true, launched_bytes: 227 << 10 },
-    Arch { name: "sm_100", ptx: 86, only: false, teams: false, launched_bytes: LAUNCHED_BYTES },
+    Arch { name: "sm_80", ptx: 70, only: false, teams: false, launched_bytes: LAUNCHED_BYTES, overlaps: false },
+    Arch { name: "sm_89", ptx: 78, only: false, teams: false, launched_bytes: LAUNCHED_BYTES, overlaps: false },
+    Arch { name: "sm_90a", ptx: 80, only: true, teams: true, launched_bytes: 227 << 10, overlaps: true },
+    Arch { name: "sm_100", ptx: 86, only: false, teams: false, launched_bytes: LAUNCHED_BYTES, overlaps: true },
 ];
 
 impl Arch {

@@ -18,6 +18,7 @@ use super::cpu::schedule::{ALL_ROWS, Regime};
 use super::profile::{Family, Fields, Profile, ProfileError};
 use super::{Compiled, Compiler, Emitted, Keep, SYMBOL, Target, Tiling};
 use crate::error::CodegenError;
+use crate::mlir::machine::Machine;
 use crate::mlir::pipeline::Lowering;
 use crate::mlir::{attention, linear, rows};
 use crate::plan::kernel::{AttentionSpec, Division, KernelSpec};
@@ -33,6 +34,11 @@ impl Cuda {
     /// A target for `arch`.
     pub fn new(arch: Arch) -> Self {
         Cuda { arch, name: arch.target() }
+    }
+
+    /// A machine of the architecture.
+    fn on(&self, machine: Machine) -> Machine {
+        Machine { overlaps: self.arch.overlaps, ..machine }
     }
 }
 
@@ -135,27 +141,27 @@ impl Target for Cuda {
             KernelSpec::Linear(s) => {
                 let schedule = schedule::linear(&self.arch, steps, s);
                 shared_bytes = linear::tiles::brought_bytes(s, &schedule);
-                linear::emit(SYMBOL, s, &schedule::product_machine(regime, s, &schedule), &schedule)?
+                linear::emit(SYMBOL, s, &self.on(schedule::product_machine(regime, s, &schedule)), &schedule)?
             }
             KernelSpec::Attention(s) => {
                 let schedule = schedule::attention(steps, s);
                 shared_bytes = attention::shared_bytes(s, &schedule);
-                attention::emit(SYMBOL, s, &schedule::attention_machine(&schedule), &schedule)?
+                attention::emit(SYMBOL, s, &self.on(schedule::attention_machine(&schedule)), &schedule)?
             }
             KernelSpec::Combine(s) => {
                 let heads = steps.is_divided().then_some(1);
-                attention::combine::emit(SYMBOL, s, &schedule::machine(schedule::WARP), heads)?
+                attention::combine::emit(SYMBOL, s, &self.on(schedule::machine(schedule::WARP)), heads)?
             }
             KernelSpec::Rows(s) => {
                 let schedule = schedule::rows(regime);
-                rows::emit(SYMBOL, s, &schedule::machine(schedule.lanes), &schedule)?
+                rows::emit(SYMBOL, s, &self.on(schedule::machine(schedule.lanes)), &schedule)?
             }
             KernelSpec::Scan(s) => {
                 let schedule = schedule::rows(Regime::One);
-                rows::scan::emit(SYMBOL, s, &schedule::machine(schedule.lanes), &schedule)?
+                rows::scan::emit(SYMBOL, s, &self.on(schedule::machine(schedule.lanes)), &schedule)?
             }
         };
-        Ok(Emitted { mlir, scratch_bytes, shared_bytes })
+        Ok(Emitted { mlir, scratch_bytes, shared_bytes, waits: self.arch.overlaps })
     }
 
     /// PTX modules one after another, each ended by a zero byte.

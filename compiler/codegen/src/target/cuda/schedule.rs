@@ -120,6 +120,7 @@ pub(super) fn machine(threads: u32) -> Machine {
         byte_tile_dot: Some(ByteTileDot("llvm.nvvm.mma.m16n8k32.row.col.s8.u8")),
         tile_registers: None,
         team_dot: None,
+        overlaps: false,
     }
 }
 
@@ -160,6 +161,8 @@ pub(super) fn linear(arch: &Arch, steps: Steps, spec: &LinearSpec) -> LinearSche
     let regime = steps.regime();
     let micro_rows = if regime == Regime::One { 1 } else { 8 };
     let tiles = tiles_of_teams(arch, steps, spec).or_else(|| tiles_of(regime, spec));
+    // Prompts, which memory does not hold up.
+    let is_of_teams = tiles.is_some_and(|(_, tiles)| tiles.teams.is_some());
     LinearSchedule {
         lanes: WARP,
         micro_rows,
@@ -174,7 +177,19 @@ pub(super) fn linear(arch: &Arch, steps: Steps, spec: &LinearSpec) -> LinearSche
         tiles: tiles.map(|(_, tiles)| tiles),
         scratch: None,
         by_expert: regime != Regime::One,
+        ahead_bytes: if arch.overlaps && !is_of_teams { ahead_bytes(spec) } else { 0 },
     }
+}
+
+/// Bytes that the blocks of a product ask for before the launches before it have ended: what memory brings in two microseconds, and fits into half of the
+/// caches that they share. And of one block at least and at most.
+const AHEAD: u64 = 8 << 20;
+const AHEAD_OF_BLOCK: (u64, u64) = (8 << 10, 64 << 10);
+
+/// Those of one block, of a step in which each panel is read once.
+fn ahead_bytes(spec: &LinearSpec) -> u64 {
+    let panels = spec.outputs.div_ceil(PANEL_COLUMNS) * spec.heads;
+    (AHEAD / panels.max(1)).clamp(AHEAD_OF_BLOCK.0, AHEAD_OF_BLOCK.1)
 }
 
 /// Rows of a tile, and its schedule, where tensor cores multiply.
