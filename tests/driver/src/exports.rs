@@ -2,9 +2,8 @@
 
 use std::ffi::{CStr, c_char, c_void};
 
-use crate::state::{
-    Done, Op, State, capability, code, current, enter, gpus, lock, log, memory_bytes, takes_early, version,
-};
+use crate::settings::{capability, gpus, memory_bytes, takes_early, version};
+use crate::state::{Done, Op, State, code, current, enter, lock, log};
 
 /// The attribute of a launch that may begin before the one before it has ended.
 const OVERLAPS: u32 = 6;

@@ -15,9 +15,10 @@
 //! | `XFC_DRIVER_FAULT` | the number, from 1, of the kernel that fails when it is run |
 //! | `XFC_DRIVER_LOG` | a file to which the name of each call is added, a line each |
 //!
-//! The machine code that its linker makes is the PTX behind a header. One file of exported functions, one of what they do.
+//! The machine code that its linker makes is the PTX behind a header. One file of exported functions, one of what they do, one of settings.
 
 #![allow(unsafe_code, reason = "the interface of a library in C")]
 
 mod exports;
+mod settings;
 mod state;
