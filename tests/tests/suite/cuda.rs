@@ -394,3 +394,37 @@ fn a_kernel_that_does_not_wait_is_refused() -> Result<()> {
     assert_eq!(found, used.len());
     Ok(())
 }
+
+/// The same of many rows by teams of warps: heads whose rows are parts of 128, 64 and 32 bytes, and values of other sizes; some that are no whole parts go the other way.
+#[test]
+fn teams_of_warps_attend_in_any_shape() -> Result<()> {
+    let heads = "model(x: f32[tokens, 165]) {\n\
+        \x20 odd, a, b, c = parts(x, [5, 96, 32, 32])\n\
+        \x20 q = split(a, 6)\n  k = cache(split(b, 2))\n  v = cache(split(c, 2))\n\
+        \x20 all = attend(q, k, v, causal)\n\
+        \x20 near = attend(q, k, v, causal and q_pos - k_pos < 40, sinks = 0.5)\n\
+        \x20 some = attend(q, k, v, causal and (q_pos - k_pos) % 7 < 3, tanh(score) * 3, 0.4)\n\
+        \x20 return {odd: odd, all: merge(all), near: merge(near), some: merge(some)}\n}";
+    let of = |[heads, kv_heads, key, value]: [usize; 4]| {
+        let (q, k, v) = (heads * key, kv_heads * key, kv_heads * value);
+        let wiring = format!(
+            "model(x: f32[tokens, {}]) {{\n  a, b, c = parts(x, [{q}, {k}, {v}])\n\
+             \x20 y = attend(split(a, {heads}), cache(split(b, {kv_heads})), cache(split(c, {kv_heads})), causal, score, 0.1)\n\
+             \x20 return {{y: merge(y)}}\n}}",
+            q + k + v
+        );
+        (wiring, q + k + v)
+    };
+    let mut all = vec![((heads.to_owned(), 165), vec![150, 1, 70])];
+    let shapes = [[1, 1, 80, 48], [4, 1, 64, 16], [1, 1, 192, 128], [8, 1, 32, 96], [1, 1, 16, 256]];
+    all.extend(shapes.map(|shape| (of(shape), vec![66, 65])));
+    for ((wiring, width), steps) in all {
+        let mut program = parse(&of_wiring(&wiring)?)?;
+        prepare(&mut program, DType::BF16, CacheType::Float(DType::BF16), &Plan::default())?;
+        let steps: Vec<_> = steps.iter().map(|n| vec![("x", Floats(floats(n * width)))]).collect();
+        let bounds = (Tier::Value, Precision::BF16);
+        agree_to(&program.to_string(), &steps, &[target::parse(TEAMS)?], bounds)
+            .map_err(|e| format!("{e}\n{wiring}"))?;
+    }
+    Ok(())
+}

@@ -3,7 +3,7 @@
 //! A tile is a block of query rows by one key/value head, and by some of the query heads that read it where they are many; of few rows it is a part of
 //! the keys of all heads, so that pages are read as they lie.
 //! `blocks` goes over the keys in blocks of pages, each for all rows and heads of the tile (`by_page`, where rows are few); `by_row` goes over all of them for one query after
-//! another, where keys lie as values do: because values are a part of them, or on a GPU. There `staged` and `divided` multiply bf16 by tensor cores, in steps of many
+//! another, where keys lie as values do: because values are a part of them, or on a GPU. There `staged`, `teams` and `divided` multiply bf16 by tensor cores, in steps of many
 //! rows and of few. Pages outside what the mask can reach are not visited; inside, the mask
 //! decides lane by lane, where its bounds cut a block. Where it may leave out keys within its reach (a window or tokens chosen by what is kept of
 //! them, every second block, no key for this query), it is evaluated first, and where it leaves out all keys neither keys nor values are read.
@@ -20,12 +20,15 @@ pub mod by_tiles;
 pub mod combine;
 mod divided;
 mod layout;
+mod leave;
 mod products;
 mod queries;
 mod results;
+mod segment;
 mod softmax;
 mod staged;
 mod tables;
+pub mod teams;
 pub mod tensors;
 
 use xfc_lang::graph::{DType, Graph};
@@ -39,6 +42,7 @@ use self::divided::Divided;
 use self::results::Results;
 use self::staged::Staged;
 use self::tables::{Read, brings_integers};
+use self::teams::Teams;
 use super::expr::{cast, elem_of, scalar_graph, scalar_graph_with};
 use super::frame::{Buffer, CacheTable, RowSpace};
 use super::machine::Machine;
@@ -103,6 +107,13 @@ pub fn emit(
             kernel.tiles(&mut w, &params, schedule, |w, tile| staged.tile(w, tile))?;
             0
         }
+        (_, Some(TensorSchedule::Teams(teams))) => {
+            let teams = Teams::new(&mut w, &kernel, *teams)?;
+            teams.roles(&mut w, &params, |w, params, role| {
+                kernel.tiles(w, params, schedule, |w, tile| teams.tile(w, tile, role))
+            })?;
+            0
+        }
         (Some(_), None) => {
             let blocks = Blocks::new(&kernel, schedule, machine)?;
             blocks.enter_form(&mut w)?;
@@ -126,6 +137,7 @@ pub fn shared_bytes(spec: &AttentionSpec, schedule: &AttentionSchedule) -> u64 {
         None => 0,
         Some(TensorSchedule::Divided(divided)) => divided::shared_bytes(spec, divided, heads),
         Some(TensorSchedule::Staged(staged)) => staged::shared_bytes(spec, *staged),
+        Some(TensorSchedule::Teams(teams)) => teams::shared_bytes(spec, *teams),
     }
 }
 

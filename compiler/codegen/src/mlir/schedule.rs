@@ -106,8 +106,46 @@ pub struct AttentionSchedule {
     pub heads_per_tile: u64,
     /// Blocks of keys, or every query by itself.
     pub blocks: Option<BlockSchedule>,
-    /// By tensor cores, in one of two forms; `blocks` is then `None`.
+    /// By tensor cores, in one of three forms; `blocks` is then `None`.
     pub tensors: Option<TensorSchedule>,
+}
+
+/// Who does what in an attention of many rows by teams of four groups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AttentionTeams {
+    /// Teams that multiply, each 64 queries.
+    pub teams: u32,
+    /// Groups that bring what they multiply.
+    pub bringing: u32,
+    /// Keys of a block: some pages.
+    pub keys: u64,
+    /// Blocks of keys and values that are on their way to shared memory, or there.
+    pub stages: u64,
+    /// Registers of threads.
+    pub registers: TeamRegisters,
+}
+
+/// Registers of a thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TeamRegisters {
+    /// That a launch gives to each.
+    pub all: u32,
+    /// That those have which multiply, and those which bring, while they do.
+    pub multiplying: u32,
+    /// See `multiplying`.
+    pub bringing: u32,
+}
+
+impl AttentionTeams {
+    /// All groups.
+    pub fn groups(self) -> u32 {
+        self.teams * TeamSchedule::GROUPS + self.bringing
+    }
+
+    /// Queries of a tile of the launch.
+    pub fn queries(self) -> u64 {
+        u64::from(self.teams) * 64
+    }
 }
 
 /// How an attention is multiplied by tensor cores.
@@ -117,6 +155,8 @@ pub enum TensorSchedule {
     Divided(DividedSchedule),
     /// Of many rows, for which keys come to shared memory in stages.
     Staged(StagedSchedule),
+    /// The same where teams of groups multiply out of shared memory.
+    Teams(AttentionTeams),
 }
 
 /// Tiling of an attention of many rows by tensor cores.
@@ -187,7 +227,7 @@ impl AttentionSchedule {
     pub fn key_parts(&self) -> u64 {
         match self.tensors {
             Some(TensorSchedule::Divided(divided)) => u64::from(divided.key_parts),
-            Some(TensorSchedule::Staged(_)) => 1,
+            Some(TensorSchedule::Staged(_) | TensorSchedule::Teams(_)) => 1,
             None => self.blocks.map_or(1, |blocks| u64::from(blocks.key_parts)),
         }
     }

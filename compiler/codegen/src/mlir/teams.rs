@@ -6,8 +6,11 @@
 //!
 //! A place in shared memory is a number of 32 bits here.
 
+use std::fmt::Write as _;
+
 use super::machine::TeamDot;
 use super::writer::{Cmp, Elem, Ty, Val, Writer};
+use crate::error::CodegenError;
 
 const I32: Ty = Ty::scalar(Elem::I32);
 const I64: Ty = Ty::scalar(Elem::I64);
@@ -102,7 +105,6 @@ impl Writer {
 
     /// So many bytes of memory that are 0, at a multiple of 16.
     pub fn zeros(&mut self, bytes: u64) -> Val {
-        use std::fmt::Write as _;
         let name = format!("zeros{}", self.n_globals);
         self.n_globals += 1;
         let _ = writeln!(
@@ -118,6 +120,55 @@ impl Writer {
     /// Where so many threads wait for each other, of which this is one.
     pub fn sync_some(&mut self, threads: Val) {
         self.assembly("bar.sync 1, $0;", &[threads]);
+    }
+
+    /// The same at the meeting point of a number, of 16 that there are.
+    pub fn meet(&mut self, number: Val, threads: Val) {
+        self.assembly("bar.sync $0, $1;", &[number, threads]);
+    }
+
+    /// As [`meet`](Self::meet), without waiting for the others.
+    pub fn pass(&mut self, number: Val, threads: Val) {
+        self.assembly("bar.arrive $0, $1;", &[number, threads]);
+    }
+
+    /// `if condition { then } else { otherwise }`, without results.
+    ///
+    /// # Errors
+    /// Those of the bodies; the text is then incomplete.
+    pub fn if_either(
+        &mut self,
+        condition: Val,
+        then: impl FnOnce(&mut Self) -> Result<(), CodegenError>,
+        otherwise: impl FnOnce(&mut Self) -> Result<(), CodegenError>,
+    ) -> Result<(), CodegenError> {
+        self.line(&format!("scf.if {condition} {{"));
+        self.depth += 1;
+        then(self)?;
+        self.depth -= 1;
+        self.line("} else {");
+        self.depth += 1;
+        otherwise(self)?;
+        self.depth -= 1;
+        self.line("}");
+        Ok(())
+    }
+
+    /// The same number, of which it is not known that it is: what is made of it is made here, and takes no registers elsewhere.
+    pub fn anew(&mut self, number: Val) -> Val {
+        let (kind, bits) = if number.ty == I64 { ("l", 64) } else { ("r", 32) };
+        let ty = self.text(number.ty);
+        let text = format!(
+            "llvm.inline_asm has_side_effects asm_dialect = att \"mov.b{bits} $0, $1;\", \"={kind},{kind}\" {number} : ({ty}) -> {ty}"
+        );
+        self.op(number.ty, &text)
+    }
+
+    /// From here on each thread of this team has so many registers, a multiple of 8, which is more than it had, or less: more are given when others have given them
+    /// back.
+    pub fn set_registers(&mut self, registers: u32, more: bool) {
+        let how = if more { "inc" } else { "dec" };
+        self.assembly(&format!("setmaxnreg.{how}.sync.aligned.u32 {registers};"), &[]);
     }
 
     /// Begins to add to `sums`, those of a team, products of rows and columns that descriptors name, and waits for those that were begun before: the sums are there
@@ -141,15 +192,86 @@ impl Writer {
         self.assembly_on_sums("wgmma.wait_group.sync.aligned 0;", sums, &[])
     }
 
+    /// Products of rows and columns that descriptors name, by which a matrix of so many columns begins; waits until they are there.
+    pub fn products(&mut self, dot: TeamDot, factors: &[[Matrix; 2]], columns: u64) -> Vec<Val> {
+        let mut text = Products::new(columns as usize / 2);
+        text.fence();
+        text.begin_with(dot, 0, factors);
+        text.wait(0);
+        self.run(text, &[])
+    }
+
+    /// Begins such products, and behind them others, which are added to `sums`: of rows in registers by columns that descriptors name. Waits for the first alone. Before
+    /// it begins it meets the others `at` a point, and when all is begun it passes the other: 32-bit numbers. Gives products, and sums that nothing touches before
+    /// [`end_sums`](Self::end_sums) has given them back; until then what the rows of the second are held in keeps its value.
+    pub fn begin_both(
+        &mut self,
+        dot: TeamDot,
+        first: (&[[Matrix; 2]], u64),
+        second: (&[([Val; 4], Matrix)], &[Val]),
+        at: [Val; 3],
+    ) -> (Vec<Val>, Vec<Val>) {
+        let n = first.1 as usize / 2;
+        let mut text = Products::new(n);
+        text.keep(second.1);
+        text.turn("sync", at[0], at[2]);
+        text.fence();
+        text.begin_with(dot, 0, first.0);
+        text.commit();
+        text.add_rows_held(dot, n, second.0);
+        text.commit();
+        text.turn("arrive", at[1], at[2]);
+        text.wait_but(1);
+        let mut all = self.run(text, second.1);
+        let sums = all.split_off(n);
+        (all, sums)
+    }
+
+    /// Adds to `sums` products of rows in registers and columns that descriptors name, and waits for them.
+    pub fn add_products(&mut self, dot: TeamDot, factors: &[([Val; 4], Matrix)], sums: &[Val]) -> Vec<Val> {
+        let mut text = Products::new(0);
+        text.keep(sums);
+        text.fence();
+        text.add_rows_held(dot, 0, factors);
+        text.wait(0);
+        self.run(text, sums)
+    }
+
+    /// The same numbers of f32, made no later than here whatever they are used for.
+    pub fn made(&mut self, numbers: &[Val]) -> Vec<Val> {
+        self.assembly_on_sums("", numbers, &[])
+    }
+
+    /// Waits for the sums of [`begin_both`](Self::begin_both); `others`, which a thread holds too, are used no sooner.
+    pub fn end_sums(&mut self, sums: &[Val], others: &[Val]) -> (Vec<Val>, Vec<Val>) {
+        let mut all = self.end_products(&[sums, others].concat());
+        let others = all.split_off(sums.len());
+        (all, others)
+    }
+
+    /// The sums of products: those that begin with them, then the others.
+    fn run(&mut self, products: Products, sums: &[Val]) -> Vec<Val> {
+        let Products { text, new, kept, operands } = products;
+        let text = format!("{{ .reg .pred p, z; .reg .b64 a, b; setp.eq.u32 p, 0, 0; setp.ne.u32 z, 0, 0; {text}}}");
+        debug_assert_eq!(kept, sums.len());
+        self.assembly_on(&text, new, sums, &operands)
+    }
+
     /// Instructions that change sums, `$0` and on, in their registers; their other operands, of 64 bits, follow twice as many numbers behind.
     fn assembly_on_sums(&mut self, text: &str, sums: &[Val], operands: &[Val]) -> Vec<Val> {
-        let n = sums.len();
+        self.assembly_on(text, 0, sums, operands)
+    }
+
+    /// The same with so many sums before the others that they begin.
+    fn assembly_on(&mut self, text: &str, new: usize, sums: &[Val], operands: &[Val]) -> Vec<Val> {
+        let n = new + sums.len();
         let results = vec!["=f".to_owned(); n].into_iter();
-        let same = (0..n).map(|i| i.to_string());
-        let rest = operands.iter().map(|_| "l".to_owned()).chain(["~{memory}".to_owned()]);
+        let same = (new..n).map(|i| i.to_string());
+        let kind = |v: &Val| (if v.ty == I64 { "l" } else { "r" }).to_owned();
+        let rest = operands.iter().map(kind).chain(["~{memory}".to_owned()]);
         let constraints: Vec<String> = results.chain(same).chain(rest).collect();
         let ids: Vec<String> = sums.iter().chain(operands).map(ToString::to_string).collect();
-        let types = [vec!["f32"; n], vec!["i64"; operands.len()]].concat().join(", ");
+        let types = sums.iter().chain(operands).map(|v| self.text(v.ty)).collect::<Vec<_>>().join(", ");
         let tuple = format!("!llvm.struct<({})>", vec!["f32"; n].join(", "));
         let id = self.fresh(Ty::scalar(Elem::Ptr));
         self.line(&format!(
@@ -187,6 +309,97 @@ impl Writer {
     }
 }
 
+/// A matrix so many bytes behind the one that a descriptor names.
+#[derive(Clone, Copy, Debug)]
+pub struct Matrix {
+    /// The descriptor.
+    pub first: Val,
+    /// A multiple of 16.
+    pub behind: u64,
+}
+
+/// Assembly of products that is being written: sums that begin with them are `$0` and on, behind them those that are added to, twice, and other operands.
+struct Products {
+    text: String,
+    new: usize,
+    kept: usize,
+    operands: Vec<Val>,
+}
+
+impl Products {
+    fn new(new: usize) -> Self {
+        Products { text: String::new(), new, kept: 0, operands: Vec::new() }
+    }
+
+    /// Has sums that are added to; before any operand.
+    fn keep(&mut self, sums: &[Val]) {
+        self.kept = sums.len();
+    }
+
+    fn operand(&mut self, value: Val) -> String {
+        self.operands.push(value);
+        format!("${}", self.new + 2 * self.kept + self.operands.len() - 1)
+    }
+
+    /// A matrix's descriptor, in a register of a name. Places in descriptors are of 16 bytes, and what is added to them stays within.
+    fn descriptor(&mut self, name: &str, matrix: Matrix) {
+        let first = match self.operands.iter().position(|known| *known == matrix.first) {
+            Some(known) => format!("${}", self.new + 2 * self.kept + known),
+            None => self.operand(matrix.first),
+        };
+        let _ = write!(self.text, "add.s64 {name}, {first}, {}; ", matrix.behind >> 4);
+    }
+
+    fn fence(&mut self) {
+        self.text += "wgmma.fence.sync.aligned; ";
+    }
+
+    fn commit(&mut self) {
+        self.text += "wgmma.commit_group.sync.aligned; ";
+    }
+
+    fn wait_but(&mut self, groups: u64) {
+        let _ = write!(self.text, "wgmma.wait_group.sync.aligned {groups}; ");
+    }
+
+    fn wait(&mut self, groups: u64) {
+        self.commit();
+        self.wait_but(groups);
+    }
+
+    fn turn(&mut self, how: &str, at: Val, threads: Val) {
+        let (at, threads) = (self.operand(at), self.operand(threads));
+        let _ = write!(self.text, "bar.{how} {at}, {threads}; ");
+    }
+
+    fn own(first: usize, n: usize) -> String {
+        (first..first + n).map(|i| format!("${i}")).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Sums from a number on that begin with products of rows and columns in shared memory, the inputs of both side by side.
+    fn begin_with(&mut self, TeamDot(before, behind): TeamDot, first: usize, factors: &[[Matrix; 2]]) {
+        let (n, columns) = (self.new, 2 * self.new);
+        for (i, [rows, others]) in factors.iter().enumerate() {
+            self.descriptor("a", *rows);
+            self.descriptor("b", *others);
+            let own = Self::own(first, n);
+            let adds = if i == 0 { "z" } else { "p" };
+            let _ = write!(self.text, "{before}{columns}{behind} {{{own}}}, a, b, {adds}, 1, 1, 0, 0; ");
+        }
+    }
+
+    /// Sums from a number on to which products are added, of rows in registers and columns in shared memory whose outputs lie side by side.
+    fn add_rows_held(&mut self, TeamDot(before, behind): TeamDot, first: usize, factors: &[([Val; 4], Matrix)]) {
+        let (n, columns) = (self.kept, 2 * self.kept);
+        for (rows, others) in factors {
+            let rows = rows.map(|row| self.operand(row)).join(", ");
+            self.descriptor("b", *others);
+            let own = Self::own(first, n);
+            let _ = write!(self.text, "{before}{columns}{behind} {{{own}}}, {{{rows}}}, b, p, 1, 1, 1; ");
+        }
+    }
+}
+
 /// How the lines of a matrix lie in shared memory: rows, or columns of what they are multiplied by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
@@ -194,4 +407,8 @@ pub enum Layout {
     Chunks = 0,
     /// 128 bytes of a line together, from a multiple of 1024 on, their chunks changing places by the lowest three bits of the line's number.
     Turned = 1,
+    /// The same of 64 bytes, from a multiple of 512 on: by the two bits above the lowest of the line's number.
+    TurnedHalves = 2,
+    /// The same of 32 bytes, from a multiple of 256 on: by the bit above the lowest two.
+    TurnedQuarters = 3,
 }

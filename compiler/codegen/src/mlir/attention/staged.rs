@@ -5,11 +5,12 @@
 //! bf16 take the place of the queries on their way to memory; those in f32 go there from registers, four threads a sector.
 
 mod bring;
-mod leave;
 
 use xfc_lang::graph::DType;
 
-use super::tensors::{Asked, Four, Held, KEYS, QUERIES, fours};
+use super::leave::Leaving;
+use super::segment::{Bounds, Place, Segment};
+use super::tensors::{Asked, Four, Held, KEYS, QUERIES};
 use super::{Attention, Tile};
 use crate::error::CodegenError;
 use crate::mlir::machine::TileDot;
@@ -87,37 +88,6 @@ pub(super) struct Staged<'k> {
     shared: Val,
 }
 
-/// Rows of one sequence, by the heads of a tile.
-#[derive(Clone, Copy)]
-struct Segment {
-    tile: Tile,
-    from: Val,
-    /// Queries.
-    n: Val,
-    sequence: Val,
-    first_page: Val,
-    end_page: Val,
-    /// One past the last key that any query sees.
-    high: Val,
-}
-
-/// A thread's place, as 32-bit numbers; and its group's first query.
-#[derive(Clone, Copy)]
-struct Place {
-    thread: Val,
-    lane: Val,
-    eighth: Val,
-    quarter: Val,
-    first_query: Val,
-}
-
-/// Of the queries of a group: keys that some of them see, and that all do.
-#[derive(Clone, Copy)]
-struct Bounds {
-    some: [Val; 2],
-    all: [Val; 2],
-}
-
 impl<'k> Staged<'k> {
     pub(super) fn new(w: &mut Writer, at: &'k Attention<'k>, schedule: StagedSchedule) -> Result<Self, CodegenError> {
         let Some(dot) = w.machine().tile_dot else {
@@ -135,54 +105,20 @@ impl<'k> Staged<'k> {
         u64::from(self.schedule.row_tiles) * QUERIES
     }
 
-    fn place(&self, w: &mut Writer) -> Place {
-        let thread = w.thread();
-        let [last, three] = [31, 3].map(|n| w.int(n, I32));
-        let lane = w.and(thread, last);
-        let group = w.shr(thread, 5);
-        let n = w.int(self.queries_of_group() as i64, I32);
-        Place { thread, lane, eighth: w.shr(lane, 2), quarter: w.and(lane, three), first_query: w.mul(group, n) }
-    }
-
     /// A tile of the launch.
     pub(super) fn tile(&self, w: &mut Writer, tile: Tile) -> Result<(), CodegenError> {
-        self.at.each_segment(w, tile, |w, from, to| {
-            let rows = w.sub(to, from);
-            let heads = w.i64(tile.heads as i64);
-            let n = w.mul(rows, heads);
-            // Positions of a sequence ascend.
-            let one = w.i64(1);
-            let last = w.sub(to, one);
-            let (first, last) = (self.at.enter_row(w, from), self.at.enter_row(w, last));
-            let tokens = w.i64(self.at.spec.page_tokens as i64);
-            let end_page = w.ceil_div(last.high, self.at.spec.page_tokens);
-            let first_page = w.div_unsigned(first.low, tokens);
-            let first_page = w.min(first_page, end_page);
-            let sequence = first.sequence;
-            self.segment(w, &Segment { tile, from, n, sequence, first_page, end_page, high: last.high })
-        })
+        self.at.segments(w, tile, |w, segment| self.segment(w, segment))
     }
 
     fn segment(&self, w: &mut Writer, segment: &Segment) -> Result<(), CodegenError> {
-        let place = self.place(w);
+        let thread = w.thread();
+        let place = Place::of(w, thread, self.queries_of_group());
         self.bring_queries(w, segment, place)?;
         self.bring(w, segment, place, segment.first_page)?;
         let asked: Vec<Vec<Asked>> = (0..u64::from(self.schedule.row_tiles))
-            .map(|tile| {
-                (0..2)
-                    .map(|half| {
-                        let behind = w.int((tile * QUERIES + half * KEYS) as i64, I32);
-                        let query = w.add(place.first_query, place.eighth);
-                        let query = w.add(query, behind);
-                        let query = w.widen_unsigned(query, Elem::I64);
-                        let (row, head) = self.at.locate(w, segment.tile, segment.from, segment.n, query);
-                        let query = self.at.enter_row(w, row);
-                        self.at.asked(w, query, head)
-                    })
-                    .collect()
-            })
+            .map(|tile| self.at.asked_of_tile(w, segment, place, tile * QUERIES))
             .collect();
-        let bounds = self.bounds(w, &asked);
+        let bounds = Bounds::of(w, asked.iter().flatten());
         let zero = w.int(0, I32);
         let is_first = w.cmp(Cmp::Eq, place.quarter, zero);
         let tiles = self.at.spec.value_dim / KEYS;
@@ -203,40 +139,21 @@ impl<'k> Staged<'k> {
             let first = w.resize(first_key, Elem::I32);
             let tokens = w.int(self.at.spec.page_tokens as i64, I32);
             let end = w.add(first, tokens);
-            let begins = w.cmp(Cmp::Lt, first, bounds.some[1]);
-            let ends = w.cmp(Cmp::Gt, end, bounds.some[0]);
-            let sees = w.and(begins, ends);
-            let whole = (!self.at.span.has_gaps).then(|| {
-                let after = w.cmp(Cmp::Ge, first, bounds.all[0]);
-                let before = w.cmp(Cmp::Le, end, bounds.all[1]);
-                w.and(after, before)
-            });
+            let sees = bounds.see(w, first, end);
+            let whole = (!self.at.span.has_gaps).then(|| bounds.see_all(w, first, end));
             let stage = self.stage_of(w, segment, page);
             w.if_else(sees, list, |w| self.page(w, place, &asked, (first_key, stage, whole), list))
         })?;
         w.wait_for_copies(0);
         // Where there is no page, others may still bring queries.
         w.sync();
-        self.leave(w, segment, place, &list)?;
+        let leaving =
+            Leaving { shared: self.shared, stride: self.layout.query_stride, queries: self.queries_of_group() };
+        // The queries of a group are read by no other.
+        w.sync_group();
+        self.at.leave(w, segment, place, leaving, &list)?;
         w.sync();
         Ok(())
-    }
-
-    /// Which keys the queries of a group see, at least one of them and all.
-    fn bounds(&self, w: &mut Writer, asked: &[Vec<Asked>]) -> Bounds {
-        let all: Vec<&Asked> = asked.iter().flatten().collect();
-        let over = |w: &mut Writer, of: fn(&Asked) -> Val, largest: bool| {
-            let own = all[1..].iter().fold(of(all[0]), |a, b| {
-                let b = of(b);
-                if largest { w.max(a, b) } else { w.min(a, b) }
-            });
-            let own = w.splat(own, 32);
-            if largest { w.reduce_max(own) } else { w.reduce_min(own) }
-        };
-        Bounds {
-            some: [over(w, |a| a.from, false), over(w, |a| a.to, true)],
-            all: [over(w, |a| a.from, true), over(w, |a| a.to, false)],
-        }
     }
 
     /// One page for the queries of a group: `whole`, all of them see all of it.
@@ -257,19 +174,7 @@ impl<'k> Staged<'k> {
         let (mut weights, mut held) = (Vec::new(), Vec::new());
         for (tile, (asked, products)) in asked.iter().zip(products).enumerate() {
             let scores = self.at.scored(w, asked, (own_key, products))?;
-            let hide = |w: &mut Writer, scores: &[Four]| {
-                let seen = self.at.seen(w, asked, own_key, scores.len() as u64)?;
-                Ok::<Vec<Four>, CodegenError>(self.at.hide(w, scores, &seen, asked.len()))
-            };
-            let scores = match whole {
-                None => hide(w, &scores)?,
-                Some(whole) => {
-                    let one = w.int(1, whole.ty);
-                    let cut = w.xor(whole, one);
-                    let flat = w.if_else(cut, &scores.concat(), |w| Ok(hide(w, &scores)?.concat()))?;
-                    fours(&flat)
-                }
-            };
+            let scores = self.at.seen_alone(w, asked, (own_key, scores), whole)?;
             let of_list = Held::of(&list[tile * of_tile..(tile + 1) * of_tile], asked.len());
             let (of_weights, of_held) = self.at.weights(w, &scores, of_list);
             weights.push(of_weights);

@@ -222,71 +222,115 @@ impl Attention<'_> {
 
     /// One step of the softmaxes: scores to the weights of values, and what is held of the queries to go with them.
     pub(super) fn weights(&self, w: &mut Writer, scores: &[Four], held: Held) -> (Vec<Weights>, Held) {
-        let queries = held.maxima.len();
+        let (maxima, any) = self.raised(w, scores, &held.maxima);
+        let kept = Held { maxima: Vec::new(), ..held.clone() }.list();
+        let scaled = w.if_else(any, &kept, |w| {
+            let decay = decay(w, &held.maxima, &maxima);
+            let totals = held.totals.iter().zip(&decay).map(|(total, decay)| w.mul(*total, *decay)).collect();
+            let out = scaled(w, &held.out, &decay);
+            Ok(Held { maxima: Vec::new(), totals, out }.list())
+        });
+        // The body cannot fail.
+        let scaled = scaled.unwrap_or(kept);
+        let held = Held::without_maxima(&scaled, maxima.len());
+        let (weights, totals) = self.exponentials(w, scores, &maxima, &held.totals);
+        (narrowed(w, &weights, maxima.len()), Held { maxima, totals, ..held })
+    }
+
+    /// The same for who scales what is relative to maxima later: by `decay`, where there is `any`.
+    pub(super) fn step(&self, w: &mut Writer, scores: &[Four], maxima: &[Val]) -> Step {
+        let (raised, any) = self.raised(w, scores, maxima);
+        let decay = decay(w, maxima, &raised);
+        let zero = w.f32(0.0, 0);
+        let (weights, sums) = self.exponentials(w, scores, &raised, &vec![zero; maxima.len()]);
+        Step { weights, maxima: raised, sums, any, decay }
+    }
+
+    /// Weights relative to maxima, in place of scores, and sums to which they are added.
+    fn exponentials(&self, w: &mut Writer, scores: &[Four], maxima: &[Val], totals: &[Val]) -> (Vec<Four>, Vec<Val>) {
         let factor = self.factor().unwrap_or(std::f64::consts::LOG2_E);
-        let held = self.raise(w, scores, factor, held);
         let zero = w.f32(0.0, 0);
         let factor = w.f32(factor, 0);
-        let minus: Vec<Val> = held.maxima.iter().map(|maximum| w.sub(zero, *maximum)).collect();
-        let mut totals = held.totals.clone();
-        let none = w.int(0, I32);
-        let mut pairs = Vec::new();
-        for four in scores {
-            let mut of_tile = [none; 2];
-            for query in 0..queries {
+        let minus: Vec<Val> = maxima.iter().map(|maximum| w.sub(zero, *maximum)).collect();
+        let mut totals = totals.to_vec();
+        let mut weights = scores.to_vec();
+        for four in &mut weights {
+            for (query, minus) in minus.iter().enumerate() {
                 let [low, high] = [0, 1].map(|i| {
-                    let x = w.fma(four[2 * query + i], factor, minus[query]);
+                    let x = w.fma(four[2 * query + i], factor, *minus);
                     w.quick_exp2(x)
                 });
                 let both = w.add(low, high);
                 totals[query] = w.add(totals[query], both);
-                of_tile[query] = w.narrow_pair(low, high);
+                (four[2 * query], four[2 * query + 1]) = (low, high);
             }
-            pairs.push(of_tile);
         }
-        let weights = pairs.chunks_exact(2).map(|two| [two[0][0], two[0][1], two[1][0], two[1][1]]).collect();
-        (weights, Held { totals, ..held })
+        (weights, totals)
     }
 
-    /// Raises maxima that scores exceed by too much, and scales what is relative to them.
-    fn raise(&self, w: &mut Writer, scores: &[Four], factor: f64, held: Held) -> Held {
-        let queries = held.maxima.len();
+    /// Maxima, those that scores exceed by too much raised; and whether any is.
+    fn raised(&self, w: &mut Writer, scores: &[Four], maxima: &[Val]) -> (Vec<Val>, Val) {
+        let factor = self.factor().unwrap_or(std::f64::consts::LOG2_E);
         let (factor, margin) = (w.f32(factor, 0), w.f32(MARGIN, 0));
         let mut raised = Vec::new();
         let mut any: Option<Val> = None;
-        for query in 0..queries {
+        for (query, maximum) in maxima.iter().enumerate() {
             let mut of_query = scores.iter().flat_map(|four| [four[2 * query], four[2 * query + 1]]);
             let first = of_query.next().unwrap_or(factor);
             let highest = of_query.fold(first, |a, b| w.max(a, b));
             let highest = w.over_four(highest, Writer::max);
             let highest = w.mul(highest, factor);
-            let most = w.add(held.maxima[query], margin);
+            let most = w.add(*maximum, margin);
             let above = w.cmp(Cmp::Gt, highest, most);
-            raised.push(w.select(above, highest, held.maxima[query]));
+            raised.push(w.select(above, highest, *maximum));
             any = Some(any.map_or(above, |any| w.or(any, above)));
         }
-        let Some(any) = any else { return held };
-        let kept = Held { maxima: Vec::new(), ..held.clone() }.list();
-        let scaled = w.if_else(any, &kept, |w| {
-            let decay: Vec<Val> = (0..queries)
-                .map(|query| {
-                    let by = w.sub(held.maxima[query], raised[query]);
-                    w.quick_exp2(by)
-                })
-                .collect();
-            let totals = (0..queries).map(|query| w.mul(held.totals[query], decay[query])).collect();
-            let out = held.out.iter().map(|four| {
-                let mut four = *four;
-                for (e, x) in four.iter_mut().enumerate().take(2 * queries) {
-                    *x = w.mul(*x, decay[e / 2]);
-                }
-                four
-            });
-            let out = out.collect();
-            Ok(Held { maxima: Vec::new(), totals, out }.list())
-        });
-        // The body cannot fail.
-        let scaled = scaled.unwrap_or(kept);
-        Held { maxima: raised, ..Held::without_maxima(&scaled, queries) }
+        let any = any.unwrap_or_else(|| w.int(0, Ty::scalar(Elem::I1)));
+        (raised, any)
     }
+}
+
+/// What a step of the softmaxes gives.
+pub(super) struct Step {
+    pub(super) weights: Vec<Four>,
+    pub(super) maxima: Vec<Val>,
+    /// Of these weights.
+    pub(super) sums: Vec<Val>,
+    pub(super) any: Val,
+    pub(super) decay: Vec<Val>,
+}
+
+/// What is relative to maxima is scaled by this when they are raised.
+fn decay(w: &mut Writer, maxima: &[Val], raised: &[Val]) -> Vec<Val> {
+    let mut decay = Vec::new();
+    for (maximum, raised) in maxima.iter().zip(raised) {
+        let by = w.sub(*maximum, *raised);
+        decay.push(w.quick_exp2(by));
+    }
+    decay
+}
+
+/// Results of as many queries as there are factors, times these.
+pub(super) fn scaled(w: &mut Writer, out: &[Four], factors: &[Val]) -> Vec<Four> {
+    let mut out = out.to_vec();
+    for four in &mut out {
+        for (e, x) in four.iter_mut().enumerate().take(2 * factors.len()) {
+            *x = w.mul(*x, factors[e / 2]);
+        }
+    }
+    out
+}
+
+/// Weights of so many queries rounded to bf16, for a product with values.
+pub(super) fn narrowed(w: &mut Writer, weights: &[Four], queries: usize) -> Vec<Weights> {
+    let none = w.int(0, I32);
+    let mut pairs = Vec::new();
+    for four in weights {
+        let mut of_tile = [none; 2];
+        for (query, pair) in of_tile.iter_mut().enumerate().take(queries) {
+            *pair = w.narrow_pair(four[2 * query], four[2 * query + 1]);
+        }
+        pairs.push(of_tile);
+    }
+    pairs.chunks_exact(2).map(|two| [two[0][0], two[0][1], two[1][0], two[1][1]]).collect()
 }

@@ -78,7 +78,7 @@ impl Target for Cuda {
     }
 
     fn division(&self, spec: &AttentionSpec) -> Division {
-        schedule::division(spec)
+        schedule::division(&self.arch, spec)
     }
 
     fn phases(&self) -> Vec<Phase> {
@@ -107,7 +107,7 @@ impl Target for Cuda {
                 format!("{schedule:?} {:?}", schedule::product_machine(regime, s, &schedule))
             }
             KernelSpec::Attention(s) => {
-                let schedule = schedule::attention(steps, s);
+                let schedule = schedule::attention(&self.arch, steps, s);
                 format!("{schedule:?} {:?}", schedule::attention_machine(&schedule))
             }
             KernelSpec::Rows(_) => format!("{:?}", schedule::rows(regime)),
@@ -122,7 +122,7 @@ impl Target for Cuda {
         match spec {
             KernelSpec::Linear(s) => Tiling::of_linear(s, &schedule::linear(&self.arch, steps, s)),
             KernelSpec::Attention(s) => {
-                let schedule = schedule::attention(steps, s);
+                let schedule = schedule::attention(&self.arch, steps, s);
                 let tiles_per_block = schedule.tiles_per_block(s.kv_heads, s.heads / s.kv_heads);
                 Tiling { rows_per_tile: schedule.rows_per_tile, tiles_per_block }
             }
@@ -144,7 +144,7 @@ impl Target for Cuda {
                 linear::emit(SYMBOL, s, &self.on(schedule::product_machine(regime, s, &schedule)), &schedule)?
             }
             KernelSpec::Attention(s) => {
-                let schedule = schedule::attention(steps, s);
+                let schedule = schedule::attention(&self.arch, steps, s);
                 shared_bytes = attention::shared_bytes(s, &schedule);
                 attention::emit(SYMBOL, s, &self.on(schedule::attention_machine(&schedule)), &schedule)?
             }

@@ -4,12 +4,12 @@ use xfc_lang::graph::DType;
 use xfc_runtime::artifact::manifest::When;
 
 use super::arch::{Arch, LAUNCHED_BYTES};
-use crate::mlir::attention::{shared_bytes, tensors};
+use crate::mlir::attention::{shared_bytes, teams, tensors};
 use crate::mlir::linear::tiles;
 use crate::mlir::machine::{ByteDot, ByteTileDot, Machine, PairDot, TeamDot, TileDot};
 use crate::mlir::schedule::{
-    AttentionSchedule, DividedSchedule, LinearSchedule, RowsSchedule, StagedSchedule, TeamSchedule, TensorSchedule,
-    TileSchedule,
+    AttentionSchedule, AttentionTeams, DividedSchedule, LinearSchedule, RowsSchedule, StagedSchedule, TeamRegisters,
+    TeamSchedule, TensorSchedule, TileSchedule,
 };
 use crate::plan::kernel::{AttentionSpec, Division, LinearSpec, dtype_bytes};
 use crate::target::cpu::schedule::Regime;
@@ -124,12 +124,16 @@ pub(super) fn machine(threads: u32) -> Machine {
     }
 }
 
+/// Warps of which teams multiply. Their stages are most of the shared memory, so that no second block fits beside it.
+fn team_machine(groups: u32) -> Machine {
+    let team_dot = Some(TeamDot("wgmma.mma_async.sync.aligned.m64n", "k16.f32.bf16.bf16"));
+    Machine { groups, side_by_side: 1, team_dot, ..machine(WARP) }
+}
+
 /// Warps that divide the inputs of a product, or its rows.
 pub(super) fn product_machine(regime: Regime, spec: &LinearSpec, schedule: &LinearSchedule) -> Machine {
     if let Some(teams) = schedule.tiles.and_then(|tiles| tiles.teams) {
-        // Its stages are most of the shared memory, so that no second block fits beside it.
-        let team_dot = Some(TeamDot("wgmma.mma_async.sync.aligned.m64n", "k16.f32.bf16.bf16"));
-        return Machine { groups: teams.groups(), side_by_side: 1, team_dot, ..machine(WARP) };
+        return team_machine(teams.groups());
     }
     // Few rows are bound by memory: the more warps, the more of it is asked for at a time.
     let groups = if regime == Regime::Many { 4 } else { 8 };
@@ -269,9 +273,9 @@ const SPARE_BYTES: u64 = 4 << 10;
 const SHARED_BYTES: u64 = 48 << 10;
 
 /// How the keys of a query are divided in steps of few rows.
-pub(super) fn division(spec: &AttentionSpec) -> Division {
+pub(super) fn division(arch: &Arch, spec: &AttentionSpec) -> Division {
     // Sequences that begin have few keys where a step has few rows.
-    let is_divided = matches!(attention(Steps::One, spec).tensors, Some(TensorSchedule::Divided(_)));
+    let is_divided = matches!(attention(arch, Steps::One, spec).tensors, Some(TensorSchedule::Divided(_)));
     if !is_divided || spec.when == Some(When::FromStart) {
         return Division::NONE;
     }
@@ -280,12 +284,14 @@ pub(super) fn division(spec: &AttentionSpec) -> Division {
 }
 
 /// The schedule of attention: where tensor cores do not multiply, a warp a head and row.
-pub(super) fn attention(steps: Steps, spec: &AttentionSpec) -> AttentionSchedule {
-    let by_row = AttentionSchedule { lanes: WARP, rows_per_tile: 1, heads_per_tile: 1, blocks: None, tensors: None };
+pub(super) fn attention(arch: &Arch, steps: Steps, spec: &AttentionSpec) -> AttentionSchedule {
+    let by_row = BY_ROW;
     if !tensors::fits(spec) {
         return by_row;
     }
-    let group = spec.heads / spec.kv_heads;
+    if let Some(schedule) = attention_of_teams(arch, steps, spec) {
+        return schedule;
+    }
     // Of two tiles the results of narrow values fill the registers of a thread.
     let row_tiles = match spec.value_dim {
         n if steps.is_divided() || n > WIDEST => &[][..],
@@ -295,13 +301,7 @@ pub(super) fn attention(steps: Steps, spec: &AttentionSpec) -> AttentionSchedule
     for &row_tiles in row_tiles {
         let staged = TensorSchedule::Staged(StagedSchedule { groups: ATTENTION_WARPS, row_tiles });
         let queries = u64::from(16 * ATTENTION_WARPS * row_tiles);
-        let heads = group.div_ceil(group.div_ceil(queries));
-        let schedule = AttentionSchedule {
-            rows_per_tile: queries / heads,
-            heads_per_tile: queries,
-            tensors: Some(staged),
-            ..by_row
-        };
+        let schedule = of_queries(spec, queries, staged);
         if shared_bytes(spec, &schedule) <= LAUNCHED_BYTES {
             return schedule;
         }
@@ -321,6 +321,43 @@ pub(super) fn attention(steps: Steps, spec: &AttentionSpec) -> AttentionSchedule
     if shared_bytes(spec, &schedule) <= LAUNCHED_BYTES { schedule } else { by_row }
 }
 
+/// A warp a head and row.
+const BY_ROW: AttentionSchedule =
+    AttentionSchedule { lanes: WARP, rows_per_tile: 1, heads_per_tile: 1, blocks: None, tensors: None };
+
+/// Where tiles have so many queries.
+fn of_queries(spec: &AttentionSpec, queries: u64, tensors: TensorSchedule) -> AttentionSchedule {
+    let group = spec.heads / spec.kv_heads;
+    let heads = group.div_ceil(group.div_ceil(queries));
+    AttentionSchedule { rows_per_tile: queries / heads, heads_per_tile: queries, tensors: Some(tensors), ..BY_ROW }
+}
+
+/// The schedule of attention of many rows where teams of warps multiply.
+fn attention_of_teams(arch: &Arch, steps: Steps, spec: &AttentionSpec) -> Option<AttentionSchedule> {
+    let dims = [spec.key_dim, spec.value_dim];
+    let fits = spec.value_in_key.is_none() && dims.iter().all(|dim| teams::fits(*dim) && *dim <= WIDEST);
+    if !arch.teams || steps.is_divided() || !fits {
+        return None;
+    }
+    // Scores of a block, weights of the one before and results share the registers of a thread.
+    let keys = if spec.value_dim > WIDEST / 2 { 64 } else { 128 };
+    let of = |stages| {
+        let teams = AttentionTeams { teams: 2, bringing: TeamSchedule::GROUPS, keys, stages, registers: REGISTERS };
+        of_queries(spec, teams.queries(), TensorSchedule::Teams(teams))
+    };
+    let fits = |schedule: &AttentionSchedule| shared_bytes(spec, schedule) + SPARE_SHARED <= arch.launched_bytes;
+    ATTENTION_STAGES.into_iter().map(of).find(fits)
+}
+
+/// Registers of the three teams of an attention: together as many as there are.
+const REGISTERS: TeamRegisters = TeamRegisters { all: 168, multiplying: 224, bringing: 56 };
+
+/// Stages of such an attention, the best first.
+const ATTENTION_STAGES: [u64; 3] = [4, 3, 2];
+
+/// Shared memory that its code asks for itself.
+const SPARE_SHARED: u64 = 512;
+
 /// Warps of an attention by tensor cores.
 const ATTENTION_WARPS: u32 = 4;
 
@@ -328,6 +365,7 @@ const ATTENTION_WARPS: u32 = 4;
 pub(super) fn attention_machine(schedule: &AttentionSchedule) -> Machine {
     match schedule.tensors {
         None => machine(schedule.lanes),
+        Some(TensorSchedule::Teams(teams)) => team_machine(teams.groups()),
         // Results fill the registers of threads.
         Some(_) => Machine { groups: ATTENTION_WARPS, side_by_side: 2, ..machine(schedule.lanes) },
     }

@@ -1,28 +1,41 @@
-//! How results leave.
+//! How the results of a [segment](super::segment) leave: those in bf16 by way of shared memory, those in f32 from registers, four threads a sector.
 
 use xfc_lang::graph::DType;
 
-use super::{I32, Place, Segment, Staged};
+use super::Attention;
+use super::segment::{Place, Segment};
+use super::tensors::{Held, KEYS, QUERIES};
 use crate::error::CodegenError;
-use crate::mlir::attention::tensors::{Held, KEYS, QUERIES};
 use crate::mlir::expr::elem_of;
 use crate::mlir::writer::{Cmp, Elem, Ty, Val, Writer};
 
-impl Staged<'_> {
-    /// Divides results by the sums of weights and stores them.
+const I32: Ty = Ty::scalar(Elem::I32);
+
+/// Where the results of a group pass through shared memory.
+#[derive(Clone, Copy)]
+pub(super) struct Leaving {
+    pub(super) shared: Val,
+    /// Bytes from one query's results to the next.
+    pub(super) stride: u64,
+    /// Queries of a group.
+    pub(super) queries: u64,
+}
+
+impl Attention<'_> {
+    /// Divides results by the sums of weights and stores them. `list`: what a thread holds of each tile of its group.
     pub(super) fn leave(
         &self,
         w: &mut Writer,
         segment: &Segment,
         place: Place,
+        leaving: Leaving,
         list: &[Val],
     ) -> Result<(), CodegenError> {
         let (zero, one) = (w.f32(0.0, 0), w.f32(1.0, 0));
-        let is_narrow = self.at.results.elem == DType::BF16;
-        // The queries of a group are read by no other.
-        w.sync_group();
-        let of_tile = list.len() / self.schedule.row_tiles as usize;
-        for tile in 0..self.schedule.row_tiles as usize {
+        let is_narrow = self.results.elem == DType::BF16;
+        let tiles = (leaving.queries / QUERIES) as usize;
+        let of_tile = list.len() / tiles;
+        for tile in 0..tiles {
             let held = Held::of(&list[tile * of_tile..(tile + 1) * of_tile], 2);
             for half in 0..2 {
                 let total = w.over_four(held.totals[half], Writer::add);
@@ -40,13 +53,13 @@ impl Staged<'_> {
                 let query = w.add(query, behind);
                 let query = w.widen_unsigned(query, Elem::I64);
                 if is_narrow {
-                    self.leave_narrow(w, place, query, &pairs);
+                    leaving.narrow(w, place, query, &pairs);
                 } else {
                     self.leave_wide(w, segment, place, query, &pairs)?;
                 }
             }
         }
-        if is_narrow { self.store_narrow(w, segment, place) } else { Ok(()) }
+        if is_narrow { self.store_narrow(w, segment, place, leaving) } else { Ok(()) }
     }
 
     /// Stores what a thread holds of a query's results, which are in f32.
@@ -58,10 +71,10 @@ impl Staged<'_> {
         query: Val,
         pairs: &[[Val; 2]],
     ) -> Result<(), CodegenError> {
-        let results = &self.at.results;
+        let results = &self.results;
         let there = w.cmp(Cmp::Lt, query, segment.n);
         w.if_then(there, |w| {
-            let (row, head) = self.at.locate(w, segment.tile, segment.from, segment.n, query);
+            let (row, head) = self.locate(w, segment.tile, segment.from, segment.n, query);
             let to = w.row(results.out, row, 4);
             let to = w.element(to, head, results.dim * 4);
             let own = w.widen_unsigned(place.quarter, Elem::I64);
@@ -76,30 +89,24 @@ impl Staged<'_> {
         })
     }
 
-    /// Brings what a thread holds of a query's results, rounded to bf16, to the query's place in shared memory.
-    fn leave_narrow(&self, w: &mut Writer, place: Place, query: Val, pairs: &[[Val; 2]]) {
-        let row = w.element(self.shared, query, self.layout.query_stride);
-        let own = w.widen_unsigned(place.quarter, Elem::I64);
-        let own = w.element(row, own, 2 * 2);
-        for (n, [low, high]) in pairs.iter().enumerate() {
-            let at = w.offset_const(own, n as u64 * KEYS * 2);
-            let pair = w.narrow_pair(*low, *high);
-            w.store_own(pair, at);
-        }
-    }
-
     /// Stores the results of a group that lie in shared memory.
-    fn store_narrow(&self, w: &mut Writer, segment: &Segment, place: Place) -> Result<(), CodegenError> {
-        let results = &self.at.results;
+    fn store_narrow(
+        &self,
+        w: &mut Writer,
+        segment: &Segment,
+        place: Place,
+        leaving: Leaving,
+    ) -> Result<(), CodegenError> {
+        let results = &self.results;
         let elem = elem_of(results.elem, Elem::I64)?;
         w.sync_group();
         let first = w.widen_unsigned(place.first_query, Elem::I64);
-        let n = w.i64(self.queries_of_group() as i64);
+        let n = w.i64(leaving.queries as i64);
         let end = w.add(first, n);
         let end = w.min(end, segment.n);
         w.for_loop(first, end, 1, &[], |w, query, _| {
-            let (row, head) = self.at.locate(w, segment.tile, segment.from, segment.n, query);
-            let from = w.element(self.shared, query, self.layout.query_stride);
+            let (row, head) = self.locate(w, segment.tile, segment.from, segment.n, query);
+            let from = w.element(leaving.shared, query, leaving.stride);
             let masks = results.masks(w);
             let vectors: Vec<Val> = masks
                 .into_iter()
@@ -119,5 +126,19 @@ impl Staged<'_> {
             Ok(vec![])
         })?;
         Ok(())
+    }
+}
+
+impl Leaving {
+    /// Brings what a thread holds of a query's results, rounded to bf16, to the query's place in shared memory.
+    fn narrow(self, w: &mut Writer, place: Place, query: Val, pairs: &[[Val; 2]]) {
+        let row = w.element(self.shared, query, self.stride);
+        let own = w.widen_unsigned(place.quarter, Elem::I64);
+        let own = w.element(row, own, 2 * 2);
+        for (n, [low, high]) in pairs.iter().enumerate() {
+            let at = w.offset_const(own, n as u64 * KEYS * 2);
+            let pair = w.narrow_pair(*low, *high);
+            w.store_own(pair, at);
+        }
     }
 }
