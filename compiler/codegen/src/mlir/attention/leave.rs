@@ -31,6 +31,8 @@ impl Attention<'_> {
         leaving: Leaving,
         list: &[Val],
     ) -> Result<(), CodegenError> {
+        // What results pass through is found where it is needed: known ahead, it would take registers from the products.
+        let place = Place { first_query: w.anew(place.first_query), ..place };
         let (zero, one) = (w.f32(0.0, 0), w.f32(1.0, 0));
         let is_narrow = self.results.elem == DType::BF16;
         let tiles = (leaving.queries / QUERIES) as usize;
