@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use xfc_codegen::driver::{Options, compile};
-use xfc_codegen::kernels::Known;
+use xfc_codegen::kernels::{Known, build_of};
 use xfc_codegen::target;
 use xfc_runtime::artifact::Artifact;
 use xfc_runtime::cache::SequenceId;
@@ -19,6 +19,7 @@ use xfc_runtime::step::{InputData, StepInput, StepOutput, Wanted};
 use xfc_runtime::weights::Checkpoint;
 
 use crate::case::{Case, Layout};
+use crate::command::path;
 use crate::{Result, model};
 
 /// The targets that every machine that runs the tests can compile for.
@@ -39,6 +40,7 @@ pub fn kernels() -> &'static Path {
         // Of another process that had this number.
         let _ = fs::remove_dir_all(&own);
         fs::create_dir_all(&own).expect("a folder can be made beside the commands");
+        fs::write(own.join(Known::BUILD), build()).expect("a file can be written there");
         own
     });
     &FOLDER
@@ -46,8 +48,14 @@ pub fn kernels() -> &'static Path {
 
 /// What is in that folder.
 pub fn known() -> &'static Arc<Known> {
-    static KNOWN: LazyLock<Arc<Known>> = LazyLock::new(|| Arc::new(Known::in_folder(kernels().to_owned())));
+    static KNOWN: LazyLock<Arc<Known>> =
+        LazyLock::new(|| Arc::new(Known::in_folder(kernels().to_owned(), &build()).unwrap_or_default()));
     &KNOWN
+}
+
+/// The build of the commands, which is that of the suite.
+fn build() -> String {
+    path("xfc").map(|xfc| build_of(&xfc)).unwrap_or_default()
 }
 
 /// Compiling as ever, but for kernels that are known.

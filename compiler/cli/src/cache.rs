@@ -6,6 +6,7 @@ use std::fs::File;
 use std::path::PathBuf;
 
 use xfc_codegen::driver;
+use xfc_codegen::kernels::build_of;
 use xfc_codegen::target::Target;
 use xfc_runtime::artifact::container::Artifact;
 use xfc_runtime::folder::{CacheFolder, Kind, lock_of};
@@ -67,7 +68,6 @@ fn key(loaded: &Loaded, targets: &[Box<dyn Target>]) -> String {
 
 /// Tells builds of the compiler apart: its version, and the size and time of its file.
 pub(crate) fn compiler_build() -> String {
-    let meta = std::env::current_exe().and_then(std::fs::metadata).ok();
-    let stamp = meta.map(|m| (m.len(), m.modified().ok()));
-    format!("\nxfc {} {stamp:?}", env!("CARGO_PKG_VERSION"))
+    let stamp = std::env::current_exe().map(|program| build_of(&program)).unwrap_or_default();
+    format!("\nxfc {} {stamp}", env!("CARGO_PKG_VERSION"))
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use xfc_check::gguf::facts;
 use xfc_codegen::driver;
-use xfc_codegen::kernels::Known;
+use xfc_codegen::kernels::{Known, build_of};
 use xfc_codegen::target::{self, Target};
 use xfc_lang::arch::{ignored, nearest};
 use xfc_lang::diagnostic::{Code, Report, all_closest, did_you_mean};
@@ -352,6 +352,8 @@ impl ModelArgs {
                 ));
             }
         };
+        // Of what is known there is no text to dump.
+        let dump = std::env::var_os("XFC_DUMP").map(PathBuf::from);
         Ok(driver::Options {
             dtype: match self.dtype {
                 DTypeArg::F32 => DType::F32,
@@ -360,9 +362,16 @@ impl ModelArgs {
             cache: self.kv_cache_dtype.map(cache),
             quant,
             skip_passes: self.skip_pass.clone(),
-            dump: std::env::var_os("XFC_DUMP").map(PathBuf::from),
-            known: std::env::var_os("XFC_KERNELS_DIR").map(|folder| Arc::new(Known::in_folder(folder.into()))),
+            known: if dump.is_none() { known() } else { None },
+            dump,
             ..driver::Options::default()
         })
     }
+}
+
+/// Kernels that other commands of a run of the tests compiled: in a folder that was made for this build.
+fn known() -> Option<Arc<Known>> {
+    let folder = std::env::var_os("XFC_KERNELS_DIR").filter(|folder| !folder.is_empty())?;
+    let build = build_of(&std::env::current_exe().ok()?);
+    Known::in_folder(folder.into(), &build).map(Arc::new)
 }

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -58,9 +58,13 @@ pub struct Known {
 }
 
 impl Known {
-    /// Kept as files in a folder that exists, for several processes of one build of xfc: nothing in it tells builds apart.
-    pub fn in_folder(folder: PathBuf) -> Self {
-        Known { kernels: Mutex::default(), folder: Some(folder) }
+    /// The file in such a folder that says of which build of xfc it is: what [`build_of`] says.
+    pub const BUILD: &str = "build";
+
+    /// Kept as files in a folder, for several processes of one build of xfc; `None` where the folder is of another.
+    pub fn in_folder(folder: PathBuf, build: &str) -> Option<Self> {
+        let same = fs::read_to_string(folder.join(Self::BUILD)).is_ok_and(|of| of == build);
+        same.then(|| Known { kernels: Mutex::default(), folder: Some(folder) })
     }
 
     /// The file of what is made of `key`; two hashes of 64 bits are as good as the key.
@@ -77,8 +81,14 @@ impl Known {
         if keep == Keep::default()
             && let Some(file) = self.file(key)
         {
-            let object = fs::read(file).ok()?;
-            return Some(Compiled { object, ..Compiled::default() });
+            // Its hash comes before it.
+            let object = fs::read(file).ok().and_then(|mut bytes| {
+                let object = (bytes.len() >= HASH_BYTES).then(|| bytes.split_off(HASH_BYTES))?;
+                (bytes == hash_of(&object)).then_some(object)
+            });
+            if let Some(object) = object {
+                return Some(Compiled { object, ..Compiled::default() });
+            }
         }
         self.kernels.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
     }
@@ -87,15 +97,33 @@ impl Known {
         if keep == Keep::default()
             && let Some(file) = self.file(&key)
         {
-            // Whole or not there; where it cannot be written, it is compiled again.
+            // Whole or not there; what cannot be written this process alone knows.
             static WRITTEN: AtomicUsize = AtomicUsize::new(0);
             let number = WRITTEN.fetch_add(1, Ordering::Relaxed);
             let part = file.with_extension(format!("{}-{number}", std::process::id()));
-            let _ = fs::write(&part, &code.object).and_then(|()| fs::rename(&part, file));
-            return;
+            let bytes = [&hash_of(&code.object)[..], &code.object].concat();
+            if fs::write(&part, bytes).and_then(|()| fs::rename(&part, file)).is_ok() {
+                return;
+            }
+            let _ = fs::remove_file(part);
         }
         self.kernels.lock().unwrap_or_else(PoisonError::into_inner).insert(key, code.clone());
     }
+}
+
+/// Bytes of the hash of an object.
+const HASH_BYTES: usize = 8;
+
+fn hash_of(object: &[u8]) -> [u8; HASH_BYTES] {
+    let mut hasher = DefaultHasher::new();
+    object.hash(&mut hasher);
+    hasher.finish().to_le_bytes()
+}
+
+/// What tells builds of a program apart: the size and the time of its file.
+pub fn build_of(program: &Path) -> String {
+    let stamp = fs::metadata(program).ok().map(|meta| (meta.len(), meta.modified().ok()));
+    format!("{stamp:?}")
 }
 
 /// A plan and its code for one target.

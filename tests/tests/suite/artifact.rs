@@ -31,18 +31,26 @@ fn kernels_of_a_folder_make_the_same_bytes() -> Result<()> {
     let folder = tempfile::tempdir()?;
     // Each as a process of its own would.
     let compiled = || {
-        let known = Some(Arc::new(Known::in_folder(folder.path().to_owned())));
+        let known = Known::in_folder(folder.path().to_owned(), "this").map(Arc::new);
+        assert!(known.is_some(), "the folder is of this build");
         fresh_artifact(&case, &["cpu"], &Options { known, ..Options::default() })
     };
+    fs::write(folder.path().join(Known::BUILD), "this")?;
     let fresh = fresh_artifact(&case, &["cpu"], &Options::default())?;
     assert!(compiled()? == fresh, "writing them makes another artifact");
     assert!(compiled()? == fresh, "reading them makes another artifact");
-    let mut files = 0;
-    for file in fs::read_dir(folder.path())? {
-        fs::write(file?.path(), "no object")?;
-        files += 1;
+    // What is no whole object is not taken, and written again.
+    let files = fs::read_dir(folder.path())?.map(|file| Ok(file?.path())).collect::<Result<Vec<_>>>()?;
+    assert!(files.len() > 3, "{files:?}");
+    let written = files.iter().map(fs::read).collect::<std::result::Result<Vec<_>, _>>()?;
+    for (file, bytes) in files.iter().zip(&written).filter(|(file, _)| !file.ends_with(Known::BUILD)) {
+        fs::write(file, &bytes[..bytes.len() / 2])?;
     }
-    assert!(files > 3 && compiled().is_err(), "{files} kernels are there, and not taken");
+    assert!(compiled()? == fresh, "halves of objects are taken");
+    for (file, bytes) in files.iter().zip(&written) {
+        assert!(fs::read(file)? == *bytes, "{}", file.display());
+    }
+    assert!(Known::in_folder(folder.path().to_owned(), "another").is_none(), "kernels of another build are taken");
     Ok(())
 }
 
