@@ -356,11 +356,11 @@ impl Batch {
             made.rows.extend((0..step.len()).map(|s| bounds(s)..bounds(s + 1)));
             let rows = bounds(step.len());
             made.data.resize(rows * made.row_len(), 0.0);
-            let mut rest = made.data.as_mut_slice();
+            let (threads, mut rest) = (workspace.host_threads(), made.data.as_mut_slice());
             workspace.read_output(index, rows as u64, &mut |bytes| {
                 let n = (bytes.len() / output.dtype.size_bytes()).min(rest.len());
                 let (values, behind) = std::mem::take(&mut rest).split_at_mut(n);
-                widen::to_f32(output, bytes, values);
+                widen::to_f32(output, bytes, values, threads);
                 rest = behind;
             })?;
         }

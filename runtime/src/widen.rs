@@ -2,29 +2,34 @@
 
 use crate::artifact::manifest::{DType, Output};
 use half::{bf16, f16};
+use std::sync::{Mutex, PoisonError};
 
 /// Values of an output that a thread converts, at least: fewer are done before another has begun.
 const VALUES_OF_THREAD: usize = 1 << 19;
 /// Most threads that convert: memory is the limit then.
 const MOST_THREADS: usize = 8;
 
-/// The values of an output's bytes, as many as there are places. Logits of many sequences are megabytes, which several threads convert.
-pub(crate) fn to_f32(output: &Output, bytes: &[u8], values: &mut [f32]) {
-    let (dtype, most) = (output.dtype, values.len() / VALUES_OF_THREAD);
-    if most < 2 {
+/// The values of an output's bytes, as many as there are places. Logits of many sequences are megabytes, which so many threads convert.
+pub(crate) fn to_f32(output: &Output, bytes: &[u8], values: &mut [f32], threads: usize) {
+    let dtype = output.dtype;
+    let threads = threads.min(MOST_THREADS).min(values.len() / VALUES_OF_THREAD);
+    if threads < 2 {
         return convert(dtype, bytes, values);
     }
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS).min(most);
     let part = values.len().div_ceil(threads);
-    let mut parts = bytes.chunks(part * dtype.size_bytes()).zip(values.chunks_mut(part));
-    let own = parts.next();
-    std::thread::scope(|scope| {
-        for (bytes, values) in parts {
-            scope.spawn(move || convert(dtype, bytes, values));
-        }
-        if let Some((bytes, values)) = own {
+    let parts = Mutex::new(bytes.chunks(part * dtype.size_bytes()).zip(values.chunks_mut(part)));
+    let work = || {
+        let next = || parts.lock().unwrap_or_else(PoisonError::into_inner).next();
+        while let Some((bytes, values)) = next() {
             convert(dtype, bytes, values);
         }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            // Where the system gives no thread, those that there are do its part.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, work);
+        }
+        work();
     });
 }
 
@@ -63,8 +68,11 @@ mod tests {
                 _ => number(i).to_le_bytes().to_vec(),
             };
             let mut values = vec![-1.0; n];
-            to_f32(&output, &(0..n).flat_map(bytes).collect::<Vec<_>>(), &mut values);
-            assert!(values.iter().enumerate().all(|(i, value)| *value == number(i)), "{n} of {dtype:?}");
+            for threads in [1, 2, 7] {
+                values.fill(-1.0);
+                to_f32(&output, &(0..n).flat_map(bytes).collect::<Vec<_>>(), &mut values, threads);
+                assert!(values.iter().enumerate().all(|(i, value)| *value == number(i)), "{n} of {dtype:?}");
+            }
         }
     }
 }

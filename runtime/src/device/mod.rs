@@ -251,6 +251,11 @@ pub trait Device: Debug + Send + Sync {
     /// Workers that share the tiles of a launch.
     fn n_workers(&self) -> usize;
 
+    /// Threads of the host that may work on what was read of it.
+    fn host_threads(&self) -> usize {
+        self.n_workers()
+    }
+
     /// Records the steps from now on, or stops doing so. A device that cannot record ignores it.
     fn record(&self, _recorder: Option<Arc<Recorder>>) {}
 

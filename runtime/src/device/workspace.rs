@@ -198,6 +198,11 @@ impl Workspace {
         Ok(())
     }
 
+    /// Threads of the host that may work on outputs.
+    pub(crate) fn host_threads(&self) -> usize {
+        self.device.host_threads()
+    }
+
     /// Shows `each` the bytes of the first `n` rows of output `index`, row after row without gaps, in pieces of whole elements.
     pub(crate) fn read_output(&self, index: usize, n: u64, each: &mut dyn FnMut(&[u8])) -> Result<()> {
         let output = &self.manifest.outputs[index];
