@@ -190,6 +190,8 @@ exports! {
     cuFuncGetAttribute(state, value: *mut i32, attribute: i32, function: *mut c_void) {
         match attribute {
             0 => put(value, state.most_threads(handle(function))?),
+            // As many as an assembler gives a block of 384 threads that has a processor of a GPU to itself.
+            4 => put(value, 168),
             _ => Err(code::INVALID_VALUE),
         }
     }

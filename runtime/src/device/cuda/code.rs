@@ -297,6 +297,19 @@ fn threads_of(text: &CStr) -> Option<u32> {
     numbers.try_fold(1, |product: u32, number| product.checked_mul(number?)).filter(|threads| *threads > 0)
 }
 
+/// Registers that a kernel's threads must have when it begins, where teams of them give some back for others to take (`setmaxnreg`): what both end with. With fewer
+/// those would wait for ever.
+fn registers_of(text: &CStr) -> Option<u32> {
+    let text = std::str::from_utf8(text.to_bytes()).ok()?;
+    let counts = |way: &str| -> Vec<u32> {
+        let instruction = format!("setmaxnreg.{way}.sync.aligned.u32");
+        let uses = text.split(&instruction).skip(1);
+        uses.filter_map(|rest| rest.split(';').next()?.trim().parse().ok()).collect()
+    };
+    let taken = counts("inc");
+    counts("dec").into_iter().find(|given| taken.contains(given))
+}
+
 /// Loads a module with one kernel: what the driver runs, and the PTX that it is of.
 pub(super) fn load(
     context: &Arc<Context>,
@@ -320,21 +333,29 @@ pub(super) fn load(
         shared_bytes: 0,
         waits: false,
     };
-    let found = || -> Result<(sys::CUfunction, i32), result::DriverError> {
+    let needed = registers_of(text);
+    let found = || -> Result<(sys::CUfunction, i32, Option<i32>), result::DriverError> {
         // SAFETY: the module was just loaded.
         let function = unsafe { result::module::get_function(module, SYMBOL.to_owned()) }?;
-        use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK;
+        use sys::CUfunction_attribute_enum::{CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK, CU_FUNC_ATTRIBUTE_NUM_REGS};
         // SAFETY: the function is the module's, which is loaded.
-        let most =
-            unsafe { result::function::get_function_attribute(function, CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK) }?;
-        Ok((function, most))
+        let read = |attribute| unsafe { result::function::get_function_attribute(function, attribute) };
+        let registers = needed.map(|_| read(CU_FUNC_ATTRIBUTE_NUM_REGS)).transpose()?;
+        Ok((function, read(CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?, registers))
     };
-    let (function, most) = found().map_err(|e| failed(&format!("loading kernel {name}"), e))?;
+    let (function, most, registers) = found().map_err(|e| failed(&format!("loading kernel {name}"), e))?;
     kernel.function = function;
     // The driver says how many the registers allow, which may be more than the code runs with, and never less where it can run.
     if i64::from(most) < i64::from(threads) {
         return Err(problem(format!(
             "kernel {name} runs {threads} threads in a block, of which this GPU has {most} at most"
+        )));
+    }
+    if let (Some(needed), Some(registers)) = (needed, registers)
+        && i64::from(registers) != i64::from(needed)
+    {
+        return Err(problem(format!(
+            "kernel {name} divides {needed} registers a thread among its teams, and the driver gave it {registers}: compile the model for cuda:sm_80, or update the driver"
         )));
     }
     Ok(kernel)
@@ -381,6 +402,15 @@ mod tests {
         for none in ["", ".maxntid 256\n", "// .reqntid 256\n", ".reqntid 0\n", ".reqntid many\n"] {
             assert_eq!(module(none), None, "{none:?}");
         }
+    }
+
+    #[test]
+    fn registers_are_those_that_teams_divide() {
+        let of = |text: &str| registers_of(&std::ffi::CString::new(text).unwrap());
+        let teams = "setmaxnreg.dec.sync.aligned.u32 56;\n setmaxnreg.inc.sync.aligned.u32 168;\n\
+                     setmaxnreg.inc.sync.aligned.u32 224;\n setmaxnreg.dec.sync.aligned.u32 168;\n";
+        assert_eq!(of(teams), Some(168));
+        assert_eq!(of("ret;"), None);
     }
 
     #[test]

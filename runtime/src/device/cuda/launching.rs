@@ -44,11 +44,10 @@ impl Overlap {
         self.is_on.load(Ordering::Relaxed)
     }
 
-    /// The driver refuses it: no launch begins early any more. Whether one could until now.
-    pub(super) fn end(&self) -> bool {
+    /// The driver refuses it: no launch begins early any more.
+    pub(super) fn end(&self) {
         let was_on = self.is_on.swap(false, Ordering::Relaxed);
         self.was_refused.fetch_or(was_on, Ordering::Relaxed);
-        was_on
     }
 
     /// What there is to say about it.

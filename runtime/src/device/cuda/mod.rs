@@ -197,9 +197,9 @@ impl CudaDevice {
         Ok(Memory::Device(DeviceMemory { address, bytes, owner: Box::new(memory) }))
     }
 
-    /// Gives the launches of a step to the stream, where they overlap if this driver lets them.
-    fn launch_all(&self, working: &Working, step: &Step<'_>) -> Result<()> {
-        (0..step.launches.len()).try_for_each(|number| self.launch(working, step, number, self.overlap.is_on()))
+    /// Gives the launches of a step to the stream, which may overlap.
+    fn launch_all(&self, working: &Working, step: &Step<'_>, overlaps: bool) -> Result<()> {
+        (0..step.launches.len()).try_for_each(|number| self.launch(working, step, number, overlaps))
     }
 
     /// Gives a launch of a step to the stream; where it `overlaps`, it is behind those before it and nothing else.
@@ -215,8 +215,8 @@ impl CudaDevice {
         let mut give = |is_early| unsafe { launching::give(&self.context, kernel, blocks, &mut arguments, is_early) };
         let is_early = overlaps && kernel.waits && number > 0;
         let given = match give(is_early) {
-            // In a recording this one is refused too.
-            Err(_) if is_early && self.overlap.end() => give(false),
+            // What fails otherwise too was not refused for that. In a recording it does.
+            Err(refused) if is_early => give(false).map(|()| self.overlap.end()).map_err(|_| refused),
             given => given,
         };
         given.map_err(|e| failed(&format!("launch {} of kernel {}", launch.index, kernel.name), e))
@@ -226,13 +226,14 @@ impl CudaDevice {
     fn record_graph(&self, working: &mut Working, step: &Step<'_>) -> Result<Graph> {
         let begin = Instant::now();
         // Nothing else is given to the stream until the recording ends: `working` is locked.
-        let record = || Graph::record(&self.context, || self.launch_all(working, step));
-        let overlapped = self.overlap.is_on();
-        let graph = match record() {
-            // What could not be recorded so is recorded as launches that follow one another.
-            Err(_) if overlapped => {
+        let record = |overlaps| Graph::record(&self.context, || self.launch_all(working, step, overlaps));
+        let overlaps = self.overlap.is_on();
+        let graph = match record(overlaps) {
+            // What could not be recorded so may be as launches that follow one another.
+            Err(_) if overlaps => {
+                let graph = record(false)?;
                 self.overlap.end();
-                record()?
+                graph
             }
             recorded => recorded?,
         };
@@ -332,6 +333,10 @@ impl Device for CudaDevice {
         1
     }
 
+    fn host_threads(&self) -> usize {
+        std::thread::available_parallelism().map_or(1, usize::from)
+    }
+
     fn record(&self, recorder: Option<Arc<Recorder>>) {
         *self.recorder.lock().unwrap_or_else(PoisonError::into_inner) = recorder;
     }
@@ -417,7 +422,7 @@ impl Device for CudaDevice {
             return self.run_recorded(working, step, &recorder);
         }
         if step.sizes.iter().any(|rows| *rows > RECORDED_ROWS) {
-            return self.launch_all(working, step);
+            return self.launch_all(working, step, self.overlap.is_on());
         }
         let key = Key::of(step);
         let graph = match working.graphs.get(&key) {

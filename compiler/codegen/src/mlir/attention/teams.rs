@@ -249,12 +249,15 @@ impl<'k> Teams<'k> {
         let bring = |w: &mut Writer| {
             w.set_registers(registers.bringing, false);
             own(w, Role::Brings)?;
+            // Registers are taken back when all have theirs, also where no tile had anything to do.
+            w.sync();
             w.set_registers(registers.all, true);
             Ok(())
         };
         let multiply = |w: &mut Writer| {
             w.set_registers(registers.multiplying, true);
             own(w, Role::Multiplies)?;
+            w.sync();
             w.set_registers(registers.all, false);
             Ok(())
         };
