@@ -32,7 +32,6 @@ pub mod teams;
 pub mod tensors;
 
 use xfc_lang::graph::{DType, Graph};
-use xfc_lang::ops::Core;
 use xfc_lang::passes::analysis::mask::{Span, span};
 use xfc_runtime::artifact::abi::offsets as abi;
 use xfc_runtime::artifact::manifest::When;
@@ -41,7 +40,7 @@ use self::blocks::Blocks;
 use self::divided::Divided;
 use self::results::Results;
 use self::staged::Staged;
-use self::tables::{Read, brings_integers};
+use self::tables::{Read, brings_integers, fits_i32};
 use self::teams::Teams;
 use super::expr::{cast, elem_of, scalar_graph, scalar_graph_with};
 use super::frame::{Buffer, CacheTable, RowSpace};
@@ -191,16 +190,6 @@ struct Attention<'a> {
     tables: Vec<Read<'a>>,
     /// Of positions in masks and scores.
     ints: Elem,
-}
-
-/// Whether every integer of a graph of scalars is a 32-bit one.
-fn fits_i32(graph: &Graph) -> bool {
-    graph.nodes().all(|node| match graph.op(node).as_core() {
-        Some(Core::Const { values }) if graph.types(node)[0].dtype == DType::I64 => {
-            values.iter().all(|v| v.abs() < f64::from(i32::MAX))
-        }
-        _ => true,
-    })
 }
 
 /// Rows `begin .. end` by some of the query heads, from `first_head` on, that read a head of keys and values. Where a tile has several heads of

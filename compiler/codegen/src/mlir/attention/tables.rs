@@ -1,6 +1,7 @@
 //! What masks, scores and sinks of an attention read besides positions: constants, weights, what a query brings and what is kept of keys.
 
-use xfc_lang::graph::DType;
+use xfc_lang::graph::{DType, Graph};
+use xfc_lang::ops::Core;
 
 use super::{Attention, Query};
 use crate::error::CodegenError;
@@ -157,4 +158,14 @@ impl Attention<'_> {
         let value = w.load(Ty::of(stored, self.lanes), at);
         cast(w, value, elem)
     }
+}
+
+/// Whether every integer of a graph of scalars is a 32-bit one.
+pub(super) fn fits_i32(graph: &Graph) -> bool {
+    graph.nodes().all(|node| match graph.op(node).as_core() {
+        Some(Core::Const { values }) if graph.types(node)[0].dtype == DType::I64 => {
+            values.iter().all(|v| v.abs() < f64::from(i32::MAX))
+        }
+        _ => true,
+    })
 }

@@ -194,7 +194,7 @@ pub fn attention(isa: &Isa, regime: Regime, spec: &AttentionSpec, set: &Attentio
     let rows_per_tile = match regime {
         Regime::One => 1,
         Regime::Few => 8,
-        // About 60 queries, so that a block of keys is worth fetching, in whole register tiles.
+        // So many queries that a block of keys is worth fetching, in whole register tiles.
         Regime::Many => {
             let whole = u64::from(queries) / gcd(u64::from(queries), heads);
             let tile_queries = if tiles { TILED_QUERIES } else { TILE_QUERIES };

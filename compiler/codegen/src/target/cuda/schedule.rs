@@ -339,8 +339,8 @@ fn attention_of_teams(arch: &Arch, steps: Steps, spec: &AttentionSpec) -> Option
     if !arch.teams || steps.is_divided() || !fits {
         return None;
     }
-    // Scores of a block, weights of the one before and results share the registers of a thread.
-    let keys = if spec.value_dim > WIDEST / 2 { 64 } else { 128 };
+    // Scores of a block, weights of the one before and results share the registers of a thread, with what masks and scores read.
+    let keys = if spec.value_dim > WIDEST / 2 || !spec.tables.is_empty() { 64 } else { 128 };
     let of = |stages| {
         let teams = AttentionTeams { teams: 2, bringing: TeamSchedule::GROUPS, keys, stages, registers: REGISTERS };
         of_queries(spec, teams.queries(), TensorSchedule::Teams(teams))
