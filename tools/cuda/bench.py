@@ -77,6 +77,8 @@ def said(text):
             entry = json.loads(line)
         except ValueError:
             continue
+        if not isinstance(entry, dict):
+            continue
         version = entry.get("torch", version)
         if "value" in entry:
             found[entry["name"]] = entry["value"]

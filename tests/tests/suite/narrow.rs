@@ -198,7 +198,8 @@ fn attention_in_any_shape() -> Result<()> {
     let one = wiring(
         5,
         5,
-        "  a = attend(queries, keys, values, causal)\n  b = attend(queries, keys, values, window(37))\n  return {a: a, b: b}\n",
+        "  a = attend(queries, keys, values, causal)\n  b = attend(queries, keys, values, window(37))\n\
+         \x20 c = attend(queries, keys, values, causal and (q_pos - k_pos) % 41 < 3, sinks = 0.5)\n  return {a: a, b: b, c: c}\n",
     );
     let grouped = wiring(
         6,
