@@ -13,7 +13,7 @@ use std::collections::HashMap;
 
 use super::Pass;
 use super::analysis::mask::reach;
-use super::matching::{binary, core, operand_if, remove_dead, uniform};
+use super::matching::{binary, core, operand_if, remove_dead, rewrite_nodes, uniform};
 use crate::graph::build::Builder;
 use crate::graph::{DType, Dim, Graph, NodeId, Program, Type, ValueId};
 use crate::ops::fused::Attention;
@@ -32,14 +32,7 @@ impl Pass for FuseAttention {
     }
 
     fn run(&self, program: &mut Program) -> bool {
-        let mut changed = false;
-        for graph in &mut program.graphs {
-            for node in graph.topological() {
-                changed |= rewrite(graph, node).is_some();
-            }
-            remove_dead(graph);
-        }
-        changed
+        rewrite_nodes(program, rewrite)
     }
 }
 

@@ -4,7 +4,7 @@
 //! after    y = expert_linear x, w, index {parts = 1, stacked = [], epilogue = (acc) { return acc }}
 
 use super::Pass;
-use super::matching::{is_weight_expression, remove_dead};
+use super::matching::{is_weight_expression, rewrite_nodes};
 use crate::graph::build::Builder;
 use crate::graph::{Dim, Graph, NodeId, Program, ValueId};
 use crate::ops::Core;
@@ -19,14 +19,7 @@ impl Pass for FuseExperts {
     }
 
     fn run(&self, program: &mut Program) -> bool {
-        let mut changed = false;
-        for graph in &mut program.graphs {
-            for node in graph.topological() {
-                changed |= rewrite(graph, node).is_some();
-            }
-            remove_dead(graph);
-        }
-        changed
+        rewrite_nodes(program, rewrite)
     }
 }
 

@@ -6,7 +6,7 @@
 //! With `sub x, (reduce_mean x)` for x it is a `layer_norm`, which also takes a bias.
 
 use super::Pass;
-use super::matching::{binary, core, is_constant, operand_if, remove_dead, uniform};
+use super::matching::{binary, core, is_constant, operand_if, rewrite_nodes, uniform};
 use crate::graph::build::Builder;
 use crate::graph::{DType, Dim, Graph, NodeId, Program, Type, ValueId};
 use crate::ops::fused::{LayerNorm, RmsNorm};
@@ -20,14 +20,7 @@ impl Pass for FuseNorm {
     }
 
     fn run(&self, program: &mut Program) -> bool {
-        let mut changed = false;
-        for graph in &mut program.graphs {
-            for node in graph.topological() {
-                changed |= rewrite(graph, node).is_some();
-            }
-            remove_dead(graph);
-        }
-        changed
+        rewrite_nodes(program, rewrite)
     }
 }
 

@@ -6,7 +6,7 @@
 //! Where each head has a matrix of its own it is a `head_linear`, the matrices as `[H, O, I]`.
 
 use super::Pass;
-use super::matching::{is_weight_expression, remove_dead};
+use super::matching::{is_weight_expression, rewrite_nodes};
 use crate::graph::build::Builder;
 use crate::graph::{Graph, NodeId, Program, ValueId};
 use crate::ops::Core;
@@ -25,14 +25,7 @@ impl Pass for ContractToLinear {
     }
 
     fn run(&self, program: &mut Program) -> bool {
-        let mut changed = false;
-        for graph in &mut program.graphs {
-            for node in graph.topological() {
-                changed |= rewrite(graph, node).is_some();
-            }
-            remove_dead(graph);
-        }
-        changed
+        rewrite_nodes(program, rewrite)
     }
 }
 

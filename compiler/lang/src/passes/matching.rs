@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::graph::{Graph, NodeId, ValueId};
+use crate::graph::{Graph, NodeId, Program, ValueId};
 use crate::ops::{BinaryOp, Core, Op};
 
 /// The core operation that defines a value.
@@ -91,6 +91,18 @@ fn made_of(graph: &Graph, node: NodeId, is: impl Fn(&Op) -> bool) -> bool {
         }
     }
     true
+}
+
+/// Rewrites nodes of all graphs, each in the order of what it reads, and removes what nothing uses then; whether any was rewritten.
+pub(super) fn rewrite_nodes(program: &mut Program, rewrite: impl Fn(&mut Graph, NodeId) -> Option<()>) -> bool {
+    let mut changed = false;
+    for graph in &mut program.graphs {
+        for node in graph.topological() {
+            changed |= rewrite(graph, node).is_some();
+        }
+        remove_dead(graph);
+    }
+    changed
 }
 
 /// Removes nodes that nothing uses, but for parameters; whether there were any.

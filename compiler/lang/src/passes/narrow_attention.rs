@@ -4,7 +4,7 @@
 //! after    a = attention q, k, v {narrow = true} ; y = reshape a
 
 use super::Pass;
-use super::matching::remove_dead;
+use super::matching::rewrite_nodes;
 use crate::graph::build::Builder;
 use crate::graph::{DType, Graph, NodeId, Program, ValueId};
 use crate::ops::Core;
@@ -18,14 +18,7 @@ impl Pass for NarrowAttention {
     }
 
     fn run(&self, program: &mut Program) -> bool {
-        let mut changed = false;
-        for graph in &mut program.graphs {
-            for node in graph.topological() {
-                changed |= rewrite(graph, node).is_some();
-            }
-            remove_dead(graph);
-        }
-        changed
+        rewrite_nodes(program, rewrite)
     }
 }
 
