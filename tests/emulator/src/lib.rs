@@ -12,7 +12,7 @@
 //! Launches run one after another. One that may begin before others have ended (`Launch::overlaps`) runs late, and may do no more than what is
 //! right however early it begins: until `griddepcontrol.wait` it writes nothing and reads nothing that launches before it may be writing.
 //!
-//! Understood is what LLVM's NVPTX back end emits for sm_80 to sm_90a, and inline assembly with `mma`, `ldmatrix`, `stmatrix`, `wgmma`,
+//! Understood is what LLVM's NVPTX back end emits for sm_80 to sm_90a, and of sm_100 pairs of f32, and inline assembly with `mma`, `ldmatrix`, `stmatrix`, `wgmma`,
 //! `cp.async`, bulk copies, tiles and mbarriers. Everything else is refused when a module is parsed: indirect and recursive calls (direct
 //! ones are inlined), registers of 128 bits, textures, sparse and sub-byte products, clusters of several blocks, instructions of later
 //! architectures. Atomics on shared memory do not race with each other, but order nothing else.

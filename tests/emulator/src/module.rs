@@ -7,7 +7,7 @@ use crate::decode::program::Program;
 use crate::exec::fault::FaultKind;
 use crate::exec::memory::Memory;
 use crate::ptx::ParseError;
-use crate::ptx::ast::{Initial, Space, Variable};
+use crate::ptx::ast::{Function, Initial, Space, Variable};
 use crate::ptx::parser::parse;
 
 /// A module, ready to launch kernels of.
@@ -30,6 +30,8 @@ pub struct Kernel {
     pub reqntid: Option<[u32; 3]>,
     /// The largest block size that it allows.
     pub maxntid: Option<[u32; 3]>,
+    /// Registers of a thread when it begins, where the text says how many there may be: what `setmaxnreg` divides.
+    pub registers: Option<u32>,
     /// Bytes of static shared memory.
     pub shared_bytes: u32,
     /// Bytes of local memory of a thread.
@@ -48,6 +50,19 @@ pub struct Param {
     pub bytes: u32,
     /// What its offset is a multiple of.
     pub align: u32,
+}
+
+/// Registers of a processor, and the most of a thread.
+const REGISTERS: u32 = 65536;
+const MOST_REGISTERS: u32 = 256;
+
+/// Registers of a thread when it begins, in eights: as many as the directives leave (PTX ISA, section 11.4, "Performance-Tuning Directives").
+fn registers(function: &Function) -> Option<u32> {
+    let threads = function.reqntid.or(function.maxntid).map(|n| n.iter().product::<u32>().max(1).next_multiple_of(32));
+    let of_threads =
+        threads.map(|threads| REGISTERS / threads.saturating_mul(function.minnctapersm.unwrap_or(1).max(1)) / 8 * 8);
+    let said = function.maxnreg.map(|n| n.next_multiple_of(8));
+    said.into_iter().chain(of_threads).min().map(|n| n.min(MOST_REGISTERS))
 }
 
 impl Module {
@@ -78,6 +93,7 @@ impl Module {
                 params: params.collect(),
                 reqntid: function.reqntid,
                 maxntid: function.maxntid,
+                registers: registers(function),
                 shared_bytes: program.shared_bytes,
                 local_bytes: program.local_bytes,
                 program,

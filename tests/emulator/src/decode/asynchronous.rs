@@ -49,6 +49,8 @@ pub(crate) enum Async {
     BulkCommit,
     BulkWait(usize),
     ProxyFence,
+    /// `fence.mbarrier_init`.
+    InitFence,
     Mbarrier {
         kind: Mbarrier,
         at: Place,
@@ -134,8 +136,12 @@ fn fence(m: &mut Modifiers<'_>) -> Result<Decoded, String> {
             Decoded::nothing()
         });
     }
+    if m.take("mbarrier_init") {
+        m.ignore(&["release", "cluster"]);
+        return Ok(done(Async::InitFence, vec![], vec![]));
+    }
     // Threads of a block see each other's writes at once; what orders them is what the race detector watches.
-    m.ignore(&["mbarrier_init", "sc", "acq_rel", "acquire", "release", "cta", "cluster", "gpu", "sys"]);
+    m.ignore(&["sc", "acq_rel", "acquire", "release", "cta", "cluster", "gpu", "sys"]);
     Ok(Decoded::nothing())
 }
 

@@ -67,7 +67,7 @@ pub(crate) fn flatten(text: &Text, kernel: &Function) -> Result<Program, Failure
     })
 }
 
-/// Notes which instructions write registers that `wgmma` uses.
+/// Notes which instructions access registers that `wgmma` uses.
 fn mark_dirty(code: &mut [Inst]) {
     let product = |op: &Op| matches!(op, Op::Tensor(t) if matches!(**t, Tensor::Wgmma(_)));
     let mut used: Vec<_> = code.iter().filter(|i| product(&i.op)).flat_map(|i| i.registers.iter().copied()).collect();
@@ -77,8 +77,7 @@ fn mark_dirty(code: &mut [Inst]) {
         return;
     }
     for inst in code.iter_mut().filter(|i| !product(&i.op)) {
-        let results = inst.registers[..inst.results].iter();
-        inst.dirties = results.filter(|r| used.binary_search(r).is_ok()).copied().collect();
+        inst.dirties = inst.registers.iter().filter(|r| used.binary_search(r).is_ok()).copied().collect();
     }
 }
 

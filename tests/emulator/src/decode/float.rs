@@ -150,6 +150,33 @@ pub(crate) fn single(name: &str, modifiers: &mut Modifiers<'_>) -> Result<LaneFn
     })
 }
 
+/// The closure of an instruction on two f32 side by side, the first in the lower half (section 9.7.3, `add`, `sub`, `mul` and `fma` of `.f32x2`), and its sources.
+pub(crate) fn pairs(name: &str, modifiers: &mut Modifiers<'_>) -> Result<(LaneFn, usize), String> {
+    if rounding(modifiers).is_some_and(|r| r != Rounding::Nearest) {
+        return Err("pairs round to nearest".to_owned());
+    }
+    let ftz = modifiers.take("ftz");
+    let one: fn(f32, f32, f32) -> f32 = match name {
+        "add" => |a, b, _| a + b,
+        "sub" => |a, b, _| a - b,
+        "mul" => |a, b, _| a * b,
+        "fma" => f32::mul_add,
+        other => return Err(format!("{other} is not defined for F32x2")),
+    };
+    let shaped = move |x: f32| if ftz { flush(x) } else { x };
+    let both = move |x: [u64; 3]| {
+        let half = |shift: u32| {
+            let [a, b, c] = x.map(|bits| shaped(f32::from_bits((bits >> shift) as u32)));
+            u64::from(shaped(one(a, b, c)).to_bits()) << shift
+        };
+        half(0) | half(32)
+    };
+    Ok(match name {
+        "fma" => (ternary(move |a: u64, b: u64, c: u64| both([a, b, c])), 3),
+        _ => (binary(move |a: u64, b: u64| both([a, b, 0])), 2),
+    })
+}
+
 /// The closure of an instruction on f64.
 pub(crate) fn double(name: &str, modifiers: &mut Modifiers<'_>) -> Result<LaneFn, String> {
     if rounding(modifiers).is_some_and(|r| r != Rounding::Nearest) {

@@ -118,12 +118,9 @@ fn family(cx: &mut Context, i: &Instruction, m: &mut Modifiers<'_>) -> Result<De
             while m.first().is_some() {}
             Decoded::nothing()
         }
-        "setmaxnreg" | "membar" => {
-            let words: &[&str] = match i.name.as_str() {
-                "setmaxnreg" => &["inc", "dec", "sync", "aligned", "u32"],
-                _ => &["cta", "gl", "sys"],
-            };
-            m.ignore(words);
+        "setmaxnreg" => super::registers::decode(m, o)?,
+        "membar" => {
+            m.ignore(&["cta", "gl", "sys"]);
             Decoded::nothing()
         }
         name => {
@@ -158,6 +155,10 @@ fn mixed(cx: &mut Context, run: LaneFn, operands: &[Operand], types: &[Ty]) -> R
 fn arithmetic(cx: &mut Context, name: &str, m: &mut Modifiers<'_>, o: &[Operand]) -> Result<Decoded, String> {
     if let Some(pair) = m.one_of(&["s16x2", "u16x2"]) {
         return same(cx, integer::pairs(name, pair == "s16x2")?, Ty::B32, o, 2);
+    }
+    if m.take("f32x2") {
+        let (run, sources) = float::pairs(name, m)?;
+        return same(cx, run, Ty::B64, o, sources);
     }
     let ty = m.ty()?;
     let sources = match name {

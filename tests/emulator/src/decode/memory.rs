@@ -17,6 +17,8 @@ pub(crate) struct Access {
     pub(crate) elements: Box<[Reg]>,
     pub(crate) address: Reg,
     pub(crate) offset: i64,
+    /// `ld.global.nc`: through a cache that sees no writes.
+    pub(crate) read_only: bool,
     /// Loads of signed types fill the register: its bits.
     pub(crate) extend: Option<u32>,
 }
@@ -38,7 +40,7 @@ pub(crate) struct Atomic {
 }
 
 /// Ordering, scope and caching: of no effect where blocks take turns, and blocks that wait see what others wrote.
-const HINTS: [&str; 35] = [
+const HINTS: [&str; 34] = [
     "weak",
     "relaxed",
     "acquire",
@@ -57,7 +59,6 @@ const HINTS: [&str; 35] = [
     "cv",
     "wb",
     "wt",
-    "nc",
     "L1::evict_normal",
     "L1::evict_unchanged",
     "L1::evict_first",
@@ -115,6 +116,7 @@ pub(crate) fn load_store(
 ) -> Result<Decoded, String> {
     let space = space(m);
     let operands = drop_policy(m, operands);
+    let read_only = m.take("nc");
     m.ignore(&HINTS);
     let count = match m.one_of(&["v2", "v4", "v8"]) {
         Some("v2") => 2,
@@ -129,6 +131,9 @@ pub(crate) fn load_store(
         return Err("registers of 128 bits are not supported".to_owned());
     }
     let (address, offset, space) = located(cx, at, space)?;
+    if read_only && (!load || space != Space::Global) {
+        return Err(".nc is of loads of global memory".to_owned());
+    }
     let elements = if load { cx.regs(value)? } else { cx.sources(value, ty)? };
     if elements.len() != count {
         return Err(format!("{count} elements are expected, and {} are given", elements.len()));
@@ -138,7 +143,8 @@ pub(crate) fn load_store(
         return Err(format!("registers of {declared} bits do not hold {ty:?}"));
     }
     let extend = (load && ty.signed()).then_some(declared);
-    let access = Access { space, bytes: ty.bytes(), elements: elements.clone().into(), address, offset, extend };
+    let access =
+        Access { space, bytes: ty.bytes(), elements: elements.clone().into(), address, offset, read_only, extend };
     Ok(if load {
         Decoded { op: Op::Load(access), results: elements, sources: vec![address] }
     } else {

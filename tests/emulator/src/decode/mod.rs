@@ -16,6 +16,7 @@ pub(crate) mod memory;
 pub(crate) mod modifiers;
 pub(crate) mod moves;
 pub(crate) mod program;
+pub(crate) mod registers;
 pub(crate) mod tensor;
 pub(crate) mod types;
 

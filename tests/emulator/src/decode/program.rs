@@ -4,6 +4,7 @@ use super::lanes::{LaneFn, Reg};
 use super::memory::{Access, Atomic};
 use crate::decode::asynchronous::Async;
 use crate::decode::collective::Collective;
+use crate::decode::registers::SetRegisters;
 use crate::decode::tensor::Tensor;
 use crate::ptx::ast::Variable;
 
@@ -69,7 +70,7 @@ pub(crate) struct Inst {
     pub(crate) registers: Box<[Reg]>,
     /// Of `registers`, how many are results.
     pub(crate) results: usize,
-    /// Of the results, those that `wgmma` uses somewhere, unless it is one itself.
+    /// Of them, those that `wgmma` uses somewhere, unless it is one itself.
     pub(crate) dirties: Box<[Reg]>,
 }
 
@@ -96,4 +97,5 @@ pub(crate) enum Op {
     Collective(Collective),
     Tensor(Box<Tensor>),
     Async(Async),
+    SetRegisters(SetRegisters),
 }

@@ -76,6 +76,9 @@ impl Warp {
                 _ => {
                     global.push(address);
                     self.reads(env, lane, address, width).map_err(by_lane(lane))?;
+                    if access.read_only {
+                        env.memory.check_read_only(address, width).map_err(by_lane(lane))?;
+                    }
                     env.memory.view(address, width).map_err(by_lane(lane))?
                 }
             };

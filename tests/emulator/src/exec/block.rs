@@ -6,6 +6,7 @@ use super::early::Prefetched;
 use super::fault::{Fault, FaultKind, LaneFault};
 use super::mbarrier::Mbarriers;
 use super::memory::Memory;
+use super::registers::Registers;
 use super::shared::Shared;
 use super::stats::{LineStats, Stats};
 use super::transfers::{Transfer, Transfers};
@@ -27,6 +28,7 @@ pub(crate) struct Env<'l> {
     pub(crate) barriers: Vec<Barrier>,
     pub(crate) mbarriers: Mbarriers,
     pub(crate) transfers: Transfers,
+    pub(crate) registers: Registers,
     /// Lanes alive, by warp.
     pub(crate) alive: Vec<u32>,
     pub(crate) wakes: Vec<Wake>,
@@ -53,6 +55,8 @@ pub(crate) struct Grid<'l> {
     pub(crate) seed: u64,
     pub(crate) strict_stores: bool,
     pub(crate) overlaps: bool,
+    /// Of a thread when it begins, where the kernel says so.
+    pub(crate) registers: Option<u32>,
 }
 
 /// How a turn of a block ended.
@@ -87,6 +91,7 @@ impl<'l> Block<'l> {
             barriers: (0..BARRIERS + warps.div_ceil(GROUP)).map(|_| Barrier::default()).collect(),
             mbarriers: Mbarriers::default(),
             transfers: Transfers::new(grid.seed ^ u64::from(index[0]) << 20 ^ u64::from(index[1]), threads),
+            registers: Registers::new(grid.registers, warps),
             alive: (0..warps).map(launched).collect(),
             wakes: Vec::new(),
             polled: false,
@@ -195,6 +200,11 @@ impl<'l> Block<'l> {
             }
             warp.pass(mask);
         }
+        if std::mem::take(&mut self.env.registers.changed) {
+            for warp in &mut self.warps {
+                warp.retry(|wait| matches!(wait, Wait::Registers(_)));
+            }
+        }
         if std::mem::take(&mut self.env.mbarriers.changed) {
             for warp in &mut self.warps {
                 warp.retry(|wait| matches!(wait, Wait::Mbarrier { .. } | Wait::Stores(_)));
@@ -203,6 +213,10 @@ impl<'l> Block<'l> {
     }
 
     fn end(&self) -> Result<(), Box<Fault>> {
+        if let Some(pc) = self.env.registers.parted() {
+            let what = "not all warps of a team executed this".to_owned();
+            return Err(self.at_line(self.env.program.code[pc as usize].line, None, FaultKind::Participation(what)));
+        }
         // Waited for by nobody, or not long enough.
         match self.env.transfers.in_flight.first() {
             None => Ok(()),
@@ -263,6 +277,10 @@ impl<'l> Block<'l> {
                             "line {line} for phase {parity} of the mbarrier at {address:#x} ({})",
                             self.env.mbarriers.describe(address)
                         )
+                    }
+                    Wait::Registers(missing) => {
+                        let free = self.env.registers.free();
+                        format!("line {line} for {missing} more registers of each thread (a warp's could have {free})")
                     }
                     Wait::Stores(pending) => format!("line {line} for all but {pending} groups of stores"),
                     Wait::Nothing => format!("line {line}"),

@@ -52,6 +52,7 @@ impl Warp {
     ) -> Result<(), FaultKind> {
         let (to, at) = (self.shared_address(lane, to)?, self.shared_address(lane, at)?);
         env.copy_agent(at)?;
+        env.shown_to_copies(at, self.thread(lane))?;
         let mut chunks: Vec<(u64, Vec<u8>)> = Vec::new();
         let bytes = match from {
             BulkSource::Bytes { at, bytes } => {

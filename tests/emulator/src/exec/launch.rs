@@ -8,8 +8,16 @@ use super::memory::Memory;
 use super::stats::Stats;
 use crate::module::{Kernel, Module};
 
-/// Shared memory that a block may have, static and dynamic.
+/// Shared memory that a block may have at most, static and dynamic.
 pub const SHARED_LIMIT: u32 = 227 * 1024;
+/// The same on every GPU that a target's code runs on (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"): code that does not end in a
+/// letter runs on later ones too, of which 8.6, 8.9 and 12.0 have the least.
+fn shared_limit(target: &str) -> u32 {
+    match target.strip_prefix("sm_").and_then(|name| name.strip_suffix('a')) {
+        Some(number) if !number.starts_with("12") => SHARED_LIMIT,
+        _ => 99 * 1024,
+    }
+}
 /// Blocks that are resident at once, when each waits for others.
 const RESIDENT: usize = 132;
 
@@ -60,7 +68,7 @@ impl<'a> Launch<'a> {
         Self { dynamic_shared: bytes, ..self }
     }
 
-    fn check(&self, kernel: &Kernel) -> Result<(), String> {
+    fn check(&self, kernel: &Kernel, target: &str) -> Result<(), String> {
         let threads = self.block.iter().map(|&n| u64::from(n)).product::<u64>();
         if threads == 0 || threads > 1024 || self.block[2] > 64 {
             return Err(format!("{:?} threads are not between 1 and 1024", self.block));
@@ -78,8 +86,9 @@ impl<'a> Launch<'a> {
             return Err(format!("the kernel allows blocks of {most:?} threads, not {:?}", self.block));
         }
         let shared = u64::from(kernel.shared_bytes) + u64::from(self.dynamic_shared);
-        if shared > SHARED_LIMIT.into() {
-            return Err(format!("{shared} bytes of shared memory are more than {SHARED_LIMIT}"));
+        let limit = shared_limit(target);
+        if shared > limit.into() {
+            return Err(format!("{shared} bytes of shared memory are more than {limit}"));
         }
         let bytes = kernel.program.param_bytes as usize;
         if self.params.len() != bytes {
@@ -105,7 +114,7 @@ pub fn launch(module: &Module, kernel: &str, memory: &mut Memory, launch: &Launc
         })
     };
     let found = module.kernel(kernel).ok_or_else(|| refuse(format!("the module has no kernel {kernel}")))?;
-    launch.check(found).map_err(refuse)?;
+    launch.check(found, module.target()).map_err(refuse)?;
     let variables = module.place(memory).map_err(|kind| refuse(kind.to_string()))?;
     let grid = Grid {
         program: &found.program,
@@ -119,6 +128,7 @@ pub fn launch(module: &Module, kernel: &str, memory: &mut Memory, launch: &Launc
         seed: launch.seed,
         strict_stores: launch.strict_stores,
         overlaps: launch.overlaps,
+        registers: found.registers,
     };
     memory.begin_launch(launch.overlaps);
     let ran = run(&grid, memory, launch.step_limit);

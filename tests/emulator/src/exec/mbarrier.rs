@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::block::Env;
 use super::clocks::{ASYNC_AGENTS, Known, Time};
 use super::fault::{FaultKind, LaneFault, by_lane};
+use super::transfers::Transfers;
 use super::warp::{Step, Wait, Warp};
 use crate::decode::asynchronous::{Mbarrier, Place};
 use crate::decode::lanes::lanes;
@@ -65,6 +66,18 @@ impl Env<'_> {
     fn phase(&mut self, address: u64) -> Result<&mut Phase, FaultKind> {
         let nothing = || FaultKind::Operand(format!("there is no mbarrier at {address:#x}"));
         self.mbarriers.phases.get_mut(&(address as u32)).ok_or_else(nothing)
+    }
+
+    /// Checks that copies see an mbarrier, which is made through the threads' view of memory: whoever made it has fenced (`fence.mbarrier_init`, or
+    /// `fence.proxy.async`), or whoever copies has.
+    pub(crate) fn shown_to_copies(&mut self, address: u64, by: usize) -> Result<(), FaultKind> {
+        let (thread, time) = self.phase(address)?.made;
+        let shown = |fenced: &[Time], thread: usize| fenced.get(thread).is_some_and(|&fence| fence >= time);
+        let Transfers { fenced, init_fenced, .. } = &self.transfers;
+        if shown(init_fenced, thread) || shown(fenced, thread) || shown(fenced, by) {
+            return Ok(());
+        }
+        Err(FaultKind::Proxy { address, thread: thread as u32 })
     }
 
     /// The agent of copies that complete on an mbarrier.
@@ -177,7 +190,10 @@ impl Warp {
                 }
                 Mbarrier::Wait { done, phase, parity, block } => {
                     let number = env.phase(address).map_err(&fault)?.number;
-                    let complete = lanes(group)
+                    // Section 9.7.13.15.16: `mbarrier.try_wait` may give up before the phase is complete. It always does so once, when it waited.
+                    let late = group & self.given_up;
+                    self.given_up &= !late;
+                    let complete = lanes(group & !late)
                         .filter(|&lane| {
                             let want = self.rows[*phase as usize][lane];
                             if *parity { number & 1 != want & 1 } else { number > want }
@@ -189,8 +205,9 @@ impl Warp {
                     }
                     super::collectives::put(&mut self.rows, *done, group, |lane| u64::from(complete >> lane & 1));
                     env.polled |= !*block && group != complete;
-                    if *block && group != complete {
-                        waiting |= group & !complete;
+                    if *block && group & !late != complete {
+                        waiting |= group & !late & !complete;
+                        self.given_up |= group & !late & !complete;
                         wait = Wait::Mbarrier { address: address as u32, parity: number as u32 & 1 };
                     }
                 }

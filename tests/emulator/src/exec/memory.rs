@@ -95,6 +95,18 @@ impl Memory {
         Err(FaultKind::Early(format!("{address:#x} is read, of memory that launches which may not have ended write")))
     }
 
+    /// Refuses bytes of memory that this launch writes, or one that may not have ended when it began: what `ld.global.nc` reads is read-only while the kernel lives (section
+    /// 9.7.9.9, `ld.global.nc`).
+    pub(crate) fn check_read_only(&mut self, address: u64, bytes: usize) -> Result<(), FaultKind> {
+        let (which, _) = self.find(address, bytes)?;
+        if self.allocations[which].wrote < self.run {
+            return Ok(());
+        }
+        Err(FaultKind::Operand(format!(
+            "ld.global.nc reads {address:#x}, of memory that is written while the kernel runs"
+        )))
+    }
+
     pub(crate) fn protect(&mut self, address: u64) {
         if let Some(allocation) = self.allocations.iter_mut().find(|a| a.base == address) {
             allocation.read_only = true;

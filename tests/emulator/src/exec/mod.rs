@@ -10,6 +10,7 @@ pub(crate) mod tensor;
 pub(crate) mod mma;
 pub(crate) mod matrices;
 pub(crate) mod wgmma;
+pub(crate) mod registers;
 pub(crate) mod descriptor;
 pub(crate) mod transfers;
 pub(crate) mod bulk;

@@ -59,12 +59,20 @@ pub(crate) struct Transfers {
     threads: Vec<Issued>,
     /// Each thread's last `fence.proxy.async`.
     pub(crate) fenced: Vec<Time>,
+    /// Each thread's last `fence.mbarrier_init`.
+    pub(crate) init_fenced: Vec<Time>,
 }
 
 impl Transfers {
     pub(crate) fn new(seed: u64, threads: usize) -> Self {
         let issued = (0..threads).map(|_| Issued::default()).collect();
-        Self { random: seed | 1, in_flight: Vec::new(), threads: issued, fenced: vec![0; threads] }
+        Self {
+            random: seed | 1,
+            in_flight: Vec::new(),
+            threads: issued,
+            fenced: vec![0; threads],
+            init_fenced: vec![0; threads],
+        }
     }
 
     pub(crate) fn bulk_group(&self, thread: usize) -> u64 {
@@ -137,10 +145,12 @@ impl Warp {
         let line = env.program.code[pc as usize].line;
         match operation {
             Async::Mbarrier { kind, at } => return self.mbarrier(env, kind, *at, mask),
-            Async::ProxyFence => {
+            Async::ProxyFence | Async::InitFence => {
                 let now = env.clocks.now();
+                let Transfers { fenced, init_fenced, .. } = &mut env.transfers;
+                let of = if matches!(operation, Async::ProxyFence) { fenced } else { init_fenced };
                 for lane in lanes(mask) {
-                    env.transfers.fenced[self.thread(lane)] = now;
+                    of[self.thread(lane)] = now;
                 }
                 env.clocks.tick();
             }

@@ -23,6 +23,8 @@ pub(crate) enum Wait {
     },
     /// All but so many groups of bulk stores.
     Stores(u32),
+    /// So many more registers of each thread.
+    Registers(u32),
 }
 
 /// What an instruction leaves its lanes to do.
@@ -54,6 +56,8 @@ pub(crate) struct Warp {
     pub(crate) local: Vec<Vec<u8>>,
     /// What asynchronous instructions hold and owe.
     pub(crate) held: super::wgmma::Held,
+    /// Lanes that waited for an mbarrier, and are told once that it took too long.
+    pub(crate) given_up: u32,
     /// Takes the highest counter first, now and then, so that no lane starves behind another's loop.
     highest_first: bool,
 }
@@ -70,6 +74,7 @@ impl Warp {
             waits: [Wait::Nothing; LANES],
             local: vec![vec![0; program.local_bytes as usize]; LANES],
             held: super::wgmma::Held::default(),
+            given_up: 0,
             highest_first: false,
         }
     }
@@ -177,7 +182,7 @@ impl Warp {
                     self.held.check(inst).map_err(|kind| (pc, kind.into()))?;
                 }
                 if !inst.dirties.is_empty() {
-                    self.held.wrote(&inst.dirties);
+                    self.held.accessed(&inst.dirties);
                 }
                 match &inst.op {
                     Op::Lanes(run) => run(&mut self.rows, &inst.registers, mask),
@@ -274,6 +279,7 @@ impl Warp {
             Op::Collective(collective) => return self.collective(env, collective, pc, mask),
             Op::Tensor(tensor) => return self.tensor(env, tensor, pc, mask),
             Op::Async(operation) => return self.asynchronous(env, operation, pc, mask),
+            Op::SetRegisters(set) => return self.set_registers(env, *set, pc, mask),
             _ => {}
         }
         Ok(Step::Next)

@@ -2,6 +2,9 @@
 //!
 //! A warp computes its 16 rows at once, but its results are there only when `wgmma.wait_group` says so: until then nobody may touch the
 //! registers of the sums, change those of A, or write the shared memory that was read.
+//!
+//! A `wgmma.fence` stands before the first product, and between whatever accesses a register, to read it too, and a product with that register; but products of one
+//! shape follow each other on the same sums (section 9.7.15.7.1, `wgmma.fence`).
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -33,8 +36,12 @@ struct Group {
 pub(crate) struct Held {
     open: Group,
     committed: VecDeque<Group>,
-    /// Registers of products that other instructions wrote since the last `wgmma.fence`.
+    /// Registers of products that other instructions accessed since the last `wgmma.fence`.
     dirty: Vec<Reg>,
+    /// Sums that products accessed since then, with their columns and inputs.
+    shapes: Vec<(Reg, (usize, usize))>,
+    /// There was a `wgmma.fence`.
+    fenced: bool,
 }
 
 impl Held {
@@ -57,6 +64,10 @@ impl Held {
                 let what = "a register of sums is used before wgmma.wait_group says that they are there";
                 return Err(FaultKind::InFlight(what.to_owned()));
             }
+            if product && sources.iter().any(|r| group.sums.contains(r)) {
+                let what = "rows in registers are sums of a wgmma before wgmma.wait_group says that they are there";
+                return Err(FaultKind::InFlight(what.to_owned()));
+            }
             if results.iter().any(|r| group.factors.contains(r)) {
                 let what = "a register that wgmma may still read is written before wgmma.wait_group";
                 return Err(FaultKind::InFlight(what.to_owned()));
@@ -65,8 +76,8 @@ impl Held {
         Ok(())
     }
 
-    /// An instruction wrote registers that products use.
-    pub(crate) fn wrote(&mut self, registers: &[Reg]) {
+    /// An instruction accessed registers that products use.
+    pub(crate) fn accessed(&mut self, registers: &[Reg]) {
         for reg in registers {
             if !self.dirty.contains(reg) {
                 self.dirty.push(*reg);
@@ -76,6 +87,30 @@ impl Held {
 
     pub(crate) fn fence(&mut self) {
         self.dirty.clear();
+        self.shapes.clear();
+        self.fenced = true;
+    }
+
+    /// Checks that fences stand between a product and what used its registers before.
+    fn check_fences(&mut self, w: &Wgmma, factors: &[Reg]) -> Result<(), FaultKind> {
+        if !self.fenced {
+            return Err(FaultKind::InFlight("a wgmma before the first wgmma.fence".to_owned()));
+        }
+        if self.dirty.iter().any(|r| w.d.contains(r) || factors.contains(r)) {
+            let what = "a register of this wgmma was accessed after the last wgmma.fence".to_owned();
+            return Err(FaultKind::InFlight(what));
+        }
+        let shape = (w.n, w.k);
+        if self.shapes.iter().any(|(r, of)| factors.contains(r) || (*of != shape && w.d.contains(r))) {
+            let what = "sums of a wgmma of another shape, or its factors, after the last wgmma.fence".to_owned();
+            return Err(FaultKind::InFlight(what));
+        }
+        for reg in &w.d {
+            if !self.shapes.iter().any(|(r, _)| r == reg) {
+                self.shapes.push((*reg, shape));
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn commit(&mut self) {
@@ -109,10 +144,7 @@ impl Warp {
             Factor::Registers(a) => a,
             Factor::Descriptor(_) => &[],
         };
-        if self.held.dirty.iter().any(|r| w.d.contains(r) || factors.contains(r)) {
-            let what = "a register of this wgmma was written after the last wgmma.fence".to_owned();
-            return Err(FaultKind::InFlight(what).into());
-        }
+        self.held.check_fences(w, factors)?;
         let scale_d = self.uniform(w.scale_d)? & 1 != 0;
         let descriptor = |bits: u64| Descriptor::decode(bits);
         let mut a = match &w.a {

@@ -51,6 +51,8 @@ pub(crate) struct Function {
     pub(crate) params: Vec<Variable>,
     pub(crate) reqntid: Option<[u32; 3]>,
     pub(crate) maxntid: Option<[u32; 3]>,
+    pub(crate) minnctapersm: Option<u32>,
+    pub(crate) maxnreg: Option<u32>,
     /// `None` for a declaration.
     pub(crate) body: Option<Vec<Statement>>,
     pub(crate) line: u32,

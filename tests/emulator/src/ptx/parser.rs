@@ -287,7 +287,18 @@ impl Parser {
         let returns = if entry { Vec::new() } else { self.parameters()? };
         let name = self.word()?;
         let params = self.parameters()?;
-        let mut function = Function { name, entry, returns, params, reqntid: None, maxntid: None, body: None, line };
+        let mut function = Function {
+            name,
+            entry,
+            returns,
+            params,
+            reqntid: None,
+            maxntid: None,
+            minnctapersm: None,
+            maxnreg: None,
+            body: None,
+            line,
+        };
         loop {
             match self.next()? {
                 TokenKind::Punct(';') => return Ok(function),
@@ -298,7 +309,9 @@ impl Parser {
                 TokenKind::Dotted(word) => match word.as_str() {
                     "reqntid" => function.reqntid = Some(self.extent()?),
                     "maxntid" => function.maxntid = Some(self.extent()?),
-                    "minnctapersm" | "maxnreg" | "maxnctapersm" | "maxclusterrank" => {
+                    "minnctapersm" => function.minnctapersm = Some(self.small()?),
+                    "maxnreg" => function.maxnreg = Some(self.small()?),
+                    "maxnctapersm" | "maxclusterrank" => {
                         self.int()?;
                     }
                     "noreturn" | "explicitcluster" | "blocksareclusters" => {}

@@ -102,6 +102,7 @@ mov.u32 %r11, empty;
 setp.eq.u32 %p0, %t, 0;
 @%p0 mbarrier.init.shared.b64 [%r10], 1;
 @%p0 mbarrier.init.shared.b64 [%r11], 32;
+fence.mbarrier_init.release.cluster;
 bar.sync 0;
 ";
 

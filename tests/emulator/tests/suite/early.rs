@@ -64,7 +64,7 @@ fn what_launches_before_write_is_read_behind_the_wait() {
     let text = |first: &str, second: &str| {
         format!(
             ".shared .align 16 .b8 b[128];\n.shared .align 8 .b64 m;\nmov.u32 %r20, b;\nmov.u32 %r21, m;\n\
-             setp.eq.u32 %p0, %t, 0;\n{first}@%p0 mbarrier.init.shared::cta.b64 [%r21], 1;\nbar.sync 0;\n\
+             setp.eq.u32 %p0, %t, 0;\n{first}@%p0 mbarrier.init.shared::cta.b64 [%r21], 1;\nfence.proxy.async;\nbar.sync 0;\n\
              @%p0 mbarrier.arrive.expect_tx.shared::cta.b64 %a1, [%r21], 64;\n\
              @%p0 cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r20], [%out], 64, [%r21];\n{second}\
              w: mbarrier.try_wait.parity.shared::cta.b64 %p1, [%r21], 0;\n@!%p1 bra w;"

@@ -176,6 +176,27 @@ fn traps_and_endless_loops() {
 }
 
 #[test]
+fn what_is_written_is_not_read_as_read_only() {
+    ok("ld.global.nc.u32 %r0, [%in];\nst.global.u32 [%out], %r0;", 32);
+    let (kind, _) = fault_kind("st.global.u32 [%out], 1;\nbar.sync 0;\nld.global.nc.u32 %r0, [%out];", 32);
+    assert!(kind.to_string().contains("while the kernel runs"), "{kind}");
+}
+
+#[test]
+fn shared_memory_is_what_all_have_that_run_the_code() {
+    let mut memory = Memory::new();
+    let mut runs = |target: &str, bytes: u32| {
+        let text = kernel("").replace("sm_90a", target);
+        let params = [0; 16];
+        let how = Launch::new([1, 1, 1], [32, 1, 1], &params).with_shared(bytes);
+        launch(&Module::parse(&text).unwrap(), "k", &mut memory, &how).is_ok()
+    };
+    for (target, most) in [("sm_80", 99 << 10), ("sm_90a", 227 << 10), ("sm_100", 99 << 10), ("sm_100a", 227 << 10)] {
+        assert!(runs(target, most) && !runs(target, most + 16), "{target}");
+    }
+}
+
+#[test]
 fn launches_that_cannot_be() {
     let module = Module::parse(&kernel(".shared .b8 s[200000];\nmov.u32 %r0, s;")).unwrap();
     let mut memory = Memory::new();

@@ -48,6 +48,28 @@ fn single_precision_is_exact() {
 }
 
 #[test]
+fn pairs_are_two() {
+    let mut random = Random::new(8);
+    let values: Vec<[[f32; 2]; 3]> = (0..512).map(|_| std::array::from_fn(|_| [random.f32(), random.f32()])).collect();
+    let bits = |v: [f32; 2]| u64::from(v[0].to_bits()) | u64::from(v[1].to_bits()) << 32;
+    let slots: Vec<[u64; 3]> = values.iter().map(|v| v.map(bits)).collect();
+    type Scalar = fn(f32, f32, f32) -> f32;
+    let all: [(&str, &str, Scalar); 4] = [
+        ("add.rn.f32x2 D, A, B", "aaa", |a, b, _| a + b),
+        ("sub.f32x2 D, A, B", "aaa", |a, b, _| a - b),
+        ("mul.rn.ftz.f32x2 D, A, B", "aaa", |a, b, _| flush(flush(a) * flush(b))),
+        ("fma.rn.f32x2 D, A, B, C", "aaaa", f32::mul_add),
+    ];
+    for (instruction, types, want) in all {
+        for (&[a, b, c], got) in values.iter().zip(each(instruction, types, &slots)) {
+            for (i, got) in [got as u32, (got >> 32) as u32].into_iter().enumerate() {
+                assert!(same(f32::from_bits(got), want(a[i], b[i], c[i])), "{instruction}: {a:?} {b:?} {c:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn modifiers_are_honoured() {
     check("add.rn.ftz.f32 D, A, B", 2, |a, b, _| flush(flush(a) + flush(b)));
     check("mul.ftz.f32 D, A, B", 2, |a, b, _| flush(flush(a) * flush(b)));
@@ -135,10 +157,10 @@ fn double_precision() {
             assert_eq!(got, want(a, b, c).to_bits(), "{instruction} of {a} {b} {c}");
         }
     };
-    check("add.rn.f64 D, A, B", "ddd", |a, b, _| a + b);
+    check("add.rn.f64 D, A, B", "aaa", |a, b, _| a + b);
     check("fma.rn.f64 D, A, B, C", "dddd", f64::mul_add);
-    check("div.rn.f64 D, A, B", "ddd", |a, b, _| a / b);
-    check("max.f64 D, A, B", "ddd", |a, b, _| a.max(b));
+    check("div.rn.f64 D, A, B", "aaa", |a, b, _| a / b);
+    check("max.f64 D, A, B", "aaa", |a, b, _| a.max(b));
 }
 
 /// Sums of two numbers of 16 bits are exact in f64, products in f32; a fused one is, in integers of 128 bits.

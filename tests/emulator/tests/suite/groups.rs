@@ -342,7 +342,11 @@ fn what_is_in_flight_is_left_alone() {
     wants(|b| b.replace(wait, "mov.b32 %r0, %acc1;"), "a register of sums is used");
     wants(|b| b.replace(wait, "wgmma.wait_group.sync.aligned 1;\nmov.b32 %acc2, 0;"), "a register of sums is used");
     wants(|b| b.replace(wait, "add.u32 %r21, %r21, -8192;\nst.shared.b32 [%r21], 0;"), "is written while");
-    wants(|b| b.replace("wgmma.fence.sync.aligned;\n", ""), "after the last wgmma.fence");
+    let fence = "wgmma.fence.sync.aligned;\n";
+    wants(|b| b.replace(fence, ""), "before the first wgmma.fence");
+    wants(|b| b.replace(fence, &format!("{fence}mov.b32 %acc3, 0;\n")), "accessed after the last wgmma.fence");
+    // Also who only reads.
+    wants(|b| b.replace(fence, &format!("{fence}mov.b32 %r0, %acc3;\n")), "accessed after the last wgmma.fence");
     wants(|b| b.replace("fence.proxy.async.shared::cta;", ""), "without fence.proxy.async");
     // The first warp reads before the others write.
     wants(|b| b.replace("bar.sync 0;", ""), "nothing wrote it");
@@ -358,4 +362,15 @@ fn products_follow_each_other_without_a_wait() {
     let commit = "wgmma.commit_group.sync.aligned;\n";
     let two = format!("{line}{commit}{line}");
     assert_eq!(small(|b| b.replace(line, &two)), Ok(()));
+    // Of one shape alone.
+    let wide = line.replace("n8k16", "n16k16").replace("%acc3}", "%acc3, %r4, %r5, %r6, %r7}");
+    let other = format!("{line}{wide}");
+    wants(|b| b.replace(line, &other), "of another shape");
+    let fenced = format!("{line}wgmma.fence.sync.aligned;\n{wide}");
+    assert_eq!(small(|b| b.replace(line, &fenced)), Ok(()));
+    // Rows in registers are there when a wait says so.
+    let rows =
+        line.replacen("%desc, %desc", "{%acc0, %acc1, %acc2, %acc3}, %desc", 1).replace(", 1, 1, 0, 0;", ", 1, 1, 0;");
+    let rows = rows.replacen("{%acc0, %acc1, %acc2, %acc3}", "{%r4, %r5, %r6, %r7}", 1);
+    wants(|b| b.replace(line, &format!("{line}wgmma.fence.sync.aligned;\n{rows}")), "rows in registers are sums");
 }

@@ -13,5 +13,6 @@ mod groups;
 mod integers;
 mod matrices;
 mod products;
+mod registers;
 mod stages;
 mod warps;

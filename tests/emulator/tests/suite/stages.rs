@@ -84,6 +84,13 @@ fn one_thread_speaks_for_four_warps() {
     let early = pipeline(|b| b.replace(arrive, "").replace(wait, &format!("{arrive}{wait}")));
     let Err(kind) = early else { panic!("an early arrival is not found") };
     assert!(matches!(kind, FaultKind::Race { .. } | FaultKind::InFlight(_)), "{kind}");
+    // Copies do not see a barrier that only threads know of.
+    let unseen = pipeline(|b| b.replace("@%p0 fence.mbarrier_init.release.cluster;\n", ""));
+    assert!(matches!(unseen, Err(FaultKind::Proxy { thread: 128, .. })), "{unseen:?}");
+    // Who waits may be told that it took too long.
+    let hasty = pipeline(|b| b.replace("@!%p1 bra FULL;\n", ""));
+    let Err(kind) = hasty else { panic!("a wait that is tried once is not found") };
+    assert!(!matches!(kind, FaultKind::Deadlock(_)), "{kind}");
 }
 
 /// What each thread wrote of its sums is that of the steps' products.
@@ -119,6 +126,7 @@ setp.eq.u32 %p0, %t, 128;
 @%p0 mbarrier.init.shared.b64 [%r10+8], 1;
 @%p0 mbarrier.init.shared.b64 [%r10+16], 4;
 @%p0 mbarrier.init.shared.b64 [%r10+24], 4;
+@%p0 fence.mbarrier_init.release.cluster;
 bar.sync 0;
 mov.u32 %r12, 0;
 setp.lt.u32 %p2, %t, 128;
