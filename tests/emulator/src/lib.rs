@@ -4,9 +4,9 @@
 //! PTX text --ptx--> syntax tree --decode--> Program (flat, calls inlined) --exec--> blocks, warps, lanes
 //! ```
 //!
-//! The emulator is stricter than a device: accesses out of bounds, misaligned, or of memory that nothing wrote, races on shared memory,
-//! collectives that a part of a warp executes, waits that never end, and asynchronous results used too early are faults that name the thread
-//! and the line. It is exact where the instruction set is, and says where it is not: approximations are computed in f64 and rounded, and a
+//! The emulator is stricter than a device: accesses out of bounds, misaligned, or of memory that nothing wrote, races on shared memory and, also
+//! between blocks, on global memory, collectives that a part of a warp executes, waits that never end, registers that nobody gave back, and
+//! asynchronous results used too early are faults that name the thread and the line. It is exact where the instruction set is, and says where it is not: approximations are computed in f64 and rounded, and a
 //! tensor core's sums are rounded once.
 //!
 //! Launches run one after another. One that may begin before others have ended (`Launch::overlaps`) runs late, and may do no more than what is

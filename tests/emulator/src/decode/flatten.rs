@@ -54,6 +54,11 @@ pub(crate) fn flatten(text: &Text, kernel: &Function) -> Result<Program, Failure
         }
     }
     mark_dirty(&mut cx.code);
+    let speaks = cx.code.iter().any(|inst| match &inst.op {
+        Op::Atomic(atomic) => atomic.space != Space::Shared,
+        Op::Load(access) | Op::Store(access) => access.strong && access.space != Space::Shared,
+        _ => false,
+    });
     Ok(Program {
         code: cx.code,
         constants: cx.constants,
@@ -64,6 +69,7 @@ pub(crate) fn flatten(text: &Text, kernel: &Function) -> Result<Program, Failure
         params: kernel.params.clone(),
         param_offsets,
         param_bytes,
+        speaks,
     })
 }
 

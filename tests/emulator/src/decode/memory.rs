@@ -17,6 +17,8 @@ pub(crate) struct Access {
     pub(crate) elements: Box<[Reg]>,
     pub(crate) address: Reg,
     pub(crate) offset: i64,
+    /// It says how strong it is.
+    pub(crate) strong: bool,
     /// `ld.global.nc`: through a cache that sees no writes.
     pub(crate) read_only: bool,
     /// Loads of signed types fill the register: its bits.
@@ -117,6 +119,7 @@ pub(crate) fn load_store(
     let space = space(m);
     let operands = drop_policy(m, operands);
     let read_only = m.take("nc");
+    let strong = m.one_of(&["relaxed", "acquire", "release", "volatile", "mmio"]).is_some();
     m.ignore(&HINTS);
     let count = match m.one_of(&["v2", "v4", "v8"]) {
         Some("v2") => 2,
@@ -143,8 +146,16 @@ pub(crate) fn load_store(
         return Err(format!("registers of {declared} bits do not hold {ty:?}"));
     }
     let extend = (load && ty.signed()).then_some(declared);
-    let access =
-        Access { space, bytes: ty.bytes(), elements: elements.clone().into(), address, offset, read_only, extend };
+    let access = Access {
+        space,
+        bytes: ty.bytes(),
+        elements: elements.clone().into(),
+        address,
+        offset,
+        strong,
+        read_only,
+        extend,
+    };
     Ok(if load {
         Decoded { op: Op::Load(access), results: elements, sources: vec![address] }
     } else {

@@ -25,6 +25,8 @@ pub(crate) struct Program {
     pub(crate) params: Vec<Variable>,
     pub(crate) param_offsets: Vec<u32>,
     pub(crate) param_bytes: u32,
+    /// Its threads speak to each other through global memory: by atomics, or by loads and stores that say how strong they are.
+    pub(crate) speaks: bool,
 }
 
 /// What a row holds from the start.

@@ -119,7 +119,7 @@ impl Warp {
                 }
                 Space::Param => return Err(by_lane(lane)(FaultKind::ReadOnly { address })),
                 _ => {
-                    self.writes(lane, address).map_err(by_lane(lane))?;
+                    self.writes(env, lane, address, bytes).map_err(by_lane(lane))?;
                     env.memory.write(address, bytes).map_err(by_lane(lane))?;
                     global.push(address);
                 }
@@ -163,7 +163,7 @@ impl Warp {
                         )));
                     }
                     _ => {
-                        self.writes(lane, address).map_err(by_lane(lane))?;
+                        self.writes(env, lane, address, &[]).map_err(by_lane(lane))?;
                         env.memory.read(address, cell).map_err(by_lane(lane))?;
                         None
                     }

@@ -38,6 +38,8 @@ pub(crate) struct Env<'l> {
     pub(crate) thread_instructions: u64,
     pub(crate) stats: Stats,
     pub(crate) prefetched: Vec<Prefetched>,
+    /// The numbers of the launch and of the block, where it is watched who touches global memory.
+    pub(crate) marked: Option<(u32, u32)>,
     /// By instruction.
     pub(crate) lines: Vec<LineStats>,
 }
@@ -75,7 +77,7 @@ pub(crate) struct Block<'l> {
 }
 
 impl<'l> Block<'l> {
-    pub(crate) fn new(grid: &'l Grid<'l>, index: [u32; 3]) -> Self {
+    pub(crate) fn new(grid: &'l Grid<'l>, index: [u32; 3], marked: Option<(u32, u32)>) -> Self {
         let program = grid.program;
         let threads = grid.block.iter().product::<u32>() as usize;
         let warps = threads.div_ceil(LANES);
@@ -99,6 +101,7 @@ impl<'l> Block<'l> {
             thread_instructions: 0,
             stats: Stats::default(),
             prefetched: Vec::new(),
+            marked,
             lines: vec![LineStats::default(); program.code.len()],
         };
         let mut block = Self { grid, index, warps: Vec::new(), env };

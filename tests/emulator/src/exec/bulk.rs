@@ -156,7 +156,8 @@ impl Warp {
             env.shared.check_proxy(range.clone(), &env.transfers.fenced, env.transfers.fenced[thread])?;
             env.shared.begin_read(range.clone());
             env.stats.global_written_bytes += bytes;
-            self.writes(lane, address)?;
+            let data = env.shared.bytes(range.clone()).to_vec();
+            self.writes(env, lane, address, &data)?;
             pieces.push((range, address));
         }
         let group = env.transfers.bulk_group(thread);

@@ -3,7 +3,7 @@
 //! With chunks of 16 bytes and a swizzle over `w` bytes (32, 64 or 128), a K-major matrix has element byte `x` of row `r` at
 //! `start + (r % 8) w + (r / 8) stride + x`; without swizzle, eight rows of one chunk lie together, and the next chunk is `leading` away. An
 //! M- or N-major matrix has, of row `k`, byte `x` at `start + (x / w) leading + (k % 8) w + (k / 8) stride + x % w`; without swizzle `stride`
-//! is from chunk to chunk and `leading` from eight `k` to the next. Swizzling then exchanges chunks by the bits of the address above.
+//! is from chunk to chunk and `leading` from eight `k` to the next. Swizzling then exchanges chunks by the bits of the address above. CUTLASS has the same layouts (`mma_traits_sm90_gmma.hpp`).
 
 use super::fault::FaultKind;
 

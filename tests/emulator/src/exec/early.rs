@@ -3,7 +3,9 @@
 use std::ops::Range;
 
 use super::block::Env;
+use super::clocks::{Clocks, Time};
 use super::fault::FaultKind;
+use super::marks::Toucher;
 use super::warp::Warp;
 
 /// Bytes that a block asked for, and which of them it has read.
@@ -37,13 +39,30 @@ impl Warp {
         for asked in &mut env.prefetched {
             asked.reads(address, bytes);
         }
-        if self.waited & 1 << lane == 0 { env.memory.check_early(address, bytes) } else { Ok(()) }
+        if self.waited & 1 << lane == 0 {
+            env.memory.check_early(address, bytes)?;
+        }
+        let Some((by, knows)) = self.marks(env.marked, &env.clocks, lane) else { return Ok(()) };
+        env.memory.note_read((address, bytes), by, &knows)
+    }
+
+    /// A lane as one that touches global memory, and what it knows of others; `None` where that is not watched.
+    fn marks<'c>(
+        &self,
+        marked: Option<(u32, u32)>,
+        clocks: &'c Clocks,
+        lane: usize,
+    ) -> Option<(Toucher, impl Fn(usize, Time) -> bool + use<'c>)> {
+        let (launch, block) = marked?;
+        let (warp, by) = (self.index, Toucher { launch, block, thread: self.thread(lane), time: clocks.now() });
+        Some((by, move |thread: usize, time: Time| clocks.knows(warp, lane, thread, time)))
     }
 
     /// A lane writes global memory.
-    pub(crate) fn writes(&self, lane: usize, address: u64) -> Result<(), FaultKind> {
+    pub(crate) fn writes(&self, env: &mut Env<'_>, lane: usize, address: u64, bytes: &[u8]) -> Result<(), FaultKind> {
         if self.waited & 1 << lane != 0 {
-            return Ok(());
+            let Some((by, knows)) = self.marks(env.marked, &env.clocks, lane) else { return Ok(()) };
+            return env.memory.note_write((address, bytes), by, &knows);
         }
         Err(FaultKind::Early(format!("{address:#x} is written, which launches that may not have ended use")))
     }

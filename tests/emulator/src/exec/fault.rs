@@ -64,6 +64,14 @@ pub enum FaultKind {
         /// Who else, and what both do.
         what: String,
     },
+    /// The same of global memory, also between blocks of a launch.
+    #[error("race at global address {address:#x}: {what}")]
+    GlobalRace {
+        /// The address.
+        address: u64,
+        /// Who else, and what both do.
+        what: String,
+    },
     /// What an asynchronous operation has in flight is touched.
     #[error("in flight: {0}")]
     InFlight(String),

@@ -140,6 +140,7 @@ fn run(grid: &Grid<'_>, memory: &mut Memory, limit: u64) -> Result<Stats, Box<Fa
     let [gx, gy, gz] = grid.grid;
     let mut indices = (0..gz).flat_map(|z| (0..gy).flat_map(move |y| (0..gx).map(move |x| [x, y, z])));
     let mut resident = VecDeque::new();
+    let of_launch = (!grid.program.speaks).then(|| memory.number());
     let mut stats = Stats::default();
     loop {
         // A block that takes long may wait for others, which then start.
@@ -147,7 +148,7 @@ fn run(grid: &Grid<'_>, memory: &mut Memory, limit: u64) -> Result<Stats, Box<Fa
         let mut block = match (next, resident.pop_front()) {
             (Some(index), waiting) => {
                 resident.extend(waiting);
-                Block::new(grid, index)
+                Block::new(grid, index, of_launch.map(|launch| (launch, memory.number())))
             }
             (None, Some(block)) => block,
             (None, None) => return Ok(stats),

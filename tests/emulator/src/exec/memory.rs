@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 
+use super::clocks::Time;
 use super::fault::FaultKind;
+use super::marks::{Marks, Toucher};
 
 /// Addresses of the first allocation; real devices have such.
 const BASE: u64 = 0x7f00_0000_0000;
@@ -18,6 +20,8 @@ struct Allocation {
     freed: bool,
     /// The run of launches in which one wrote to it last.
     wrote: u64,
+    /// Who touched it, once a launch has written to it.
+    marks: Option<Marks>,
 }
 
 /// Global memory. Keeps what kernels and the host write, between launches.
@@ -32,6 +36,8 @@ pub struct Memory {
     run: u64,
     /// A launch is running: what is written is written by it.
     launched: bool,
+    /// Numbers of blocks, and of launches before those of theirs, that were given.
+    numbers: u32,
     /// Addresses of each module's variables.
     pub(crate) variables: HashMap<u64, Vec<u64>>,
 }
@@ -50,7 +56,15 @@ impl Memory {
         let base = if (start / align).is_multiple_of(2) { start + align } else { start };
         self.next = base + bytes;
         let data = vec![0; bytes as usize];
-        self.allocations.push(Allocation { base, data, written, read_only: false, freed: false, wrote: 0 });
+        self.allocations.push(Allocation {
+            base,
+            data,
+            written,
+            read_only: false,
+            freed: false,
+            wrote: 0,
+            marks: None,
+        });
         base
     }
 
@@ -73,6 +87,7 @@ impl Memory {
         let allocation = found.ok_or(FaultKind::OutOfBounds { space: "global", address, bytes: 0 })?;
         allocation.freed = true;
         allocation.data = Vec::new();
+        allocation.marks = None;
         Ok(())
     }
 
@@ -80,6 +95,42 @@ impl Memory {
     pub(crate) fn begin_launch(&mut self, overlaps: bool) {
         self.run += u64::from(!overlaps || self.run == 0);
         self.launched = true;
+    }
+
+    /// A number for a launch, or for one of its blocks: larger than all before.
+    pub(crate) fn number(&mut self) -> u32 {
+        self.numbers += 1;
+        self.numbers
+    }
+
+    /// A thread reads bytes.
+    pub(crate) fn note_read(
+        &mut self,
+        (address, bytes): (u64, usize),
+        by: Toucher,
+        knows: &dyn Fn(usize, Time) -> bool,
+    ) -> Result<(), FaultKind> {
+        let (which, at) = self.find(address, bytes)?;
+        match &mut self.allocations[which].marks {
+            Some(marks) => marks.read(at..at + bytes, by, knows, address),
+            None => Ok(()),
+        }
+    }
+
+    /// A thread is about to write bytes.
+    pub(crate) fn note_write(
+        &mut self,
+        (address, bytes): (u64, &[u8]),
+        by: Toucher,
+        knows: &dyn Fn(usize, Time) -> bool,
+    ) -> Result<(), FaultKind> {
+        let (which, at) = self.find(address, bytes.len())?;
+        let Allocation { data, marks, .. } = &mut self.allocations[which];
+        let marks = marks.get_or_insert_with(|| Marks::new(data.len()));
+        if data[at..at + bytes.len()] == *bytes {
+            return Ok(());
+        }
+        marks.write(at..at + bytes.len(), by, knows, address)
     }
 
     pub(crate) fn end_launch(&mut self) {

@@ -1,5 +1,8 @@
 //! Asynchronous copies (PTX ISA, section 9.7.9.25): what was issued, what is in flight, and when it is there. Copies are late: a thread's own
 //! are done when it waits for their group, those of the copy engine when nobody can go on without, in an order that a seed gives.
+//!
+//! `cp.async` writes as threads do; `cp.async.bulk` and `wgmma` go through the async proxy, which sees what threads wrote behind a `fence.proxy.async` of theirs or its own
+//! (sections 9.7.9.25.2, "Async Proxy", and 8.5, "Proxies"); what they complete is seen by threads that see the completion.
 
 use std::collections::VecDeque;
 use std::ops::Range;

@@ -2,7 +2,7 @@
 
 use xfc_emulator::{FaultKind, Launch, Memory, Module, launch};
 
-use crate::harness::{fault, fault_kind, kernel, run};
+use crate::harness::{fault, fault_kind, kernel, run, run_grid};
 
 fn ok(body: &str, threads: u32) {
     run(&kernel(body), threads, &[0; 4096], 4096).unwrap_or_else(|f| panic!("{f}"));
@@ -90,6 +90,39 @@ fn races_within_a_warp() {
         ),
         32,
     );
+}
+
+#[test]
+fn races_on_global_memory() {
+    let own = "mul.wide.u32 %a0, %t, 4;\nadd.s64 %a1, %out, %a0;\nadd.u32 %r1, %t, 1;\nst.global.u32 [%a1], %r1;\n";
+    let other = |by: u32| {
+        format!("xor.b32 %r2, %t, {by};\nmul.wide.u32 %a2, %r2, 4;\nadd.s64 %a2, %a2, %out;\nld.global.u32 %r3, [%a2];")
+    };
+    let found = |body: &str, blocks: u32| {
+        let done = run_grid(&kernel(body), [blocks, 1, 1], [64, 1, 1], 0, &[0; 4096], 4096);
+        done.err().map(|fault| fault.kind)
+    };
+    for by in [32, 1] {
+        let race = found(&format!("{own}{}", other(by)), 1);
+        assert!(matches!(race, Some(FaultKind::GlobalRace { .. })), "{by}: {race:?}");
+        assert_eq!(found(&format!("{own}bar.sync 0;\n{}", other(by)), 1), None, "{by}");
+    }
+    assert_eq!(found(&format!("{own}bar.warp.sync -1;\n{}", other(1)), 1), None);
+    // Two threads write one place.
+    assert!(matches!(found("st.global.u32 [%out], %t;", 1), Some(FaultKind::GlobalRace { .. })));
+    // Nothing orders blocks: both write, or one reads what the other writes, in either order.
+    let block = "mov.u32 %r4, %ctaid.x;\nadd.u32 %r5, %r4, 1;\n";
+    assert!(matches!(found(&format!("{block}st.global.u32 [%out], %r5;"), 2), Some(FaultKind::GlobalRace { .. })));
+    let apart = format!("{block}mul.wide.u32 %a3, %r4, 4;\nadd.s64 %a3, %a3, %out;\n");
+    let write = "setp.ne.u32 %p0, %t, 0;\n@!%p0 st.global.u32 [%a3], %r5;\n";
+    assert_eq!(found(&format!("{apart}{write}"), 2), None);
+    for there in ["ld.global.u32 %r6, [%out];\n", "ld.global.u32 %r6, [%out+4];\n"] {
+        let race = found(&format!("{apart}{write}bar.sync 0;\n{there}"), 2);
+        assert!(matches!(race, Some(FaultKind::GlobalRace { .. })), "{there}: {race:?}");
+    }
+    // What is there already may be written again; and threads that speak to each other are left alone.
+    assert_eq!(found("st.global.u32 [%out], 0;", 2), None);
+    assert_eq!(found(&format!("{block}st.relaxed.gpu.global.u32 [%out], %r5;"), 2), None);
 }
 
 #[test]
