@@ -189,9 +189,13 @@ impl Device for EmulatedGpu {
     }
 }
 
-/// A machine with a GPU on which everything runs that is compiled for one.
+/// A machine with a GPU on which all older code runs, and that for 9.0 alone.
 pub fn host() -> HostFeatures {
-    let gpu = Gpu { index: 0, name: "emulated".to_owned(), capability: (9, 0), memory_bytes: 0 };
+    host_of((9, 0))
+}
+
+fn host_of(capability: (u32, u32)) -> HostFeatures {
+    let gpu = Gpu { index: 0, name: "emulated".to_owned(), capability, memory_bytes: 0 };
     HostFeatures { gpu: Some(gpu), ..HostFeatures::detect() }
 }
 
@@ -207,7 +211,12 @@ pub fn load_changed(
     checkpoint: &Checkpoint,
     change: impl Fn(usize, &str) -> String,
 ) -> Result<Arc<Model>> {
-    let variant = artifact.select(&host(), Some(target))?;
+    // Newer code asks for a newer GPU, on which that for one alone does not run.
+    let newer = host_of((10, 0));
+    let arch = target.strip_prefix("cuda:").unwrap_or_default();
+    let is_newer = newer.gpu.as_ref().is_some_and(|gpu| gpu.runs(arch));
+    let host = if is_newer { newer } else { host() };
+    let variant = artifact.select(&host, Some(target))?;
     let packed = weights::bind(variant.manifest(), checkpoint, 1, None)?;
     let device = EmulatedGpu::with(&variant, change)?;
     Ok(Model::on_device(Arc::clone(variant.manifest()), Arc::new(device), packed)?)

@@ -66,6 +66,30 @@ fn outputs_and_greedy_tokens_match() {
     });
 }
 
+/// Code for architectures that others do not run, for which LLVM has instructions of its own and launches overlap: as the case says, and as far from what every GPU
+/// runs in bf16 as the order of sums explains.
+#[test]
+fn other_architectures_compute_the_same() -> Result<()> {
+    for (name, target) in [("llama3", "cuda:sm_89"), ("deepseek_v3", "cuda:sm_100"), ("gemma3", "cuda:sm_100")] {
+        let case = Case::load(name)?;
+        let outputs = |target: &str, options: &Options| -> Result<_> {
+            let mut runner = Runner::new(&gpu::load_case(&case, target, options)?, 1)?;
+            let sequence = runner.session.add_sequence()?;
+            runner.outputs_of(sequence, &case)
+        };
+        let (exact, bf16) = (Options::default(), Options { dtype: DType::BF16, ..Options::default() });
+        let got = outputs(target, &exact)?;
+        for (output, golden) in case.outputs()? {
+            let got = got.get(&output).ok_or_else(|| format!("there is no output `{output}`"))?;
+            compare(&output, &golden.shape, got, &golden.values, Tier::Model, Precision::F32)?;
+        }
+        let (got, want) = (outputs(target, &bf16)?, outputs(TARGET, &bf16)?);
+        let (got, want) = (&got["logits"], &want["logits"]);
+        compare(name, &[want.len()], got, want, Tier::Accumulate(1024), Precision::F32)?;
+    }
+    Ok(())
+}
+
 #[test]
 fn pieces_of_several_sequences_are_the_whole_of_each() -> Result<()> {
     for name in KINDS {

@@ -35,10 +35,10 @@ const RECORDED: [Arch; 3] = [ARCHES[0], ARCHES[2], ARCHES[3]];
 
 /// Scans, convolutions, sinks, learned biases, sources, windows: each for one architecture in a quick run.
 const KINDS: [(&str, &str); 8] = [
-    ("qwen3_next", "bf16"),
+    ("t5", "f32"),
     ("gpt_oss", "bf16"),
     ("mamba2", "bf16"),
-    ("t5", "f32"),
+    ("qwen3_next", "bf16"),
     ("mixtral", "int8"),
     ("deberta_v2", "bf16"),
     ("granitemoehybrid", "int4"),

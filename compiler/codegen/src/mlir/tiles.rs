@@ -146,19 +146,13 @@ impl Writer {
         self.intrinsic("llvm.nvvm.prmt", &[words[0], words[1], which], Ty::scalar(Elem::I32))
     }
 
-    /// Four such words where a condition holds, zeros elsewhere.
+    /// Four such words where a condition holds, zeros elsewhere. Words leave the branch one by one: vectors that do are held in pairs of registers on GPUs that have
+    /// instructions for two f32, for which others are spilled.
     fn load_four_if(&mut self, at: Val, there: Val) -> [Val; 4] {
         let zero = self.int(0, Ty::scalar(Elem::I32));
-        let id = self.fresh(Ty::scalar(Elem::I32));
-        self.line(&format!("{id}_0 = vector.broadcast {zero} : i32 to vector<4xi32>"));
-        self.line(&format!("{id}_4 = scf.if {there} -> (vector<4xi32>) {{"));
-        self.line(&format!("  {id}_5 = llvm.load {at} {{alignment = 16 : i64}} : !llvm.ptr -> vector<4xi32>"));
-        self.line(&format!("  scf.yield {id}_5 : vector<4xi32>"));
-        self.line("} else {");
-        self.line(&format!("  scf.yield {id}_0 : vector<4xi32>"));
-        self.line("}");
-        [0, 1, 2, 3]
-            .map(|i| self.op(Ty::scalar(Elem::I32), &format!("vector.extract {id}_4[{i}] : i32 from vector<4xi32>")))
+        // The body cannot fail.
+        let words = self.if_else(there, &[zero; 4], |w| Ok(w.load_words::<4>(at).to_vec())).unwrap_or_default();
+        [0, 1, 2, 3].map(|i| words.get(i).copied().unwrap_or(zero))
     }
 
     /// Stores four words of a thread's own, at an address that is a multiple of 16.
