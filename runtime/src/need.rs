@@ -221,7 +221,7 @@ fn narrow_weight_bytes(manifest: &Manifest, bits: f64) -> u64 {
 ///
 /// # Errors
 /// A manifest whose weights cannot be packed.
-fn weight_bytes(manifest: &Manifest) -> Result<u64> {
+pub fn weight_bytes(manifest: &Manifest) -> Result<u64> {
     let mut sum = 0u64;
     for weight in &manifest.weights {
         let bytes = packed_bytes(weight).map_err(|problem| {

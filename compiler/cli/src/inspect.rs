@@ -137,11 +137,20 @@ fn artifact(path: &Path, args: &InspectArgs) -> Result<String> {
     }
 }
 
+/// The lines of a summary that need a plan: what the model takes in the types that were asked for, on the first target.
+fn in_types(loaded: &Loaded, args: &InspectArgs, options: &driver::Options) -> Result<String> {
+    let fused = driver::fuse(&loaded.model, options)?;
+    let targets = args.model.targets()?;
+    let outline = driver::outline(&loaded.model, &fused.program, &*targets[0])?;
+    summary::planned(&loaded.model, &outline.manifest)
+}
+
 fn stage(loaded: &Loaded, args: &InspectArgs) -> Result<String> {
     let mut options = args.model.options()?;
     options.pass_limit = args.pass_limit;
     if args.emit.is_none() && args.format == FormatArg::Text && args.layer.is_none() && args.pass_limit.is_none() {
-        return Ok(summary::text(&loaded.model, loaded.is_published));
+        let summary = summary::text(&loaded.model, loaded.is_published);
+        return Ok(if args.model.names_types() { summary + &in_types(loaded, args, &options)? } else { summary });
     }
     let emit = emit(args);
     match emit {

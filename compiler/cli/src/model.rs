@@ -288,6 +288,11 @@ impl ModelArgs {
         format!("{:?} {:?} {:?} {} {quant}", self.dtype, self.kv_cache_dtype, self.skip_pass, self.tiny)
     }
 
+    /// Whether types of weights or caches were asked for.
+    pub(crate) fn names_types(&self) -> bool {
+        self.dtype != DTypeArg::F32 || self.kv_cache_dtype.is_some() || self.quant.is_some()
+    }
+
     /// The targets named, or this host, with the schedules that were measured for them.
     ///
     /// # Errors

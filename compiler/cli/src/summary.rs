@@ -6,6 +6,10 @@ use xfc_lang::Model;
 use xfc_lang::arch::Numbers;
 use xfc_lang::spec::ActiveCounts;
 use xfc_lang::view::digits;
+use xfc_runtime::artifact::manifest::{Keep, Manifest};
+use xfc_runtime::need;
+
+use crate::error::Result;
 
 /// The summary. `is_published` says that the sizes are those of the released model.
 pub(crate) fn text(model: &Model, is_published: bool) -> String {
@@ -58,4 +62,22 @@ pub(crate) fn text(model: &Model, is_published: bool) -> String {
         );
     }
     out
+}
+
+/// What a plan holds: bytes of weights as they are packed, and of caches for each token.
+///
+/// # Errors
+/// The plan's weights cannot be packed.
+pub(crate) fn planned(model: &Model, manifest: &Manifest) -> Result<String> {
+    let weights = need::weight_bytes(manifest)?;
+    let bits = 8.0 * weights as f64 / Numbers::of(&model.arch, &model.program).parameters as f64;
+    let mut out = format!("  {:<12}{} bytes of weights, {bits:.2} bits a parameter", "as asked", digits(weights));
+    let grows = |keep: Keep| !matches!(keep, Keep::State | Keep::Step);
+    let slots = manifest.caches.iter().filter(|group| grows(group.keep)).flat_map(|group| &group.slots);
+    let kept: u64 = slots.map(|slot| slot.token_bytes).sum();
+    if kept > 0 {
+        let _ = write!(out, "; {} bytes of caches a token, while it is kept", digits(kept));
+    }
+    out.push('\n');
+    Ok(out)
 }

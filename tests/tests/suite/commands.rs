@@ -155,6 +155,12 @@ fn a_summary_says_the_published_numbers() -> Result<()> {
     }
     let other = shell.run("xfc", &["inspect", "qwen3", "--set", "num_hidden_layers=2"])?.success()?;
     assert!(other.contains("2 in layers") && !other.contains("published"), "{other}");
+    // Four bits and a scale of 16 for each 32; keys and values of 28 layers, 8 heads of 128 bytes with a scale of 16 bits.
+    let narrow = ["inspect", "qwen3", "--dtype", "bf16", "--quant", "int4:g32", "--kv-cache-dtype", "int8"];
+    let text = shell.run("xfc", &narrow)?.success()?;
+    for said in ["4.50 bits a parameter", "58,240 bytes of caches a token"] {
+        assert!(text.contains(said), "`{said}` is not in:\n{text}");
+    }
     Ok(())
 }
 
