@@ -379,63 +379,90 @@ impl<'a> Linear<'a> {
     }
 
     /// Adds the products of input group `k` (from the given starts). `partial`: only the first input of the group exists.
+    ///
+    /// Weights of several rows stay in registers while one row after another is multiplied. Those of one row are used as they come: where four vectors are loaded and
+    /// then multiplied, memory is asked in bursts, and some processors read a fifth less of it.
     fn multiply(&self, w: &mut Writer, xs: &[Val], starts: &[Val], k: u64, partial: bool, sums: &mut [Val]) {
-        let s = self.schedule;
-        let vectors = s.vectors as usize;
-        let bf16 = self.bf16();
-        let vector_bytes = u64::from(s.lanes) * 4;
-        // bf16: pairs of inputs; either both halves in one instruction, or widened to f32.
-        let mut weights = Vec::new();
-        for start in starts {
-            for v in 0..vectors {
-                let at = w.offset_const(*start, k * self.group_bytes() + v as u64 * vector_bytes);
-                self.prefetch(w, at, v as u64 * vector_bytes);
-                let elem = if bf16 { Elem::I32 } else { Elem::F32 };
-                weights.push(w.load(Ty::of(elem, s.lanes), at));
+        let vectors = u64::from(self.schedule.vectors);
+        let places = starts.iter().flat_map(|start| (0..vectors).map(move |v| (*start, v)));
+        let x_at = |w: &mut Writer, x: Val| w.offset_const(x, k * self.schedule.depth * dtype_bytes(self.spec.operand));
+        if let [x] = xs {
+            let x = x_at(w, *x);
+            let factor = self.factor(w, x, partial);
+            for ((start, v), sum) in places.zip(sums) {
+                let weight = self.weight(w, start, k, v);
+                *sum = multiply_add(w, factor, weight, *sum);
+            }
+            return;
+        }
+        let weights: Vec<Factor> = places.map(|(start, v)| self.weight(w, start, k, v)).collect();
+        for (x, mine) in xs.iter().zip(sums.chunks_exact_mut(weights.len())) {
+            let x = x_at(w, *x);
+            let factor = self.factor(w, x, partial);
+            for (sum, weight) in mine.iter_mut().zip(&weights) {
+                *sum = multiply_add(w, factor, *weight, *sum);
             }
         }
-        let dot = w.machine().pair_dot;
-        let widened: Vec<(Val, Val)> = match dot {
-            PairDot::Widened if bf16 => weights.iter().map(|x| w.pair_halves(*x)).collect(),
-            _ => Vec::new(),
-        };
-        let x_bytes = self.schedule.depth * dtype_bytes(self.spec.operand);
-        for (i, x) in xs.iter().enumerate() {
-            let at = w.offset_const(*x, k * x_bytes);
-            let mine = &mut sums[i * weights.len()..(i + 1) * weights.len()];
-            if !bf16 {
-                let x = w.load(Ty::scalar(Elem::F32), at);
-                let x = w.splat(x, s.lanes);
-                for (sum, weight) in mine.iter_mut().zip(&weights) {
-                    *sum = w.fma(x, *weight, *sum);
-                }
-                continue;
-            }
-            let pair = if partial {
+    }
+
+    /// Vector `v` of the weights of input group `k`.
+    fn weight(&self, w: &mut Writer, start: Val, k: u64, v: u64) -> Factor {
+        let shift = v * u64::from(self.schedule.lanes) * 4;
+        let at = w.offset_const(start, k * self.group_bytes() + shift);
+        self.prefetch(w, at, shift);
+        let elem = if self.bf16() { Elem::I32 } else { Elem::F32 };
+        let weight = w.load(Ty::of(elem, self.schedule.lanes), at);
+        self.as_factor(w, weight)
+    }
+
+    /// The inputs of a row at `at` that a group of weights is multiplied by, in all lanes.
+    fn factor(&self, w: &mut Writer, at: Val, partial: bool) -> Factor {
+        let x = match (self.bf16(), partial) {
+            (false, _) => w.load(Ty::scalar(Elem::F32), at),
+            (true, true) => {
                 let low = w.load(Ty::scalar(Elem::I16), at);
                 w.widen_unsigned(low, Elem::I32)
-            } else {
-                // Rows of an odd number of inputs begin between pairs.
-                w.load_aligned(Ty::scalar(Elem::I32), at, dtype_bytes(self.spec.operand))
-            };
-            let pair = w.splat(pair, s.lanes);
-            match dot {
-                PairDot::Intrinsic(name) => {
-                    let packed = Ty::of(Elem::BF16, s.lanes * 2);
-                    let pair = w.bitcast(pair, packed);
-                    for (sum, weight) in mine.iter_mut().zip(&weights) {
-                        let weight = w.bitcast(*weight, packed);
-                        *sum = w.intrinsic(name, &[*sum, weight, pair], sum.ty);
-                    }
-                }
-                PairDot::Widened => {
-                    let (low, high) = w.pair_halves(pair);
-                    for (sum, (w_low, w_high)) in mine.iter_mut().zip(&widened) {
-                        *sum = w.fma(low, *w_low, *sum);
-                        *sum = w.fma(high, *w_high, *sum);
-                    }
-                }
+            }
+            // Rows of an odd number of inputs begin between pairs.
+            (true, false) => w.load_aligned(Ty::scalar(Elem::I32), at, dtype_bytes(self.spec.operand)),
+        };
+        let x = w.splat(x, self.schedule.lanes);
+        self.as_factor(w, x)
+    }
+
+    /// Numbers as a machine multiplies them: pairs of bf16 by one instruction, or widened to f32.
+    fn as_factor(&self, w: &mut Writer, x: Val) -> Factor {
+        match w.machine().pair_dot {
+            _ if !self.bf16() => Factor::Floats(x),
+            PairDot::Intrinsic(name) => Factor::Pairs(name, w.bitcast(x, Ty::of(Elem::BF16, self.schedule.lanes * 2))),
+            PairDot::Widened => {
+                let (low, high) = w.pair_halves(x);
+                Factor::Halves(low, high)
             }
         }
+    }
+}
+
+/// A vector of numbers as it is multiplied.
+#[derive(Clone, Copy)]
+enum Factor {
+    /// f32.
+    Floats(Val),
+    /// Pairs of bf16, of which the named instruction adds both products to a lane.
+    Pairs(&'static str, Val),
+    /// Pairs of bf16 as f32: the first of each, the second of each.
+    Halves(Val, Val),
+}
+
+/// `sum + x * weight`.
+fn multiply_add(w: &mut Writer, x: Factor, weight: Factor, sum: Val) -> Val {
+    match (x, weight) {
+        (Factor::Floats(x), Factor::Floats(weight)) => w.fma(x, weight, sum),
+        (Factor::Pairs(name, x), Factor::Pairs(_, weight)) => w.intrinsic(name, &[sum, weight, x], sum.ty),
+        (Factor::Halves(low, high), Factor::Halves(w_low, w_high)) => {
+            let sum = w.fma(low, w_low, sum);
+            w.fma(high, w_high, sum)
+        }
+        _ => unreachable!("both factors of a product have one form"),
     }
 }

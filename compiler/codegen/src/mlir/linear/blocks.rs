@@ -156,22 +156,34 @@ impl Linear<'_> {
         Ok(if byte_dot == ByteDot::Widened { sums } else { sums.into_iter().map(to_float).collect() })
     }
 
-    /// Adds the products of one word of each column.
+    /// Adds the products of one word of each column: for one row as the words come, as [`Linear::multiply`] does.
     fn add_run(&self, w: &mut Writer, of: &Groups<'_>, words: &[Val], xs: &[Val], run: u64, sums: &mut [Val]) {
+        let vectors = u64::from(self.schedule.vectors);
+        let vector_bytes = u64::from(self.schedule.lanes) * 4;
+        let load = |w: &mut Writer, start: Val, v: u64| {
+            let at = w.offset_const(start, run * of.panel.columns * 4 + v * vector_bytes);
+            self.prefetch(w, at, v * vector_bytes);
+            w.load(Ty::of(Elem::I32, self.schedule.lanes), at)
+        };
+        let places = words.iter().flat_map(|start| (0..vectors).map(move |v| (*start, v)));
+        if xs.len() == 1 {
+            for ((start, v), sum) in places.zip(sums) {
+                let stored = load(w, start, v);
+                self.add_stored(w, of, &[stored], xs, run, std::slice::from_mut(sum));
+            }
+            return;
+        }
+        let stored: Vec<Val> = places.map(|(start, v)| load(w, start, v)).collect();
+        self.add_stored(w, of, &stored, xs, run, sums);
+    }
+
+    /// Adds the products of these words of as many columns.
+    fn add_stored(&self, w: &mut Writer, of: &Groups<'_>, stored: &[Val], xs: &[Val], run: u64, sums: &mut [Val]) {
         let s = self.schedule;
         let word = Ty::of(Elem::I32, s.lanes);
-        let vector_bytes = u64::from(s.lanes) * 4;
-        let mut stored: Vec<Val> = Vec::new();
-        for start in words {
-            for v in 0..u64::from(s.vectors) {
-                let at = w.offset_const(*start, run * of.panel.columns * 4 + v * vector_bytes);
-                self.prefetch(w, at, v * vector_bytes);
-                stored.push(w.load(word, at));
-            }
-        }
         let planes = 8 / of.panel.bits;
         if let (ByteDot::Pairs { halves, bytes: Some(bytes) }, 2) = (w.machine().byte_dot, planes) {
-            return self.add_halves_of_bytes(w, (halves, bytes), &stored, xs, run * 8, sums);
+            return self.add_halves_of_bytes(w, (halves, bytes), stored, xs, run * 8, sums);
         }
         for plane in 0..planes {
             let shift = (plane * of.panel.bits) as u32;
@@ -299,8 +311,9 @@ impl Linear<'_> {
             let mut list = Vec::new();
             for start in starts {
                 for v in 0..u64::from(s.vectors) {
-                    let at = behind + (self.column_shift() + v * u64::from(s.lanes)) * 2;
-                    let at = w.offset_const(*start, at);
+                    let shift = (self.column_shift() + v * u64::from(s.lanes)) * 2;
+                    let at = w.offset_const(*start, behind + shift);
+                    self.prefetch(w, at, shift);
                     let half = w.load(Ty::of(Elem::I16, s.lanes), at);
                     list.push(w.from_half(half));
                 }
