@@ -67,6 +67,17 @@ pub fn agree_to(
     text: &str,
     steps: &[Vec<Given<'_>>],
     targets: &[Box<dyn Target>],
+    bounds: (Tier, Precision),
+) -> Result<()> {
+    let of_one: Vec<_> = steps.iter().map(|step| vec![Some(step.clone())]).collect();
+    agree_together(text, &of_one, targets, bounds)
+}
+
+/// The same of several sequences: what each is given in each step, `None` where it has no part in it.
+pub fn agree_together(
+    text: &str,
+    steps: &[Vec<Option<Vec<Given<'_>>>>],
+    targets: &[Box<dyn Target>],
     (tier, precision): (Tier, Precision),
 ) -> Result<()> {
     let program = parse(text)?;
@@ -84,23 +95,39 @@ pub fn agree_to(
         if artifact.manifests().any(|m| host.missing(&m.target).is_none_or(|missing| !missing.is_empty())) {
             continue;
         }
-        let (model, mut session, sequences) = opened(&artifact, 1, SessionOptions::default())?;
+        let n = steps.first().map_or(0, Vec::len);
+        let (model, mut session, sequences) = opened(&artifact, n as u32, SessionOptions::default())?;
         if wanted.is_empty() {
-            let mut state = State::new();
+            let mut states: Vec<_> = (0..n).map(|_| State::new()).collect();
             for step in steps {
-                if model.manifest().whole_sequences {
-                    state = State::new();
+                let mut of_step = Vec::new();
+                for (state, given) in states.iter_mut().zip(step) {
+                    let Some(given) = given else { continue };
+                    if model.manifest().whole_sequences {
+                        *state = State::new();
+                    }
+                    of_step.push(truth.step(state, &tensors(&program, given)?)?);
                 }
-                wanted.push(truth.step(&mut state, &tensors(&program, step)?)?);
+                wanted.push(of_step);
             }
         }
         for (number, (step, want)) in steps.iter().zip(&wanted).enumerate() {
-            let inputs = step.iter().map(|(name, data)| ((*name).to_owned(), data.clone())).collect();
-            let got = session.step(&[StepInput { sequence: sequences[0], inputs, wanted: Wanted::All }])?;
-            for (output, want) in want {
-                let got = got.get(output).ok_or_else(|| format!("no output {output}"))?;
-                let what = format!("{output} in step {number} on {name}");
-                compare(&what, &want.dims, &got.data, &want.to_f64(), tier, precision)?;
+            let given: Vec<StepInput> = (sequences.iter().zip(step))
+                .filter_map(|(sequence, given)| Some((sequence, given.as_ref()?)))
+                .map(|(sequence, given)| StepInput {
+                    sequence: *sequence,
+                    inputs: given.iter().map(|(name, data)| ((*name).to_owned(), data.clone())).collect(),
+                    wanted: Wanted::All,
+                })
+                .collect();
+            let got = session.step(&given)?;
+            for (index, want) in want.iter().enumerate() {
+                for (output, want) in want {
+                    let got = got.get(output).and_then(|got| got.rows_of(index));
+                    let got = got.ok_or_else(|| format!("no output {output}"))?;
+                    let what = format!("{output} of sequence {index} in step {number} on {name}");
+                    compare(&what, &want.dims, got, &want.to_f64(), tier, precision)?;
+                }
             }
         }
     }

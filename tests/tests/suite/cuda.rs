@@ -15,7 +15,7 @@ use xfc_tests::case::{Case, Layout};
 use xfc_tests::compare::{Precision, Tier, compare, measure};
 use xfc_tests::compile::{Runner, artifact};
 use xfc_tests::gpu;
-use xfc_tests::program::{agree_on, agree_to, of_wiring};
+use xfc_tests::program::{agree_on, agree_to, agree_together, of_wiring};
 
 use crate::cases::{every_case, largest};
 use crate::mixtures::Mixture;
@@ -448,6 +448,50 @@ fn teams_of_warps_attend_in_any_shape() -> Result<()> {
         let steps: Vec<_> = steps.iter().map(|n| vec![("x", Floats(floats(n * width)))]).collect();
         let bounds = (Tier::Value, Precision::BF16);
         agree_to(&program.to_string(), &steps, &[target::parse(TEAMS)?], bounds)
+            .map_err(|e| format!("{e}\n{wiring}"))?;
+    }
+    Ok(())
+}
+
+/// Values that are a part of keys which many heads share: heads that fill tiles of 64 and that leave some empty, rows whose parts are of 128, 64 and 32 bytes, masks, scores and sinks; in steps
+/// whose rows have several parts of the keys, some of them none, or one, and in long ones.
+#[test]
+fn teams_of_warps_attend_to_latents() -> Result<()> {
+    let kept = "model(x: f32[tokens, 133]) {\n\
+        \x20 odd, a = parts(x, [5, 128])\n\
+        \x20 factors = param[64, 128]\n\
+        \x20 kept = cache(split(a, 1))\n\
+        \x20 q = repeat(split(a, 1), 64) * factors\n\
+        \x20 all = attend(q, kept, kept, causal, score, 0.1)\n\
+        \x20 near = attend(q, kept, kept, causal and q_pos - k_pos < 70, score, 0.1, sinks = 0.5)\n\
+        \x20 some = attend(q, kept, kept, causal and (q_pos // 32 - k_pos) % 7 < 3, tanh(score) * 3 - head * 0.01, 0.1)\n\
+        \x20 return {odd: odd, all: merge(all), near: merge(near), some: merge(some)}\n}";
+    let of = |heads: usize, [latent, key]: [usize; 2]| {
+        format!(
+            "norm = rms_norm(1.0e-6)\nmodel(x: f32[tokens, 24]) {{\n\
+             \x20 a = mla({heads}, none, {latent}, 16, {key}, 16, norm, identity)\n\
+             \x20 return {{y: a(x)}}\n}}"
+        )
+    };
+    let alone = |steps: &[usize]| steps.iter().map(|n| vec![Some(*n)]).collect::<Vec<_>>();
+    let together = vec![
+        vec![Some(100), Some(5), Some(34)],
+        vec![Some(1), Some(1), Some(1)],
+        vec![Some(3), None, Some(2)],
+        vec![None, Some(40), Some(1)],
+    ];
+    for (wiring, width, steps) in [
+        (kept.to_owned(), 133, alone(&[66, 3, 1])),
+        (of(64, [128, 64]), 24, together),
+        (of(130, [64, 32]), 24, alone(&[70, 40, 2])),
+        (of(40, [32, 16]), 24, alone(&[260, 66, 1])),
+    ] {
+        let mut program = parse(&of_wiring(&wiring)?)?;
+        prepare(&mut program, DType::BF16, CacheType::Float(DType::BF16), &Plan::default())?;
+        let given = |n: &Option<usize>| n.map(|n| vec![("x", Floats(floats(n * width)))]);
+        let steps: Vec<Vec<_>> = steps.iter().map(|step| step.iter().map(given).collect()).collect();
+        let bounds = (Tier::Value, Precision::BF16);
+        agree_together(&program.to_string(), &steps, &[target::parse(TEAMS)?], bounds)
             .map_err(|e| format!("{e}\n{wiring}"))?;
     }
     Ok(())

@@ -4,7 +4,7 @@
 //! the keys of all heads, so that pages are read as they lie.
 //! `blocks` goes over the keys in blocks of pages, each for all rows and heads of the tile (`by_page`, where rows are few); `by_row` goes over all of them for one query after
 //! another, where keys lie as values do: because values are a part of them, or on a GPU. There `staged`, `teams` and `divided` multiply bf16 by tensor cores, in steps of many
-//! rows and of few. Pages outside what the mask can reach are not visited; inside, the mask
+//! rows and of few, and `latent` where many heads read the same keys, of which the values are a part. Pages outside what the mask can reach are not visited; inside, the mask
 //! decides lane by lane, where its bounds cut a block. Where it may leave out keys within its reach (a window or tokens chosen by what is kept of
 //! them, every second block, no key for this query), it is evaluated first, and where it leaves out all keys neither keys nor values are read.
 //!
@@ -19,6 +19,7 @@ mod by_row;
 pub mod by_tiles;
 pub mod combine;
 mod divided;
+pub mod latent;
 mod layout;
 mod leave;
 mod products;
@@ -30,6 +31,7 @@ mod staged;
 mod tables;
 pub mod teams;
 pub mod tensors;
+mod turned;
 
 use xfc_lang::graph::{DType, Graph};
 use xfc_lang::passes::analysis::mask::{Span, span};
@@ -38,6 +40,7 @@ use xfc_runtime::artifact::manifest::When;
 
 use self::blocks::Blocks;
 use self::divided::Divided;
+use self::latent::Latent;
 use self::results::Results;
 use self::staged::Staged;
 use self::tables::{Read, brings_integers, fits_i32};
@@ -113,6 +116,10 @@ pub fn emit(
             })?;
             0
         }
+        (_, Some(TensorSchedule::Latent(latent))) => {
+            Latent::new(&mut w, &kernel, *latent, args)?.roles(&mut w, &params)?;
+            0
+        }
         (Some(_), None) => {
             let blocks = Blocks::new(&kernel, schedule, machine)?;
             blocks.enter_form(&mut w)?;
@@ -137,6 +144,7 @@ pub fn shared_bytes(spec: &AttentionSpec, schedule: &AttentionSchedule) -> u64 {
         Some(TensorSchedule::Divided(divided)) => divided::shared_bytes(spec, divided, heads),
         Some(TensorSchedule::Staged(staged)) => staged::shared_bytes(spec, *staged),
         Some(TensorSchedule::Teams(teams)) => teams::shared_bytes(spec, *teams),
+        Some(TensorSchedule::Latent(_)) => latent::shared_bytes(spec),
     }
 }
 

@@ -106,7 +106,7 @@ pub struct AttentionSchedule {
     pub heads_per_tile: u64,
     /// Blocks of keys, or every query by itself.
     pub blocks: Option<BlockSchedule>,
-    /// By tensor cores, in one of three forms; `blocks` is then `None`.
+    /// By tensor cores, in one of four forms; `blocks` is then `None`.
     pub tensors: Option<TensorSchedule>,
 }
 
@@ -148,6 +148,36 @@ impl AttentionTeams {
     }
 }
 
+/// Who does what in an attention whose values are a part of keys, by teams of four groups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LatentSchedule {
+    /// Tiles of the same heads in a step, which its rows share as the [`Division`](crate::plan::kernel::Division) says; 1: each row is a tile.
+    pub key_parts: u64,
+    /// Registers of threads.
+    pub registers: LatentRegisters,
+}
+
+/// Registers of a thread: that a launch gives to each, and that those have while they do something which make scores, which sum values, and which bring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LatentRegisters {
+    /// Of all.
+    pub all: u32,
+    /// One team.
+    pub scoring: u32,
+    /// Two teams.
+    pub summing: u32,
+    /// One team.
+    pub bringing: u32,
+}
+
+impl LatentSchedule {
+    /// Query heads of a tile.
+    pub const HEADS: u64 = 64;
+
+    /// All groups: four teams.
+    pub const GROUPS: u32 = 4 * TeamSchedule::GROUPS;
+}
+
 /// How an attention is multiplied by tensor cores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TensorSchedule {
@@ -157,6 +187,8 @@ pub enum TensorSchedule {
     Staged(StagedSchedule),
     /// The same where teams of groups multiply out of shared memory.
     Teams(AttentionTeams),
+    /// By such teams, of few rows and many, where many heads read the same keys, of which the values are a part.
+    Latent(LatentSchedule),
 }
 
 /// Tiling of an attention of many rows by tensor cores.
@@ -227,6 +259,7 @@ impl AttentionSchedule {
     pub fn key_parts(&self) -> u64 {
         match self.tensors {
             Some(TensorSchedule::Divided(divided)) => u64::from(divided.key_parts),
+            Some(TensorSchedule::Latent(latent)) => latent.key_parts,
             Some(TensorSchedule::Staged(_) | TensorSchedule::Teams(_)) => 1,
             None => self.blocks.map_or(1, |blocks| u64::from(blocks.key_parts)),
         }

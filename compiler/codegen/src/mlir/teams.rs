@@ -7,6 +7,7 @@
 //! A place in shared memory is a number of 32 bits here.
 
 use std::fmt::Write as _;
+use std::ops::Range;
 
 use super::machine::TeamDot;
 use super::writer::{Cmp, Elem, Ty, Val, Writer};
@@ -237,6 +238,26 @@ impl Writer {
         self.run(text, sums)
     }
 
+    /// Begins to add to ranges of `sums` products of rows and columns in shared memory, the outputs of columns side by side: early ones, for which it waits, and late ones, before
+    /// [`end_products`](Self::end_products) of which nothing touches the sums.
+    pub fn begin_halves(
+        &mut self,
+        dot: TeamDot,
+        early: &[(Range<usize>, [Matrix; 2])],
+        late: &[(Range<usize>, [Matrix; 2])],
+        sums: &[Val],
+    ) -> Vec<Val> {
+        let mut text = Products::new(0);
+        text.keep(sums);
+        text.fence();
+        for factors in [early, late] {
+            text.add_outputs(dot, factors);
+            text.commit();
+        }
+        text.wait_but(1);
+        self.run(text, sums)
+    }
+
     /// The same numbers of f32, made no later than here whatever they are used for.
     pub fn made(&mut self, numbers: &[Val]) -> Vec<Val> {
         self.assembly_on_sums("", numbers, &[])
@@ -385,6 +406,16 @@ impl Products {
             let own = Self::own(first, n);
             let adds = if i == 0 { "z" } else { "p" };
             let _ = write!(self.text, "{before}{columns}{behind} {{{own}}}, a, b, {adds}, 1, 1, 0, 0; ");
+        }
+    }
+
+    /// Ranges of sums to which products are added, of rows and columns in shared memory, the outputs of columns side by side.
+    fn add_outputs(&mut self, TeamDot(before, behind): TeamDot, factors: &[(Range<usize>, [Matrix; 2])]) {
+        for (range, [rows, others]) in factors {
+            let (own, columns) = (Self::own(range.start, range.len()), 2 * range.len());
+            self.descriptor("a", *rows);
+            self.descriptor("b", *others);
+            let _ = write!(self.text, "{before}{columns}{behind} {{{own}}}, a, b, p, 1, 1, 0, 1; ");
         }
     }
 

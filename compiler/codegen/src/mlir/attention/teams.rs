@@ -2,9 +2,9 @@
 //! warps bring these there.
 //!
 //! ```text
-//! queries  [team][part][query][bytes]      a part is 128 bytes of a row, or 64 or 32 where that leaves no rest;
-//! stage    keys    [part][key][bytes]      its pieces of 16 bytes change places by the row's number, as products
-//!          values  [part][key][bytes]      find them without two in the same banks
+//! queries  [team][part][query][bytes]      as `turned` says
+//! stage    keys    [part][key][bytes]
+//!          values  [part][key][bytes]
 //! ```
 //!
 //! Keys and values lie in pages as they are multiplied: the elements of a key side by side, and those of a value, which products take turned. Keys of a block behind
@@ -22,29 +22,14 @@ mod multiply;
 
 use super::segment::{Place, Segment};
 use super::tensors::QUERIES;
+pub use super::turned::fits;
+use super::turned::{ALIGNMENT, OF_TEAM, PIECE, Rows, STEP, STEP_ROWS, TEAM};
 use super::{Attention, Tile};
 use crate::error::CodegenError;
 use crate::mlir::machine::TeamDot;
 use crate::mlir::schedule::{AttentionTeams, TeamSchedule};
-use crate::mlir::teams::Layout as Lines;
 use crate::mlir::writer::{Cmp, Elem, KernelParams, Ty, Val, Writer};
 use crate::plan::kernel::AttentionSpec;
-
-/// Bytes that are moved at a time: eight elements.
-const PIECE: u64 = 16;
-
-/// Queries of a team.
-const OF_TEAM: u64 = 64;
-
-/// Bytes of a row that an instruction multiplies, and rows of values.
-const STEP: u64 = 32;
-const STEP_ROWS: u64 = 16;
-
-/// What the places of rows are multiples of.
-const ALIGNMENT: u64 = 1024;
-
-/// Threads of a team, and of all warps that multiply.
-const TEAM: u64 = 128;
 
 /// Meeting points: of all that multiply, and the first of those of a team, and of those where teams take turns.
 const MULTIPLY: i64 = 1;
@@ -56,59 +41,6 @@ const I32: Ty = Ty::scalar(Elem::I32);
 /// Bytes of shared memory that a launch must bring for a block of threads.
 pub(super) fn shared_bytes(spec: &AttentionSpec, teams: AttentionTeams) -> u64 {
     Layout::of(spec, teams).bytes + ALIGNMENT
-}
-
-/// Whether rows of so many elements are whole parts.
-pub fn fits(dim: u64) -> bool {
-    dim > 0 && (dim * 2).is_multiple_of(STEP)
-}
-
-/// How rows of an attention lie.
-#[derive(Clone, Copy)]
-struct Rows {
-    /// Bytes of a row.
-    bytes: u64,
-    /// Of a part.
-    width: u64,
-}
-
-impl Rows {
-    fn of(dim: u64) -> Self {
-        let bytes = dim * 2;
-        let width = [128, 64, 32].into_iter().find(|width| bytes.is_multiple_of(*width)).unwrap_or(STEP);
-        Rows { bytes, width }
-    }
-
-    /// Pieces of a part.
-    fn pieces(self) -> u64 {
-        self.width / PIECE
-    }
-
-    fn lines(self) -> Lines {
-        match self.width {
-            128 => Lines::Turned,
-            64 => Lines::TurnedHalves,
-            _ => Lines::TurnedQuarters,
-        }
-    }
-
-    /// First byte of a step of inputs, in a block of so many rows.
-    fn step(self, step: u64, rows: u64) -> u64 {
-        let byte = step * STEP;
-        byte / self.width * rows * self.width + byte % self.width
-    }
-
-    /// The piece of a part that is in the place of another in a row: 32-bit numbers.
-    fn turned(self, w: &mut Writer, piece: Val, row: Val) -> Val {
-        let row = match self.width {
-            128 => row,
-            64 => w.shr(row, 1),
-            _ => w.shr(row, 2),
-        };
-        let last = w.int(self.pieces() as i64 - 1, I32);
-        let by = w.and(row, last);
-        w.xor(piece, by)
-    }
 }
 
 /// Where things lie in shared memory: queries, then stages of keys and values.

@@ -2,6 +2,7 @@
 
 use super::{Barrier, I32, OF_TEAM, OWN, PIECE, Place, Rows, Segment, Slot, TEAM, Teams};
 use crate::error::CodegenError;
+use crate::mlir::attention::turned::QueryPlace;
 use crate::mlir::writer::{Cmp, Elem, Val, Writer};
 
 /// Pieces that the threads of a row bring side by side, and rows that all of them bring at a time.
@@ -29,76 +30,16 @@ impl Teams<'_> {
         place: Place,
         team: Val,
     ) -> Result<(), CodegenError> {
-        let rows = self.layout.keys;
-        let n_pieces = rows.bytes / PIECE;
         let last = w.int(TEAM as i64 - 1, I32);
         let thread = w.and(place.thread, last);
         let size = w.int(OF_TEAM as i64, I32);
         let before = w.mul(team, size);
         let size = w.int(self.layout.team_bytes as i64, I32);
-        let of_team = w.mul(team, size);
-        // Rows of other products may begin anywhere.
-        let start = w.address(self.at.q.data);
-        let two = w.i64(2);
-        let stride = w.mul(self.at.q.row_stride, two);
-        let both = w.or(start, stride);
-        let [within, none] = [PIECE as i64 - 1, 0].map(|n| w.i64(n));
-        let odd = w.and(both, within);
-        let is_even = w.cmp(Cmp::Eq, odd, none);
-        let first = w.widen_unsigned(thread, Elem::I64);
-        let end = w.i64((OF_TEAM * n_pieces) as i64);
-        let bring = |w: &mut Writer, copies: bool| {
-            w.for_loop(first, end, TEAM as i64, &[], |w, index, _| {
-                let index = w.resize(index, Elem::I32);
-                let n = w.int(n_pieces as i64, I32);
-                let (of_team_row, piece) = (w.div_unsigned(index, n), w.rem_unsigned(index, n));
-                let number = w.add(before, of_team_row);
-                let number = w.widen_unsigned(number, Elem::I64);
-                let (row, head) = self.at.locate(w, segment.tile, segment.from, segment.n, number);
-                let there = w.cmp(Cmp::Lt, number, segment.n);
-                let row = w.row(self.at.q, row, 2);
-                let from = w.element(row, head, rows.bytes);
-                let wide = w.widen_unsigned(piece, Elem::I64);
-                let from = w.element(from, wide, PIECE);
-                let to = self.place_of(w, rows, OF_TEAM, of_team_row, piece);
-                let to = w.add(to, of_team);
-                let to = w.widen_unsigned(to, Elem::I64);
-                if copies {
-                    let [whole, none] = [PIECE as i64, 0].map(|n| w.int(n, I32));
-                    let bytes = w.select(there, whole, none);
-                    w.copy_some(self.shared, to, from, bytes);
-                } else {
-                    let words = w.load_eight(from, there);
-                    let to = w.offset(self.shared, to);
-                    w.store_four(words, to);
-                }
-                Ok(vec![])
-            })?;
-            Ok::<(), CodegenError>(())
-        };
-        w.if_either(is_even, |w| bring(w, true), |w| bring(w, false))?;
-        w.end_copies();
-        w.wait_for_copies(0);
-        w.order_shared();
+        let at = w.mul(team, size);
         let point = w.int(OWN, I32);
         let point = w.add(point, team);
-        let threads = w.int(TEAM as i64, I32);
-        w.meet(point, threads);
-        Ok(())
-    }
-
-    /// The first byte of a piece, in a block of `n` rows.
-    fn place_of(&self, w: &mut Writer, rows: Rows, n: u64, row: Val, piece: Val) -> Val {
-        let pieces = w.int(rows.pieces() as i64, I32);
-        let (part, within) = (w.div_unsigned(piece, pieces), w.rem_unsigned(piece, pieces));
-        let within = rows.turned(w, within, row);
-        let within = w.shl(within, PIECE.ilog2());
-        let size = w.int((n * rows.width) as i64, I32);
-        let part = w.mul(part, size);
-        let size = w.int(rows.width as i64, I32);
-        let row = w.mul(row, size);
-        let at = w.add(part, row);
-        w.add(at, within)
+        let to = QueryPlace { rows: self.layout.keys, shared: self.shared, at, before, thread, point };
+        self.at.bring_queries(w, segment, to)
     }
 
     fn source(&self, w: &mut Writer, place: Place, rows: Rows) -> Source {
@@ -111,7 +52,7 @@ impl Teams<'_> {
         let of_piece = w.shl(piece, PIECE.ilog2());
         let from = w.add(from, of_piece);
         let from = w.widen_unsigned(from, Elem::I64);
-        let to = self.place_of(w, rows, self.schedule.keys, row, piece);
+        let to = rows.place_of(w, self.schedule.keys, row, piece);
         let to = w.widen_unsigned(to, Elem::I64);
         Source { rows, row, piece, from, to }
     }
