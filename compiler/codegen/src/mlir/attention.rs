@@ -29,6 +29,7 @@ mod segment;
 mod softmax;
 mod staged;
 mod tables;
+mod tiles;
 pub mod teams;
 pub mod tensors;
 mod turned;
@@ -49,7 +50,7 @@ use super::expr::{cast, elem_of, scalar_graph, scalar_graph_with};
 use super::frame::{Buffer, CacheTable, RowSpace};
 use super::machine::Machine;
 use super::schedule::{AttentionSchedule, TensorSchedule};
-use super::writer::{Cmp, Elem, KernelParams, Spread, Ty, Val, Writer};
+use super::writer::{Cmp, Elem, Spread, Ty, Val, Writer};
 use crate::error::CodegenError;
 use crate::plan::kernel::{AttentionSpec, HeadPage};
 
@@ -117,7 +118,10 @@ pub fn emit(
             0
         }
         (_, Some(TensorSchedule::Latent(latent))) => {
-            Latent::new(&mut w, &kernel, *latent, args)?.roles(&mut w, &params)?;
+            let latent = Latent::new(&mut w, &kernel, *latent, args)?;
+            latent.roles(&mut w, &params, |w, params, role| {
+                kernel.tiles(w, params, schedule, |w, tile| latent.tile(w, tile, role))
+            })?;
             0
         }
         (Some(_), None) => {
@@ -254,96 +258,6 @@ struct Query {
 }
 
 impl Attention<'_> {
-    /// A loop over the tiles of the launch.
-    fn tiles(
-        &self,
-        w: &mut Writer,
-        params: &KernelParams,
-        schedule: &AttentionSchedule,
-        body: impl FnOnce(&mut Writer, Tile) -> Result<(), CodegenError>,
-    ) -> Result<(), CodegenError> {
-        let n_rows = w.n_rows(params.args, RowSpace { axis: self.spec.axis, selected: false });
-        let blocks = w.ceil_div(n_rows, schedule.rows_per_tile);
-        let group = self.group();
-        let parts = schedule.parts(group);
-        w.for_loop(params.tile_begin, params.tile_end, 1, &[], |w, tile, _| {
-            let of_heads = w.div_unsigned(tile, blocks);
-            let block = w.rem_unsigned(tile, blocks);
-            // Later rows see more keys: they come first, so that what is left at the end is short.
-            let one = w.i64(1);
-            let last = w.sub(blocks, one);
-            let block = w.sub(last, block);
-            let (begin, end) = w.rows_of_block(block, schedule.rows_per_tile, n_rows);
-            let (of_heads, part) = match schedule.key_parts() {
-                1 => (of_heads, None),
-                n => {
-                    let n = w.i64(n as i64);
-                    (w.div_unsigned(of_heads, n), Some(w.rem_unsigned(of_heads, n)))
-                }
-            };
-            let n_parts = w.i64(parts as i64);
-            let together = w.i64(schedule.kv_heads() as i64);
-            let kv_head = w.div_unsigned(of_heads, n_parts);
-            let kv_head = w.mul(kv_head, together);
-            let of_group_part = w.rem_unsigned(of_heads, n_parts);
-            let per_part = w.i64(group.div_ceil(parts) as i64);
-            let of_group = w.i64(group as i64);
-            let first = w.mul(kv_head, of_group);
-            let end_head = w.add(first, of_group);
-            let skipped = w.mul(of_group_part, per_part);
-            let first_head = w.add(first, skipped);
-            body(w, Tile { begin, end, kv_head, first_head, end_head, heads: group.div_ceil(parts), part })?;
-            Ok(vec![])
-        })?;
-        Ok(())
-    }
-
-    /// The rows of a tile that are of one sequence, and that are meant: `body(first, one past the last)`.
-    fn each_segment(
-        &self,
-        w: &mut Writer,
-        tile: Tile,
-        body: impl FnOnce(&mut Writer, Val, Val) -> Result<(), CodegenError>,
-    ) -> Result<(), CodegenError> {
-        let one = w.i64(1);
-        let last = w.sub(tile.end, one);
-        let first_sequence = w.load_u32(self.rows.sequences, tile.begin);
-        let last_sequence = w.load_u32(self.rows.sequences, last);
-        let end_sequence = w.add(last_sequence, one);
-        w.for_loop(first_sequence, end_sequence, 1, &[], |w, sequence, _| {
-            let next = w.add(sequence, one);
-            let from = w.load_u32(self.rows.offsets, sequence);
-            let from = w.max(from, tile.begin);
-            let to = w.load_u32(self.rows.offsets, next);
-            let to = w.min(to, tile.end);
-            // A sequence may have no rows.
-            let some = w.cmp(Cmp::Lt, from, to);
-            w.if_then(some, |w| match self.is_meant(w, from) {
-                None => body(w, from, to),
-                Some(meant) => w.if_then(meant, |w| body(w, from, to)),
-            })?;
-            Ok(vec![])
-        })?;
-        Ok(())
-    }
-
-    /// The rows of a tile that are meant, one after another.
-    fn each_row(
-        &self,
-        w: &mut Writer,
-        tile: Tile,
-        body: impl FnOnce(&mut Writer, Val) -> Result<(), CodegenError>,
-    ) -> Result<(), CodegenError> {
-        w.for_loop(tile.begin, tile.end, 1, &[], |w, row, _| {
-            match self.is_meant(w, row) {
-                None => body(w, row)?,
-                Some(meant) => w.if_then(meant, |w| body(w, row))?,
-            }
-            Ok(vec![])
-        })?;
-        Ok(())
-    }
-
     /// The row and the head of a query, of `n` that begin with row `from`; those after the last repeat it.
     fn locate(&self, w: &mut Writer, tile: Tile, from: Val, n: Val, query: Val) -> (Val, Val) {
         let one = w.i64(1);

@@ -1,5 +1,7 @@
 //! How a kernel is tiled: given by the target, printable, never part of what is computed.
 
+use crate::plan::kernel::Division;
+
 /// Tiling of a product with weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LinearSchedule {
@@ -151,7 +153,7 @@ impl AttentionTeams {
 /// Who does what in an attention whose values are a part of keys, by teams of four groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LatentSchedule {
-    /// Tiles of the same heads in a step, which its rows share as the [`Division`](crate::plan::kernel::Division) says; 1: each row is a tile.
+    /// Tiles of the same heads in a step, which its rows share as the [`Division`] says; 1: each row is a tile.
     pub key_parts: u64,
     /// Registers of threads.
     pub registers: LatentRegisters,
@@ -214,7 +216,7 @@ pub struct DividedSchedule {
     pub key_groups: u32,
     /// Groups that the columns of values are divided among.
     pub value_groups: u32,
-    /// Parts that the keys of a query are divided into, tiles of their own.
+    /// Tiles of the same heads in a step, which its rows share as the [`Division`] says; 1: keys are not divided.
     pub key_parts: u32,
 }
 
@@ -263,6 +265,11 @@ impl AttentionSchedule {
             Some(TensorSchedule::Staged(_) | TensorSchedule::Teams(_)) => 1,
             None => self.blocks.map_or(1, |blocks| u64::from(blocks.key_parts)),
         }
+    }
+
+    /// Whether the rows of a step share the parts of a division: a tile is then a part of one of them.
+    pub fn shares_parts(&self, division: &Division) -> bool {
+        division.shared && self.key_parts() > 1
     }
 
     /// Tiles that the query heads of a group are divided into.

@@ -239,7 +239,12 @@ impl<'k> Latent<'k> {
     }
 
     /// Has all warps do the tiles of the launch, each in its own way. What one way needs takes no registers of the others.
-    pub(super) fn roles(&self, w: &mut Writer, params: &KernelParams) -> Result<(), CodegenError> {
+    pub(super) fn roles(
+        &self,
+        w: &mut Writer,
+        params: &KernelParams,
+        tiles: impl Fn(&mut Writer, &KernelParams, Role) -> Result<(), CodegenError>,
+    ) -> Result<(), CodegenError> {
         let thread = w.thread();
         let [scores, sums] = [1, 1 + SUMMING].map(|teams| w.int((teams * TEAM) as i64, I32));
         let is_scoring = w.cmp(Cmp::Lt, thread, scores);
@@ -251,7 +256,7 @@ impl<'k> Latent<'k> {
                 w.set_registers(of_role, more);
             }
             let [tile_begin, tile_end] = [params.tile_begin, params.tile_end].map(|tile| w.anew(tile));
-            self.tiles(w, &KernelParams { tile_begin, tile_end, ..*params }, role)?;
+            tiles(w, &KernelParams { tile_begin, tile_end, ..*params }, role)?;
             // Registers are taken back when all have theirs, also where no tile had anything to do.
             w.sync();
             if of_role != registers.all {
@@ -272,48 +277,14 @@ impl<'k> Latent<'k> {
         )
     }
 
-    /// The tiles of the launch: heads of a row, or, where keys are divided, heads and one of the parts that the rows of the step share.
-    fn tiles(&self, w: &mut Writer, params: &KernelParams, role: Role) -> Result<(), CodegenError> {
-        let spec = self.at.spec;
-        let group = self.at.group();
-        let of_group = group.div_ceil(OF_TEAM);
-        let heads = group.div_ceil(of_group);
-        let n_rows = self.n_rows;
-        w.for_loop(params.tile_begin, params.tile_end, 1, &[], |w, tile, _| {
-            // Tiles of the same keys follow one another: one finds in the caches what another brought.
-            let n = w.i64((spec.kv_heads * of_group) as i64);
-            let (of_row, of_heads) = (w.div_unsigned(tile, n), w.rem_unsigned(tile, n));
-            let (row, part) = if self.schedule.key_parts > 1 {
-                let most = combine::parts(w, &spec.division, n_rows);
-                (w.div_unsigned(of_row, most), Some((w.rem_unsigned(of_row, most), most)))
-            } else {
-                (of_row, None)
-            };
-            let n = w.i64(of_group as i64);
-            let (kv_head, of_heads) = (w.div_unsigned(of_heads, n), w.rem_unsigned(of_heads, n));
-            let n = w.i64(group as i64);
-            let first = w.mul(kv_head, n);
-            let end_head = w.add(first, n);
-            let n = w.i64(heads as i64);
-            let before = w.mul(of_heads, n);
-            let first_head = w.add(first, before);
-            let one = w.i64(1);
-            let end = w.add(row, one);
-            let tile = Tile { begin: row, end, kv_head, first_head, end_head, heads, part: part.map(|part| part.0) };
-            let is_row = w.cmp(Cmp::Lt, row, n_rows);
-            w.if_then(is_row, |w| match self.at.is_meant(w, row) {
-                None => self.row(w, tile, part, role),
-                Some(meant) => w.if_then(meant, |w| self.row(w, tile, part, role)),
-            })?;
-            Ok(vec![])
-        })?;
-        Ok(())
+    /// What a warp does of a tile of the launch: of the heads of a row, over the part of its keys that is the tile's.
+    pub(super) fn tile(&self, w: &mut Writer, tile: Tile, role: Role) -> Result<(), CodegenError> {
+        self.at.each_row(w, tile, |w, row| self.row(w, tile, row, role))
     }
 
-    /// The heads of a row, over the part of its keys that is the tile's: `(part, how many there are at most)`.
-    fn row(&self, w: &mut Writer, tile: Tile, part: Option<(Val, Val)>, role: Role) -> Result<(), CodegenError> {
+    fn row(&self, w: &mut Writer, tile: Tile, row: Val, role: Role) -> Result<(), CodegenError> {
         let spec = self.at.spec;
-        let query = self.at.enter_row(w, tile.begin);
+        let query = self.at.enter_row(w, row);
         let tokens = w.i64(spec.page_tokens as i64);
         let end_page = w.ceil_div(query.high, spec.page_tokens);
         let first_page = w.div_unsigned(query.low, tokens);
@@ -323,18 +294,19 @@ impl<'k> Latent<'k> {
         let n = w.min(heads, left);
         let of = |first_page: Val, end_page: Val| Segment {
             tile,
-            from: tile.begin,
+            from: row,
             n,
             sequence: query.sequence,
             first_page,
             end_page,
             high: query.high,
         };
-        let Some((part, most)) = part else { return self.pages(w, of(first_page, end_page), None, role) };
+        let Some(part) = tile.part else { return self.pages(w, of(first_page, end_page), None, role) };
         // Whole stages for each part.
         let n_pages = w.sub(end_page, first_page);
         let n_stages = w.ceil_div(n_pages, PAGES);
         let one = w.i64(1);
+        let most = combine::parts(w, &spec.division, self.n_rows);
         let n_parts = w.min(n_stages, most);
         let n_parts = w.max(n_parts, one);
         let there = w.cmp(Cmp::Lt, part, n_parts);
@@ -360,7 +332,7 @@ impl<'k> Latent<'k> {
             w.if_then(is_head, |w| {
                 let head = w.add(tile.first_head, number);
                 let absent = w.f32(ABSENT, 0);
-                if let Some(at) = self.part_of(w, (tile.begin, head), part) {
+                if let Some(at) = self.part_of(w, (row, head), part) {
                     let at = w.offset_const(at, spec.value_dim * 4);
                     w.store_own(absent, at);
                 }

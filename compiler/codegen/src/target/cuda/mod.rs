@@ -123,7 +123,7 @@ impl Target for Cuda {
             KernelSpec::Linear(s) => Tiling::of_linear(s, &schedule::linear(&self.arch, steps, s)),
             KernelSpec::Attention(s) => {
                 let schedule = schedule::attention(&self.arch, steps, s);
-                let tiles_per_block = schedule.tiles_per_block(s.kv_heads, s.heads / s.kv_heads);
+                let tiles_per_block = schedule::attention_tiles(&self.arch, steps, s);
                 Tiling { rows_per_tile: schedule.rows_per_tile, tiles_per_block }
             }
             KernelSpec::Combine(s) if steps.is_divided() => Tiling { rows_per_tile: 1, tiles_per_block: s.heads },

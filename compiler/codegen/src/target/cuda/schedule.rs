@@ -325,11 +325,30 @@ pub(super) fn attention(arch: &Arch, steps: Steps, spec: &AttentionSpec) -> Atte
         n if n.is_multiple_of(4 * 64) => 4,
         _ => return by_row,
     };
-    let key_parts = if steps.is_divided() { spec.division.parts as u32 } else { 1 };
-    let divided = DividedSchedule { key_groups: ATTENTION_WARPS / value_groups, value_groups, key_parts };
+    let (key_parts, rows_per_tile) = key_parts(steps, spec);
+    let key_groups = ATTENTION_WARPS / value_groups;
+    let divided = DividedSchedule { key_groups, value_groups, key_parts: key_parts as u32 };
     let tensors = Some(TensorSchedule::Divided(divided));
-    let schedule = AttentionSchedule { heads_per_tile: DIVIDED_HEADS, tensors, ..by_row };
+    let schedule = AttentionSchedule { rows_per_tile, heads_per_tile: DIVIDED_HEADS, tensors, ..by_row };
     if shared_bytes(spec, &schedule) <= LAUNCHED_BYTES { schedule } else { by_row }
+}
+
+/// Most tiles of the same heads in a step whose keys are divided, and rows of a tile as launches count them.
+fn key_parts(steps: Steps, spec: &AttentionSpec) -> (u64, u64) {
+    let is_divided = steps.is_divided() && spec.division.parts > 1;
+    if is_divided { (spec.division.of_step(), ALL_ROWS) } else { (1, 1) }
+}
+
+/// Tiles of a launch of attention for each block of its rows: where these share parts of keys as many as most of them have, and not as many as each would have alone, since
+/// tiles without anything to do would cost more than those which have something.
+pub(super) fn attention_tiles(arch: &Arch, steps: Steps, spec: &AttentionSpec) -> u64 {
+    let schedule = attention(arch, steps, spec);
+    let group = spec.heads / spec.kv_heads;
+    if !schedule.shares_parts(&spec.division) {
+        return schedule.tiles_per_block(spec.kv_heads, group);
+    }
+    let rows = steps.max_rows(arch).unwrap_or(spec.division.rows);
+    spec.kv_heads * schedule.parts(group) * spec.division.parts.max(rows)
 }
 
 /// A warp a head and row.
@@ -369,10 +388,8 @@ fn attention_of_latents(arch: &Arch, steps: Steps, spec: &AttentionSpec) -> Opti
     if !arch.teams || !is_filled || !latent::fits(spec) {
         return None;
     }
-    let is_divided = steps.is_divided() && spec.division.parts > 1;
-    let key_parts = if is_divided { spec.division.of_step() } else { 1 };
+    let (key_parts, rows_per_tile) = key_parts(steps, spec);
     let tensors = Some(TensorSchedule::Latent(LatentSchedule { key_parts, registers: LATENT_REGISTERS }));
-    let rows_per_tile = if is_divided { ALL_ROWS } else { 1 };
     let schedule = AttentionSchedule { rows_per_tile, heads_per_tile: LatentSchedule::HEADS, tensors, ..BY_ROW };
     (shared_bytes(spec, &schedule) + SPARE_SHARED <= arch.launched_bytes).then_some(schedule)
 }
