@@ -1,4 +1,4 @@
-//! Floats of 8 bits (E4M3: a sign, 4 bits of exponent, 3 of fraction) widened, and others rounded to them, by the bits they are made of.
+//! Floats of 8 bits (E4M3: a sign, 4 bits of exponent, 3 of fraction) widened, and others rounded to them, by the bits they are made of; and integers of 8 bits widened to bf16.
 //!
 //! Moved to the places of a wider type's exponent and fraction, they are themselves times a power of two, those below the least normal number too. NaN,
 //! which has all bits but the sign, is then 480: who keeps a group of them with a scale makes the scale NaN.
@@ -98,13 +98,45 @@ impl Writer {
         })
     }
 
+    /// Two bytes, each of a word that each thread holds, as a pair of bf16, exactly: floats, or integers with a sign.
+    pub fn pair_of_bytes(&mut self, is_float: bool, words: [Val; 2], bytes: [u32; 2]) -> Val {
+        let ty = words[0].ty;
+        let [low, high] = [bytes[0], 4 + bytes[1]];
+        let which = self.int(i64::from(low | low << 4 | high << 8 | high << 12), ty);
+        // Each byte in both halves of one of 16 bits.
+        let spread = self.intrinsic("llvm.nvvm.prmt", &[words[0], words[1], which], ty);
+        let of = |w: &mut Writer, from: Val, mask: u32, with: u32| {
+            let mask = w.int(i64::from(mask.cast_signed()), ty);
+            let with = w.int(i64::from(with.cast_signed()), ty);
+            let bits = w.and(from, mask);
+            w.or(bits, with)
+        };
+        if is_float {
+            let moved = self.shr(spread, 4);
+            let magnitude = of(self, moved, 0x07F0_07F0, 0);
+            let sign = of(self, spread, 0x8000_8000, 0);
+            let small = self.or(magnitude, sign);
+            return self.scaled_pair(small);
+        }
+        // The lower seven bits behind 128; less 128, or 256 where the byte is below 0.
+        let more = of(self, spread, 0x007F_007F, 0x4300_4300);
+        let less = of(self, spread, 0x0080_0080, 0xC300_C300);
+        let one = self.int(0x3F80_3F80, ty);
+        self.multiplied_pair(more, one, less)
+    }
+
     /// Two numbers of bf16 times 2^120.
     fn scaled_pair(&mut self, pair: Val) -> Val {
-        let id = self.fresh(Ty::scalar(Elem::I32));
-        let pairs = "vector<2xbf16>";
         let power = self.int(0x7B80_7B80, pair.ty);
         let nothing = self.int(i64::from(0x8000_8000_u32.cast_signed()), pair.ty);
-        for (name, of) in [("p", pair), ("q", power), ("r", nothing)] {
+        self.multiplied_pair(pair, power, nothing)
+    }
+
+    /// `a * b + c` for pairs of bf16.
+    fn multiplied_pair(&mut self, a: Val, b: Val, c: Val) -> Val {
+        let id = self.fresh(Ty::scalar(Elem::I32));
+        let pairs = "vector<2xbf16>";
+        for (name, of) in [("p", a), ("q", b), ("r", c)] {
             self.line(&format!("{id}_{name} = llvm.bitcast {of} : i32 to {pairs}"));
         }
         self.line(&format!(

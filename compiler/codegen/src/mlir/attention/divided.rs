@@ -4,15 +4,18 @@
 //! Keys and values go from memory to registers as they lie, 16 bytes a thread: a sum of products does not mind the order of its terms, so that a thread's
 //! eight elements of a key are those of two products, with the queries in the same order; and eight columns of values are one of each of eight tiles.
 
+mod kept;
 mod together;
 
-use super::tensors::{Asked, Four, Held, KEYS, QUERIES, fours};
+use xfc_lang::graph::DType;
+
+use super::tensors::{Asked, Four, Held, KEYS, QUERIES};
 use super::{ABSENT, Attention, Query, Tile, combine};
 use crate::error::CodegenError;
 use crate::mlir::machine::TileDot;
 use crate::mlir::schedule::DividedSchedule;
 use crate::mlir::writer::{Cmp, Elem, Ty, Val, Writer};
-use crate::plan::kernel::{AttentionSpec, CombineSpec};
+use crate::plan::kernel::{AttentionSpec, CombineSpec, dtype_bytes};
 
 /// Elements of a key that four threads load together.
 const CHUNK: u64 = 32;
@@ -278,10 +281,11 @@ impl<'k> Divided<'k> {
                 let is_element = w.cmp(Cmp::Lt, element, end);
                 there = w.and(there, is_element);
             }
-            let row = w.row(self.at.q, asked[i].query.row, 2);
-            let at = w.element(row, asked[i].head, spec.key_dim * 2);
-            let at = w.element(at, element, 2);
-            w.load_eight(at, there)
+            let bytes = dtype_bytes(spec.query);
+            let row = w.row(self.at.q, asked[i].query.row, bytes);
+            let head = w.element(row, asked[i].head, spec.key_dim * bytes);
+            let at = w.element(head, element, bytes);
+            if spec.query == DType::BF16 { w.load_eight(at, there) } else { eight_rounded(w, (head, at), there) }
         };
         if self.layout.chunks * self.layout.queries <= HELD_CHUNKS {
             let all = (0..self.layout.chunks).flat_map(|chunk| (0..asked.len()).map(move |i| (chunk, i)));
@@ -329,23 +333,29 @@ impl<'k> Divided<'k> {
         let products = self.products(w, place, keys, queries, asked.len())?;
         let scores = self.at.scored(w, asked, (own_key, products))?;
         let scores = self.at.hide(w, &scores, seen, asked.len());
-        let (weights, mut held) = self.at.weights(w, &scores, held);
-        let (values, row_bytes) = match spec.value_in_key {
-            Some(first) => (w.offset_const(keys, first * 2), spec.key_dim * 2),
+        let (values, first) = match spec.value_in_key {
+            Some(first) => (keys, first),
             None => {
                 let head = spec.values();
                 let values = w.element(self.at.v.data, id, head.page_bytes(spec.kv_heads));
-                (w.element(values, tile.kv_head, head.bytes()), spec.value_dim * 2)
+                (w.element(values, tile.kv_head, head.bytes()), 0)
             }
         };
-        let values = w.element(values, place.of_values, self.layout.columns * 2);
         let tokens = w.i64(spec.page_tokens as i64);
         let first_key = w.mul(page, tokens);
         // What was never written may be anything, and no number times 0 is 0.
         let n_keys = w.sub(asked[0].query.high, first_key);
+        let head = self.at.values();
+        let scales = kept::group_of(head, first).map(|group| {
+            let scales = w.offset_const(values, group * head.group_bytes());
+            self.scales(w, place, scales, Some(n_keys))
+        });
+        let (weights, mut held) = self.at.weights(w, &scores, held, scales.as_deref());
+        let values = w.offset_const(values, head.scale_bytes() + first * head.element_bytes());
+        let values = w.element(values, place.of_values, self.layout.columns * head.element_bytes());
         for (step, weights) in weights.iter().enumerate() {
             for chunk in 0..self.layout.padded / COLUMNS {
-                let columns = self.columns(w, place, (values, row_bytes, n_keys), (step as u64, chunk));
+                let columns = self.columns(w, place, (values, n_keys), (step as u64, chunk));
                 for (columns, out) in columns.iter().zip(&mut held.out[(chunk * 8) as usize..]) {
                     *out = w.tile_dot(self.dot, *weights, *columns, *out);
                 }
@@ -353,102 +363,18 @@ impl<'k> Divided<'k> {
         }
         Ok(held)
     }
+}
 
-    /// Products of the queries with the keys of a page.
-    fn products(
-        &self,
-        w: &mut Writer,
-        place: Place,
-        keys: Val,
-        queries: &[[Val; 4]],
-        n_queries: usize,
-    ) -> Result<Vec<Four>, CodegenError> {
-        let spec = self.at.spec;
-        let zero = w.f32(0.0, 0);
-        let mut products = vec![[zero; 4]; (spec.page_tokens / KEYS) as usize];
-        let own = w.element(keys, place.eighth, spec.key_dim * 2);
-        let bytes = w.shl(place.quarter, 4);
-        // Behind the last elements these are repeated: queries are zeros there.
-        let last = w.i64(spec.key_dim as i64 * 2 - 16);
-        if !queries.is_empty() {
-            for (chunk, rows) in queries.chunks(n_queries).enumerate() {
-                let first = w.i64((chunk as u64 * CHUNK * 2) as i64);
-                let at = w.add(bytes, first);
-                let at = if (chunk as u64 + 1) * CHUNK > spec.key_dim { w.min(at, last) } else { at };
-                let own = w.offset(own, at);
-                self.chunk(w, own, rows, &mut products);
-            }
-            return Ok(products);
-        }
-        let (begin, end) = (w.i64(0), w.i64(self.layout.chunks as i64));
-        let sums = w.for_loop(begin, end, 1, &products.concat(), |w, chunk, sums| {
-            let first = w.shl(chunk, (CHUNK * 2).ilog2());
-            let at = w.add(bytes, first);
-            let at = w.min(at, last);
-            let own = w.offset(own, at);
-            let rows: Vec<[Val; 4]> = (0..n_queries)
-                .map(|i| {
-                    let first = self.place_of(w, place, 0, i);
-                    let at = w.element(first, chunk, self.layout.queries * 32 * 16);
-                    w.load_words::<4>(at)
-                })
-                .collect();
-            let mut products = fours(sums);
-            self.chunk(w, own, &rows, &mut products);
-            Ok(products.concat())
-        })?;
-        Ok(fours(&sums))
-    }
-
-    /// Adds the products of a chunk, of which a thread's first key is at `own`.
-    fn chunk(&self, w: &mut Writer, own: Val, rows: &[[Val; 4]], products: &mut [Four]) {
-        let none = w.int(0, Ty::scalar(Elem::I32));
-        let columns: Vec<[Val; 4]> = (0..products.len() as u64)
-            .map(|tile| {
-                let at = w.offset_const(own, tile * KEYS * self.at.spec.key_dim * 2);
-                w.load_words::<4>(at)
-            })
-            .collect();
-        for half in 0..2 {
-            let second = rows.get(1).copied().unwrap_or([none; 4]);
-            let (a, b) = (2 * half, 2 * half + 1);
-            let of_rows = [rows[0][a], second[a], rows[0][b], second[b]];
-            for (columns, sums) in columns.iter().zip(products.iter_mut()) {
-                *sums = w.tile_dot(self.dot, of_rows, [columns[a], columns[b]], *sums);
-            }
-        }
-    }
-
-    /// What a thread holds of eight tiles of values: 16 keys by 64 columns, one of each tile a thread's own.
-    fn columns(
-        &self,
-        w: &mut Writer,
-        place: Place,
-        (values, row_bytes, n_keys): (Val, u64, Val),
-        (step, chunk): (u64, u64),
-    ) -> Vec<[Val; 2]> {
-        let first = w.shl(place.quarter, 1);
-        let within = w.shl(place.eighth, 4);
-        // Behind the last columns and keys these are repeated: such columns are not stored, and such keys weigh nothing.
-        let last = (self.layout.columns - chunk * COLUMNS).min(COLUMNS) * 2 - 16;
-        let last = w.i64(last as i64);
-        let within = w.min(within, last);
-        let one = w.i64(1);
-        let last = w.sub(n_keys, one);
-        let rows = [0, 1, 8, 9].map(|shift| {
-            let shift = w.i64((step * 16 + shift) as i64);
-            let key = w.add(first, shift);
-            let key = w.min(key, last);
-            let at = w.element(values, key, row_bytes);
-            let at = w.offset(at, within);
-            let at = w.offset_const(at, chunk * COLUMNS * 2);
-            w.load_words::<4>(at)
+/// Eight numbers of f32 at an address, or zeros unless `there`, where another may be read; rounded to bf16, as four words.
+fn eight_rounded(w: &mut Writer, (other, at): (Val, Val), there: Val) -> [Val; 4] {
+    let at = w.select(there, at, other);
+    let none = w.int(0, Ty::scalar(Elem::I32));
+    [0, 1, 2, 3].map(|pair| {
+        let [low, high] = [0, 1].map(|i| {
+            let at = w.offset_const(at, (2 * pair + i) * 4);
+            w.load(F32, at)
         });
-        (0..8)
-            .map(|column| {
-                let (word, upper) = (column / 2, column % 2 == 1);
-                [0, 2].map(|pair| w.halves([rows[pair][word], rows[pair + 1][word]], upper))
-            })
-            .collect()
-    }
+        let pair = w.narrow_pair(low, high);
+        w.select(there, pair, none)
+    })
 }

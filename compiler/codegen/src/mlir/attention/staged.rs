@@ -176,7 +176,7 @@ impl<'k> Staged<'k> {
             let scores = self.at.scored(w, asked, (own_key, products))?;
             let scores = self.at.seen_alone(w, asked, (own_key, scores), whole)?;
             let of_list = Held::of(&list[tile * of_tile..(tile + 1) * of_tile], asked.len());
-            let (of_weights, of_held) = self.at.weights(w, &scores, of_list);
+            let (of_weights, of_held) = self.at.weights(w, &scores, of_list, None);
             weights.push(of_weights);
             held.push(of_held);
         }

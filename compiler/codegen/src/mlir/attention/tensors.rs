@@ -29,16 +29,38 @@ const HIDDEN: f64 = -3.0e38;
 
 const I32: Ty = Ty::scalar(Elem::I32);
 
+/// Elements of a key that have the same scale, but for its last ones: a multiple of this.
+const WITH_SCALE: u64 = 32;
+
+/// Whether queries, keys and values lie as tensor cores multiply them.
+pub fn is_as_kept(spec: &AttentionSpec) -> bool {
+    let values = if spec.value_in_key.is_some() { spec.kept } else { spec.value_kept };
+    [spec.query, spec.kept, values].iter().all(|dtype| *dtype == DType::BF16)
+}
+
 /// Whether an attention can be multiplied by tensor cores.
 pub fn fits(spec: &AttentionSpec) -> bool {
     let values = if spec.value_in_key.is_some() { spec.kept } else { spec.value_kept };
-    let is_narrow = [spec.query, spec.kept, values].iter().all(|dtype| *dtype == DType::BF16);
+    let is_kept = |dtype: &DType| *dtype == DType::BF16 || dtype.blocks().is_some_and(|blocks| blocks.is_kept());
+    // Queries of what is kept in 8 bits come in f32: where results are bf16, they may be too.
+    let is_narrow = is_as_kept(spec)
+        || ([spec.kept, values].iter().all(is_kept) && spec.result == DType::BF16)
+            && matches!(spec.query, DType::BF16 | DType::F32);
+    // Products of elements with one scale are added up before it multiplies them.
+    let of_scales = spec.keys().groups();
+    let is_whole = of_scales.len() < 2 || of_scales[1].0.is_multiple_of(WITH_SCALE);
+    // Such values are scaled alike.
+    let values_end = spec.value_in_key.unwrap_or(0) + spec.value_dim;
+    let one_scale = spec.value_in_key.is_none_or(|first| {
+        let holds = |(begin, n): &(u64, u64)| *begin <= first && values_end <= begin + n;
+        of_scales.is_empty() || of_scales.iter().any(holds)
+    });
     let by_token = spec.key_layout == PageLayout::TokensMiddle
         && (spec.value_in_key.is_some() || spec.value_layout == PageLayout::TokensMiddle);
     let whole = [spec.key_dim, spec.value_dim, spec.value_in_key.unwrap_or(0)].iter().all(|n| n.is_multiple_of(8));
     // What is kept of each key is read page by page.
     let of_keys = spec.tables.iter().any(|table| matches!(table, Table::Key { .. }));
-    is_narrow && by_token && whole && spec.softmax && !of_keys && spec.page_tokens == 32
+    is_narrow && is_whole && one_scale && by_token && whole && spec.softmax && !of_keys && spec.page_tokens == 32
 }
 
 /// A query that a thread has scores of, and the keys that it sees where the mask is no more than bounds.
@@ -221,7 +243,14 @@ impl Attention<'_> {
     }
 
     /// One step of the softmaxes: scores to the weights of values, and what is held of the queries to go with them.
-    pub(super) fn weights(&self, w: &mut Writer, scores: &[Four], held: Held) -> (Vec<Weights>, Held) {
+    /// Values that have scales, for each tile those of a thread's two keys, are multiplied by them here.
+    pub(super) fn weights(
+        &self,
+        w: &mut Writer,
+        scores: &[Four],
+        held: Held,
+        scales: Option<&[[Val; 2]]>,
+    ) -> (Vec<Weights>, Held) {
         let (maxima, any) = self.raised(w, scores, &held.maxima);
         let kept = Held { maxima: Vec::new(), ..held.clone() }.list();
         let scaled = w.if_else(any, &kept, |w| {
@@ -233,7 +262,10 @@ impl Attention<'_> {
         // The body cannot fail.
         let scaled = scaled.unwrap_or(kept);
         let held = Held::without_maxima(&scaled, maxima.len());
-        let (weights, totals) = self.exponentials(w, scores, &maxima, &held.totals);
+        let (mut weights, totals) = self.exponentials(w, scores, &maxima, &held.totals);
+        if let Some(scales) = scales {
+            times_scales(w, &mut weights, scales);
+        }
         (narrowed(w, &weights, maxima.len()), Held { maxima, totals, ..held })
     }
 
@@ -287,6 +319,15 @@ impl Attention<'_> {
         }
         let any = any.unwrap_or_else(|| w.int(0, Ty::scalar(Elem::I1)));
         (raised, any)
+    }
+}
+
+/// Tiles of scores or weights times what belongs to the two keys of a thread.
+pub(super) fn times_scales(w: &mut Writer, tiles: &mut [Four], scales: &[[Val; 2]]) {
+    for (four, scales) in tiles.iter_mut().zip(scales) {
+        for (e, x) in four.iter_mut().enumerate() {
+            *x = w.mul(*x, scales[e % 2]);
+        }
     }
 }
 

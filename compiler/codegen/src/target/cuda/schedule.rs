@@ -297,15 +297,15 @@ pub(super) fn attention(arch: &Arch, steps: Steps, spec: &AttentionSpec) -> Atte
     if !tensors::fits(spec) {
         return by_row;
     }
-    if let Some(schedule) = attention_of_teams(arch, steps, spec) {
-        return schedule;
-    }
-    if let Some(schedule) = attention_of_latents(arch, steps, spec) {
+    // What has to be widened on its way to be multiplied passes through registers.
+    let is_as_kept = tensors::is_as_kept(spec);
+    let of_teams = || attention_of_teams(arch, steps, spec).or_else(|| attention_of_latents(arch, steps, spec));
+    if let Some(schedule) = is_as_kept.then(of_teams).flatten() {
         return schedule;
     }
     // Of two tiles the results of narrow values fill the registers of a thread.
     let row_tiles = match spec.value_dim {
-        n if steps.is_divided() || n > WIDEST => &[][..],
+        n if steps.is_divided() || n > WIDEST || !is_as_kept => &[][..],
         n if n + spec.key_dim > WIDEST => &[1],
         _ => &[2, 1],
     };
