@@ -73,6 +73,11 @@ fn bytes_of_a_token_follow_the_type_of_caches() -> Result<()> {
         let of_all = if name == "whisper" { 2 } else { 1 } * scales * 2;
         let integers: u64 = bytes(DType::BF16, Some(CacheType::Int8))?.iter().sum();
         assert_eq!(integers, wide.iter().sum::<u64>() / 4 + of_all, "{name}");
+        // Floats of 8 bits are as large, and are what is kept, also where a pass makes one cache of several.
+        let floats = fuse(&model, &Options { cache: Some(CacheType::Fp8), ..Options::default() })?.program.to_string();
+        let kept = floats.lines().filter(|line| line.contains("= cache "));
+        let integers = kept.filter(|line| line.contains("kept8g")).count();
+        assert!(floats.contains("keptfp8g") && integers == 0, "{name}: {integers} caches are of integers");
     }
     Ok(())
 }

@@ -279,24 +279,26 @@ fn merged(b: &mut Builder<'_>, caches: &[ValueId]) -> Option<ValueId> {
     let x = if let [one] = rows[..] { one } else { b.concat(2, &rows).ok()? };
     match group(b.graph, caches)? {
         None => b.cache(path, x).ok(),
-        Some(group) => {
-            let x = b.cast(x, DType::Blocks(Blocks::kept(group))).ok()?;
+        Some(blocks) => {
+            let x = b.cast(x, DType::Blocks(blocks)).ok()?;
             b.cache(path, x).ok()
         }
     }
 }
 
-/// Elements of a group of what caches keep as one, none where they keep no groups: each is whole groups or, the last one, a part of one.
-fn group(graph: &Graph, caches: &[ValueId]) -> Option<Option<u16>> {
+/// The blocks of what caches keep as one, none where they keep no blocks: each is whole groups or, the last one, a part of one.
+fn group(graph: &Graph, caches: &[ValueId]) -> Option<Option<Blocks>> {
     let blocks: Vec<_> = caches.iter().map(|kept| graph.ty(*kept).dtype.blocks()).collect();
     if blocks.iter().all(Option::is_none) {
         return Some(None);
     }
     let (last, whole) = caches.split_last()?;
-    let group = blocks.iter().copied().collect::<Option<Vec<_>>>()?.iter().map(|b| b.group).max()?;
+    let largest = blocks.iter().copied().collect::<Option<Vec<_>>>()?.into_iter().max_by_key(|b| b.group)?;
     // Each was rounded as one group, whatever its heads: they are one.
     let width =
         |kept: &ValueId| elements(graph, *kept).filter(|n| graph.ty(*kept).dims.last() == Some(&Dim::Fixed(*n)));
-    let fits = whole.iter().all(|kept| width(kept) == Some(u64::from(group))) && width(last)? <= u64::from(group);
-    fits.then_some(Some(group))
+    let fits = blocks.iter().flatten().all(|b| b.form == largest.form)
+        && whole.iter().all(|kept| width(kept) == Some(u64::from(largest.group)))
+        && width(last)? <= u64::from(largest.group);
+    fits.then_some(Some(largest))
 }
