@@ -6,6 +6,7 @@ use std::sync::Arc;
 use xfc_check::eval::CLEAR_MARGIN;
 use xfc_check::subject::{Outputs, Subject};
 use xfc_codegen::driver::Options;
+use xfc_codegen::target::parse as parse_target;
 use xfc_lang::graph::DType;
 use xfc_lang::graph::parse::parse;
 use xfc_lang::passes::precision::CacheType;
@@ -16,9 +17,10 @@ use xfc_runtime::step::InputData::{self, Floats};
 use xfc_runtime::weights::Checkpoint;
 use xfc_tests::Result;
 use xfc_tests::case::{Case, Layout};
+use xfc_tests::compare::{Precision, Tier};
 use xfc_tests::compile::{Runner, artifact, load};
 use xfc_tests::model;
-use xfc_tests::program::{agree_on, of_wiring};
+use xfc_tests::program::{Given, agree_on, agree_together, of_wiring};
 
 use crate::cases::{decoders, largest};
 use crate::programs::floats;
@@ -180,46 +182,109 @@ fn pairs_are_multiplied_in_any_shape() -> Result<()> {
     Ok(())
 }
 
+/// The ways to multiply what caches keep of each type.
+const WAYS: [(CacheType, &[&str]); 3] = [
+    (
+        CacheType::Float(DType::BF16),
+        &["cpu:x86-64-v3", "cpu:x86-64-v4", "cpu:x86-64-v4+avx512bf16", "cpu:x86-64-v4+amx-bf16"],
+    ),
+    (CacheType::Int8, &["cpu:x86-64", "cpu:x86-64-v3+avxvnni", "cpu:x86-64-v4", "cpu:x86-64-v4+avx512vnni"]),
+    (CacheType::Fp8, &["cpu:x86-64-v4"]),
+];
+
+/// Elements of a head's keys and of its values.
+const KEY: u64 = 76;
+const VALUE: u64 = 37;
+
+/// Heads that attend as `calls` say, in bf16 over caches of a type: the program.
+fn attending((heads, kv_heads): (u64, u64), calls: &str, cache: CacheType) -> Result<String> {
+    let wiring = format!(
+        "model(q: f32[tokens, {0}], k: f32[tokens, {1}], v: f32[tokens, {2}]) {{\n  queries = split(q, {heads})\n\
+         \x20 keys = cache(split(k, {kv_heads}))\n  values = cache(split(v, {kv_heads}))\n{calls}}}",
+        heads * KEY,
+        kv_heads * KEY,
+        kv_heads * VALUE
+    );
+    let mut program = parse(&of_wiring(&wiring)?)?;
+    prepare(&mut program, DType::BF16, cache, &Plan::default())?;
+    Ok(program.to_string())
+}
+
+/// What a sequence of `n` tokens more is given.
+fn given((heads, kv_heads): (u64, u64), n: usize) -> Vec<Given<'static>> {
+    [("q", heads * KEY), ("k", kv_heads * KEY), ("v", kv_heads * VALUE)]
+        .map(|(name, width)| (name, Floats(floats(n * width as usize))))
+        .to_vec()
+}
+
+/// Steps of several sequences in some ways.
+fn agree_in(ways: &[&str], text: &str, steps: &[Vec<Option<Vec<Given<'_>>>>]) -> Result<()> {
+    let ways = ways.iter().map(|name| parse_target(name)).collect::<std::result::Result<Vec<_>, _>>()?;
+    agree_together(text, steps, &ways, (Tier::Model, Precision::F32)).map_err(|e| format!("{e}\n{text}").into())
+}
+
+const ONE: &str = "  a = attend(queries, keys, values, causal)\n  b = attend(queries, keys, values, window(37))\n\
+    \x20 c = attend(queries, keys, values, causal and (q_pos - k_pos) % 41 < 3, sinks = 0.5)\n  return {a: a, b: b, c: c}\n";
+
+const GROUPED: &str = "  a = attend(queries, keys, values, causal, 3.0 * tanh(score / 3.0))\n\
+    \x20 b = attend(queries, keys, values, causal, 0.02 * score * 0.9 ^ (q_pos - k_pos), softmax = false)\n  return {a: a, b: b}\n";
+
 /// Heads that fill no register, groups that are no whole tile, pages whose last tokens there are not, masks, and weights without a softmax, by each of the
-/// ways that this machine has for keys and values of bf16.
+/// ways that this machine has for what caches keep of bf16.
 #[test]
 fn attention_in_any_shape() -> Result<()> {
-    let wiring = |heads: u64, kv_heads: u64, calls: &str| {
-        format!(
-            "model(q: f32[tokens, {0}], k: f32[tokens, {1}], v: f32[tokens, {2}]) {{\n  queries = split(q, {heads})\n\
-             \x20 keys = cache(split(k, {kv_heads}))\n  values = cache(split(v, {kv_heads}))\n{calls}}}",
-            heads * KEY,
-            kv_heads * KEY,
-            kv_heads * VALUE
-        )
+    for (cache, ways) in WAYS {
+        for (calls, heads) in [(ONE, (5, 5)), (GROUPED, (6, 2))] {
+            let steps = [71, 9, 130, 1, 16].map(|n| vec![Some(given(heads, n))]).to_vec();
+            agree_in(ways, &attending(heads, calls, cache)?, &steps)?;
+        }
+    }
+    Ok(())
+}
+
+/// Steps of many rows, of sequences that have one row, a few, or many, and of some that have none.
+#[test]
+fn attention_of_sequences_side_by_side() -> Result<()> {
+    let rows: [fn(usize) -> usize; 5] =
+        [|s| 1 + s * 7 % 45, |_| 1, |s| [1, 4, 5, 0, 2, 3, 40][s % 7], |s| s % 2, |s| if s == 9 { 131 } else { 1 }];
+    let kinds = [(ONE, (5, 5)), (GROUPED, (6, 2)), (GROUPED, (9, 1))];
+    for ((cache, ways), kinds) in WAYS.into_iter().zip([&kinds[..2], &kinds[1..], &kinds[2..]]) {
+        for (calls, heads) in kinds.iter().copied() {
+            // The first has none of what the last has: tiles, or an instruction.
+            let ways = [ways[0], ways[ways.len() - 1]];
+            let parts = |rows: &fn(usize) -> usize| {
+                (0..19).map(|s| Some(rows(s)).filter(|n| *n > 0).map(|n| given(heads, n))).collect()
+            };
+            agree_in(&ways, &attending(heads, calls, cache)?, &rows.iter().map(parts).collect::<Vec<_>>())?;
+        }
+    }
+    Ok(())
+}
+
+/// Sums of integers of 8 bits by queries of 16 that are as large as they can be, of heads so wide that queries have fewer bits; and of all zeros.
+#[test]
+fn wide_heads_add_up_to_integers_of_32_bits() -> Result<()> {
+    let wiring = "model(q: f32[tokens, 1300], k: f32[tokens, 1300], v: f32[tokens, 16]) {\n\
+        \x20 y = attend(split(q, 1), cache(split(k, 1)), cache(split(v, 1)), causal, scale = 0.001)\n  return {y: y}\n}";
+    let mut program = parse(&of_wiring(wiring)?)?;
+    prepare(&mut program, DType::BF16, CacheType::Int8, &Plan::default())?;
+    let part = |q: f32, k: f32, n: usize| {
+        let signs = |x: f32| (0..n * 1300).map(|i| if i / 1300 % 3 == 0 { x } else { -x }).collect();
+        [("q", signs(q)), ("k", signs(k)), ("v", floats(n * 16))].map(|(name, x)| (name, Floats(x))).to_vec()
     };
-    const KEY: u64 = 76;
-    const VALUE: u64 = 37;
-    let one = wiring(
-        5,
-        5,
-        "  a = attend(queries, keys, values, causal)\n  b = attend(queries, keys, values, window(37))\n\
-         \x20 c = attend(queries, keys, values, causal and (q_pos - k_pos) % 41 < 3, sinks = 0.5)\n  return {a: a, b: b, c: c}\n",
-    );
-    let grouped = wiring(
-        6,
-        2,
-        "  a = attend(queries, keys, values, causal, 3.0 * tanh(score / 3.0))\n\
-         \x20 b = attend(queries, keys, values, causal, 0.02 * score * 0.9 ^ (q_pos - k_pos), softmax = false)\n  return {a: a, b: b}\n",
-    );
-    let ways = ["cpu:x86-64-v3", "cpu:x86-64-v4", "cpu:x86-64-v4+avx512bf16", "cpu:x86-64-v4+amx-bf16"];
-    for (wiring, heads, kv_heads) in [(one, 5, 5), (grouped, 6, 2)] {
-        let mut program = parse(&of_wiring(&wiring)?)?;
-        prepare(&mut program, DType::BF16, CacheType::Float(DType::BF16), &Plan::default())?;
-        let steps: Vec<_> = [71, 9, 130, 1, 16]
-            .iter()
-            .map(|n: &usize| {
-                [("q", heads * KEY), ("k", kv_heads * KEY), ("v", kv_heads * VALUE)]
-                    .map(|(name, width)| (name, Floats(floats(n * width as usize))))
-                    .to_vec()
-            })
-            .collect();
-        agree_on(&program.to_string(), &steps, &ways)?;
+    let steps =
+        [(1.0, 1.0, 33), (-1.0, 1.0, 1), (0.0, 2.0, 2), (3.0, 0.0, 5)].map(|(q, k, n)| vec![Some(part(q, k, n))]);
+    agree_in(&["cpu:x86-64-v3", "cpu:x86-64-v4+avx512vnni"], &program.to_string(), &steps)
+}
+
+/// Values that lie by pairs of tokens, behind keys that are values of another attention and lie as such: row by row.
+#[test]
+fn values_beside_keys_that_are_values() -> Result<()> {
+    let calls = "  more = cache(split(k, 2))\n  a = attend(queries, more, more, causal)\n\
+        \x20 b = attend(queries, more, values, causal, sinks = 0.5)\n  return {a: a, b: b}\n";
+    for (cache, ways) in WAYS {
+        let text = attending((4, 2), calls, cache)?;
+        agree_in(&ways[..1], &text, &[37, 1, 9].map(|n| vec![Some(given((4, 2), n))]))?;
     }
     Ok(())
 }

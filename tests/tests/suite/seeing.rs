@@ -9,6 +9,7 @@ use std::process::Command;
 
 use serde_json::Value;
 use xfc_codegen::plan::caches as plan_caches;
+use xfc_codegen::target;
 use xfc_lang::graph::DType;
 use xfc_lang::{ElaborateOptions, Library, elaborate, load_card, passes, view};
 use xfc_runtime::artifact::manifest;
@@ -242,6 +243,7 @@ fn an_artifact_is_looked_at_through_its_description() -> Result<()> {
 
 #[test]
 fn caches_are_told_as_they_are_planned() -> Result<()> {
+    let cpu = target::parse("cpu:x86-64")?;
     let library = Library::embedded();
     for card in library.cards() {
         let model = load_card(card, &library).and_then(|spec| elaborate(&spec, &ElaborateOptions::default()))?;
@@ -249,7 +251,7 @@ fn caches_are_told_as_they_are_planned() -> Result<()> {
         let mut program = model.program.clone();
         passes::precision::apply(&mut program, DType::F32, DType::F32)?;
         passes::run(&mut program, &mut passes::Options::default()).map_err(|e| format!("{card}: {e}"))?;
-        let planned = plan_caches::derive(&program, (16, false)).map_err(|e| format!("{card}: {e}"))?;
+        let planned = plan_caches::derive(&program, &*cpu).map_err(|e| format!("{card}: {e}"))?;
         for group in &planned.groups {
             for slot in &group.slots {
                 // What attention reads together is planned as one: `latent+key` is `latent` and `key` side by side.

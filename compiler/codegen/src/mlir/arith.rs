@@ -277,16 +277,21 @@ impl Writer {
         self.convert(name, a, a.ty.with(Elem::F32))
     }
 
-    /// The nearest integer of `-127 ..= 127`, halves to the even one, as i32; of NaN any of them.
-    pub fn nearest_byte(&mut self, x: Val) -> Val {
+    /// The nearest integer, halves to the even one, as i32, of numbers whose magnitude is below 2^22; of others, and of NaN, any.
+    pub fn nearest(&mut self, x: Val) -> Val {
         // Added to a small float it leaves, in the low bits, the nearest integer.
         const TO_NEAREST: f32 = 12_582_912.0;
         let nearest = self.f32(f64::from(TO_NEAREST), x.ty.lanes);
         let moved = self.add(x, nearest);
         let bits = self.bitcast(moved, x.ty.with(Elem::I32));
         let offset = self.int(i64::from(TO_NEAREST.to_bits()), bits.ty);
-        let integer = self.sub(bits, offset);
-        let (least, most) = (self.int(-127, bits.ty), self.int(127, bits.ty));
+        self.sub(bits, offset)
+    }
+
+    /// The nearest integer of `-127 ..= 127`, halves to the even one, as i32; of NaN any of them.
+    pub fn nearest_byte(&mut self, x: Val) -> Val {
+        let integer = self.nearest(x);
+        let (least, most) = (self.int(-127, integer.ty), self.int(127, integer.ty));
         let integer = self.max(integer, least);
         self.min(integer, most)
     }

@@ -1,7 +1,7 @@
 //! Attention over paged keys and values as one online-softmax loop: scores of a few pages at a time, never a row of them.
 //!
 //! A tile is a block of query rows by one key/value head, and by some of the query heads that read it where they are many; of few rows it is a part of
-//! the keys of all heads, so that pages are read as they lie.
+//! the keys of all heads, so that pages are read as they lie, as those of sequences are that have few rows in a step of many.
 //! `blocks` goes over the keys in blocks of pages, each for all rows and heads of the tile (`by_page`, where rows are few); `by_row` goes over all of them for one query after
 //! another, where keys lie as values do: because values are a part of them, or on a GPU. There `staged`, `teams` and `divided` multiply bf16 by tensor cores, in steps of many
 //! rows and of few, and `latent` where many heads read the same keys, of which the values are a part. Pages outside what the mask can reach are not visited; inside, the mask
@@ -33,24 +33,26 @@ mod tiles;
 pub mod teams;
 pub mod tensors;
 mod turned;
+mod words;
 
-use xfc_lang::graph::{DType, Graph};
+use xfc_lang::graph::Graph;
 use xfc_lang::passes::analysis::mask::{Span, span};
 use xfc_runtime::artifact::abi::offsets as abi;
 use xfc_runtime::artifact::manifest::When;
 
 use self::blocks::Blocks;
+use self::by_page::Few;
 use self::divided::Divided;
 use self::latent::Latent;
 use self::results::Results;
 use self::staged::Staged;
 use self::tables::{Read, brings_integers, fits_i32};
 use self::teams::Teams;
-use super::expr::{cast, elem_of, scalar_graph, scalar_graph_with};
+use super::expr::{scalar_graph, scalar_graph_with};
 use super::frame::{Buffer, CacheTable, RowSpace};
 use super::machine::Machine;
 use super::schedule::{AttentionSchedule, TensorSchedule};
-use super::writer::{Cmp, Elem, Spread, Ty, Val, Writer};
+use super::writer::{Cmp, Elem, Spread, Val, Writer};
 use crate::error::CodegenError;
 use crate::plan::kernel::{AttentionSpec, HeadPage};
 
@@ -126,10 +128,14 @@ pub fn emit(
         }
         (Some(_), None) => {
             let blocks = Blocks::new(&kernel, schedule, machine)?;
+            let few = schedule.few.map(|few| Few::new(&kernel, schedule, few, machine)).transpose()?;
             blocks.enter_form(&mut w)?;
-            kernel.tiles(&mut w, &params, schedule, |w, tile| blocks.tile(w, tile))?;
+            kernel.tiles(&mut w, &params, schedule, |w, tile| match &few {
+                None => blocks.tile(w, tile),
+                Some(few) => few.tile(w, tile, &blocks),
+            })?;
             blocks.leave_form(&mut w)?;
-            blocks.scratch_bytes()
+            blocks.scratch_bytes().max(few.map_or(0, |few| few.scratch_bytes()))
         }
         (None, None) => {
             kernel.tiles(&mut w, &params, schedule, |w, tile| kernel.rows(w, tile))?;
@@ -218,6 +224,8 @@ struct Tile {
     heads: u64,
     /// Which part of the keys; `None`: all.
     part: Option<Val>,
+    /// Which of the tiles that share sequences of few rows, where there are several for the same rows and heads.
+    share: Option<Val>,
 }
 
 /// What masks and scores are functions of, for a vector of keys.
@@ -382,33 +390,5 @@ impl Attention<'_> {
     /// Where a page holds what of the values of a head, which may be a part of its keys.
     fn values(&self) -> HeadPage {
         if self.spec.value_in_key.is_some() { self.spec.keys() } else { self.spec.values() }
-    }
-
-    /// Loads consecutive kept elements as f32; those of 8 bits without their scale.
-    fn load_kept(
-        &self,
-        w: &mut Writer,
-        dtype: DType,
-        at: Val,
-        lanes: u32,
-        mask: Option<Val>,
-    ) -> Result<Val, CodegenError> {
-        let elem = if dtype.blocks().is_some() { Elem::I8 } else { elem_of(dtype, Elem::I64)? };
-        let ty = Ty::of(elem, lanes);
-        let raw = match mask {
-            None => w.load(ty, at),
-            Some(mask) => w.load_masked(ty, at, mask),
-        };
-        if dtype.blocks().is_some_and(|blocks| blocks.form.is_float()) {
-            let byte = w.widen_unsigned(raw, Elem::I32);
-            return Ok(w.from_e4m3(byte, 0));
-        }
-        cast(w, raw, Elem::F32)
-    }
-
-    /// Loads scales as f32: of consecutive tokens, or of one.
-    fn load_scales(&self, w: &mut Writer, at: Val, lanes: u32) -> Val {
-        let raw = w.load(Ty::of(Elem::I16, lanes), at);
-        w.from_bf16(raw)
     }
 }

@@ -22,6 +22,8 @@ pub struct Machine {
     pub pair_dot: PairDot,
     /// Products of bytes.
     pub byte_dot: ByteDot,
+    /// Products of pairs of 16-bit integers.
+    pub word_dot: Option<WordDot>,
     /// There is an instruction that widens f16 to f32.
     pub half: bool,
     /// Products of tiles of bf16 by a warp.
@@ -93,4 +95,14 @@ pub enum ByteDot {
         /// `(unsigned, signed) -> products of pairs` of bytes in 16 bits, which are exact where the unsigned ones have four bits.
         bytes: Option<&'static str>,
     },
+}
+
+/// How the products of two 16-bit integers with a sign by two are added to each 32-bit lane of a sum: names of LLVM's intrinsics on vectors of
+/// `Machine::lanes` words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WordDot {
+    /// `(sum, a, b) -> sum`.
+    Whole(&'static str),
+    /// `(a, b) -> sums of two products`, which are added.
+    Pairs(&'static str),
 }

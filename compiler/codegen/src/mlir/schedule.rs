@@ -108,8 +108,21 @@ pub struct AttentionSchedule {
     pub heads_per_tile: u64,
     /// Blocks of keys, or every query by itself.
     pub blocks: Option<BlockSchedule>,
+    /// Of sequences that have few rows in a step of many: how they are gone over.
+    pub few: Option<FewSchedule>,
     /// By tensor cores, in one of four forms; `blocks` is then `None`.
     pub tensors: Option<TensorSchedule>,
+}
+
+/// How sequences that have few rows in a step are gone over: each by itself, by all its heads of keys, in one of the tiles that have its rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FewSchedule {
+    /// Most rows of such a sequence.
+    pub rows: u64,
+    /// Tiles for each head of keys, among which they are shared, and of which the first has what other sequences want.
+    pub shares: u64,
+    /// The keys of all heads.
+    pub blocks: BlockSchedule,
 }
 
 /// Who does what in an attention of many rows by teams of four groups.
@@ -242,6 +255,8 @@ pub struct BlockSchedule {
     pub values_together: u32,
     /// Parts that the keys of a query are divided into, tiles of their own.
     pub key_parts: u32,
+    /// Where pages are read as they lie: bytes that are asked for ahead; 0: whatever the processor does by itself.
+    pub prefetch: u64,
     /// Products by registers that hold tiles, of 16 queries each; pages of a block are a multiple of four then.
     pub tiles: bool,
 }
@@ -249,7 +264,7 @@ pub struct BlockSchedule {
 impl AttentionSchedule {
     /// Tiles for each block of rows, where `group` query heads read each of `kv_heads`.
     pub fn tiles_per_block(&self, kv_heads: u64, group: u64) -> u64 {
-        kv_heads / self.kv_heads() * self.parts(group) * self.key_parts()
+        kv_heads / self.kv_heads() * self.parts(group) * self.key_parts() * self.shares()
     }
 
     /// Heads of keys of a tile.
@@ -270,6 +285,11 @@ impl AttentionSchedule {
     /// Whether the rows of a step share the parts of a division: a tile is then a part of one of them.
     pub fn shares_parts(&self, division: &Division) -> bool {
         division.shared && self.key_parts() > 1
+    }
+
+    /// Tiles for the same rows and heads, among which sequences that have few rows are shared.
+    pub fn shares(&self) -> u64 {
+        self.few.map_or(1, |few| few.shares)
     }
 
     /// Tiles that the query heads of a group are divided into.

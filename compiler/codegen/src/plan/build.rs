@@ -127,7 +127,7 @@ impl<'a> Planner<'a> {
             program,
             stored,
             target,
-            caches: caches::derive(program, (target.page_tokens(), target.pages_of_rows()))?,
+            caches: caches::derive(program, target)?,
             weights: Weights::new(tables),
             kernels: Vec::new(),
             kernel_index: HashMap::new(),

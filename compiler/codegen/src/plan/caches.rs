@@ -17,6 +17,7 @@ use xfc_runtime::artifact::manifest::{CacheGroup, CacheSlot, Keep};
 use super::kernel::{HeadPage, PageLayout, dtype_bytes};
 use super::step_caches::is_for_step;
 use crate::error::CodegenError;
+use crate::target::Target;
 
 /// A slot of the plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,17 +58,19 @@ struct Kept {
     reach: Option<Reach>,
     /// Queries of another axis read it.
     across: bool,
+    /// Some attention's scores are weights without a softmax: they may cancel, and what is rounded relative to the largest of them counts for more.
+    may_cancel: bool,
     /// Read for sequences alone that begin in the step.
     from_start: bool,
     /// Among the caches of bodies that call no other: these run one after another, so what one keeps for a step may lie where the previous one's lay.
     alias: Option<usize>,
 }
 
-/// Derives groups and slots, for pages of so many tokens, and whether all of them hold rows of tokens.
+/// Derives groups and slots, with pages as a target likes them.
 ///
 /// # Errors
 /// A cache that something other than attentions reads.
-pub fn derive(program: &Program, (page_tokens, of_rows): (u64, bool)) -> Result<Caches, CodegenError> {
+pub fn derive(program: &Program, target: &dyn Target) -> Result<Caches, CodegenError> {
     let list =
         instances(program).ok_or_else(|| CodegenError::bug("caches", "the program has no finite list of instances"))?;
     let mut found = Vec::new();
@@ -77,7 +80,7 @@ pub fn derive(program: &Program, (page_tokens, of_rows): (u64, bool)) -> Result<
     }
     let mut caches = Caches::default();
     for kept in &found {
-        caches.add(kept, page_tokens, of_rows)?;
+        caches.add(kept, target)?;
     }
     for Instance { graph, at } in &list {
         for (path, axis, bytes) in states_of(&program.graphs[*graph])? {
@@ -88,9 +91,10 @@ pub fn derive(program: &Program, (page_tokens, of_rows): (u64, bool)) -> Result<
 }
 
 impl Caches {
-    fn add(&mut self, kept: &Kept, page_tokens: u64, of_rows: bool) -> Result<(), CodegenError> {
+    fn add(&mut self, kept: &Kept, target: &dyn Target) -> Result<(), CodegenError> {
         let Some(reach) = kept.reach else { return Ok(()) };
-        let layout = if of_rows { PageLayout::TokensMiddle } else { kept.layout() };
+        let page_tokens = target.page_tokens();
+        let layout = if target.pages_of_rows() { PageLayout::TokensMiddle } else { kept.layout(target.paired_bytes()) };
         let (keep, name) = match reach {
             _ if is_for_step(&kept.path) => (Keep::Step, "step".to_owned()),
             // All of the first axis is there when queries of another look at it: a sequence is given whole.
@@ -217,17 +221,24 @@ fn kept_as(ty: &Type, path: String, alias: Option<usize>) -> Result<Kept, Codege
         roles: [false; 3],
         reach: None,
         across: false,
+        may_cancel: false,
         from_start: true,
         alias,
     })
 }
 
 impl Kept {
-    /// How its pages are laid out: as whoever reads it likes best, and as values where these are among several.
-    fn layout(&self) -> PageLayout {
-        let paired = self.dtype == DType::BF16;
+    /// How its pages are laid out: as whoever reads it likes best, and as values where these are among several. `paired_bytes`: integers of 8 bits are
+    /// multiplied by pairs, with factors that are rounded to 16 bits.
+    fn layout(&self, paired_bytes: bool) -> PageLayout {
+        let paired_bytes = paired_bytes && !self.may_cancel;
+        let bytes = self.dtype.blocks().filter(|blocks| paired_bytes && !blocks.form.is_float());
+        let paired = self.dtype == DType::BF16 || bytes.is_some();
+        // Both of a pair have one scale.
+        let even = |n: u64| n.is_multiple_of(2);
+        let whole = even(self.dim) && bytes.is_none_or(|b| even(b.group.into()) || u64::from(b.group) >= self.dim);
         match self.roles {
-            [true, false, false] if paired && self.dim.is_multiple_of(2) => PageLayout::DimPairs,
+            [true, false, false] if paired && whole => PageLayout::DimPairs,
             [false, true, false] if paired => PageLayout::TokenPairs,
             [_, true, _] => PageLayout::TokensMiddle,
             _ => PageLayout::TokensLast,
@@ -247,6 +258,7 @@ impl Kept {
         self.roles[operand.saturating_sub(1).min(2)] = true;
         self.reach = Some(self.reach.map_or(attention.reach, |r| widest(r, attention.reach)));
         let queries = graph.operands(user).first().and_then(|q| graph.ty(*q).dims.first().copied());
+        self.may_cancel |= !attention.softmax;
         self.from_start &= attention.from_start;
         self.across |= queries != Some(Dim::Axis(AxisId(self.axis)));
         Ok(())

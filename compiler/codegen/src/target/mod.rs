@@ -73,6 +73,9 @@ pub trait Target: Sync {
     /// Whether the elements of a token lie side by side in all pages; otherwise keys lie as products with one query like them best.
     fn pages_of_rows(&self) -> bool;
 
+    /// Whether attention multiplies integers of 8 bits by pairs, which then lie side by side in pages as those of bf16 do.
+    fn paired_bytes(&self) -> bool;
+
     /// How an attention divides the keys of a query in steps of few rows, where it has too few heads for the threads of a machine.
     fn division(&self, spec: &AttentionSpec) -> Division;
 

@@ -22,7 +22,7 @@ use xfc_lang::graph::DType;
 
 /// Lines of memory that are asked for in a round of a loop, and bytes of one.
 const LINES: u64 = 8;
-const CACHE_LINE: u64 = 64;
+pub(super) const CACHE_LINE: u64 = 64;
 
 /// Rows of one sequence.
 #[derive(Clone, Copy)]
@@ -86,12 +86,11 @@ impl<'k> Blocks<'k> {
         let [keys, values] = if blocks.tiles {
             [Form::Tiles; 2]
         } else {
-            // Weights of values are not rounded.
+            // Weights of values are not rounded to bf16.
             [
-                (spec.key_layout, PageLayout::DimPairs, spec.query == DType::BF16),
-                (spec.value_layout, PageLayout::TokenPairs, false),
+                Form::of(spec.kept, (spec.key_layout, PageLayout::DimPairs), spec.query == DType::BF16, machine)?,
+                Form::of(spec.value_kept, (spec.value_layout, PageLayout::TokenPairs), false, machine)?,
             ]
-            .map(|(layout, paired, narrow)| Form::of(layout, paired, narrow, machine))
         };
         let heads = at.group().div_ceil(schedule.parts(at.group()));
         let layout = Layout::new(at, &blocks, schedule.rows_per_tile * heads, keys);
@@ -124,7 +123,7 @@ impl<'k> Blocks<'k> {
     }
 
     /// Rows `from .. to`, of one sequence.
-    fn segment(&self, w: &mut Writer, tile: Tile, from: Val, to: Val) -> Result<(), CodegenError> {
+    pub(super) fn segment(&self, w: &mut Writer, tile: Tile, from: Val, to: Val) -> Result<(), CodegenError> {
         let heads = w.i64(tile.heads as i64);
         let rows = w.sub(to, from);
         let n = w.mul(rows, heads);

@@ -204,8 +204,8 @@ impl Attention<'_> {
             for (v, o) in out.iter().enumerate() {
                 let first = v as u64 * u64::from(self.lanes);
                 let value = if paired {
-                    let at = w.offset_const(row, first * 4);
-                    let (low, high) = self.load_pair(w, at, masks[v]);
+                    let at = w.offset_const(row, first * 2 * head.element_bytes());
+                    let (low, high) = self.load_pair(w, head.dtype, at, masks[v]);
                     let one = w.i64(1);
                     let odd = w.cmp(super::Cmp::Eq, half, one);
                     w.select(odd, high, low)

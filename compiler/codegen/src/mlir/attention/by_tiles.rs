@@ -40,7 +40,7 @@ pub fn multiplies(machine: &Machine, spec: &AttentionSpec) -> bool {
     machine.tile_registers.is_some_and(|names| names.halves.is_some())
         && u64::from(machine.lanes) == REGISTER.0
         && spec.page_tokens == REGISTER.0
-        && spec.query == DType::BF16
+        && [spec.query, spec.kept, spec.value_kept] == [DType::BF16; 3]
         && spec.key_layout == PageLayout::DimPairs
         && spec.value_layout == PageLayout::TokenPairs
 }

@@ -1,10 +1,12 @@
 //! What a tile of an attention keeps in the worker's scratch, and in which form products want it.
 
-use super::super::machine::{Machine, PairDot};
+use super::super::machine::{Machine, PairDot, WordDot};
 use super::super::schedule::BlockSchedule;
 use super::Attention;
 use super::by_tiles::Room;
+use crate::error::CodegenError;
 use crate::plan::kernel::PageLayout;
+use xfc_lang::graph::DType;
 
 /// How products are made of what a page holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,15 +19,28 @@ pub(super) enum Form {
     Paired(&'static str),
     /// Of pairs of bf16, by registers that hold tiles.
     Tiles,
+    /// Of pairs of integers of 8 bits, with factors that are rounded to integers of 16.
+    Words(WordDot),
 }
 
 impl Form {
-    pub(super) fn of(layout: PageLayout, paired: PageLayout, narrow: bool, machine: &Machine) -> Form {
-        match machine.pair_dot {
+    /// Of what lies so, where `paired` is how pairs lie, that are multiplied by numbers of bf16 where these are `narrow`.
+    ///
+    /// # Errors
+    /// Pairs of bytes on a machine that does not multiply them.
+    pub(super) fn of(
+        kept: DType,
+        (layout, paired): (PageLayout, PageLayout),
+        narrow: bool,
+        machine: &Machine,
+    ) -> Result<Form, CodegenError> {
+        Ok(match (machine.pair_dot, machine.word_dot) {
             _ if layout != paired => Form::Plain,
-            PairDot::Intrinsic(name) if narrow => Form::Paired(name),
+            (_, Some(dot)) if kept.blocks().is_some() => Form::Words(dot),
+            _ if kept.blocks().is_some() => return Err(CodegenError::bug("attention", "pairs of bytes")),
+            (PairDot::Intrinsic(name), _) if narrow => Form::Paired(name),
             _ => Form::Widened,
-        }
+        })
     }
 
     /// Elements that are multiplied at a time.
@@ -35,7 +50,7 @@ impl Form {
 
     /// Bytes of a factor that is made for it.
     pub(super) fn bytes(self) -> u64 {
-        if matches!(self, Form::Paired(_) | Form::Tiles) { 2 } else { 4 }
+        if matches!(self, Form::Paired(_) | Form::Tiles | Form::Words(_)) { 2 } else { 4 }
     }
 }
 
@@ -46,6 +61,10 @@ pub(super) struct Layout {
     pub(super) queries: u64,
     /// Bytes of one query.
     pub(super) query_bytes: u64,
+    /// Where it is integers: bytes from these to what rounding left of each, as integers again.
+    pub(super) query_rests: u64,
+    /// What its elements are to be multiplied by, where they are integers.
+    pub(super) query_scales: u64,
     /// The weighted sum of values.
     pub(super) out: u64,
     /// Bytes of one.
@@ -86,8 +105,10 @@ impl Layout {
         let scored = if blocks.by_page { queries } else { u64::from(blocks.queries) };
         let vector = u64::from(at.lanes) * 4;
         let tokens = u64::from(blocks.pages) * spec.page_tokens;
+        let query_rests = (spec.key_dim * keys.bytes()).next_multiple_of(64);
         let mut layout = Layout {
-            query_bytes: (spec.key_dim * keys.bytes()).next_multiple_of(64),
+            query_bytes: if matches!(keys, Form::Words(_)) { 2 * query_rests } else { query_rests },
+            query_rests,
             out_bytes: spec.value_dim.div_ceil(u64::from(at.lanes)) * vector,
             ..Layout::default()
         };
@@ -98,6 +119,7 @@ impl Layout {
             first
         };
         layout.queries = take(queries * layout.query_bytes);
+        layout.query_scales = take(if matches!(keys, Form::Words(_)) { queries * 4 } else { 0 });
         layout.out = take(queries * layout.out_bytes);
         layout.sums = take(queries * vector);
         layout.maxima = take(queries * 4);

@@ -1,18 +1,56 @@
 //! The products of a register tile of queries: with the keys of a block, and of their weights with its values.
 
+use super::super::expr::{cast, elem_of};
+use super::super::machine::WordDot;
 use super::super::writer::{Elem, Ty, Val, Writer};
 use super::Attention;
-use super::blocks::{Blocks, Micro};
+use super::blocks::{Blocks, CACHE_LINE, Micro};
 use super::layout::Form;
 use crate::error::CodegenError;
 use crate::plan::kernel::HeadPage;
+use xfc_lang::graph::DType;
 
 /// Steps of the loop over a query's elements that are written out.
 const UNROLL: u64 = 4;
 
 impl Attention<'_> {
-    /// Loads pairs of bf16: the first of each and the second, as f32.
-    pub(super) fn load_pair(&self, w: &mut Writer, at: Val, mask: Option<Val>) -> (Val, Val) {
+    /// Loads consecutive kept elements as f32; those of 8 bits without their scale.
+    pub(super) fn load_kept(
+        &self,
+        w: &mut Writer,
+        dtype: DType,
+        at: Val,
+        lanes: u32,
+        mask: Option<Val>,
+    ) -> Result<Val, CodegenError> {
+        let elem = if dtype.blocks().is_some() { Elem::I8 } else { elem_of(dtype, Elem::I64)? };
+        let ty = Ty::of(elem, lanes);
+        let raw = match mask {
+            None => w.load(ty, at),
+            Some(mask) => w.load_masked(ty, at, mask),
+        };
+        if dtype.blocks().is_some_and(|blocks| blocks.form.is_float()) {
+            let byte = w.widen_unsigned(raw, Elem::I32);
+            return Ok(w.from_e4m3(byte, 0));
+        }
+        cast(w, raw, Elem::F32)
+    }
+
+    /// Loads scales as f32: of consecutive tokens, or of one.
+    pub(super) fn load_scales(&self, w: &mut Writer, at: Val, lanes: u32) -> Val {
+        let raw = w.load(Ty::of(Elem::I16, lanes), at);
+        w.from_bf16(raw)
+    }
+
+    /// Loads pairs of bf16, or of integers of 8 bits without their scale: the first of each and the second, as f32.
+    pub(super) fn load_pair(&self, w: &mut Writer, kept: DType, at: Val, mask: Option<Val>) -> (Val, Val) {
+        if kept.blocks().is_some() {
+            let bytes = self.load_bytes(w, at, mask);
+            let pairs = w.bitcast(bytes, Ty::of(Elem::I16, self.lanes));
+            let first = w.shl(pairs, 8);
+            let halves = [first, pairs].map(|x| w.shr_signed(x, 8));
+            return halves.map(|x| w.to_float(x)).into();
+        }
         let words = self.load_words(w, at, mask);
         w.pair_halves(words)
     }
@@ -27,10 +65,11 @@ impl Attention<'_> {
 }
 
 /// Vectors of what a page holds, as they are multiplied.
-enum Loaded {
+pub(super) enum Loaded {
     Plain(Vec<Val>),
     Widened(Vec<(Val, Val)>),
     Paired(&'static str, Vec<Val>),
+    Words(WordDot, Vec<Val>),
 }
 
 impl Blocks<'_> {
@@ -68,6 +107,20 @@ impl Blocks<'_> {
                         *sum = w.intrinsic(name, &[*sum, vector, pair], sum.ty);
                     }
                 }
+                Loaded::Words(dot, vectors) => {
+                    let pair = w.load(Ty::scalar(Elem::I32), *at);
+                    let pair = w.splat(pair, lanes);
+                    let pair = w.bitcast(pair, Ty::of(Elem::I16, lanes * 2));
+                    for (sum, vector) in sums.iter_mut().zip(vectors) {
+                        *sum = match dot {
+                            WordDot::Whole(name) => w.intrinsic(name, &[*sum, *vector, pair], sum.ty),
+                            WordDot::Pairs(name) => {
+                                let products = w.intrinsic(name, &[*vector, pair], sum.ty);
+                                w.add(*sum, products)
+                            }
+                        };
+                    }
+                }
             }
         }
     }
@@ -101,9 +154,24 @@ impl Blocks<'_> {
                     })
                     .collect(),
             ),
+            Form::Words(dot) => {
+                let vectors = at.iter().map(|(at, mask)| {
+                    let bytes = self.at.load_bytes(w, *at, *mask);
+                    w.resize(bytes, Elem::I16)
+                });
+                Loaded::Words(dot, vectors.collect())
+            }
             Form::Paired(name) => Loaded::Paired(name, at.iter().map(|(at, mask)| words(w, *at, *mask)).collect()),
             Form::Tiles => return Err(CodegenError::bug("attention", "vectors of what registers of tiles multiply")),
         })
+    }
+
+    /// Asks for what lies behind an address that is read now.
+    fn ask_ahead(&self, w: &mut Writer, at: Val) {
+        if self.schedule.prefetch > 0 {
+            let at = w.offset_const(at, self.schedule.prefetch);
+            w.prefetch(at, 1);
+        }
     }
 
     /// Bytes of a vector of what a page holds.
@@ -149,7 +217,7 @@ impl Blocks<'_> {
             self.multiply(w, &loaded, &factors, sums);
             Ok::<(), CodegenError>(())
         };
-        let zero = w.f32(0.0, at.lanes);
+        let zero = self.nothing(w, self.keys);
         let per_query = keys.len() * page_vectors;
         let of_chain = queries * per_query;
         let chains = u64::from(self.schedule.chains);
@@ -164,8 +232,8 @@ impl Blocks<'_> {
             pages.iter().map(|page| w.offset_const(*page, d * line)).collect()
         };
         let factor_bytes = self.keys.bytes() * depth;
-        // Steps `first .. end`, whose elements share a scale.
-        let products = |w: &mut Writer, first: u64, end: u64| {
+        // Steps `first .. end`, whose elements share a scale, of queries at `base`.
+        let products = |w: &mut Writer, (base, asks): (Val, bool), first: u64, end: u64| {
             let mut sums = vec![zero; of_chain * chains as usize];
             let looped = first + (end - first) / UNROLL * UNROLL;
             if looped > first {
@@ -178,6 +246,9 @@ impl Blocks<'_> {
                         let keys = skip(w, &keys, u);
                         let base = w.offset_const(base, u * factor_bytes);
                         step(w, base, &keys, chain(&mut sums, of_chain, chains, u))?;
+                        if asks && (u * line).is_multiple_of(CACHE_LINE) {
+                            keys.iter().for_each(|page| self.ask_ahead(w, *page));
+                        }
                     }
                     Ok(sums)
                 })?;
@@ -194,9 +265,16 @@ impl Blocks<'_> {
             Ok::<Vec<Val>, CodegenError>(total)
         };
         let groups = head.groups();
-        let mut total = if groups.is_empty() { products(w, 0, at.spec.key_dim / depth)? } else { Vec::new() };
+        let mut total =
+            if groups.is_empty() { products(w, (base, true), 0, at.spec.key_dim / depth)? } else { Vec::new() };
         for (g, (first, n)) in groups.into_iter().enumerate() {
-            let sums = products(w, first, first + n)?;
+            let mut sums = products(w, (base, true), first / depth, (first + n) / depth)?;
+            if matches!(self.keys, Form::Words(_)) && self.keeps_rests() {
+                let rests = w.offset_const(base, layout.query_rests);
+                let rests = products(w, (rests, false), first / depth, (first + n) / depth)?;
+                sums = self.with_rests(w, sums, rests, self.most_of_query());
+            }
+            let sums: Vec<Val> = sums.into_iter().map(|sum| w.as_float(sum)).collect();
             let scales: Vec<Val> = (0..per_query as u64)
                 .map(|i| {
                     let (page, v) = (i / page_vectors as u64, i % page_vectors as u64);
@@ -210,6 +288,12 @@ impl Blocks<'_> {
                 total = scaled.map(|(_, scale, sum)| w.mul(sum, scale)).collect();
             } else {
                 total = scaled.map(|(i, scale, sum)| w.fma(sum, scale, total[i])).collect();
+            }
+        }
+        if matches!(self.keys, Form::Words(_)) {
+            for (query, total) in total.chunks_exact_mut(per_query).enumerate() {
+                let scale = self.query_scale(w, micro, query as u64);
+                total.iter_mut().for_each(|sum| *sum = w.mul(*sum, scale));
             }
         }
         let scores = self.cell(w, layout.scores, micro.place, self.block_keys() * 4);
@@ -232,13 +316,19 @@ impl Blocks<'_> {
     ) -> Result<(), CodegenError> {
         let n = self.at.spec.value_dim.div_ceil(u64::from(self.at.lanes)) as usize;
         let masks = self.at.results.masks(w);
-        self.scale_weights(w, micro, n_keys, page)?;
+        let scales = match self.values {
+            Form::Words(_) => self.round_weights(w, micro, n_keys, page)?,
+            _ => {
+                self.scale_weights(w, micro, n_keys, page)?;
+                Vec::new()
+            }
+        };
         // As even as they can be.
         let parts = n.div_ceil(self.schedule.value_vectors as usize);
         let mut first = 0;
         for part in 0..parts {
             let end = (part + 1) * n / parts;
-            self.weigh_vectors(w, micro, n_keys, page, (first, &masks[first..end]))?;
+            self.weigh_vectors(w, (micro, &scales), n_keys, page, (first, &masks[first..end]))?;
             first = end;
         }
         Ok(())
@@ -279,11 +369,11 @@ impl Blocks<'_> {
         Ok(())
     }
 
-    /// Vectors of the values from `first` on, with the given masks.
+    /// Vectors of the values from `first` on, with the given masks. `scales`: what sums of integers are multiplied by, of each query.
     fn weigh_vectors(
         &self,
         w: &mut Writer,
-        micro: Micro,
+        (micro, scales): (Micro, &[Val]),
         n_keys: Val,
         page: Option<Val>,
         (first, masks): (usize, &[Option<Val>]),
@@ -300,9 +390,12 @@ impl Blocks<'_> {
             .flat_map(|i| (0..masks.len()).map(move |v| i * layout.out_bytes + (first + v) as u64 * vector))
             .map(|offset| w.offset_const(out, offset))
             .collect();
-        let sums: Vec<Val> = cells.iter().map(|cell| w.load(Ty::of(Elem::F32, at.lanes), *cell)).collect();
+        let sums: Vec<Val> = match scales {
+            [] => cells.iter().map(|cell| w.load(Ty::of(Elem::F32, at.lanes), *cell)).collect(),
+            _ => vec![self.nothing(w, self.values); cells.len()],
+        };
         // The values of a token, or of two, and their weights, from the addresses of both.
-        let step = |w: &mut Writer, values: Val, weights: Val, half: bool, sums: &[Val]| {
+        let step = |w: &mut Writer, (values, asks): (Val, bool), weights: Val, half: bool, sums: &[Val]| {
             let mut sums = sums.to_vec();
             let factors: Vec<Val> = (0..queries).map(|i| w.offset_const(weights, i * self.block_keys() * 4)).collect();
             let together = self.schedule.values_together as usize;
@@ -312,6 +405,10 @@ impl Blocks<'_> {
                     .map(|v| (w.offset_const(values, v as u64 * self.vector_bytes(self.values, head)), masks[v]))
                     .collect();
                 let loaded = self.load_vectors(w, (self.values, head), &vectors, half)?;
+                let line = |v: &usize| (*v as u64 * self.vector_bytes(self.values, head)).is_multiple_of(CACHE_LINE);
+                for v in (from..end).filter(|v| asks && line(v)) {
+                    self.ask_ahead(w, vectors[v - from].0);
+                }
                 let places: Vec<usize> =
                     (0..queries as usize).flat_map(|i| (from..end).map(move |v| i * masks.len() + v)).collect();
                 let mut some: Vec<Val> = places.iter().map(|place| sums[*place]).collect();
@@ -322,35 +419,43 @@ impl Blocks<'_> {
             }
             Ok::<Vec<Val>, CodegenError>(sums)
         };
+        let is_whole = matches!(self.values, Form::Words(_));
         let (zero, page_tokens, per_step) = (w.i64(0), w.i64(tokens as i64), w.i64(depth as i64));
         let weights = self.cell(w, layout.scores, micro.place, self.block_keys() * 4);
         let values_of = |w: &mut Writer, page: Val| {
             let values = self.page_of(w, micro, page, true);
             w.offset_const(values, skipped)
         };
-        let one_page = |w: &mut Writer, page: Val, sums: &[Val]| {
+        // `rests`: what rounding left of weights, which lies behind them.
+        let one_page = |w: &mut Writer, page: Val, rests: bool, sums: &[Val]| {
             let values = values_of(w, page);
             let before = w.mul(page, page_tokens);
             let left = w.sub(n_keys, before);
             let left = w.min(left, page_tokens);
-            let steps = w.div_unsigned(left, per_step);
+            // Of the last pair of integers the second may have no weight.
+            let steps = if is_whole { w.ceil_div(left, depth) } else { w.div_unsigned(left, per_step) };
             let weights = w.element(weights, before, 4);
+            let weights = if rests { w.offset_const(weights, tokens * 2) } else { weights };
             w.for_loop(zero, steps, 1, sums, |w, j, sums| {
                 let values = w.element(values, j, row);
-                let weights = w.element(weights, j, 4 * depth);
-                step(w, values, weights, false, sums)
+                let weights = w.element(weights, j, self.values.bytes() * depth);
+                step(w, (values, !rests), weights, false, sums)
             })
         };
         let one = w.i64(1);
-        let (mut sums, last) = match page {
-            Some(page) => (one_page(w, page, &sums)?, page),
-            None => {
-                let n_pages = w.ceil_div(n_keys, tokens);
-                let sums = w.for_loop(zero, n_pages, 1, &sums, |w, page, sums| one_page(w, page, sums))?;
-                (sums, w.sub(n_pages, one))
-            }
+        let n_pages = w.ceil_div(n_keys, tokens);
+        let last = page.unwrap_or_else(|| w.sub(n_pages, one));
+        let all = |w: &mut Writer, rests: bool, sums: &[Val]| match page {
+            Some(page) => one_page(w, page, rests, sums),
+            None => w.for_loop(zero, n_pages, 1, sums, |w, page, sums| one_page(w, page, rests, sums)),
         };
-        if depth > 1 {
+        let nothing = sums.clone();
+        let mut sums = all(w, false, &sums)?;
+        if is_whole && self.keeps_rests() {
+            let rests = all(w, true, &nothing)?;
+            sums = self.with_rests(w, sums, rests, self.most_of_weight(page));
+        }
+        if depth > 1 && !is_whole {
             // Of the last pair only one token may exist.
             let two = w.i64(2);
             let before = w.mul(last, page_tokens);
@@ -365,11 +470,19 @@ impl Blocks<'_> {
                 let values = w.element(values, pair, row);
                 let token = w.sub(n_keys, one);
                 let weights = w.element(weights, token, 4);
-                step(w, values, weights, true, &sums)
+                step(w, (values, true), weights, true, &sums)
             })?;
         }
-        for (sum, cell) in sums.iter().zip(cells) {
-            w.store(*sum, cell);
+        for (i, (sum, cell)) in sums.into_iter().zip(cells).enumerate() {
+            let sum = match scales.get(i / masks.len()) {
+                None => sum,
+                Some(scale) => {
+                    let sum = w.as_float(sum);
+                    let before = w.load(Ty::of(Elem::F32, at.lanes), cell);
+                    w.fma(sum, *scale, before)
+                }
+            };
+            w.store(sum, cell);
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 use super::super::expr::{cast, elem_of};
 use super::super::writer::{Cmp, Elem, Ty, Val, Writer};
 use super::blocks::Blocks;
+use super::layout::Form;
 use super::{ABSENT, FAR, LOWEST, Query, Tile, combine};
 use crate::error::CodegenError;
 use crate::plan::kernel::CombineSpec;
@@ -58,6 +59,9 @@ impl Blocks<'_> {
         let stored = elem_of(spec.query, Elem::I64)?;
         let row = w.row(self.at.q, query.row, stored.bytes());
         let from = w.element(row, head, spec.key_dim * stored.bytes());
+        if matches!(self.keys, Form::Words(_)) {
+            return self.enter_words(w, (from, stored), index);
+        }
         let to = self.cell(w, self.layout.queries, index, self.layout.query_bytes);
         let mut element = 0;
         while element < spec.key_dim {

@@ -33,6 +33,13 @@ impl Attention<'_> {
             } else {
                 self.rows_of_tile(w, (tile, blocks), schedule, n_rows)
             };
+            let (of_heads, share) = match schedule.shares() {
+                1 => (of_heads, None),
+                n => {
+                    let n = w.i64(n as i64);
+                    (w.div_unsigned(of_heads, n), Some(w.rem_unsigned(of_heads, n)))
+                }
+            };
             let n_parts = w.i64(parts as i64);
             let together = w.i64(schedule.kv_heads() as i64);
             let kv_head = w.div_unsigned(of_heads, n_parts);
@@ -44,7 +51,7 @@ impl Attention<'_> {
             let end_head = w.add(first, of_group);
             let skipped = w.mul(of_group_part, per_part);
             let first_head = w.add(first, skipped);
-            body(w, Tile { begin, end, kv_head, first_head, end_head, heads: group.div_ceil(parts), part })?;
+            body(w, Tile { begin, end, kv_head, first_head, end_head, heads: group.div_ceil(parts), part, share })?;
             Ok(vec![])
         })?;
         Ok(())

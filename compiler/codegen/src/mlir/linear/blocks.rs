@@ -388,6 +388,7 @@ mod tests {
             round: true,
             pair_dot: PairDot::Widened,
             byte_dot,
+            word_dot: None,
             half: true,
             tile_dot: None,
             byte_tile_dot: None,

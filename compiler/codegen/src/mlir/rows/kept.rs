@@ -173,16 +173,28 @@ impl Body<'_> {
         };
         let head = HeadPage { dim, tokens, dtype: DType::Blocks(blocks) };
         let elements = w.offset_const(page, head.scale_bytes());
+        let mut integers = places.integers.clone();
         let (base, strides) = match layout {
             PageLayout::TokensLast => (w.element(elements, token, 1), [head.bytes(), tokens]),
             PageLayout::TokensMiddle => (w.element(elements, token, dim), [head.bytes(), 1]),
-            PageLayout::DimPairs | PageLayout::TokenPairs => {
-                return Err(CodegenError::bug("rows", "pairs of 8 bits"));
+            // Pairs are moved as what they fill.
+            PageLayout::DimPairs => {
+                let mut pairs = dims.clone();
+                pairs.iter_mut().skip(dims.len() - 1).for_each(|dim| *dim /= 2);
+                integers = View::contiguous(integers.base, Elem::I16, &pairs);
+                (w.element(elements, token, 2), [head.bytes() / 2, tokens])
+            }
+            PageLayout::TokenPairs => {
+                let two = w.i64(2);
+                let pair = w.div_unsigned(token, two);
+                let half = w.rem_unsigned(token, two);
+                let base = w.element(elements, pair, 2 * dim);
+                (w.offset(base, half), [head.bytes(), 2])
             }
         };
         let skip = 2 - dims.len();
-        let view = View { base, elem: Elem::I8, dims: dims.clone(), strides: strides[skip..].to_vec() };
-        self.copy(w, places.integers, &view)?;
+        let view = View { base, elem: integers.elem, dims: integers.dims.clone(), strides: strides[skip..].to_vec() };
+        self.copy(w, &integers, &view)?;
         let scale = Ty::scalar(Elem::I16);
         let base = w.element(page, token, scale.elem.bytes());
         let strides = [head.bytes() / scale.elem.bytes(), tokens];

@@ -6,7 +6,7 @@ use xfc_runtime::artifact::HostFeatures;
 use super::levels::{FEATURES, LEVELS, Level, PROCESSORS, Processor, level};
 use super::mlir_to_object::host_processor;
 use crate::error::CodegenError;
-use crate::mlir::machine::{ByteDot, Machine, PairDot, TileRegisters};
+use crate::mlir::machine::{ByteDot, Machine, PairDot, TileRegisters, WordDot};
 
 /// A CPU that code is generated for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,6 +99,11 @@ impl Isa {
             4 if extra.contains(&"i8mm") => ByteDot::Intrinsic("llvm.aarch64.neon.usdot.v4i32.v16i8"),
             _ => level.machine.byte_dot,
         };
+        let word_dot = match level.machine.lanes {
+            16 if extra.contains(&"avx512vnni") => Some(WordDot::Whole("llvm.x86.avx512.vpdpwssd.512")),
+            8 if extra.contains(&"avxvnni") => Some(WordDot::Whole("llvm.x86.avx512.vpdpwssd.256")),
+            _ => level.machine.word_dot,
+        };
         let tile_registers = extra.contains(&"amx-tile").then_some(TileRegisters {
             configure: "llvm.x86.ldtilecfg",
             release: "llvm.x86.tilerelease",
@@ -118,7 +123,7 @@ impl Isa {
             needs: level.features().map(str::to_owned).chain(extra.iter().map(|f| (*f).to_owned())).collect(),
             extra: extra.into_iter().map(str::to_owned).collect(),
             registers: level.registers,
-            machine: Machine { pair_dot, byte_dot, tile_registers, ..level.machine },
+            machine: Machine { pair_dot, byte_dot, word_dot, tile_registers, ..level.machine },
         }
     }
 
@@ -217,6 +222,18 @@ mod tests {
         let both = Isa::parse("cpu:sapphirerapids+amx-bf16+amx-int8").unwrap();
         assert!(both.machine.tile_registers.is_some_and(|names| names.bytes.is_some()));
         assert!(["amx-bf16", "amx-int8", "amx-tile"].iter().all(|name| both.needs.iter().any(|needs| needs == name)));
+    }
+
+    #[test]
+    fn pairs_of_integers_are_multiplied_on_every_x86() {
+        let dot = |name: &str| Isa::parse(name).unwrap().machine.word_dot;
+        for name in ["cpu:x86-64", "cpu:x86-64-v2", "cpu:x86-64-v3", "cpu:x86-64-v4", "cpu:x86-64-v4+avx512bf16"] {
+            assert!(matches!(dot(name), Some(WordDot::Pairs(_))), "{name}");
+        }
+        for name in ["cpu:x86-64-v3+avxvnni", "cpu:x86-64-v4+avx512vnni", "cpu:znver5", "cpu:sapphirerapids"] {
+            assert!(matches!(dot(name), Some(WordDot::Whole(_))), "{name}");
+        }
+        assert_eq!(dot("cpu:aarch64+i8mm"), None);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Code is generated for a level and the features that a name adds, and only tuned for the processor: so whatever LLVM knows of a
 //! processor besides, the code uses nothing that the runtime was not told to look for.
 
-use crate::mlir::machine::{ByteDot, Machine, PairDot};
+use crate::mlir::machine::{ByteDot, Machine, PairDot, WordDot};
 
 /// What every processor of a level can do.
 #[derive(Debug)]
@@ -33,6 +33,10 @@ const fn machine(lanes: u32, round: bool, whole: bool, byte_dot: ByteDot) -> Mac
         round,
         pair_dot: PairDot::Widened,
         byte_dot,
+        word_dot: match byte_dot {
+            ByteDot::Pairs { halves, .. } => Some(WordDot::Pairs(halves)),
+            _ => None,
+        },
         half: whole,
         tile_dot: None,
         byte_tile_dot: None,

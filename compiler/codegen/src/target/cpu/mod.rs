@@ -95,6 +95,10 @@ impl Target for Cpu {
         false
     }
 
+    fn paired_bytes(&self) -> bool {
+        self.isa.machine.word_dot.is_some()
+    }
+
     fn division(&self, spec: &AttentionSpec) -> Division {
         schedule::division(spec)
     }

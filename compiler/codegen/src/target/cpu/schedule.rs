@@ -8,7 +8,8 @@ use crate::mlir::attention::by_tiles;
 use crate::mlir::linear::by_block::tiles::{self, SUMS, TILE_ROWS};
 use crate::mlir::machine::PairDot;
 use crate::mlir::schedule::{
-    AttentionSchedule, BlockSchedule, LinearSchedule, Multiplied, RowsSchedule, ScratchSchedule, panel_depth,
+    AttentionSchedule, BlockSchedule, FewSchedule, LinearSchedule, Multiplied, RowsSchedule, ScratchSchedule,
+    panel_depth,
 };
 use crate::plan::kernel::{AttentionSpec, Division, LinearSpec, PageLayout};
 use crate::target::profile::AttentionFields;
@@ -163,12 +164,19 @@ pub fn attention(isa: &Isa, regime: Regime, spec: &AttentionSpec, set: &Attentio
     let lanes = isa.machine.lanes;
     let group = spec.heads / spec.kv_heads;
     if !is_blocked(spec) {
-        return AttentionSchedule { lanes, rows_per_tile: 4, heads_per_tile: 8, blocks: None, tensors: None };
+        return AttentionSchedule {
+            lanes,
+            rows_per_tile: 4,
+            heads_per_tile: 8,
+            blocks: None,
+            few: None,
+            tensors: None,
+        };
     }
     // A register tile holds queries x vectors accumulators; the vectors of keys or values, of pairs both halves; and what multiplies them.
     let wide = isa.registers >= 32;
     let page_vectors = (PAGE_TOKENS / u64::from(lanes)) as u32;
-    let paired = spec.value_layout == PageLayout::TokenPairs;
+    let paired = spec.value_layout == PageLayout::TokenPairs && spec.value_kept == DType::BF16;
     let tiles = regime == Regime::Many && by_tiles::multiplies(&isa.machine, spec);
     // Of those nothing may be set.
     let set =
@@ -231,11 +239,26 @@ pub fn attention(isa: &Isa, regime: Regime, spec: &AttentionSpec, set: &Attentio
             value_vectors,
             values_together,
             key_parts: if by_page { spec.division.parts as u32 } else { 1 },
+            prefetch: if by_page { isa.prefetch } else { 0 },
             tiles,
         }),
+        few: if by_page { None } else { few(isa, spec) },
         tensors: None,
     }
 }
+
+/// How sequences of few rows are gone over in steps of many: as one row alone is, but that they are tiles enough without parts of their keys.
+fn few(isa: &Isa, spec: &AttentionSpec) -> Option<FewSchedule> {
+    if spec.heads / spec.kv_heads > HEADS_PER_TILE {
+        return None;
+    }
+    let blocks = attention(isa, Regime::One, spec, &AttentionFields::default()).blocks?;
+    let blocks = BlockSchedule { kv_heads: spec.kv_heads, key_parts: 1, ..blocks };
+    Some(FewSchedule { rows: FEW_ROWS, shares: LEAST_TILES.div_ceil(spec.kv_heads), blocks })
+}
+
+/// Most rows of a sequence whose pages are read as they lie in a step of many: more are worth bringing a block of keys to the caches for.
+const FEW_ROWS: u64 = 4;
 
 /// Queries of a tile in steps of many rows.
 const TILE_QUERIES: u64 = 60;

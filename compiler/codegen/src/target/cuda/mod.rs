@@ -77,6 +77,10 @@ impl Target for Cuda {
         true
     }
 
+    fn paired_bytes(&self) -> bool {
+        false
+    }
+
     fn division(&self, spec: &AttentionSpec) -> Division {
         schedule::division(&self.arch, spec)
     }

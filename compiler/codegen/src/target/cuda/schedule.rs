@@ -118,6 +118,7 @@ pub(super) fn machine(threads: u32) -> Machine {
         round: true,
         pair_dot: PairDot::Widened,
         byte_dot: ByteDot::Widened,
+        word_dot: None,
         half: true,
         tile_dot: Some(TileDot("llvm.nvvm.mma.m16n8k16.row.col.bf16")),
         byte_tile_dot: Some(ByteTileDot("llvm.nvvm.mma.m16n8k32.row.col.s8.u8")),
@@ -353,7 +354,7 @@ pub(super) fn attention_tiles(arch: &Arch, steps: Steps, spec: &AttentionSpec) -
 
 /// A warp a head and row.
 const BY_ROW: AttentionSchedule =
-    AttentionSchedule { lanes: WARP, rows_per_tile: 1, heads_per_tile: 1, blocks: None, tensors: None };
+    AttentionSchedule { lanes: WARP, rows_per_tile: 1, heads_per_tile: 1, blocks: None, few: None, tensors: None };
 
 /// Where tiles have so many queries.
 fn of_queries(spec: &AttentionSpec, queries: u64, tensors: TensorSchedule) -> AttentionSchedule {
