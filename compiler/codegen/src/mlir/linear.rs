@@ -391,7 +391,7 @@ impl<'a> Linear<'a> {
             let factor = self.factor(w, x, partial);
             for ((start, v), sum) in places.zip(sums) {
                 let weight = self.weight(w, start, k, v);
-                *sum = multiply_add(w, factor, weight, *sum);
+                *sum = self.multiply_add(w, factor, weight, *sum);
             }
             return;
         }
@@ -400,7 +400,7 @@ impl<'a> Linear<'a> {
             let x = x_at(w, *x);
             let factor = self.factor(w, x, partial);
             for (sum, weight) in mine.iter_mut().zip(&weights) {
-                *sum = multiply_add(w, factor, *weight, *sum);
+                *sum = self.multiply_add(w, factor, *weight, *sum);
             }
         }
     }
@@ -430,39 +430,30 @@ impl<'a> Linear<'a> {
         self.as_factor(w, x)
     }
 
-    /// Numbers as a machine multiplies them: pairs of bf16 by one instruction, or widened to f32.
+    /// Numbers as a machine multiplies them.
     fn as_factor(&self, w: &mut Writer, x: Val) -> Factor {
         match w.machine().pair_dot {
-            _ if !self.bf16() => Factor::Floats(x),
-            PairDot::Intrinsic(name) => Factor::Pairs(name, w.bitcast(x, Ty::of(Elem::BF16, self.schedule.lanes * 2))),
+            _ if !self.bf16() => (x, x),
+            PairDot::Intrinsic(_) => {
+                let pairs = w.bitcast(x, Ty::of(Elem::BF16, self.schedule.lanes * 2));
+                (pairs, pairs)
+            }
+            PairDot::Widened => w.pair_halves(x),
+        }
+    }
+
+    /// `sum + x * weight`.
+    fn multiply_add(&self, w: &mut Writer, x: Factor, weight: Factor, sum: Val) -> Val {
+        match w.machine().pair_dot {
+            _ if !self.bf16() => w.fma(x.0, weight.0, sum),
+            PairDot::Intrinsic(name) => w.intrinsic(name, &[sum, weight.0, x.0], sum.ty),
             PairDot::Widened => {
-                let (low, high) = w.pair_halves(x);
-                Factor::Halves(low, high)
+                let sum = w.fma(x.0, weight.0, sum);
+                w.fma(x.1, weight.1, sum)
             }
         }
     }
 }
 
-/// A vector of numbers as it is multiplied.
-#[derive(Clone, Copy)]
-enum Factor {
-    /// f32.
-    Floats(Val),
-    /// Pairs of bf16, of which the named instruction adds both products to a lane.
-    Pairs(&'static str, Val),
-    /// Pairs of bf16 as f32: the first of each, the second of each.
-    Halves(Val, Val),
-}
-
-/// `sum + x * weight`.
-fn multiply_add(w: &mut Writer, x: Factor, weight: Factor, sum: Val) -> Val {
-    match (x, weight) {
-        (Factor::Floats(x), Factor::Floats(weight)) => w.fma(x, weight, sum),
-        (Factor::Pairs(name, x), Factor::Pairs(_, weight)) => w.intrinsic(name, &[sum, weight, x], sum.ty),
-        (Factor::Halves(low, high), Factor::Halves(w_low, w_high)) => {
-            let sum = w.fma(low, w_low, sum);
-            w.fma(high, w_high, sum)
-        }
-        _ => unreachable!("both factors of a product have one form"),
-    }
-}
+/// A vector of numbers as it is multiplied: of pairs that are widened the first of each and the second of each, otherwise all of them, twice.
+type Factor = (Val, Val);

@@ -114,7 +114,7 @@ pub struct AttentionSchedule {
     pub tensors: Option<TensorSchedule>,
 }
 
-/// How sequences that have few rows in a step are gone over: each by itself, by all its heads of keys, in one of the tiles that have its rows.
+/// How sequences that have few rows in a step are gone over: each by itself, by all its heads of keys, in one of the tiles that have these rows of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FewSchedule {
     /// Most rows of such a sequence.

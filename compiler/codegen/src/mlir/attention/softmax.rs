@@ -237,10 +237,10 @@ impl Blocks<'_> {
         Ok(())
     }
 
-    /// Vectors that [`each_vectors`](Self::each_vectors) takes at a time.
+    /// Vectors that [`each_vectors`](Self::each_vectors) takes at a time: whole pages, so that all lanes of a page that has a weight are weights.
     fn together(&self) -> u64 {
         let vectors = self.block_keys() / u64::from(self.at.lanes);
-        if vectors.is_multiple_of(TOGETHER) { TOGETHER } else { 1 }
+        if vectors.is_multiple_of(TOGETHER) { TOGETHER } else { self.at.page_vectors() as u64 }
     }
 
     /// A loop over the first keys of a block, some vectors at a time: `body(first key of the block's, carried)`.

@@ -20,6 +20,14 @@ impl Attention<'_> {
         let group = self.group();
         let parts = schedule.parts(group);
         w.for_loop(params.tile_begin, params.tile_end, 1, &[], |w, tile, _| {
+            // Those that share rows follow one another: the first alone has something to do for rows that are many, and threads claim runs of tiles.
+            let (tile, share) = match schedule.shares() {
+                1 => (tile, None),
+                n => {
+                    let n = w.i64(n as i64);
+                    (w.div_unsigned(tile, n), Some(w.rem_unsigned(tile, n)))
+                }
+            };
             let (of_heads, begin, end, part) = if schedule.shares_parts(&self.spec.division) {
                 // Tiles of the same keys follow one another: one finds in the caches what another brought.
                 let n = w.i64((self.spec.kv_heads * parts) as i64);
@@ -32,13 +40,6 @@ impl Attention<'_> {
                 (of_heads, row, w.min(end, n_rows), Some(part))
             } else {
                 self.rows_of_tile(w, (tile, blocks), schedule, n_rows)
-            };
-            let (of_heads, share) = match schedule.shares() {
-                1 => (of_heads, None),
-                n => {
-                    let n = w.i64(n as i64);
-                    (w.div_unsigned(of_heads, n), Some(w.rem_unsigned(of_heads, n)))
-                }
             };
             let n_parts = w.i64(parts as i64);
             let together = w.i64(schedule.kv_heads() as i64);

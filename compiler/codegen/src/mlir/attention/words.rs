@@ -1,9 +1,9 @@
 //! Products with integers of 8 bits that caches keep: by pairs, with queries and weights that are rounded to integers of 16 bits, so that bytes are widened
 //! to 16 bits and no further, and sums become floats once for a page.
 //!
-//! A query is rounded once a tile, relative to its largest element; the weights of a block, times the scales of their values, relative to the largest of
-//! them. So what is rounded is off by 2^-16 of the largest beside it. Where results stay f32, what that left of each is rounded and multiplied likewise: they
-//! keep as many bits as a float has. A query or a weight that is no number makes the scale none.
+//! A query is rounded relative to its largest element; the weights of a block or of a page, times the scales of their values, relative to the largest of them.
+//! So what is rounded is off by 2^-16 of the largest beside it (by more where groups or blocks are so large that integers have fewer bits). Where results stay
+//! f32, what that left of each is rounded and multiplied likewise, which leaves 2^-31. A query or a weight that is infinite or no number makes the scale none.
 
 use xfc_lang::graph::DType;
 
@@ -164,7 +164,7 @@ impl Blocks<'_> {
         .collect()
     }
 
-    /// Rounds the weights of a block's values, or of one page's, times the scales of these: integers take the first half of what the weights of a page
+    /// Rounds the weights of a block's values, or of one page's, times the scales of these; all lanes of the pages are weights. Integers take the first half of what the weights of a page
     /// did, and what rounding left of each, as integers again, the second. Gives what their sums are to be multiplied by, of each query, in all lanes.
     pub(super) fn round_weights(
         &self,
