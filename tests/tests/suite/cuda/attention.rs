@@ -120,6 +120,8 @@ fn teams_of_warps_attend_to_latents() -> Result<()> {
     for (wiring, width, steps) in [
         (kept.to_owned(), 133, alone(&[66, 3, 1])),
         (of(64, [128, 64]), 24, together),
+        // Of so many values a team's are two products of different widths.
+        (of(64, [384, 64]), 24, alone(&[70, 1])),
         (of(130, [64, 32]), 24, alone(&[70, 40, 2])),
         (of(40, [32, 16]), 24, alone(&[260, 66, 1])),
     ] {

@@ -20,7 +20,7 @@ mod sum;
 
 use super::segment::Segment;
 use super::turned::{ALIGNMENT, OF_TEAM, Rows, STEP, TEAM};
-use super::{ABSENT, Attention, Tile, combine};
+use super::{ABSENT, Attention, Tile, combine, tensors};
 use crate::error::CodegenError;
 use crate::mlir::frame::RowSpace;
 use crate::mlir::machine::TeamDot;
@@ -168,8 +168,8 @@ impl<'k> Latent<'k> {
         let Some(dot) = w.machine().team_dot else {
             return Err(CodegenError::bug("attention", "a schedule for teams of warps"));
         };
-        if LatentSchedule::GROUPS != w.machine().groups || !fits(at.spec) {
-            return Err(CodegenError::bug("attention", "four teams, and values in keys that are whole parts"));
+        if LatentSchedule::GROUPS != w.machine().groups || !fits(at.spec) || !tensors::is_as_kept(at.spec) {
+            return Err(CodegenError::bug("attention", "four teams, and values of bf16 in keys that are whole parts"));
         }
         let n_rows = w.n_rows(args, RowSpace { axis: at.spec.axis, selected: false });
         let brought = w.shared_of_launch();

@@ -41,11 +41,12 @@ pub fn is_as_kept(spec: &AttentionSpec) -> bool {
 /// Whether an attention can be multiplied by tensor cores.
 pub fn fits(spec: &AttentionSpec) -> bool {
     let values = if spec.value_in_key.is_some() { spec.kept } else { spec.value_kept };
-    let is_kept = |dtype: &DType| *dtype == DType::BF16 || dtype.blocks().is_some_and(|blocks| blocks.is_kept());
+    let of_bytes = |dtype: &DType| dtype.blocks().is_some_and(|blocks| blocks.is_kept());
+    let kept = [spec.kept, values];
+    let is_kept = kept.iter().any(of_bytes) && kept.iter().all(|dtype| *dtype == DType::BF16 || of_bytes(dtype));
     // Queries of what is kept in 8 bits come in f32: where results are bf16, they may be too.
-    let is_narrow = is_as_kept(spec)
-        || ([spec.kept, values].iter().all(is_kept) && spec.result == DType::BF16)
-            && matches!(spec.query, DType::BF16 | DType::F32);
+    let is_narrow =
+        is_as_kept(spec) || (is_kept && spec.result == DType::BF16 && matches!(spec.query, DType::BF16 | DType::F32));
     // Products of elements with one scale are added up before it multiplies them.
     let of_scales = spec.keys().groups();
     let is_whole = of_scales.len() < 2 || of_scales[1].0.is_multiple_of(WITH_SCALE);
