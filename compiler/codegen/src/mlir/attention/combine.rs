@@ -10,7 +10,7 @@ use super::super::frame::{Buffer, RowSpace};
 use super::super::machine::Machine;
 use super::super::writer::{Cmp, Elem, Ty, Val, Writer};
 use super::results::Results;
-use super::{ABSENT, Rows};
+use super::{ABSENT, Attention, Rows};
 use crate::error::CodegenError;
 use crate::plan::kernel::{CombineSpec, Division};
 
@@ -37,6 +37,16 @@ pub(super) fn parts_of(
     let before = w.add(before, head);
     let before = w.mul(before, n_parts);
     w.element(buffer.data, before, spec.part_elements() * 4)
+}
+
+impl Attention<'_> {
+    /// Where a part of the results of a row and a head goes, in a step of so many rows; none where nothing is divided.
+    pub(super) fn part_of(&self, w: &mut Writer, n_rows: Val, place: (Val, Val), part: Val) -> Option<Val> {
+        let spec = CombineSpec::of(self.spec);
+        let n_parts = parts(w, &spec.division, n_rows);
+        let at = parts_of(w, self.parts?, place, (&spec, n_parts));
+        Some(w.element(at, part, spec.part_elements() * 4))
+    }
 }
 
 /// Writes the kernel; gives its text and the bytes of scratch it needs. `heads`: of a tile, in steps that are divided; in others it does nothing.

@@ -15,7 +15,7 @@ use crate::error::CodegenError;
 use crate::mlir::machine::TileDot;
 use crate::mlir::schedule::DividedSchedule;
 use crate::mlir::writer::{Cmp, Elem, Ty, Val, Writer};
-use crate::plan::kernel::{AttentionSpec, CombineSpec, dtype_bytes};
+use crate::plan::kernel::{AttentionSpec, dtype_bytes};
 
 /// Elements of a key that four threads load together.
 const CHUNK: u64 = 32;
@@ -176,7 +176,7 @@ impl<'k> Divided<'k> {
             let is_head = w.cmp(Cmp::Lt, place.lane, n_heads);
             let both = w.and(is_first, is_head);
             w.if_then(both, |w| {
-                if let Some(at) = self.part_of(w, (row, head), part) {
+                if let Some(at) = self.at.part_of(w, self.n_rows, (row, head), part) {
                     let at = w.offset_const(at, spec.value_dim * 4);
                     let absent = w.f32(ABSENT, 0);
                     w.store_own(absent, at);
@@ -184,14 +184,6 @@ impl<'k> Divided<'k> {
                 Ok(())
             })
         })
-    }
-
-    /// Where the part of a query's results goes.
-    fn part_of(&self, w: &mut Writer, place: (Val, Val), part: Val) -> Option<Val> {
-        let spec = CombineSpec::of(self.at.spec);
-        let n_parts = combine::parts(w, &spec.division, self.n_rows);
-        let at = combine::parts_of(w, self.at.parts?, place, (&spec, n_parts));
-        Some(w.element(at, part, spec.part_elements() * 4))
     }
 
     /// The heads of a row over some pages.

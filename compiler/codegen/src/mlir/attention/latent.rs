@@ -26,7 +26,7 @@ use crate::mlir::frame::RowSpace;
 use crate::mlir::machine::TeamDot;
 use crate::mlir::schedule::LatentSchedule;
 use crate::mlir::writer::{Cmp, Elem, KernelParams, Ty, Val, Writer};
-use crate::plan::kernel::{AttentionSpec, CombineSpec};
+use crate::plan::kernel::AttentionSpec;
 
 /// Stages, the keys of one, and its pages.
 const STAGES: u64 = 2;
@@ -332,21 +332,13 @@ impl<'k> Latent<'k> {
             w.if_then(is_head, |w| {
                 let head = w.add(tile.first_head, number);
                 let absent = w.f32(ABSENT, 0);
-                if let Some(at) = self.part_of(w, (row, head), part) {
+                if let Some(at) = self.at.part_of(w, self.n_rows, (row, head), part) {
                     let at = w.offset_const(at, spec.value_dim * 4);
                     w.store_own(absent, at);
                 }
                 Ok(())
             })
         })
-    }
-
-    /// Where the part of a query's results goes.
-    fn part_of(&self, w: &mut Writer, place: (Val, Val), part: Val) -> Option<Val> {
-        let spec = CombineSpec::of(self.at.spec);
-        let n_parts = combine::parts(w, &spec.division, self.n_rows);
-        let at = combine::parts_of(w, self.at.parts?, place, (&spec, n_parts));
-        Some(w.element(at, part, spec.part_elements() * 4))
     }
 
     /// What a warp does of the pages of a tile.

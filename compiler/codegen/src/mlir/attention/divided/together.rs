@@ -56,7 +56,7 @@ impl Divided<'_> {
             }
             let Some((maximum, total)) = ends else { return Ok(vec![]) };
             let head = w.add(tile.first_head, number);
-            let Some(at) = part.and_then(|part| self.part_of(w, (row, head), part)) else {
+            let Some(at) = part.and_then(|part| self.at.part_of(w, self.n_rows, (row, head), part)) else {
                 self.at.results.store(w, (row, head), total, &vectors)?;
                 return Ok(vec![]);
             };

@@ -197,7 +197,7 @@ impl Latent<'_> {
             let there = w.and(there, is_first);
             w.if_then(there, |w| {
                 let head = w.add(segment.tile.first_head, query);
-                if let Some(at) = self.part_of(w, (segment.from, head), part) {
+                if let Some(at) = self.at.part_of(w, self.n_rows, (segment.from, head), part) {
                     for (i, x) in (0..).zip([maximum, total]) {
                         let at = w.offset_const(at, (self.at.spec.value_dim + i) * 4);
                         w.store_own(*x, at);

@@ -116,7 +116,7 @@ impl Latent<'_> {
             w.if_then(there, |w| {
                 let head = w.add(segment.tile.first_head, query);
                 if let Some(part) = work.part {
-                    let Some(at) = self.part_of(w, (segment.from, head), part) else { return Ok(()) };
+                    let Some(at) = self.at.part_of(w, self.n_rows, (segment.from, head), part) else { return Ok(()) };
                     let at = w.element(at, column, 4);
                     for (n, pair) in (0..).zip(&pairs) {
                         let at = w.offset_const(at, n * OF_TILE * 4);
