@@ -1,8 +1,9 @@
 //! One group of cache slots: which page holds which positions of which sequence, under the group's rule of keeping.
 
-use super::pool::{NULL_PAGE, PageId, Pool};
+use super::pool::{LONGEST_RUN, NULL_PAGE, PageId, Pool, Wish};
 use crate::artifact::manifest::{CacheGroup, Keep, Manifest};
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// How many tokens a cache is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +53,8 @@ pub(super) struct Table {
     pages: Vec<PageId>,
     /// Lowest position whose contents are whole: a ring overwrites what is below. Of a state: the position that the page before the last step is of.
     held_from: u64,
+    /// Pages of the pool that are kept for it, behind the one that it took last.
+    kept: Range<PageId>,
 }
 
 impl Table {
@@ -114,7 +117,7 @@ impl Group {
     pub(super) fn table(&self) -> Table {
         let mut pages = Vec::new();
         let _ = pages.try_reserve_exact(self.most_entries);
-        Table { pages, held_from: 0 }
+        Table { pages, ..Table::default() }
     }
 
     /// Bytes of the pages that some sequence owns.
@@ -133,7 +136,7 @@ impl Group {
     }
 
     /// The pages (by index in the sequence) that positions `from .. to` touch; empty when there are none.
-    fn page_indices(&self, from: u64, to: u64) -> std::ops::Range<u64> {
+    fn page_indices(&self, from: u64, to: u64) -> Range<u64> {
         if from == to { 0..0 } else { from / self.page_tokens..(to - 1) / self.page_tokens + 1 }
     }
 
@@ -180,7 +183,8 @@ impl Group {
         if self.keep == Keep::State {
             return self.append_state(table, from, to);
         }
-        for index in self.page_indices(from, to) {
+        let indices = self.page_indices(from, to);
+        for index in indices.clone() {
             let entry = self.entry(index);
             if table.pages.len() <= entry {
                 table.pages.resize(entry + 1, NULL_PAGE);
@@ -189,7 +193,8 @@ impl Group {
             if page != NULL_PAGE && self.pool.owners(page) == 1 {
                 continue;
             }
-            let Some(own) = self.pool.take() else { return false };
+            let wish = self.wish(table, entry, indices.end - index);
+            let Some(own) = self.pool.take(wish, &mut table.kept) else { return false };
             // Only the page in which `from` lies holds positions that stay; another old page of this entry went out of a ring.
             let keeps_contents = index * self.page_tokens < from;
             if page != NULL_PAGE && keeps_contents {
@@ -205,12 +210,22 @@ impl Group {
         true
     }
 
+    /// What a sequence asks for that takes `left` pages in this step, of which the first is for `entry`. A table that grows has as many pages kept for it
+    /// as it has already, so that what is kept is no more than what is used; one that never has more than it is given now, those.
+    fn wish(&self, table: &Table, entry: usize, left: u64) -> Wish {
+        let grows = matches!(self.keep, Keep::All | Keep::Window(_));
+        let pages = if grows { left.max(entry as u64) } else { left };
+        let most = (self.most_entries.saturating_sub(entry) as u64).clamp(1, LONGEST_RUN);
+        let after = entry.checked_sub(1).map_or(NULL_PAGE, |before| table.pages[before]);
+        Wish { after, pages: pages.max(1).checked_next_power_of_two().unwrap_or(u64::MAX).min(most) }
+    }
+
     /// Makes the page after the last step the one before this step, and gives a new one to be written.
     fn append_state(&mut self, table: &mut Table, from: u64, to: u64) -> bool {
         if from == to {
             return true;
         }
-        let Some(own) = self.pool.take() else { return false };
+        let Some(own) = self.pool.take(Wish { after: NULL_PAGE, pages: 1 }, &mut table.kept) else { return false };
         table.pages.resize(2, NULL_PAGE);
         self.pool.release(table.pages[0]);
         table.pages[0] = std::mem::replace(&mut table.pages[1], own);
@@ -245,6 +260,7 @@ impl Group {
             return;
         }
         let kept = to.div_ceil(self.page_tokens);
+        self.pool.give_up(&mut table.kept);
         let mut dropped = kept..from.div_ceil(self.page_tokens);
         if self.ring > 0 {
             dropped.start = dropped.start.max(dropped.end.saturating_sub(self.ring));
@@ -276,6 +292,7 @@ impl Group {
 
     /// Gives all pages back.
     pub(super) fn release(&mut self, table: &mut Table) {
+        self.pool.give_up(&mut table.kept);
         for page in table.pages.drain(..) {
             self.pool.release(page);
         }
