@@ -12,8 +12,20 @@ impl Writer {
     /// The floats in byte `byte` of words, in f32, exactly.
     pub fn from_e4m3(&mut self, words: Val, byte: u32) -> Val {
         let high = if byte == 3 { words } else { self.shl(words, 8 * (3 - byte)) };
-        // The sign stays, and its copies go.
         let moved = self.shr_signed(high, 4);
+        self.moved_e4m3(moved)
+    }
+
+    /// The floats that bytes are, in f32, exactly: widened with their signs, so that one shift moves them.
+    pub fn from_e4m3_bytes(&mut self, bytes: Val) -> Val {
+        let words = self.resize(bytes, Elem::I32);
+        let moved = self.shl(words, 20);
+        self.moved_e4m3(moved)
+    }
+
+    /// Words in which a float's exponent and fraction are where those of f32 are, behind copies of its sign.
+    fn moved_e4m3(&mut self, moved: Val) -> Val {
+        // The sign stays, and its copies go.
         let mask = self.int(i64::from(0x87F0_0000_u32.cast_signed()), moved.ty);
         let bits = self.and(moved, mask);
         let small = self.bitcast(bits, bits.ty.with(Elem::F32));

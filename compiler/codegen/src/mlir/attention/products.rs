@@ -30,8 +30,7 @@ impl Attention<'_> {
             Some(mask) => w.load_masked(ty, at, mask),
         };
         if dtype.blocks().is_some_and(|blocks| blocks.form.is_float()) {
-            let byte = w.widen_unsigned(raw, Elem::I32);
-            return Ok(w.from_e4m3(byte, 0));
+            return Ok(w.from_e4m3_bytes(raw));
         }
         cast(w, raw, Elem::F32)
     }
