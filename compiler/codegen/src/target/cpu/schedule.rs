@@ -187,6 +187,8 @@ pub fn attention(isa: &Isa, regime: Regime, spec: &AttentionSpec, set: &Attentio
         (Regime::One, false) => (group as u32).clamp(1, 4),
         (Regime::Few, true) => (group as u32).clamp(2, 8),
         (Regime::Few, false) => (group as u32).clamp(2, 4),
+        // What is widened serves as many as there are registers for.
+        (Regime::Many, true) if paired && page_vectors == 1 && isa.machine.pair_dot == PairDot::Widened => 12,
         (Regime::Many, true) => 6,
         (Regime::Many, false) if page_vectors > 2 => 2,
         (Regime::Many, false) => {
