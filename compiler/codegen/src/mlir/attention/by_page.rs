@@ -10,6 +10,9 @@ use super::blocks::{Block, Blocks, CACHE_LINE, Micro, Segment};
 use super::{Attention, Tile};
 use crate::error::CodegenError;
 
+/// Most bytes of a page that are asked for at once.
+const BEGINNING: u64 = 2048;
+
 /// Sequences that have few rows in a step of many.
 pub(super) struct Few<'k> {
     blocks: Blocks<'k>,
@@ -97,7 +100,7 @@ impl Blocks<'_> {
         w.load(Ty::scalar(Elem::I64), at)
     }
 
-    /// Asks for the beginning of a page of the block, which lies elsewhere than the one before: as much of it as is asked for ahead where pages are read.
+    /// Asks for the beginning of a page of the block, which lies elsewhere than the one before: the rest comes while pages are read.
     fn ask_for(&self, w: &mut Writer, page: Val, values: bool) -> Result<(), CodegenError> {
         if self.schedule.prefetch == 0 {
             return Ok(());
@@ -105,7 +108,7 @@ impl Blocks<'_> {
         let array = if values { self.layout.value_pages } else { self.layout.key_pages };
         let cell = self.cell(w, array, page, 8);
         let at = w.load(Ty::scalar(Elem::Ptr), cell);
-        let (zero, end) = (w.i64(0), w.i64(self.schedule.prefetch as i64));
+        let (zero, end) = (w.i64(0), w.i64(self.schedule.prefetch.min(BEGINNING) as i64));
         w.for_loop(zero, end, CACHE_LINE as i64, &[], |w, offset, _| {
             let line = w.offset(at, offset);
             w.prefetch(line, 1);

@@ -244,10 +244,10 @@ impl Blocks<'_> {
                     for u in 0..UNROLL {
                         let keys = skip(w, &keys, u);
                         let base = w.offset_const(base, u * factor_bytes);
-                        step(w, base, &keys, chain(&mut sums, of_chain, chains, u))?;
                         if asks && (u * line).is_multiple_of(CACHE_LINE) {
                             keys.iter().for_each(|page| self.ask_ahead(w, *page));
                         }
+                        step(w, base, &keys, chain(&mut sums, of_chain, chains, u))?;
                     }
                     Ok(sums)
                 })?;
@@ -403,11 +403,11 @@ impl Blocks<'_> {
                 let vectors: Vec<(Val, Option<Val>)> = (from..end)
                     .map(|v| (w.offset_const(values, v as u64 * self.vector_bytes(self.values, head)), masks[v]))
                     .collect();
-                let loaded = self.load_vectors(w, (self.values, head), &vectors, half)?;
                 let line = |v: &usize| (*v as u64 * self.vector_bytes(self.values, head)).is_multiple_of(CACHE_LINE);
                 for v in (from..end).filter(|v| asks && line(v)) {
                     self.ask_ahead(w, vectors[v - from].0);
                 }
+                let loaded = self.load_vectors(w, (self.values, head), &vectors, half)?;
                 let places: Vec<usize> =
                     (0..queries as usize).flat_map(|i| (from..end).map(move |v| i * masks.len() + v)).collect();
                 let mut some: Vec<Val> = places.iter().map(|place| sums[*place]).collect();

@@ -227,6 +227,8 @@ pub fn attention(isa: &Isa, regime: Regime, spec: &AttentionSpec, set: &Attentio
     let pages_per_tile = gcd(pages_per_tile.into(), pages.into()) as u32;
     // An accumulator takes its next product some cycles after the last.
     let chains = [4, 2].into_iter().find(|n| by_page && n * queries * page_vectors <= 8).unwrap_or(1);
+    // Pages are read as fast as one row's weights are, where these are asked for as far ahead.
+    let ahead = if isa.machine.pair_dot == PairDot::Widened { 4 * isa.prefetch } else { isa.prefetch };
     AttentionSchedule {
         lanes,
         rows_per_tile,
@@ -241,7 +243,7 @@ pub fn attention(isa: &Isa, regime: Regime, spec: &AttentionSpec, set: &Attentio
             value_vectors,
             values_together,
             key_parts: if by_page { spec.division.parts as u32 } else { 1 },
-            prefetch: if by_page { isa.prefetch } else { 0 },
+            prefetch: if by_page { ahead } else { 0 },
             tiles,
         }),
         few: if by_page { None } else { few(isa, spec) },
