@@ -170,9 +170,16 @@ fn pairs_are_multiplied_in_any_shape() -> Result<()> {
         \x20 q = linear(34)\n  k = linear(34)\n  v = linear(34)\n  back = linear(3)\n\
         \x20 return {wide: wide(a), odd: odd(b), gated: silu(gate(a)) * up(a), all: q(x) + k(x) * v(x), back: back(c)}\n}";
     let long = "model(x: f32[tokens, 4192]) {\n  up = linear(70)\n  return {y: up(x) + 1}\n}";
-    let ways =
-        ["cpu:x86-64-v3", "cpu:x86-64-v4", "cpu:x86-64-v4+avx512bf16", "cpu:x86-64-v4+amx-bf16", "cpu:aarch64+bf16"];
-    for (wiring, width, rows) in [(wiring, 107, &[9, 16, 17, 131, 33][..]), (long, 4192, &[40, 1])] {
+    // The last but one asks for weights ahead.
+    let ways = [
+        "cpu:x86-64-v3",
+        "cpu:x86-64-v4",
+        "cpu:x86-64-v4+avx512bf16",
+        "cpu:x86-64-v4+amx-bf16",
+        "cpu:sapphirerapids+amx-bf16",
+        "cpu:aarch64+bf16",
+    ];
+    for (wiring, width, rows) in [(wiring, 107, &[9, 2, 16, 17, 131, 33, 8][..]), (long, 4192, &[40, 1, 3])] {
         let mut program = parse(&of_wiring(wiring)?)?;
         prepare(&mut program, DType::BF16, CacheType::Float(DType::BF16), &Plan::default())?;
         let text = program.to_string();

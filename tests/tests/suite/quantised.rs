@@ -76,7 +76,8 @@ fn registers_that_hold_tiles_multiply() -> Result<()> {
     // Experts that no token chose, one, or all of them.
     let of = |width, inner| {
         let mixture = Mixture { experts: 5, chosen: 2, width, inner };
-        let steps = [mixture.step(9, None), mixture.step(150, None), mixture.step(150, Some(4))];
+        let all = [(9, None), (150, None), (150, Some(4)), (5, None)];
+        let steps = all.map(|(rows, chosen)| mixture.step(rows, chosen));
         (mixture, steps)
     };
     let (mixture, steps) = of(96, 64);

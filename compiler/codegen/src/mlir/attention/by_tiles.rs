@@ -83,7 +83,7 @@ impl Blocks<'_> {
     pub(super) fn enter_form(&self, w: &mut Writer) -> Result<(), CodegenError> {
         if self.schedule.tiles {
             let (names, _) = self.tile_registers(w)?;
-            w.configure_tiles(names, [REGISTER; 8], self.at.scratch);
+            w.configure_tiles(names, [REGISTER; 8], None, self.at.scratch);
         }
         Ok(())
     }

@@ -16,7 +16,7 @@ use super::experts::of_number;
 use super::{Linear, Place};
 use crate::error::CodegenError;
 use crate::mlir::schedule::{Multiplied, ScratchSchedule};
-use crate::mlir::writer::{Elem, KernelParams, Ty, Val, Writer};
+use crate::mlir::writer::{Cmp, Elem, KernelParams, Ty, Val, Writer};
 use crate::plan::kernel::{Experts, dtype_bytes};
 
 /// Bytes between rows that lie in scratch as they are, so that rows of a tile are not all kept in the same few places of a cache.
@@ -38,6 +38,8 @@ pub(super) struct Tile {
     pub(super) expert: Option<Val>,
     pub(super) rows: (Val, Val),
     pub(super) of: Rows,
+    /// Registers that hold tiles are as short as it has rows, at most as many as one holds, and hold its sums until all inputs are multiplied.
+    pub(super) short: bool,
 }
 
 /// Where a tile's parts lie in scratch, and how large they are.
@@ -71,7 +73,6 @@ impl Linear<'_> {
         let blocks = w.ceil_div(n_rows, s.rows_per_tile);
         let of_head = self.panels();
         let groups = of_head.div_ceil(schedule.panels);
-        self.enter_form(w, params.scratch)?;
         w.for_loop(params.tile_begin, params.tile_end, 1, &[], |w, tile, _| {
             let group = w.div_unsigned(tile, blocks);
             let block = w.rem_unsigned(tile, blocks);
@@ -83,19 +84,15 @@ impl Linear<'_> {
             let (first, last) = w.rows_of_block(group, schedule.panels, n_panels);
             let before = w.mul(head, n_panels);
             let panels = (w.add(before, first), w.add(before, last));
-            self.tile_by_block(w, Tile { panels, expert: None, rows, of: Rows::OfStep }, params.scratch, schedule)?;
+            let tile = Tile { panels, expert: None, rows, of: Rows::OfStep, short: false };
+            self.tile_by_block(w, tile, params.scratch, schedule)?;
             Ok(vec![])
         })?;
         self.leave_form(w)?;
         Ok(self.block_scratch(schedule))
     }
 
-    /// Begins to multiply in the form of the schedule.
-    pub(super) fn enter_form(&self, w: &mut Writer, scratch: Val) -> Result<(), CodegenError> {
-        if self.in_tiles() { self.enter_tiles(w, scratch) } else { Ok(()) }
-    }
-
-    /// Ends it.
+    /// Leaves registers as they were found.
     pub(super) fn leave_form(&self, w: &mut Writer) -> Result<(), CodegenError> {
         if self.in_tiles() { self.leave_tiles(w) } else { Ok(()) }
     }
@@ -108,7 +105,19 @@ impl Linear<'_> {
     pub(super) fn block_scratch(&self, schedule: ScratchSchedule) -> u64 {
         let (inputs, columns) = (self.block_inputs(schedule), self.step_columns());
         let sums = schedule.panels * self.steps() * self.padded_rows() * columns * 4;
-        self.padded_rows() * self.x_bytes(inputs) + self.weights_bytes(inputs) + self.integers_bytes(inputs) + sums
+        self.rows_bytes(schedule) + self.weights_bytes(inputs) + self.integers_bytes(inputs) + sums
+    }
+
+    /// Bytes of scratch for the inputs of a tile's rows.
+    fn rows_bytes(&self, schedule: ScratchSchedule) -> u64 {
+        let of_block = self.padded_rows() * self.x_bytes(self.block_inputs(schedule));
+        // Of few rows all inputs, of those that are listed.
+        let of_few = if self.may_be_short() && self.spec.experts.is_some() {
+            tiles::TILE_ROWS * self.x_bytes(self.all_inputs())
+        } else {
+            0
+        };
+        of_block.max(of_few)
     }
 
     /// Bytes of so many inputs of a row in scratch.
@@ -167,32 +176,60 @@ impl Linear<'_> {
         scratch: Val,
         schedule: ScratchSchedule,
     ) -> Result<(), CodegenError> {
-        let places = self.places(w, scratch, schedule);
-        let (zero, whole) = (w.i64(0), self.all_inputs() / places.inputs);
         // The head, which its inputs are of.
         self.enter_columns(w, tile.panels.0, 0, tile.expert);
-        self.clear(w, &tile, &places)?;
+        let short = Tile { short: true, ..tile };
+        let places = self.places(w, &tile, scratch, schedule);
+        if !self.may_be_short() {
+            self.sum_of_tile(w, &tile, &places, scratch)?;
+        } else if self.schedule.rows_per_tile <= tiles::TILE_ROWS {
+            let places = self.places(w, &short, scratch, schedule);
+            self.sum_of_tile(w, &short, &places, scratch)?;
+        } else {
+            let (n, most) = (w.sub(tile.rows.1, tile.rows.0), w.i64(tiles::TILE_ROWS as i64));
+            let is_short = w.cmp(Cmp::Le, n, most);
+            w.if_then(is_short, |w| {
+                let places = self.places(w, &short, scratch, schedule);
+                self.sum_of_tile(w, &short, &places, scratch)
+            })?;
+            let is_long = w.cmp(Cmp::Gt, n, most);
+            w.if_then(is_long, |w| self.sum_of_tile(w, &tile, &places, scratch))?;
+        }
+        self.for_steps(w, &tile, &places, |linear, w, sums| linear.finish_sums(w, &tile, &places, sums))
+    }
+
+    /// Leaves the sums of a tile in scratch.
+    fn sum_of_tile(&mut self, w: &mut Writer, tile: &Tile, places: &Places, scratch: Val) -> Result<(), CodegenError> {
+        if self.in_tiles() {
+            let rows = tile.short.then(|| w.sub(tile.rows.1, tile.rows.0));
+            self.enter_tiles(w, rows, scratch)?;
+        }
+        let (zero, whole) = (w.i64(0), self.all_inputs() / places.inputs);
+        if !tile.short {
+            self.clear(w, tile, places)?;
+        }
         let blocks = w.i64(whole as i64);
         w.for_loop(zero, blocks, 1, &[], |w, block, _| {
             let size = w.i64(places.inputs as i64);
             let first = w.mul(block, size);
-            self.add_block(w, &tile, &places, (first, places.inputs))?;
+            self.add_block(w, tile, places, (first, places.inputs))?;
             Ok(vec![])
         })?;
         let rest = self.all_inputs() - whole * places.inputs;
         if rest > 0 {
             let first = w.i64((whole * places.inputs) as i64);
-            self.add_block(w, &tile, &places, (first, rest))?;
+            self.add_block(w, tile, places, (first, rest))?;
         }
-        self.for_steps(w, &tile, &places, |linear, w, sums| linear.finish_sums(w, &tile, &places, sums))
+        Ok(())
     }
 
-    fn places(&self, w: &mut Writer, scratch: Val, schedule: ScratchSchedule) -> Places {
-        let inputs = self.block_inputs(schedule);
+    fn places(&self, w: &mut Writer, tile: &Tile, scratch: Val, schedule: ScratchSchedule) -> Places {
+        let of_block = self.block_inputs(schedule);
+        let weights = w.offset_const(scratch, self.rows_bytes(schedule));
+        let integers = w.offset_const(weights, self.weights_bytes(of_block));
+        let sums = w.offset_const(integers, self.integers_bytes(of_block));
+        let inputs = if tile.short { self.all_inputs() } else { of_block };
         let (x_bytes, columns_bytes) = (self.x_bytes(inputs), self.step_columns() * 4);
-        let weights = w.offset_const(scratch, self.padded_rows() * x_bytes);
-        let integers = w.offset_const(weights, self.weights_bytes(inputs));
-        let sums = w.offset_const(integers, self.integers_bytes(inputs));
         let step_bytes = self.padded_rows() * columns_bytes;
         Places { xs: scratch, weights, integers, sums, inputs, x_bytes, columns_bytes, step_bytes }
     }

@@ -29,7 +29,6 @@ impl Linear<'_> {
     ) -> Result<u64, CodegenError> {
         let n_rows = w.n_rows(params.args, self.spec.space);
         let by_expert = self.schedule.by_expert;
-        self.enter_form(w, params.scratch)?;
         w.for_loop(params.tile_begin, params.tile_end, 1, &[], |w, tile, _| {
             let panels = w.i64(self.panels() as i64);
             let block = w.div_unsigned(tile, panels);
@@ -90,7 +89,8 @@ impl Linear<'_> {
                     let rows = w.i64(rows as i64);
                     let last = w.add(first, rows);
                     let rows = (first, w.min(last, count));
-                    let tile = Tile { panels, expert: Some(expert), rows, of: Rows::Listed(list, experts) };
+                    let tile =
+                        Tile { panels, expert: Some(expert), rows, of: Rows::Listed(list, experts), short: false };
                     linear.tile_by_block(w, tile, scratch, blocks)?;
                     Ok(vec![])
                 })?;

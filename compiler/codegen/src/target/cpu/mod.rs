@@ -46,9 +46,7 @@ impl Cpu {
             tuning::set(&mut schedule, &profile.product(&family));
             schedule.next_panel &= spec.experts.is_none();
         }
-        if regime == Regime::Many {
-            schedule::by_tiles(&self.isa, &mut schedule, spec);
-        }
+        schedule::by_tiles(&self.isa, regime, &mut schedule, spec);
         schedule
     }
 

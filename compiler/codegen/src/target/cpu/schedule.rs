@@ -135,15 +135,19 @@ pub fn linear(isa: &Isa, regime: Regime, kind: ProductKind) -> LinearSchedule {
 }
 
 /// Lets a product be by registers that hold tiles, where the machine has them and it can be by them.
-pub fn by_tiles(isa: &Isa, schedule: &mut LinearSchedule, spec: &LinearSpec) {
-    if !tiles::multiplies(&isa.machine, spec, schedule.panel_columns) {
+pub fn by_tiles(isa: &Isa, regime: Regime, schedule: &mut LinearSchedule, spec: &LinearSpec) {
+    let blocks = spec.operand.blocks();
+    // Of few rows scaling the sums of integers takes as long as multiplying them by vectors.
+    let pays = regime == Regime::Many || regime == Regime::Few && blocks.is_none();
+    if !pays || !tiles::multiplies(&isa.machine, spec, schedule.panel_columns) {
         return;
     }
     (schedule.micro_rows, schedule.vectors) = (TILE_ROWS as u32, SUMS as u32);
-    schedule.rows_per_tile = TILED_ROWS;
+    schedule.rows_per_tile = if regime == Regime::Few { TILE_ROWS } else { TILED_ROWS };
+    // Of few rows, which all regimes may have.
+    (schedule.prefetch, schedule.next_panel) = (4 * isa.prefetch, false);
     // The whole numbers of as many groups stay there too.
-    let inputs =
-        spec.operand.blocks().map_or(TILED_INPUTS, |blocks| TILED_INPUTS.min(TILED_GROUPS * u64::from(blocks.group)));
+    let inputs = blocks.map_or(TILED_INPUTS, |blocks| TILED_INPUTS.min(TILED_GROUPS * u64::from(blocks.group)));
     schedule.scratch = Some(ScratchSchedule { inputs, panels: 1, form: Multiplied::Tiles });
 }
 

@@ -233,9 +233,13 @@ pub(super) fn candidates(isa: &Isa, family: &Family, stage: usize, best: &Fields
 
 /// Whether products of a family are by registers that hold tiles, where inputs are whole tiles: nothing of those may be set.
 fn is_by_tiles(isa: &Isa, family: &Product) -> bool {
-    isa.machine.tile_registers.filter(|_| family.rows == Regime::Many).is_some_and(|names| match family.operand {
-        DType::BF16 => names.halves.is_some(),
-        operand => names.bytes.is_some() && operand.blocks().is_some_and(|blocks| !blocks.form.is_float()),
+    isa.machine.tile_registers.is_some_and(|names| match (family.operand, family.rows) {
+        (_, Regime::One) => false,
+        (DType::BF16, _) => names.halves.is_some(),
+        (_, Regime::Few) => false,
+        (operand, Regime::Many) => {
+            names.bytes.is_some() && operand.blocks().is_some_and(|blocks| !blocks.form.is_float())
+        }
     })
 }
 
