@@ -175,6 +175,9 @@ fn reduction(m: &mut Modifiers<'_>) -> Result<Reduce, String> {
     })
 }
 
+/// The number that stands for `barrier.cluster`: none that a program can mean, whose numbers have 32 bits.
+pub(crate) const CLUSTER_BARRIER: u64 = 1 << 32;
+
 /// `bar.sync` is `barrier.sync.aligned`; both may name `.cta`, and `barrier.cluster` means this block alone.
 fn barrier(cx: &mut Context, name: &str, m: &mut Modifiers<'_>, operands: &[Operand]) -> Result<Decoded, String> {
     m.ignore(&["cta"]);
@@ -186,8 +189,7 @@ fn barrier(cx: &mut Context, name: &str, m: &mut Modifiers<'_>, operands: &[Oper
             return Ok(Decoded { op: Op::Nop, results: vec![], sources: vec![] });
         }
         m.require("wait")?;
-        // A barrier of its own, above those that a program can name.
-        let id = cx.source(&Operand::Int(16), Ty::U32)?;
+        let id = cx.source(&Operand::Int(CLUSTER_BARRIER), Ty::U64)?;
         let op = Collective::Barrier { kind: BarrierKind::Sync, aligned, id, count: None };
         return Ok(Decoded { op: Op::Collective(op), results: vec![], sources: vec![] });
     }

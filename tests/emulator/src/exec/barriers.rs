@@ -4,13 +4,15 @@ use super::block::Env;
 use super::clocks::{GROUP, Known, Time, join};
 use super::fault::{FaultKind, LaneFault};
 use super::warp::{Step, Wait, Warp};
-use crate::decode::collective::{BarrierKind, Reduce};
+use crate::decode::collective::{BarrierKind, CLUSTER_BARRIER, Reduce};
 use crate::decode::lanes::{LANES, Reg, lanes};
 use crate::decode::program::Pc;
 
-/// Barriers that programs can name, and the one that `barrier.cluster` stands for. After them each four warps have one, where they wait for
-/// each other's `wgmma`s.
-pub(crate) const BARRIERS: usize = 17;
+/// Barriers that programs can name.
+const NAMED: u32 = 16;
+
+/// These, and the one that `barrier.cluster` stands for. After them each four warps have one, where they wait for each other's `wgmma`s.
+pub(crate) const BARRIERS: usize = NAMED as usize + 1;
 
 /// A barrier that some threads have reached.
 #[derive(Default)]
@@ -53,11 +55,12 @@ impl Warp {
         };
         let lane = mask.trailing_zeros() as usize;
         let wrong = |what: String| LaneFault { lane: Some(lane), kind: FaultKind::Operand(what) };
-        let id = self.rows[id as usize][lane] as u32;
+        let id = match self.rows[id as usize][lane] {
+            CLUSTER_BARRIER => NAMED,
+            id if id < NAMED.into() => id as u32,
+            id => return Err(wrong(format!("there is no barrier {id}"))),
+        };
         let count = count.map(|c| self.rows[c as usize][lane] as u32);
-        if id as usize >= BARRIERS {
-            return Err(wrong(format!("there is no barrier {id}")));
-        }
         if let Some(count) = count.filter(|c| c % 32 != 0 || *c == 0) {
             return Err(wrong(format!("{count} threads are not whole warps")));
         }

@@ -62,6 +62,16 @@ st.global.b32 [%slot], %r0;";
 }
 
 #[test]
+fn a_block_has_sixteen_barriers() {
+    assert!(run(&kernel("bar.sync 15;\nbarrier.cluster.arrive;\nbarrier.cluster.wait;"), 64, &[], 4).is_ok());
+    for number in [16, 17, u32::MAX] {
+        let fault = run(&kernel(&format!("mov.u32 %r0, {number};\nbarrier.sync %r0;")), 64, &[], 4).err();
+        let kind = fault.map(|fault| fault.kind.to_string());
+        assert_eq!(kind, Some(format!("there is no barrier {number}")));
+    }
+}
+
+#[test]
 fn atomics_count() {
     let body = "red.global.add.u32 [%out], %t;
 atom.global.max.s32 %r0, [%out+4], %t;
