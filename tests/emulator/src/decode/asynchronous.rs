@@ -51,6 +51,8 @@ pub(crate) enum Async {
     ProxyFence,
     /// `fence.mbarrier_init`.
     InitFence,
+    /// `fence` and `membar`, for more threads than those of a block.
+    Fence,
     Mbarrier {
         kind: Mbarrier,
         at: Place,
@@ -141,8 +143,10 @@ fn fence(m: &mut Modifiers<'_>) -> Result<Decoded, String> {
         return Ok(done(Async::InitFence, vec![], vec![]));
     }
     // Threads of a block see each other's writes at once; what orders them is what the race detector watches.
-    m.ignore(&["sc", "acq_rel", "acquire", "release", "cta", "cluster", "gpu", "sys"]);
-    Ok(Decoded::nothing())
+    m.ignore(&["sc", "acq_rel", "acquire", "release"]);
+    let between_blocks =
+        m.one_of(&["gpu", "sys", "cta", "cluster"]).is_some_and(|scope| matches!(scope, "gpu" | "sys"));
+    Ok(if between_blocks { Decoded::fence() } else { Decoded::nothing() })
 }
 
 fn place(cx: &mut Context, operand: &Operand, space: Space) -> Result<Place, String> {

@@ -54,11 +54,13 @@ pub(crate) fn flatten(text: &Text, kernel: &Function) -> Result<Program, Failure
         }
     }
     mark_dirty(&mut cx.code);
-    let speaks = cx.code.iter().any(|inst| match &inst.op {
-        Op::Atomic(atomic) => atomic.space != Space::Shared,
+    let is_strong = |op: &Op| match op {
         Op::Load(access) | Op::Store(access) => access.strong && access.space != Space::Shared,
         _ => false,
-    });
+    };
+    let speaks = cx.code.iter().any(|inst| is_strong(&inst.op));
+    let is_change = |op: &Op| matches!(op, Op::Atomic(atomic) if atomic.space != Space::Shared);
+    let changes = cx.code.iter().any(|inst| is_change(&inst.op));
     Ok(Program {
         code: cx.code,
         constants: cx.constants,
@@ -70,6 +72,7 @@ pub(crate) fn flatten(text: &Text, kernel: &Function) -> Result<Program, Failure
         param_offsets,
         param_bytes,
         speaks,
+        changes,
     })
 }
 

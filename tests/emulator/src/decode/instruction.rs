@@ -120,8 +120,8 @@ fn family(cx: &mut Context, i: &Instruction, m: &mut Modifiers<'_>) -> Result<De
         }
         "setmaxnreg" => super::registers::decode(m, o)?,
         "membar" => {
-            m.ignore(&["cta", "gl", "sys"]);
-            Decoded::nothing()
+            let between_blocks = m.one_of(&["gl", "sys", "cta"]).is_some_and(|scope| scope != "cta");
+            if between_blocks { Decoded::fence() } else { Decoded::nothing() }
         }
         name => {
             if let Some(decoded) = collective::decode(cx, name, m, o)? {

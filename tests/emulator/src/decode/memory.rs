@@ -28,6 +28,15 @@ pub(crate) struct Access {
 /// What an atomic does: the old value and two operands give the new value.
 pub(crate) type AtomicFn = Box<dyn Fn(u64, u64, u64) -> u64 + Send + Sync>;
 
+/// What an atomic orders besides itself.
+#[derive(Clone, Copy)]
+pub(crate) struct Strength {
+    /// Also for threads of other blocks.
+    pub(crate) between_blocks: bool,
+    pub(crate) acquires: bool,
+    pub(crate) releases: bool,
+}
+
 /// A read-modify-write of one element, or of several side by side (`red.v4.f32`).
 pub(crate) struct Atomic {
     pub(crate) space: Space,
@@ -39,6 +48,7 @@ pub(crate) struct Atomic {
     pub(crate) address: Reg,
     pub(crate) offset: i64,
     pub(crate) apply: AtomicFn,
+    pub(crate) strength: Strength,
 }
 
 /// Ordering, scope and caching: of no effect where blocks take turns, and blocks that wait see what others wrote.
@@ -235,6 +245,14 @@ pub(crate) fn atomic(
 ) -> Result<Decoded, String> {
     let space = if m.take("shared::cluster") { Space::Shared } else { space(m) };
     let operands = drop_policy(m, operands);
+    let order = m.one_of(&["acq_rel", "acquire", "release", "relaxed"]);
+    let strength = Strength {
+        between_blocks: m
+            .one_of(&["cta", "cluster", "gpu", "sys"])
+            .is_none_or(|scope| !matches!(scope, "cta" | "cluster")),
+        acquires: matches!(order, Some("acq_rel" | "acquire")),
+        releases: matches!(order, Some("acq_rel" | "release")),
+    };
     m.ignore(&HINTS);
     let name = m
         .one_of(&["add", "min", "max", "and", "or", "xor", "exch", "cas", "inc", "dec"])
@@ -271,6 +289,7 @@ pub(crate) fn atomic(
         address,
         offset,
         apply: function(name, ty)?,
+        strength,
     };
     Ok(Decoded { op: Op::Atomic(atomic), results, sources })
 }

@@ -20,6 +20,7 @@ pub(crate) mod registers;
 pub(crate) mod tensor;
 pub(crate) mod types;
 
+use asynchronous::Async;
 use lanes::{LaneFn, Reg};
 use program::Op;
 
@@ -33,6 +34,10 @@ pub(crate) struct Decoded {
 impl Decoded {
     pub(crate) fn lanes(run: LaneFn, results: Vec<Reg>, sources: Vec<Reg>) -> Self {
         Self { op: Op::Lanes(run), results, sources }
+    }
+
+    pub(crate) fn fence() -> Self {
+        Self { op: Op::Async(Async::Fence), results: Vec::new(), sources: Vec::new() }
     }
 
     pub(crate) fn nothing() -> Self {

@@ -25,8 +25,10 @@ pub(crate) struct Program {
     pub(crate) params: Vec<Variable>,
     pub(crate) param_offsets: Vec<u32>,
     pub(crate) param_bytes: u32,
-    /// Its threads speak to each other through global memory: by atomics, or by loads and stores that say how strong they are.
+    /// Its threads speak to each other by loads and stores of global memory that say how strong they are.
     pub(crate) speaks: bool,
+    /// They change global memory by atomics: what they do may depend on the order of blocks.
+    pub(crate) changes: bool,
 }
 
 /// What a row holds from the start.

@@ -163,7 +163,7 @@ impl Warp {
                         )));
                     }
                     _ => {
-                        self.writes(env, lane, address, &[]).map_err(by_lane(lane))?;
+                        self.changes(env, lane, (address, bytes), atomic.strength).map_err(by_lane(lane))?;
                         env.memory.read(address, cell).map_err(by_lane(lane))?;
                         None
                     }

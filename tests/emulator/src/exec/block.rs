@@ -8,6 +8,7 @@ use super::mbarrier::Mbarriers;
 use super::memory::Memory;
 use super::registers::Registers;
 use super::shared::Shared;
+use super::speech::Speech;
 use super::stats::{LineStats, Stats};
 use super::transfers::{Transfer, Transfers};
 use super::warp::{Wait, Warp};
@@ -28,6 +29,7 @@ pub(crate) struct Env<'l> {
     pub(crate) barriers: Vec<Barrier>,
     pub(crate) mbarriers: Mbarriers,
     pub(crate) transfers: Transfers,
+    pub(crate) speech: Speech,
     pub(crate) registers: Registers,
     /// Lanes alive, by warp.
     pub(crate) alive: Vec<u32>,
@@ -93,6 +95,7 @@ impl<'l> Block<'l> {
             barriers: (0..BARRIERS + warps.div_ceil(GROUP)).map(|_| Barrier::default()).collect(),
             mbarriers: Mbarriers::default(),
             transfers: Transfers::new(grid.seed ^ u64::from(index[0]) << 20 ^ u64::from(index[1]), threads),
+            speech: Speech::default(),
             registers: Registers::new(grid.registers, warps),
             alive: (0..warps).map(launched).collect(),
             wakes: Vec::new(),

@@ -6,6 +6,7 @@ use super::block::Env;
 use super::clocks::{Clocks, Time};
 use super::fault::FaultKind;
 use super::marks::Toucher;
+use super::speech::Speech;
 use super::warp::Warp;
 
 /// Bytes that a block asked for, and which of them it has read.
@@ -42,26 +43,30 @@ impl Warp {
         if self.waited & 1 << lane == 0 {
             env.memory.check_early(address, bytes)?;
         }
-        let Some((by, knows)) = self.marks(env.marked, &env.clocks, lane) else { return Ok(()) };
+        let Some((by, knows)) = self.marks(env.marked, (&env.clocks, &env.speech), lane) else { return Ok(()) };
         env.memory.note_read((address, bytes), by, &knows)
     }
 
     /// A lane as one that touches global memory, and what it knows of others; `None` where that is not watched.
-    fn marks<'c>(
+    pub(crate) fn marks<'c>(
         &self,
         marked: Option<(u32, u32)>,
-        clocks: &'c Clocks,
+        (clocks, speech): (&'c Clocks, &'c Speech),
         lane: usize,
-    ) -> Option<(Toucher, impl Fn(usize, Time) -> bool + use<'c>)> {
+    ) -> Option<(Toucher, impl Fn(u32, usize, Time) -> bool + use<'c>)> {
         let (launch, block) = marked?;
         let (warp, by) = (self.index, Toucher { launch, block, thread: self.thread(lane), time: clocks.now() });
-        Some((by, move |thread: usize, time: Time| clocks.knows(warp, lane, thread, time)))
+        let knows = move |of: u32, thread: usize, time: Time| match of == block {
+            true => clocks.knows(warp, lane, thread, time),
+            false => speech.knows(clocks, (warp, lane), (of, thread, time)),
+        };
+        Some((by, knows))
     }
 
     /// A lane writes global memory.
     pub(crate) fn writes(&self, env: &mut Env<'_>, lane: usize, address: u64, bytes: &[u8]) -> Result<(), FaultKind> {
         if self.waited & 1 << lane != 0 {
-            let Some((by, knows)) = self.marks(env.marked, &env.clocks, lane) else { return Ok(()) };
+            let Some((by, knows)) = self.marks(env.marked, (&env.clocks, &env.speech), lane) else { return Ok(()) };
             return env.memory.note_write((address, bytes), by, &knows);
         }
         Err(FaultKind::Early(format!("{address:#x} is written, which launches that may not have ended use")))

@@ -138,7 +138,17 @@ pub fn launch(module: &Module, kernel: &str, memory: &mut Memory, launch: &Launc
 
 fn run(grid: &Grid<'_>, memory: &mut Memory, limit: u64) -> Result<Stats, Box<Fault>> {
     let [gx, gy, gz] = grid.grid;
-    let mut indices = (0..gz).flat_map(|z| (0..gy).flat_map(move |y| (0..gx).map(move |x| [x, y, z])));
+    let mut indices: Vec<[u32; 3]> =
+        (0..gz).flat_map(|z| (0..gy).flat_map(move |y| (0..gx).map(move |x| [x, y, z]))).collect();
+    if grid.program.changes {
+        // What depends on an order must be right in each: every launch has another.
+        let mut state = grid.seed ^ u64::from(memory.number()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        for last in (1..indices.len()).rev() {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            indices.swap(last, (state >> 33) as usize % (last + 1));
+        }
+    }
+    let mut indices = indices.into_iter();
     let mut resident = VecDeque::new();
     let of_launch = (!grid.program.speaks).then(|| memory.number());
     let mut stats = Stats::default();

@@ -1,11 +1,15 @@
 //! Who touched global memory in a launch: of each byte the thread that wrote it last, and the block that read it (PTX ISA, chapter 8, "Memory Consistency Model").
 //!
-//! Nothing orders the blocks of a launch, however they happen to take turns here: what one writes no other may touch. Within a block the clocks say who knows of whom. A write of
-//! what is there already harms nobody. Only memory that a launch has written is watched, from its first write on; and no launch whose threads speak to each other
-//! through global memory, by atomics or by loads and stores that say how strong they are.
+//! Nothing orders the blocks of a launch, however they happen to take turns here, but what they tell each other by atomics between fences (`speech`): what one writes no other may
+//! touch that was not told of it, and what one read no other may write. Within a block the clocks say who knows of whom. A write of what is there already harms nobody, and so do
+//! atomics among each other. Only memory that a launch has written is watched, from its first write on; and no launch whose threads speak to each other by loads and stores of
+//! global memory that say how strong they are.
 
 use super::clocks::Time;
 use super::fault::FaultKind;
+
+/// What atomics do.
+const CHANGES: &str = "changes by an atomic";
 
 /// Who wrote a byte: the block, counted over all launches, the thread in it, and when.
 #[derive(Clone, Copy, Default)]
@@ -13,6 +17,8 @@ struct Writer {
     block: u32,
     time: Time,
     thread: u16,
+    /// By an atomic.
+    is_atomic: bool,
 }
 
 /// A thread that touches memory.
@@ -41,20 +47,21 @@ impl Marks {
         &self,
         range: std::ops::Range<usize>,
         by: Toucher,
-        knows: &dyn Fn(usize, Time) -> bool,
+        knows: &dyn Fn(u32, usize, Time) -> bool,
         (address, does): (u64, &str),
     ) -> Result<(), FaultKind> {
         for (writer, at) in self.writers[range].iter().zip(address..) {
-            if writer.block < by.launch {
+            if writer.block < by.launch || (writer.is_atomic && does == CHANGES) {
                 continue;
             }
             let thread = usize::from(writer.thread);
-            let who = if writer.block != by.block {
-                "a thread of another block".to_owned()
-            } else if thread != by.thread && !knows(thread, writer.time) {
-                format!("thread {thread}")
-            } else {
+            let is_own = writer.block == by.block && thread == by.thread;
+            if is_own || knows(writer.block, thread, writer.time) {
                 continue;
+            }
+            let who = match writer.block == by.block {
+                true => format!("thread {thread}"),
+                false => "a thread of another block".to_owned(),
             };
             let what = format!("thread {} {does} what {who} writes in this launch, and nothing orders them", by.thread);
             return Err(FaultKind::GlobalRace { address: at, what });
@@ -66,7 +73,7 @@ impl Marks {
         &mut self,
         range: std::ops::Range<usize>,
         by: Toucher,
-        knows: &dyn Fn(usize, Time) -> bool,
+        knows: &dyn Fn(u32, usize, Time) -> bool,
         address: u64,
     ) -> Result<(), FaultKind> {
         self.check_writers(range.clone(), by, knows, (address, "reads"))?;
@@ -84,17 +91,43 @@ impl Marks {
         &mut self,
         range: std::ops::Range<usize>,
         by: Toucher,
-        knows: &dyn Fn(usize, Time) -> bool,
+        knows: &dyn Fn(u32, usize, Time) -> bool,
         address: u64,
     ) -> Result<(), FaultKind> {
-        self.check_writers(range.clone(), by, knows, (address, "writes"))?;
+        self.put(range, by, knows, (address, "writes"))
+    }
+
+    /// The same by an atomic.
+    pub(crate) fn change(
+        &mut self,
+        range: std::ops::Range<usize>,
+        by: Toucher,
+        knows: &dyn Fn(u32, usize, Time) -> bool,
+        address: u64,
+    ) -> Result<(), FaultKind> {
+        self.put(range, by, knows, (address, CHANGES))
+    }
+
+    fn put(
+        &mut self,
+        range: std::ops::Range<usize>,
+        by: Toucher,
+        knows: &dyn Fn(u32, usize, Time) -> bool,
+        (address, does): (u64, &str),
+    ) -> Result<(), FaultKind> {
+        self.check_writers(range.clone(), by, knows, (address, does))?;
         let reader = self.readers[range.clone()].iter().position(|&reader| reader >= by.launch && reader != by.block);
         if let Some(at) = reader {
             let what =
-                format!("thread {} writes what another block reads in this launch, and nothing orders them", by.thread);
+                format!("thread {} {does} what another block reads in this launch, and nothing orders them", by.thread);
             return Err(FaultKind::GlobalRace { address: address + at as u64, what });
         }
-        self.writers[range].fill(Writer { block: by.block, time: by.time, thread: by.thread as u16 });
+        self.writers[range].fill(Writer {
+            block: by.block,
+            time: by.time,
+            thread: by.thread as u16,
+            is_atomic: does == CHANGES,
+        });
         Ok(())
     }
 }

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use super::clocks::Time;
 use super::fault::FaultKind;
 use super::marks::{Marks, Toucher};
+use super::speech::Told;
 
 /// Addresses of the first allocation; real devices have such.
 const BASE: u64 = 0x7f00_0000_0000;
@@ -38,6 +39,8 @@ pub struct Memory {
     launched: bool,
     /// Numbers of blocks, and of launches before those of theirs, that were given.
     numbers: u32,
+    /// By the address of a word that atomics changed in this launch: what they told.
+    pub(crate) told: HashMap<u64, Told>,
     /// Addresses of each module's variables.
     pub(crate) variables: HashMap<u64, Vec<u64>>,
 }
@@ -95,6 +98,7 @@ impl Memory {
     pub(crate) fn begin_launch(&mut self, overlaps: bool) {
         self.run += u64::from(!overlaps || self.run == 0);
         self.launched = true;
+        self.told.clear();
     }
 
     /// A number for a launch, or for one of its blocks: larger than all before.
@@ -108,7 +112,7 @@ impl Memory {
         &mut self,
         (address, bytes): (u64, usize),
         by: Toucher,
-        knows: &dyn Fn(usize, Time) -> bool,
+        knows: &dyn Fn(u32, usize, Time) -> bool,
     ) -> Result<(), FaultKind> {
         let (which, at) = self.find(address, bytes)?;
         match &mut self.allocations[which].marks {
@@ -122,7 +126,7 @@ impl Memory {
         &mut self,
         (address, bytes): (u64, &[u8]),
         by: Toucher,
-        knows: &dyn Fn(usize, Time) -> bool,
+        knows: &dyn Fn(u32, usize, Time) -> bool,
     ) -> Result<(), FaultKind> {
         let (which, at) = self.find(address, bytes.len())?;
         let Allocation { data, marks, .. } = &mut self.allocations[which];
@@ -131,6 +135,19 @@ impl Memory {
             return Ok(());
         }
         marks.write(at..at + bytes.len(), by, knows, address)
+    }
+
+    /// A thread is about to change bytes by an atomic.
+    pub(crate) fn note_change(
+        &mut self,
+        (address, bytes): (u64, usize),
+        by: Toucher,
+        knows: &dyn Fn(u32, usize, Time) -> bool,
+    ) -> Result<(), FaultKind> {
+        let (which, at) = self.find(address, bytes)?;
+        let Allocation { data, marks, .. } = &mut self.allocations[which];
+        let marks = marks.get_or_insert_with(|| Marks::new(data.len()));
+        marks.change(at..at + bytes, by, knows, address)
     }
 
     pub(crate) fn end_launch(&mut self) {

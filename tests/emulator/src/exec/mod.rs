@@ -20,6 +20,7 @@ pub(crate) mod clocks;
 pub(crate) mod shared;
 pub(crate) mod memory;
 pub(crate) mod marks;
+pub(crate) mod speech;
 pub(crate) mod spaces;
 pub(crate) mod stats;
 pub(crate) mod fault;

@@ -148,6 +148,7 @@ impl Warp {
         let line = env.program.code[pc as usize].line;
         match operation {
             Async::Mbarrier { kind, at } => return self.mbarrier(env, kind, *at, mask),
+            Async::Fence => self.fence(env, mask),
             Async::ProxyFence | Async::InitFence => {
                 let now = env.clocks.now();
                 let Transfers { fenced, init_fenced, .. } = &mut env.transfers;

@@ -2,6 +2,7 @@
 
 mod harness;
 
+mod blocks;
 mod compiled;
 mod control;
 mod conversions;
