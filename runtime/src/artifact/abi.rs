@@ -43,7 +43,7 @@ pub struct XfmArgs {
 pub struct XfmBuffer {
     /// First byte, 64-byte aligned for weights, arenas and cache slots. For a cache slot: of page 0.
     pub data: *mut u8,
-    /// Scales of quantised data, else null.
+    /// Reserved for scales that lie apart from their data; null.
     pub scale: *mut u8,
     /// Elements from one row (token) to the next; for weights, from one row of the packed form to the next where it has rows.
     pub row_stride: u64,

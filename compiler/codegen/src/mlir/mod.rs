@@ -1,4 +1,4 @@
-//! L3: fused kernels as MLIR. The only folder that names melior.
+//! Fused kernels as MLIR. The only folder that names melior.
 //!
 //! [`writer`] writes typed operations as text, [`math`] the elementary functions, [`expr`] the scalar graphs of epilogues, masks and scores, and
 //! one file a kernel family the loop nests: [`linear`], [`attention`], [`rows`]. [`pipeline`] parses, verifies and lowers to the LLVM dialect.

@@ -1,4 +1,4 @@
-//! L4: machine code, one folder a family of targets.
+//! Machine code, one folder a family of targets.
 //!
 //! To add a target: a folder here, and one line in [`parse`]. What kernels are made of (vectors, a fused multiply-add, products of bf16) a
 //! target gives as a [`Machine`](crate::mlir::machine::Machine), how they are tiled as a [`schedule`](crate::mlir::schedule).
