@@ -358,6 +358,25 @@ fn links_in_the_documentation_lead_somewhere() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn the_readme_of_the_references_names_each() -> Result<()> {
+    let folder = repository().join("tests/reference");
+    let readme = std::fs::read_to_string(folder.join("README.md"))?;
+    let folders = |of: &str| -> Result<BTreeSet<String>> {
+        let entries = std::fs::read_dir(folder.join(of))?.collect::<std::io::Result<Vec<_>>>()?;
+        let folders = entries.into_iter().filter(|entry| entry.path().is_dir());
+        Ok(folders.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect())
+    };
+    let indented = readme.lines().filter_map(|line| line.strip_prefix("    ")?.split_whitespace().next());
+    let told: BTreeSet<String> = indented.filter_map(|word| word.strip_suffix('/')).map(str::to_owned).collect();
+    assert_eq!(told, folders(".")?, "the list at the top");
+    let table = readme.split("## The cases").nth(1).and_then(|rest| rest.split("\n## ").next()).unwrap_or_default();
+    let rows = table.lines().filter_map(|line| line.strip_prefix("| ")?.split(" |").next());
+    let told: BTreeSet<String> = rows.filter(|name| *name != "case").map(str::to_owned).collect();
+    assert_eq!(told, folders("cases")?, "the table of cases");
+    Ok(())
+}
+
 fn words(line: &str) -> impl Iterator<Item = &str> {
     line.split(|c: char| !(c.is_alphanumeric() || c == '_')).filter(|word| !word.is_empty())
 }
