@@ -43,12 +43,22 @@ pub enum RuntimeError {
         help: String,
     },
     /// A checkpoint's tensors are not those that the artifact reads; every one is named.
-    #[error("{path}: {} of the checkpoint's tensors do not fit the model:\n  {}", problems.len(), first_lines(problems))]
+    #[error("{path}: {} not fit the model:\n  {}", tensors_that_do(problems.len()), first_lines(problems))]
     Binding {
         /// The checkpoint.
         path: String,
         /// One line a tensor.
         problems: Vec<String>,
+        /// Tensors of these that the checkpoint lacks.
+        missing: usize,
+        /// What to do.
+        help: String,
+    },
+    /// What a model computed is of no use: a number that is none, or infinite.
+    #[error("{problem}")]
+    NotFinite {
+        /// Which number, and where.
+        problem: String,
     },
     /// This machine cannot run the code.
     #[error("{subject}: {problem}")]
@@ -76,6 +86,11 @@ pub enum RuntimeError {
         /// What happened.
         problem: String,
     },
+}
+
+/// So many tensors as the subject of a sentence.
+fn tensors_that_do(n: usize) -> String {
+    if n == 1 { "1 tensor does".to_owned() } else { format!("{n} tensors do") }
 }
 
 /// The lines of a list, the first of a long one.
@@ -115,12 +130,22 @@ impl RuntimeError {
         Self::Request { problem: problem.into(), help: help.into() }
     }
 
+    /// With the advice to make up what a checkpoint lacks, for a command that can be asked for that.
+    #[must_use]
+    pub fn or_made_up(mut self) -> Self {
+        if let Self::Binding { missing: 1.., help, .. } = &mut self {
+            help.push_str("; `--allow-missing` makes up what is missing");
+        }
+        self
+    }
+
     /// What the reader can do about it, where there is something to say.
     pub fn help(&self) -> Option<&str> {
         match self {
             Self::Artifact { help, .. }
             | Self::Input { help, .. }
             | Self::Unsupported { help, .. }
+            | Self::Binding { help, .. }
             | Self::Request { help, .. } => (!help.is_empty()).then_some(help.as_str()),
             Self::Io { source, .. } => match source.kind() {
                 io::ErrorKind::NotFound => Some("check the path"),
@@ -128,10 +153,9 @@ impl RuntimeError {
                 io::ErrorKind::StorageFull => Some("free some space on the disk"),
                 _ => None,
             },
-            Self::Binding { .. } => Some(
-                "a card says under `names` what a checkpoint calls its tensors; a compiled model fits the checkpoints of the config.json that it \
-                 was compiled with; `--allow-missing` makes up what is missing",
-            ),
+            Self::NotFinite { .. } => {
+                Some("`xfc verify` with this checkpoint says which value is the first that is not finite")
+            }
             Self::Device { .. } => None,
         }
     }
@@ -140,7 +164,7 @@ impl RuntimeError {
     /// [`EXIT_UNSUPPORTED`].
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Io { doing: "write", .. } | Self::Device { .. } => EXIT_FAILURE,
+            Self::Io { doing: "write", .. } | Self::Device { .. } | Self::NotFinite { .. } => EXIT_FAILURE,
             Self::Io { .. } | Self::Artifact { .. } | Self::Input { .. } | Self::Binding { .. } => EXIT_INPUT,
             Self::Unsupported { .. } => EXIT_UNSUPPORTED,
             Self::Request { .. } => EXIT_USAGE,

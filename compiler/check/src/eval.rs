@@ -228,12 +228,11 @@ pub(crate) fn require_finite(logits: &[f32], run: &str, token: usize) -> Result<
     let Some(first) = logits.iter().position(|x| !x.is_finite()) else { return Ok(()) };
     let bad = logits.iter().filter(|x| !x.is_finite()).count();
     let problem = format!(
-        "{run} predicts token {token} of the text with logits that are not finite: {} for id {first}, {bad} of {} in all; \
-         `xfc verify` says which value is the first that is not",
+        "{run} predicts token {token} of the text with logits that are not finite: {} for id {first}, {bad} of {} in all",
         logits[first],
         logits.len()
     );
-    Err(RuntimeError::Device { device: "model", problem }.into())
+    Err(RuntimeError::NotFinite { problem }.into())
 }
 
 /// How many tokens a model chooses from, if it is one that predicts the next.

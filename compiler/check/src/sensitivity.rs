@@ -11,6 +11,7 @@ use xfc_lang::arch::Model;
 use xfc_lang::graph::blocks::Blocks;
 use xfc_lang::graph::path::parameters;
 use xfc_lang::passes::quantise::Plan;
+use xfc_runtime::error::RuntimeError;
 use xfc_runtime::model::Model as Loaded;
 use xfc_runtime::weights::Checkpoint;
 
@@ -152,19 +153,29 @@ const SAMPLED_ROWS: usize = 256;
 /// Of large matrices a part of the rows is rounded.
 ///
 /// # Errors
-/// In words: parameters that the checkpoint does not hold.
-pub fn rounding(model: &Model, checkpoint: &Checkpoint, unit: &Unit, formats: &[Blocks]) -> Result<Vec<f64>, String> {
+/// Parameters that the checkpoint does not hold, or of which a number is not finite.
+pub fn rounding(model: &Model, checkpoint: &Checkpoint, unit: &Unit, formats: &[Blocks]) -> Result<Vec<f64>> {
+    let wrong = |problem: String, help: &str| RuntimeError::input(checkpoint.path(), problem, help);
     let mut errors = vec![0.0; formats.len()];
     for m in &unit.matrices {
         let paths: Vec<String> = m.paths.iter().flat_map(|path| parameters(path)).collect();
         let (mut squares, mut lost) = (0.0, vec![0.0; formats.len()]);
         for path in &paths {
-            let tensor = parameter(model, checkpoint, path, None)?;
+            let tensor = parameter(model, checkpoint, path, None)
+                .map_err(|problem| wrong(problem, "give the checkpoint of this model"))?;
             let values: Vec<f32> = tensor.to_f64().into_iter().map(|x| x as f32).collect();
+            // Nothing that rounding does to them would be a number.
+            if let Some(bad) = values.iter().find(|x| !x.is_finite()) {
+                return Err(wrong(
+                    format!("`{path}` holds {bad}"),
+                    "the file is damaged, or was saved of a model that broke",
+                )
+                .into());
+            }
             let row = tensor.dims.last().copied().unwrap_or(1).max(1);
             let every = (values.len() / row).div_ceil(SAMPLED_ROWS).max(1);
             for values in values.chunks(row).step_by(every) {
-                squares += values.iter().map(|x| f64::from(x * x)).sum::<f64>();
+                squares += values.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
                 for (format, lost) in formats.iter().zip(&mut lost) {
                     let mut rounded = values.to_vec();
                     rounded.chunks_mut(usize::from(format.group)).for_each(|group| format.round(group));

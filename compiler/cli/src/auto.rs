@@ -136,7 +136,11 @@ impl Search<'_> {
             None
         } else {
             let target = self.args.targets()?.remove(0);
-            let measure = Measure::new(subject, target, self.tokens, self.context)?;
+            let measure = Measure::new(subject, target, self.tokens, self.context);
+            let measure = measure.map_err(CliError::from).map_err(|error| match error {
+                CliError::Runtime(error) => CliError::Runtime(error.or_made_up()),
+                other => other,
+            })?;
             measure.remarks().iter().for_each(|text| remark(format!("warning: {text}")));
             if measure.scored() < FEW_TOKENS {
                 remark(format!(
@@ -163,8 +167,7 @@ impl Search<'_> {
             bar.set_message(found.units[u].name.clone());
             let roundings = match measure {
                 Some(_) => Vec::new(),
-                None => rounding(&self.loaded.model, checkpoint, &found.units[u], &blocks)
-                    .map_err(|problem| CliError::usage(problem, "give the checkpoint of this model"))?,
+                None => rounding(&self.loaded.model, checkpoint, &found.units[u], &blocks)?,
             };
             let mut roundings = roundings.into_iter();
             for f in 0..self.formats.len() {
@@ -276,8 +279,12 @@ pub(crate) fn resolve(named: &Named, args: &ModelArgs, load: &LoadArgs) -> Resul
     remark(format!("{auto}: found {by}: {} bits a weight{}", short(chosen.mixture.bits), chosen.told()));
     if let Some((folder, path)) = kept {
         let text = chosen.text();
-        folder.make_room(Kind::Plan, text.len() as u64)?;
-        write_atomic(&path, text.as_bytes())?;
+        // Without it the plan is looked for again.
+        if let Err(error) =
+            folder.make_room(Kind::Plan, text.len() as u64).and_then(|_| write_atomic(&path, text.as_bytes()))
+        {
+            remark(format!("warning: the plan is not kept: {error}"));
+        }
     }
     Ok(ModelArgs { quant: Some(Quant::Plan(chosen.plan)), ..plain })
 }

@@ -16,6 +16,7 @@ use xfc_check::taps::{choose, equation};
 use xfc_check::verify::{Extent, Verification, verify};
 use xfc_codegen::target::{self, Target};
 use xfc_lang::graph::named::{Named, named_values};
+use xfc_lang::passes::precision::CacheType;
 use xfc_runtime::artifact::HostFeatures;
 use xfc_runtime::files::check_writable;
 use xfc_runtime::weights::Checkpoint;
@@ -45,7 +46,7 @@ const MOST_TOKENS: u64 = 1 << 16;
 pub(crate) struct VerifyArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// Weights: a checkpoint folder, a safetensors file, or `random` [default: the folder that MODEL is, else random]
+    /// Weights: a checkpoint folder, a safetensors or GGUF file, or `random` [default: the folder that MODEL is, else random]
     #[arg(long, value_name = "PATH|random")]
     checkpoint: Option<String>,
     /// Values computed elsewhere, with their inputs: safetensors, as tools/dump_reference.py writes
@@ -165,7 +166,7 @@ impl Prepared {
             target::parse("cpu")?;
         }
         let checkpoint = if random { Checkpoint::random(args.seed) } else { Checkpoint::from_argument(&checkpoint)? };
-        let about = format!(
+        let mut about = format!(
             "{}{}, {} parameters, {}, {}",
             loaded.model.arch.name,
             if model_args.tiny { " (tiny)" } else { "" },
@@ -173,6 +174,12 @@ impl Prepared {
             if random { format!("random weights (seed {})", args.seed) } else { checkpoint.path() },
             options.dtype,
         );
+        if !options.quant.is_empty() {
+            about.push_str(&format!(", matrices in {}", options.quant));
+        }
+        if options.cache_type() != CacheType::from(options.dtype) {
+            about.push_str(&format!(", caches in {}", options.cache_type()));
+        }
         Ok(Prepared { loaded, checkpoint, targets, options, threads: args.threads, about })
     }
 

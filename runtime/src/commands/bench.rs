@@ -26,7 +26,7 @@ pub enum BenchFormat {
 /// Arguments of `bench`, besides the model.
 #[derive(clap::Args, Clone, Debug)]
 pub struct BenchArgs {
-    /// Weights: a checkpoint folder, a safetensors file, or `random`, which needs no file [default: the model's folder, else random]
+    /// Weights: a checkpoint folder, a safetensors or GGUF file, or `random`, which needs no file [default: the model's folder, else random]
     #[arg(long, value_name = "PATH|random")]
     pub checkpoint: Option<String>,
     /// Lengths of prompts to time; 0 for none

@@ -81,7 +81,7 @@ impl LoadArgs {
             keep_code: folder.as_ref(),
             ..ModelOptions::default()
         };
-        let model = Model::load(artifact, &checkpoint, &options);
+        let model = Model::load(artifact, &checkpoint, &options).map_err(RuntimeError::or_made_up);
         bar.finish_and_clear();
         for remark in model.iter().flat_map(|model| model.remarks()) {
             // Where standard error cannot be written, nobody is there to be warned.

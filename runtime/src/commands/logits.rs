@@ -77,6 +77,15 @@ pub fn run(artifact: &Artifact, args: &LogitsArgs, output: &mut Output<'_>) -> R
     let outputs = session.step_in_pieces(&StepInput { sequence, inputs, wanted: Wanted::All })?.outputs;
     let seconds = started.elapsed().as_secs_f64();
     write_atomic(&args.output, &to_safetensors(&outputs)?)?;
+    for tensor in &outputs {
+        // A model may rule out tokens with an infinite logit.
+        let bad = tensor.data.iter().filter(|x| x.is_nan() || **x == f32::INFINITY).count();
+        if bad > 0 {
+            let problem = format!("{bad} of the {} numbers of `{}` are not finite", tensor.data.len(), tensor.name);
+            let warning = RuntimeError::NotFinite { problem };
+            output.note(format_args!("warning: {warning}; {}\n", warning.help().unwrap_or_default()))?;
+        }
+    }
     if args.json {
         let shapes: serde_json::Map<_, _> =
             outputs.iter().map(|output| (output.name.clone(), json!(shape(output)))).collect();

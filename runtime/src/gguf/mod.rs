@@ -87,7 +87,10 @@ impl Header {
         read(file).map_err(|problem| match problem {
             Problem::Other(refusal) => refusal,
             Problem::Ends { at, what } => Refusal {
-                problem: format!("ends at byte {} inside {what}, which begins at byte {at}", file.len()),
+                problem: match at {
+                    0 => format!("ends at byte {} inside {what}", file.len()),
+                    _ => format!("ends at byte {} inside {what}, which begins at byte {at}", file.len()),
+                },
                 help: DAMAGED,
             },
             Problem::Wrong { at, what } => Refusal { problem: format!("byte {at}: {what}"), help: DAMAGED },

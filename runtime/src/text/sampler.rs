@@ -125,19 +125,21 @@ impl Sampler {
 
 /// The first of the largest logits.
 fn largest(logits: &[f32]) -> Result<u32> {
-    let broken = |problem: String| RuntimeError::Device { device: "sampler", problem };
     let mut best: Option<(f32, u32)> = None;
     for (&logit, token) in logits.iter().zip(0u32..) {
         if logit.is_nan() {
-            return Err(broken(format!(
-                "the logit of token {token} is not a number: the weights or the model's sizes are wrong"
-            )));
+            return Err(RuntimeError::NotFinite {
+                problem: format!(
+                    "the logit of token {token} is not a number: the weights or the model's sizes are wrong"
+                ),
+            });
         }
         if logit > f32::NEG_INFINITY && best.is_none_or(|(most, _)| logit > most) {
             best = Some((logit, token));
         }
     }
-    best.map(|(_, token)| token).ok_or_else(|| broken("no token has a finite logit".to_owned()))
+    best.map(|(_, token)| token)
+        .ok_or_else(|| RuntimeError::NotFinite { problem: "no token has a finite logit".to_owned() })
 }
 
 #[cfg(test)]

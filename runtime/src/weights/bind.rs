@@ -203,7 +203,9 @@ fn find<'a>(manifest: &'a Manifest, checkpoint: &'a Checkpoint) -> Result<(Vec<J
     }
     let mut seen = BTreeSet::new();
     problems.retain(|problem| seen.insert(problem.clone()));
-    Err(RuntimeError::Binding { path: checkpoint.path(), problems })
+    let help = "a card says under `names` what a checkpoint calls its tensors; a compiled model fits the checkpoints of the config.json that it was \
+                compiled with";
+    Err(RuntimeError::Binding { path: checkpoint.path(), problems, missing: missing.len(), help: help.to_owned() })
 }
 
 /// The tensors that nothing reads and that the card does not pass over.

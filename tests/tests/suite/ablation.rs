@@ -59,6 +59,12 @@ fn tensors_of_a_checkpoint_that_are_unused_or_missing_are_listed() -> Result<()>
 
     let more = ["--set", "layer.extra = norm", "--set", "layer.h = x + extra(self_attn(input_layernorm(x)))"];
     run(&more)?.failure(3, &["`model.layers.0.extra.weight`: missing", "--allow-missing"])?;
+    // Of commands that cannot make them up, and where nothing is missing, this is no advice.
+    let said =
+        shell.run("xfc", &[&["verify", ".", "--tokens", "2"], &more[..]].concat())?.failure(3, &["extra.weight"])?;
+    assert!(!said.contains("--allow-missing") && said.contains("tensors do not fit"), "{said}");
+    let said = run(&["--set", "intermediate_size=20"])?.failure(3, &["tensors do not fit", "mlp.up_proj.weight"])?;
+    assert!(!said.contains("--allow-missing"), "{said}");
     let filled = run(&[&more[..], &["--allow-missing"]].concat())?;
     assert!(filled.stderr.contains("made up") && filled.stderr.contains("layers.1.extra.weight"), "{}", filled.stderr);
     filled.success()?;

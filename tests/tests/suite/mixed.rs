@@ -13,6 +13,8 @@ use xfc_tests::case::{Case, Layout};
 use xfc_tests::command::Shell;
 use xfc_tests::synthetic::Draw;
 
+use crate::verify::change;
+
 /// The least sum of costs within a budget, by trying all.
 fn least(things: &[Vec<Way>], budget: u64) -> Option<f64> {
     let Some((first, rest)) = things.split_first() else { return Some(0.0) };
@@ -293,6 +295,14 @@ fn what_cannot_be_found_is_refused() -> Result<()> {
         (&["inspect", "checkpoint", "--quant", "auto:4.5bpw"], "xfc quant CHECKPOINT --bits 4.5"),
     ] {
         shell.run("xfc", arguments)?.failure(2, &[named])?;
+    }
+    // Rounding would make anything of what is no number.
+    for (value, said) in
+        [(|_| f32::NAN, "holds NaN"), (|_| f32::NEG_INFINITY, "holds -inf")] as [(fn(f32) -> f32, _); 2]
+    {
+        change(&shell.folder().join("checkpoint"), "model.layers.0.mlp.up_proj.weight", 3, value)?;
+        let ran = shell.run("xfc", &["quant", "checkpoint", "--bits", "5"])?;
+        ran.failure(3, &["checkpoint: `layers.0.mlp.up_proj.weight` ", said])?;
     }
     // A model without products.
     let card = "xfc: 1\nname: Plain\nsizes: {}\nwiring: |\n  model(x: f32[tokens, 8]) {\n    return {y: x * 2}\n  }\n";

@@ -28,7 +28,7 @@ fn spoil(folder: &Path, tensor: &str, element: usize) -> Result<()> {
     change(folder, tensor, element, |x| x + 0.5)
 }
 
-fn change(folder: &Path, tensor: &str, element: usize, by: fn(f32) -> f32) -> Result<()> {
+pub(crate) fn change(folder: &Path, tensor: &str, element: usize, by: fn(f32) -> f32) -> Result<()> {
     let path = folder.join("model.safetensors");
     let mut bytes = fs::read(&path)?;
     let (header, metadata) = SafeTensors::read_metadata(&bytes)?;
@@ -292,6 +292,15 @@ fn values_that_are_not_finite_do_not_agree() -> Result<()> {
     change(&shell.folder().join("checkpoint"), "model.norm.weight", 5, |_| f32::NAN)?;
     let arguments = ["verify", "checkpoint", "--target", "cpu", "--tokens", "5"];
     shell.run("xfc", &arguments)?.failure(1, &["4 of 4 checks failed", "`final` departs first"])?;
+    // What computes with them says who finds them.
+    let run = ["run", "checkpoint", "--tokens", "1,2", "-n", "1"];
+    shell.run("xfc", &run)?.failure(1, &["error: the logit of token 0 is not a number", "`xfc verify`"])?;
+    fs::write(shell.folder().join("ids"), "1 2 3")?;
+    let eval = ["eval", "checkpoint", "--token-file", "ids"];
+    shell.run("xfc", &eval)?.failure(1, &["error: this run predicts token 1", "`xfc verify`"])?;
+    let logits = shell.run("xfc", &["logits", "checkpoint", "--tokens", "1,2", "-o", "out"])?;
+    let said = "numbers of `logits` are not finite; `xfc verify`";
+    assert!(logits.code == Some(0) && logits.stderr.contains(said), "{}", logits.stderr);
     // Nor where the dump has them too.
     let path = shell.folder().join("dump.safetensors");
     let mut dump = dump::Dump::open(&path)?;
@@ -302,6 +311,19 @@ fn values_that_are_not_finite_do_not_agree() -> Result<()> {
     dump::write(&path, &case.all_inputs(), &dump.tensors)?;
     let arguments = ["verify", "checkpoint", "--reference", "dump.safetensors", "--target", "cpu"];
     shell.run("xfc", &arguments)?.failure(1, &["`final` is the first"])?;
+    Ok(())
+}
+
+/// What is rounded besides the type decides what is allowed, and stands in the heading.
+#[test]
+fn the_heading_says_what_is_held_in_few_bits() -> Result<()> {
+    let shell = Shell::new()?;
+    let small = ["verify", "llama", "--tiny", "--tokens", "5", "--target", "cpu"];
+    let said = shell.run("xfc", &small)?.success()?;
+    assert!(said.contains(", f32: compiled"), "{said}");
+    let narrow = [&small[..], &["--quant", "int4", "--kv-cache-dtype", "int8"]].concat();
+    let said = shell.run("xfc", &narrow)?.success()?;
+    assert!(said.contains(", f32, matrices in int4:g32, caches in int8: compiled"), "{said}");
     Ok(())
 }
 

@@ -8,6 +8,7 @@
 //! caches that no product reads and those of one number a token.
 
 use std::collections::HashMap;
+use std::fmt;
 
 use crate::graph::blocks::Blocks;
 use crate::graph::build::Builder;
@@ -27,6 +28,17 @@ pub enum CacheType {
     Int8,
     /// Floats of 8 bits (E4M3), with a scale for each token and head.
     Fp8,
+}
+
+impl fmt::Display for CacheType {
+    /// As `--kv-cache-dtype` takes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CacheType::Float(dtype) => dtype.fmt(f),
+            CacheType::Int8 => f.write_str("int8"),
+            CacheType::Fp8 => f.write_str("fp8"),
+        }
+    }
 }
 
 impl From<DType> for CacheType {
