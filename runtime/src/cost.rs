@@ -55,6 +55,11 @@ pub struct Work {
 }
 
 impl Work {
+    /// The least time of the products, each width at its own rate: operations a second in f32, in 16 bits and in bytes.
+    pub fn seconds_of_products(&self, f32_flops: f64, half_flops: f64, byte_ops: f64) -> f64 {
+        self.f32_flops as f64 / f32_flops + self.half_flops as f64 / half_flops + self.byte_ops as f64 / byte_ops
+    }
+
     /// Adds up.
     pub fn add(&mut self, other: &Self) {
         self.weight_bytes = self.weight_bytes.saturating_add(other.weight_bytes);

@@ -120,9 +120,7 @@ impl Machine {
 
     /// The least time of the products of `work`, each width at its own rate.
     pub(crate) fn seconds_of_products(&self, work: &Work) -> f64 {
-        work.f32_flops as f64 / self.f32_flops
-            + work.half_flops as f64 / self.half_flops
-            + work.byte_ops as f64 / self.byte_ops
+        work.seconds_of_products(self.f32_flops, self.half_flops, self.byte_ops)
     }
 
     /// Its limits on one line.

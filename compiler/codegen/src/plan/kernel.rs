@@ -27,66 +27,6 @@ pub enum KernelSpec {
 }
 
 impl KernelSpec {
-    /// The specification as text: equal texts are equal kernels.
-    pub fn text(&self) -> String {
-        // Graphs print densely numbered, so that equal bodies of different origin are equal text.
-        match self {
-            KernelSpec::Linear(s) => format!(
-                "linear {:?} times {} heads {} experts {:?} {}x{} parts {} of {} -> {} extras {:?}\n{}",
-                s.space,
-                s.times,
-                s.heads,
-                s.experts,
-                s.outputs,
-                s.inputs,
-                s.parts,
-                s.operand,
-                s.result,
-                s.extras,
-                body_text(&s.epilogue)
-            ),
-            KernelSpec::Attention(s) => format!(
-                "attention{} axis {} heads {}/{} dims {}/{} keys {:?} values {:?} {:?} when {:?} scale {} {:?} {} {}/{} -> {} group {} pages of {} {:?} tables {:?}\n{}{}{}",
-                if s.softmax { "" } else { " without softmax" },
-                s.axis,
-                s.heads,
-                s.kv_heads,
-                s.key_dim,
-                s.value_dim,
-                s.key_layout,
-                s.value_layout,
-                s.value_in_key,
-                s.when,
-                s.scale,
-                s.reach,
-                s.query,
-                s.kept,
-                s.value_kept,
-                s.result,
-                s.group,
-                s.page_tokens,
-                s.division,
-                s.tables,
-                body_text(&s.mask),
-                body_text(&s.score),
-                s.sink.as_ref().map(body_text).unwrap_or_default()
-            ),
-            KernelSpec::Combine(s) => format!("{s:?}"),
-            KernelSpec::Scan(s) => format!(
-                "scan axis {} parts {} states {} group {} pages {:?} {:?} {:?}\n{}",
-                s.axis,
-                s.parts,
-                s.states,
-                s.group,
-                s.page_bytes,
-                s.params,
-                s.outputs,
-                body_text(&s.step)
-            ),
-            KernelSpec::Rows(s) => format!("rows {:?} {:?} {:?}\n{}", s.space, s.params, s.sinks, body_text(&s.body)),
-        }
-    }
-
     /// A short name for people: what it is and its sizes.
     pub fn name(&self) -> String {
         match self {
@@ -106,14 +46,6 @@ impl KernelSpec {
             }
         }
     }
-}
-
-/// Text of a graph without its name, which says where it came from and not what it does.
-fn body_text(graph: &Graph) -> String {
-    let mut graph = graph.clone();
-    graph.name = "body".to_owned();
-    let axes: Vec<String> = (0..8).map(|a| format!("axis{a}")).collect();
-    graph.text(&axes)
 }
 
 /// `epilogue(x · w_0ᵀ, .., extras..)` over rows.

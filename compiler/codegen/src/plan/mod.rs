@@ -12,6 +12,7 @@ mod division;
 mod experts;
 pub mod flatten;
 pub mod kernel;
+mod kernel_text;
 mod launches;
 mod limits;
 pub mod memory;

@@ -91,36 +91,7 @@ fn shortest(values: &[f64]) -> Vec<f64> {
 
 fn is_known(graph: &Graph, node: NodeId, known: &HashSet<NodeId>) -> bool {
     let Some(op) = graph.op(node).as_core() else { return false };
-    let pure = match op {
-        Core::Const { .. } | Core::Index => true,
-        Core::Unary(_)
-        | Core::Binary(_)
-        | Core::Select
-        | Core::Cast
-        | Core::Reshape
-        | Core::Transpose { .. }
-        | Core::Slice { .. }
-        | Core::Concat { .. }
-        | Core::Repeat { .. }
-        | Core::Broadcast
-        | Core::Windows { .. }
-        | Core::Gather
-        | Core::Take
-        | Core::Reduce(_) => true,
-        Core::Arg { .. }
-        | Core::Weight { .. }
-        | Core::Position
-        | Core::TopK { .. }
-        | Core::Softmax
-        | Core::Contract { .. }
-        | Core::Cache { .. }
-        | Core::SelectRows
-        | Core::Regroup
-        | Core::First
-        | Core::Last
-        | Core::Scan { .. }
-        | Core::Call { .. } => false,
-    };
+    let pure = op.is_pure() || matches!(op, Core::Const { .. } | Core::Index);
     let small = fixed_size(&graph.types(node)[0].dims).is_some_and(|n| n <= MAX_ELEMENTS);
     pure && small && graph.operands(node).iter().all(|v| known.contains(&v.node))
 }

@@ -4,7 +4,7 @@
 //! after    y = expert_linear x, w, index {parts = 1, stacked = [], epilogue = (acc) { return acc }}
 
 use super::Pass;
-use super::matching::{is_weight_expression, rewrite_nodes};
+use super::matching::{is_weight_expression, order, rewrite_nodes};
 use crate::graph::build::Builder;
 use crate::graph::{Dim, Graph, NodeId, Program, ValueId};
 use crate::ops::Core;
@@ -64,9 +64,4 @@ fn chosen(graph: &Graph, value: ValueId) -> Option<[ValueId; 2]> {
         && graph.ty(stack).dims.len() == 3
         && is_weight_expression(graph, stack);
     fits.then_some([stack, index])
-}
-
-/// The permutation that brings dimensions labelled `from` into the order `to`.
-fn order(from: &[char], to: &[char]) -> Option<Vec<usize>> {
-    (from.len() == to.len()).then(|| to.iter().map(|c| from.iter().position(|f| f == c)).collect())?
 }

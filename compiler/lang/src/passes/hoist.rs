@@ -97,35 +97,7 @@ fn movable(graph: &Graph, params: &BTreeSet<usize>) -> BTreeSet<NodeId> {
     for node in graph.topological() {
         let pure = match graph.op(node).as_core() {
             Some(Core::Arg { index }) => params.contains(index),
-            Some(op) => match op {
-                Core::Const { .. } | Core::Position | Core::Index => true,
-                Core::Unary(_)
-                | Core::Binary(_)
-                | Core::Select
-                | Core::Cast
-                | Core::Reshape
-                | Core::Transpose { .. }
-                | Core::Slice { .. }
-                | Core::Concat { .. }
-                | Core::Repeat { .. }
-                | Core::Broadcast
-                | Core::Windows { .. }
-                | Core::Gather
-                | Core::Take
-                | Core::Reduce(_) => true,
-                Core::Arg { .. }
-                | Core::Weight { .. }
-                | Core::TopK { .. }
-                | Core::Softmax
-                | Core::Contract { .. }
-                | Core::Cache { .. }
-                | Core::SelectRows
-                | Core::Regroup
-                | Core::First
-                | Core::Last
-                | Core::Scan { .. }
-                | Core::Call { .. } => false,
-            },
+            Some(op) => op.is_pure() || matches!(op, Core::Const { .. } | Core::Position | Core::Index),
             None => false,
         };
         // More than one ragged dimension, or everything kept, would be held in memory for all layers.

@@ -6,7 +6,7 @@
 //! Where each head has a matrix of its own it is a `head_linear`, the matrices as `[H, O, I]`.
 
 use super::Pass;
-use super::matching::{is_weight_expression, rewrite_nodes};
+use super::matching::{is_weight_expression, order, rewrite_nodes};
 use crate::graph::build::Builder;
 use crate::graph::{Graph, NodeId, Program, ValueId};
 use crate::ops::Core;
@@ -90,9 +90,4 @@ fn by_head(
 /// The labels of the result but for `o`.
 fn batch(out: &[char], o: char) -> Vec<char> {
     out.iter().copied().filter(|c| *c != o).collect()
-}
-
-/// The permutation that brings dimensions labelled `from` into the order `to`.
-fn order(from: &[char], to: &[char]) -> Option<Vec<usize>> {
-    (from.len() == to.len()).then(|| to.iter().map(|c| from.iter().position(|f| f == c)).collect())?
 }

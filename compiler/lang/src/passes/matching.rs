@@ -21,6 +21,11 @@ pub(super) fn uniform(graph: &Graph, value: ValueId) -> Option<f64> {
     }
 }
 
+/// The permutation that brings dimensions labelled `from` into the order `to`.
+pub(super) fn order(from: &[char], to: &[char]) -> Option<Vec<usize>> {
+    (from.len() == to.len()).then(|| to.iter().map(|c| from.iter().position(|f| f == c)).collect())?
+}
+
 /// The operands of a value that is `f` of two.
 pub(super) fn binary(graph: &Graph, value: ValueId, f: BinaryOp) -> Option<[ValueId; 2]> {
     match core(graph, value)? {

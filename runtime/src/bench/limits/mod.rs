@@ -93,9 +93,7 @@ impl Regime {
 impl Limits {
     /// The least time of the products of `work`, each width at its own rate.
     pub fn seconds_of_products(&self, work: &Work) -> f64 {
-        work.f32_flops as f64 / self.f32_flops
-            + work.half_flops as f64 / self.half_flops
-            + work.byte_ops as f64 / self.byte_ops
+        work.seconds_of_products(self.f32_flops, self.half_flops, self.byte_ops)
     }
 
     /// Below 250 ns for an answer two processors share a cache; above 750 ns no processor is that far away.

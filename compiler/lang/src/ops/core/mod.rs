@@ -143,6 +143,43 @@ pub enum Core {
     },
 }
 
+impl Core {
+    /// Whether the result is elements of the operands, or arithmetic on them, in any order and number: the same wherever it is computed, and cheap.
+    pub fn is_pure(&self) -> bool {
+        match self {
+            Core::Unary(_)
+            | Core::Binary(_)
+            | Core::Select
+            | Core::Cast
+            | Core::Reshape
+            | Core::Transpose { .. }
+            | Core::Slice { .. }
+            | Core::Concat { .. }
+            | Core::Repeat { .. }
+            | Core::Broadcast
+            | Core::Windows { .. }
+            | Core::Gather
+            | Core::Take
+            | Core::Reduce(_) => true,
+            Core::Arg { .. }
+            | Core::Weight { .. }
+            | Core::Const { .. }
+            | Core::Position
+            | Core::Index
+            | Core::TopK { .. }
+            | Core::Softmax
+            | Core::Contract { .. }
+            | Core::Cache { .. }
+            | Core::SelectRows
+            | Core::Regroup
+            | Core::First
+            | Core::Last
+            | Core::Scan { .. }
+            | Core::Call { .. } => false,
+        }
+    }
+}
+
 /// Elementwise functions of one operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "each is the mathematical function it is named after")]
