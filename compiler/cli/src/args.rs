@@ -22,10 +22,14 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
-/// The command line. A comparison of two models needs no third.
+/// The command line. A comparison of two models needs no third, and some commands take nothing that is compiled.
 pub(crate) fn command() -> clap::Command {
-    Cli::command().mut_subcommand("inspect", |inspect| {
+    let command = Cli::command().mut_subcommand("inspect", |inspect| {
         inspect.mut_arg("model", |model| model.required(false).default_value("").hide_default_value(true))
+    });
+    ["compile", "verify", "quant"].into_iter().fold(command, |command, name| {
+        let help = "A checkpoint folder, a .gguf file, or a card (file or name)";
+        command.mut_subcommand(name, |of| of.mut_arg("model", |model| model.help(help)))
     })
 }
 

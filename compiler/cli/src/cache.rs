@@ -3,7 +3,7 @@
 //! An entry is written under a lock and renamed into place, so that two processes compile it once and nobody sees half of it.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use xfc_codegen::driver;
 use xfc_codegen::kernels::build_of;
@@ -14,43 +14,72 @@ use xfc_runtime::folder::{CacheFolder, Kind, lock_of};
 use crate::args::ModelArgs;
 use crate::error::{CliError, Result};
 use crate::model::Loaded;
+use crate::output::remark;
 
-/// An artifact in the cache.
+/// An artifact that was in the cache, or is now where there is room.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    /// The file.
-    pub(crate) path: PathBuf,
+    /// What was compiled.
+    pub(crate) artifact: Artifact,
+    /// The file; `None` where it could not be kept, which was said.
+    pub(crate) path: Option<PathBuf>,
     /// Whether it was compiled just now.
     pub(crate) fresh: bool,
 }
 
-/// The artifact of a model, compiled if it is not there.
+/// The artifact of a model, compiled if it is not there. A folder that cannot be written is a warning: what is compiled runs as well.
 ///
 /// # Errors
-/// The model does not compile, or the cache folder cannot be written.
+/// The model does not compile; a size of the cache that is none.
 pub(crate) fn artifact(loaded: &Loaded, args: &ModelArgs) -> Result<Entry> {
     let targets = args.targets()?;
-    let folder = CacheFolder::needed()?;
+    let options = args.options()?;
+    let compile = || Ok::<_, CliError>(driver::compile(&loaded.model, &loaded.card, &targets, &options)?.bytes);
+    let Some(folder) = CacheFolder::of_user()? else {
+        remark(
+            "warning: the compiled model is not kept: there is no cache folder, for HOME is not set; set XFC_CACHE_DIR",
+        );
+        return Ok(Entry { artifact: Artifact::from_bytes(compile()?)?, path: None, fresh: true });
+    };
     let path = folder.path(Kind::Artifact, &key(loaded, &targets));
     // A damaged entry is compiled again.
-    let is_whole = || path.is_file() && Artifact::open(&path).is_ok();
-    if is_whole() {
+    let whole = || if path.is_file() { Artifact::open(&path).ok() } else { None };
+    let of_file = |artifact, fresh| Entry { artifact, path: Some(path.clone()), fresh };
+    if let Some(artifact) = whole() {
         folder.touch(&path);
-        return Ok(Entry { path, fresh: false });
+        return Ok(of_file(artifact, false));
     }
-    folder.make_room(Kind::Artifact, 0)?;
-    let lock_path = lock_of(&path);
-    let lock = File::create(&lock_path).map_err(|e| CliError::file(&lock_path, format!("cannot write: {e}")))?;
-    lock.lock().map_err(|e| CliError::file(&lock_path, format!("cannot lock: {e}")))?;
+    let locked = lock(&folder, &path);
     // Another process may have compiled it while this one waited.
-    if is_whole() {
-        return Ok(Entry { path, fresh: false });
+    if let Some(artifact) = whole() {
+        return Ok(of_file(artifact, false));
     }
-    let compiled = driver::compile(&loaded.model, &loaded.card, &targets, &args.options()?)?;
-    // What is needed now is written even where it takes more than may be kept.
-    folder.make_room(Kind::Artifact, compiled.bytes.len() as u64)?;
-    xfc_runtime::files::write_atomic(&path, &compiled.bytes)?;
-    Ok(Entry { path, fresh: true })
+    let bytes = compile()?;
+    let written = locked.and_then(|lock| {
+        // What is needed now is written even where it takes more than may be kept.
+        folder.make_room(Kind::Artifact, bytes.len() as u64)?;
+        xfc_runtime::files::write_atomic(&path, &bytes)?;
+        drop(lock);
+        Ok(Artifact::open(&path)?)
+    });
+    match written {
+        Ok(artifact) => Ok(of_file(artifact, true)),
+        Err(error) => {
+            remark(format!(
+                "warning: the compiled model is not kept: {error}; set XFC_CACHE_DIR to a folder with room, or give `--no-cache`"
+            ));
+            Ok(Entry { artifact: Artifact::from_bytes(bytes)?, path: None, fresh: true })
+        }
+    }
+}
+
+/// A lock on the making of `path`, whose folder is made.
+fn lock(folder: &CacheFolder, path: &Path) -> Result<File> {
+    folder.make_room(Kind::Artifact, 0)?;
+    let path = lock_of(path);
+    let lock = File::create(&path).map_err(|e| CliError::file(&path, format!("cannot write: {e}")))?;
+    lock.lock().map_err(|e| CliError::file(&path, format!("cannot lock: {e}")))?;
+    Ok(lock)
 }
 
 fn key(loaded: &Loaded, targets: &[Box<dyn Target>]) -> String {

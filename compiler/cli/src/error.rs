@@ -7,6 +7,7 @@ use xfc_codegen::error::CodegenError;
 use xfc_codegen::target::profile::ProfileError;
 use xfc_lang::diagnostic::Report;
 use xfc_lang::passes::PassError;
+use xfc_lang::passes::quantise::{PlanError, QuantiseError};
 use xfc_lang::reference::InterpretError;
 use xfc_runtime::error::{EXIT_FAILURE, EXIT_INPUT, EXIT_USAGE, RuntimeError};
 
@@ -88,11 +89,15 @@ impl CliError {
             other => remark(format!("error: {other}")),
         }
         let help = match &self {
-            CliError::Runtime(e) => e.help().map(str::to_owned),
+            CliError::Runtime(e) | CliError::Codegen(CodegenError::Artifact(e)) => e.help().map(str::to_owned),
             CliError::Usage { help, .. } => Some(help.clone()),
             CliError::Profile { error, .. } => Some(error.help().to_owned()),
             CliError::Codegen(CodegenError::Bug { .. } | CodegenError::Mlir { .. } | CodegenError::Llvm { .. }) => {
                 Some("this is a defect of xfc: please report it with the card and the command".to_owned())
+            }
+            CliError::Codegen(CodegenError::Precision(QuantiseError::Plan(PlanError::Unused { meant, .. }))) => {
+                let meant = meant.as_ref().map(|meant| format!("did you mean `{meant}`? ")).unwrap_or_default();
+                Some(format!("{meant}`xfc inspect MODEL --names` lists the paths"))
             }
             _ => None,
         };
@@ -107,7 +112,9 @@ impl CliError {
                 CodegenError::Target { .. } | CodegenError::Pass(PassError::Unknown { .. } | PassError::Required(_)),
             ) => EXIT_USAGE,
             // The request cannot be met; the other errors of code generation are defects.
-            CliError::Codegen(CodegenError::Unsupported { .. }) => EXIT_USAGE,
+            CliError::Codegen(CodegenError::Unsupported { .. } | CodegenError::Precision(QuantiseError::Plan(_))) => {
+                EXIT_USAGE
+            }
             CliError::Codegen(_) | CliError::Interpret(_) | CliError::Departed(_) => EXIT_FAILURE,
         })
     }

@@ -8,7 +8,7 @@ use std::time::Instant;
 use clap::{Args, value_parser};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
-use xfc_check::eval::{Against, CLEAR_MARGIN, Evaluation, Window, evaluate, vocabulary, windows};
+use xfc_check::eval::{Against, CLEAR_MARGIN, Evaluation, Mean, Window, evaluate, vocabulary, windows};
 use xfc_check::records::{Record, Recorder};
 use xfc_lang::passes::quantise::Plan;
 use xfc_runtime::commands::LoadArgs;
@@ -96,7 +96,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
     let style = ProgressStyle::with_template("{bar:40} {pos}/{len} windows, {msg}, {eta} left")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
     let bar = ProgressBar::new(windows.len() as u64).with_style(style);
-    let mut progress = |done: usize, loss: &xfc_check::eval::Mean| {
+    let mut progress = |done: usize, loss: &Mean| {
         bar.set_message(format!("perplexity {:.4}", loss.perplexity()));
         bar.set_position(done as u64);
     };
@@ -188,21 +188,22 @@ fn against(args: &EvalArgs, other: &str, load: &LoadArgs, tokens: &[i64], window
 
 fn as_text(args: &EvalArgs, found: &Evaluation, context: u64, seconds: f64) -> String {
     let loss = &found.loss;
+    let counted = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+    // Of one token nothing is known of how far another would be.
+    let perplexity = |loss: &Mean| match found.scored {
+        1 => format!("perplexity {:.4}", loss.perplexity()),
+        _ => format!("perplexity {:.4} ± {:.4}", loss.perplexity(), loss.perplexity_error()),
+    };
     let mut out = format!(
-        "perplexity {:.4} ± {:.4} over {} tokens in {} windows of {context} ({:.4} nats a token, {seconds:.1} s)",
-        loss.perplexity(),
-        loss.perplexity_error(),
-        found.scored,
-        found.windows,
+        "{} over {} in {} of {context} ({:.4} nats a token, {seconds:.1} s)",
+        perplexity(loss),
+        counted(found.scored, "token"),
+        counted(found.windows, "window"),
         loss.mean(),
     );
     let (Some(d), Some(other)) = (&found.divergence, &args.against) else { return out };
     let share = |part: usize, of: usize| 100.0 * part as f64 / of.max(1) as f64;
-    out.push_str(&format!(
-        "\nagainst {other}: perplexity {:.4} ± {:.4}",
-        d.other.perplexity(),
-        d.other.perplexity_error()
-    ));
+    out.push_str(&format!("\nagainst {other}: {}", perplexity(&d.other)));
     out.push_str(&format!(
         "\nKL divergence from it: mean {:.3e}, median {:.3e}, 99 % {:.3e}, largest {:.3e} nats",
         d.mean(),
@@ -231,7 +232,7 @@ fn as_json(args: &EvalArgs, found: &Evaluation, context: u64, tokens: usize, sec
         })
     });
     json!({
-        "perplexity": loss.perplexity(), "perplexity_error": loss.perplexity_error(), "nats": loss.mean(),
+        "perplexity": loss.perplexity(), "perplexity_error": (found.scored > 1).then(|| loss.perplexity_error()), "nats": loss.mean(),
         "tokens": tokens, "scored": found.scored, "windows": found.windows, "ctx_size": context,
         "stride": args.stride.unwrap_or(context / 2), "against": against, "seconds": seconds,
     })

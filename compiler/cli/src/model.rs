@@ -172,7 +172,8 @@ pub(crate) fn warn_ignored(config: &serde_json::Value, path: &str, spec: &Spec, 
     if ignored.is_empty() {
         return;
     }
-    let told: Vec<String> = ignored.iter().map(|i| format!("`{}: {}` (as {} does)", i.key, i.value, i.card)).collect();
+    let told: Vec<String> =
+        ignored.iter().map(|i| format!("`{}: {}` (the card `{}` reads it)", i.key, i.value, i.card)).collect();
     remark(format!(
         "warning: {path} has keys that this card does not read: {}; they change nothing here",
         told.join(", ")

@@ -124,7 +124,7 @@ pub(crate) fn open(args: &ModelArgs, load: &mut LoadArgs, taps: &[String]) -> Re
         }
         return Ok(Artifact::open(path)?);
     }
-    runs_here(&targets, load.gpu)?;
+    runs_here(&args.model, &targets, load.gpu)?;
     load.check()?;
     if args.tiny {
         // No checkpoint has these sizes.
@@ -150,26 +150,23 @@ pub(crate) fn open(args: &ModelArgs, load: &mut LoadArgs, taps: &[String]) -> Re
     }
     let entry = cache::artifact(&loaded, args)?;
     let family = format!("{} ({})", loaded.model.arch.name, card_name(&loaded));
+    let place = |word: &str| entry.path.as_ref().map_or(String::new(), |path| format!("{word}{}", path.display()));
     if entry.fresh {
-        remark(format!(
-            "compiled {}: {family}, in {:.2} s, into {}",
-            args.model,
-            start.elapsed().as_secs_f64(),
-            entry.path.display()
-        ));
+        let seconds = start.elapsed().as_secs_f64();
+        remark(format!("compiled {}: {family}, in {seconds:.2} s{}", args.model, place(", into ")));
     } else {
-        remark(format!("{}: {family}, compiled before: {}", args.model, entry.path.display()));
+        remark(format!("{}: {family}, compiled before{}", args.model, place(": ")));
     }
-    Ok(Artifact::open(&entry.path)?)
+    Ok(entry.artifact)
 }
 
 /// Refuses targets of which this machine runs none, before anything is compiled for them.
-fn runs_here(targets: &[Box<dyn Target>], gpu: Option<usize>) -> Result<()> {
+fn runs_here(model: &str, targets: &[Box<dyn Target>], gpu: Option<usize>) -> Result<()> {
     let described: Vec<_> = targets.iter().map(|target| target.describe()).collect();
     match HostFeatures::for_targets(&described, gpu)?.refusal(&described) {
         None => Ok(()),
         Some(problem) => Err(RuntimeError::Unsupported {
-            subject: "the model".to_owned(),
+            subject: model.to_owned(),
             problem,
             help: "leave `--target` out, or give one that this machine runs; `xfc compile` compiles for others"
                 .to_owned(),

@@ -17,6 +17,7 @@ use xfc_lang::passes::quantise::Plan;
 use xfc_lang::passes::{self, Event, Moment, Report};
 use xfc_runtime::artifact::container::{self, VariantParts};
 use xfc_runtime::artifact::manifest;
+use xfc_runtime::error::RuntimeError;
 
 use crate::error::CodegenError;
 use crate::kernels::{Built, Input, Known, Outline, build_for, outline_for};
@@ -282,9 +283,13 @@ pub fn write_artifact(card: &str, built: &[Built]) -> Result<Vec<u8>, CodegenErr
 /// # Errors
 /// The folder or file cannot be written.
 pub fn dump_text(dir: &Path, name: &str, text: &str) -> Result<(), CodegenError> {
-    let failed = |source: std::io::Error| CodegenError::Dump { path: dir.join(name), source };
-    std::fs::create_dir_all(dir).map_err(failed)?;
-    std::fs::write(dir.join(name), text).map_err(failed)
+    let path = dir.join(name);
+    std::fs::create_dir_all(dir).map_err(|source| RuntimeError::io(dir, "write", source))?;
+    std::fs::write(&path, text).map_err(|source| {
+        // Half of a dump would look like one. Where it cannot be removed either, the error is still the first one.
+        let _ = std::fs::remove_file(&path);
+        RuntimeError::io(&path, "write", source).into()
+    })
 }
 
 fn dump_kernels(dir: &Path, built: &Built) -> Result<(), CodegenError> {

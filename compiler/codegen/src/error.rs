@@ -51,15 +51,7 @@ pub enum CodegenError {
     /// A program could not be rewritten for a dtype, or its matrices not be put into blocks.
     #[error(transparent)]
     Precision(#[from] xfc_lang::passes::quantise::QuantiseError),
-    /// A dump could not be written.
-    #[error("{}: cannot write: {source}", path.display())]
-    Dump {
-        /// The file.
-        path: std::path::PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The container could not be written.
+    /// The container or a dump could not be written.
     #[error(transparent)]
     Artifact(#[from] xfc_runtime::error::RuntimeError),
 }

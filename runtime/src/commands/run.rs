@@ -261,12 +261,15 @@ pub fn run(artifact: &Artifact, args: &RunArgs, output: &mut Output<'_>) -> Resu
         output.note(format_args!("start: {start}\n"))?;
     }
     let rate = |tokens: usize, seconds: f64| if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 };
+    // The first token comes of the prompt: of one there is no rate.
+    let then = match ids.len() {
+        0 | 1 => counted(ids.len() as u64, "token"),
+        n => format!("{}, {:.1} a second", counted(n as u64, "token"), rate(n - 1, seconds - first)),
+    };
     output.note(format_args!(
-        "prompt: {}, {:.1} a second; then {}, {:.1} a second; weights loaded in {load_seconds:.2} s\n",
+        "prompt: {}, {:.1} a second; then {then}; weights loaded in {load_seconds:.2} s\n",
         counted(prompt_tokens, "token"),
         rate(prompt.ids.len(), first),
-        counted(ids.len() as u64, "token"),
-        rate(ids.len().saturating_sub(1), seconds - first),
     ))?;
     recorded.map_or(Ok(()), |recorded| recorded.end(output))
 }

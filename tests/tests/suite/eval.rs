@@ -50,6 +50,16 @@ fn perplexity_is_what_the_logits_say() -> Result<()> {
     Ok(())
 }
 
+/// Of one token nobody knows how far another would be.
+#[test]
+fn one_token_has_no_error() -> Result<()> {
+    let (shell, _) = shell(&Case::load("llama3")?, 2)?;
+    let said = shell.run("xfc", &["eval", "checkpoint", "--token-file", "ids.txt"])?.success()?;
+    assert!(said.contains(" over 1 token in 1 window of ") && !said.contains('±'), "{said}");
+    assert!(eval(&shell, &[])?["perplexity_error"].is_null());
+    Ok(())
+}
+
 #[test]
 fn runs_are_compared_through_a_file_and_side_by_side() -> Result<()> {
     let case = Case::load("mistral")?;

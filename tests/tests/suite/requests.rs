@@ -171,6 +171,54 @@ fn changes_are_checked_and_compared() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_plan_for_a_matrix_that_is_not_there_is_a_wrong_argument() -> Result<()> {
+    let shell = Shell::new()?;
+    let compile = |plan: &str| shell.run("xfc", &["compile", "llama", "--tiny", "--quant", plan, "-o", "out.xfm"]);
+    compile("int4,foo=int8")?
+        .failure(2, &["no matrix of a product is at 'foo'", "help: `xfc inspect MODEL --names`"])?;
+    compile("int4,q_prj=int8")?.failure(2, &["did you mean `q_proj`?"])?;
+    compile("int4,mlp.dwn_proj=int8")?.failure(2, &["did you mean `mlp.down_proj`?"])?;
+    Ok(())
+}
+
+/// What is compiled runs where it cannot be kept, and that is said.
+#[test]
+fn a_cache_folder_is_no_condition() -> Result<()> {
+    let shell = Shell::new()?;
+    let words = ["run", "llama", "--tiny", "--tokens", "1", "-n", "2", "--json"];
+    let ids = |text: &str| -> Result<serde_json::Value> {
+        Ok(serde_json::from_str::<serde_json::Value>(text)?["ids"].clone())
+    };
+    // A file where the folder would be.
+    fs::write(shell.folder().join(".cache"), "")?;
+    let ran = shell.run("xfc", &words)?;
+    let said = ["warning: the compiled model is not kept: ", "--no-cache", "compiled llama"];
+    assert!(said.iter().all(|said| ran.stderr.contains(said)) && !ran.stderr.contains(", into"), "{}", ran.stderr);
+    let found = ids(&ran.success()?)?;
+    fs::remove_file(shell.folder().join(".cache"))?;
+    let ran = shell.run("xfc", &words)?;
+    assert!(ran.stderr.contains(", into"), "{}", ran.stderr);
+    assert_eq!(ids(&ran.success()?)?, found);
+    Ok(())
+}
+
+#[test]
+fn a_model_is_said_to_be_what_the_command_takes() -> Result<()> {
+    let shell = Shell::new()?;
+    shell.run("xfc", &["compile", "llama", "--tiny", "-o", "small.xfm"])?.success()?;
+    for (command, more) in [("compile", &[][..]), ("verify", &[]), ("quant", &["--bits", "5"]), ("inspect", &[])] {
+        let help = shell.run("xfc", &[command, "--help"])?.success()?;
+        let ran = shell.run("xfc", &[&[command, "small.xfm"], more].concat())?;
+        let takes = ran.code == Some(0);
+        assert_eq!(help.contains("or an artifact"), takes, "{command}:\n{help}{}", ran.stderr);
+    }
+    let other = if cfg!(target_arch = "aarch64") { "cpu:x86-64" } else { "cpu:aarch64" };
+    let ran = shell.run("xfc", &["run", "llama", "--tiny", "--tokens", "1", "--target", other])?;
+    ran.failure(4, &["error: llama: does not run"])?;
+    Ok(())
+}
+
 /// A standard error that is closed takes nothing from the exit code.
 #[cfg(unix)]
 #[test]
@@ -195,6 +243,9 @@ fn what_a_run_leaves_out_is_said() -> Result<()> {
     assert!(none.stderr.contains("prompt: 3 tokens, not run") && !none.stderr.contains("a second"), "{}", none.stderr);
     let full = run(&["-c", "4", "-n", "20"])?;
     assert!(full.stderr.contains("the context of 4 positions is full, after 2 of 20 tokens"), "{}", full.stderr);
+    // The first token has no rate of its own.
+    let one = run(&["-n", "1"])?;
+    assert!(one.stderr.contains("a second; then 1 token; weights"), "{}", one.stderr);
     Ok(())
 }
 

@@ -122,7 +122,7 @@ pub fn apply(program: &mut Program, plan: &Plan) -> Result<(), QuantiseError> {
     let paths: BTreeSet<&str> = found.iter().flat_map(|found| &found.paths).map(String::as_str).collect();
     for rule in &plan.rules {
         if !rule.pattern.is_empty() && !paths.iter().any(|path| rule.fits(path)) {
-            return Err(PlanError::Unused(rule.pattern.join(".")).into());
+            return Err(rule.unused(paths.into_iter()).into());
         }
     }
     // Bodies were listed after those that they call.

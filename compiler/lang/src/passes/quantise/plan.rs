@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
+use crate::diagnostic::closest;
 use crate::graph::blocks::{BlockForm, Blocks};
 use crate::graph::path::{components, parameters};
 
@@ -59,7 +60,7 @@ pub struct StoredForm {
 pub enum PlanError {
     /// A format that does not exist.
     #[error(
-        "'{0}' is no format of weights: they are int8, int4, uint8, uint4 (with a minimum), fp8 (E4M3), each with a group of 32, 64 or 128 as in int4:g64, stored and none"
+        "'{0}' is no format of weights: they are int8, int4, uint8, uint4 (with a minimum) and fp8 (E4M3), each with a group of 32, 64 or 128 as in int4:g64; or stored, or none"
     )]
     Format(String),
     /// A pattern without a name.
@@ -68,8 +69,13 @@ pub enum PlanError {
     )]
     Pattern(String),
     /// A pattern that no matrix fits.
-    #[error("no matrix of a product is at '{0}'")]
-    Unused(String),
+    #[error("no matrix of a product is at '{pattern}'")]
+    Unused {
+        /// The pattern.
+        pattern: String,
+        /// The part of a path that is closest to it.
+        meant: Option<String>,
+    },
 }
 
 impl Plan {
@@ -137,6 +143,18 @@ impl Plan {
 }
 
 impl Rule {
+    /// That no path is fitted by it, and what is closest among as many components.
+    pub(super) fn unused<'a>(&self, paths: impl Iterator<Item = &'a str>) -> PlanError {
+        let part = |path: &str| -> Vec<String> {
+            let path: Vec<&str> = components(path).collect();
+            path.windows(self.pattern.len()).map(|part| part.join(".")).collect()
+        };
+        let parts: Vec<String> = paths.flat_map(part).collect();
+        let pattern = self.pattern.join(".");
+        let meant = closest(&pattern, parts.iter().map(String::as_str)).map(str::to_owned);
+        PlanError::Unused { pattern, meant }
+    }
+
     pub(super) fn fits(&self, path: &str) -> bool {
         let path: Vec<&str> = components(path).collect();
         let same = |(own, of): (&String, &&str)| own == "*" || own == of;
