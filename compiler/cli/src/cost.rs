@@ -12,7 +12,7 @@ use xfc_lang::view::{bytes, digits};
 
 pub(crate) use xfc_lang::view::thousands;
 
-use xfc_runtime::artifact::manifest::{Launch, When};
+use xfc_runtime::artifact::manifest::{BufferRef, Launch, Manifest, When};
 use xfc_runtime::cache::CacheOptions;
 use xfc_runtime::cost::{AxisShape, StepShape, Work};
 use xfc_runtime::need::{Need, largest_context};
@@ -164,6 +164,26 @@ fn place(name: &str) -> Option<(&str, u64, &str)> {
     None
 }
 
+/// `self_attn.q_proj + k_proj + v_proj`: a launch's name with the other modules whose matrices it multiplies by.
+fn merged(launch: &Launch, name: &str, manifest: &Manifest) -> String {
+    let weight =
+        |operand: &BufferRef| if let BufferRef::Weight(id) = operand { manifest.weights.get(*id) } else { None };
+    let sources = launch.operands.iter().filter_map(weight).flat_map(|weight| &weight.sources);
+    let mut modules: Vec<&str> = Vec::new();
+    for (module, _) in sources.filter_map(|source| source.path.rsplit_once('.')) {
+        if !modules.contains(&module) {
+            modules.push(module);
+        }
+    }
+    match modules.split_first() {
+        Some((first, others)) if *first == launch.name => {
+            let last = |module: &&str| format!(" + {}", module.rsplit('.').next().unwrap_or_default());
+            format!("{name}{}", others.iter().map(last).collect::<String>())
+        }
+        _ => name.to_owned(),
+    }
+}
+
 fn parts(outline: &Outline, asked: Asked) -> Vec<Part> {
     let (shape, batch) = (shape(outline, asked), u64::from(asked.batch));
     let mut parts: Vec<Part> = Vec::new();
@@ -180,6 +200,7 @@ fn parts(outline: &Outline, asked: Asked) -> Vec<Part> {
         };
         let kernel = launch.variants.first().and_then(|v| outline.manifest.kernels.get(v.kernel));
         let kind = kernel.map_or("", |k| k.name.split('_').next().unwrap_or_default()).to_owned();
+        let name = if kind == "linear" { merged(launch, &name, &outline.manifest) } else { name };
         let form = launch.when.map(form);
         let name = form.map_or_else(|| name.clone(), |form| format!("{name} ({form})"));
         let row = Row { name, kind, form, work, written: written.saturating_mul(rows) };

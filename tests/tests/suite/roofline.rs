@@ -112,6 +112,31 @@ fn any_number_of_sequences_is_counted_at_once() -> Result<()> {
     Ok(())
 }
 
+/// A line `..` of the page stands for lines that are left out.
+#[test]
+fn the_page_shows_what_is_printed() -> Result<()> {
+    let page = std::fs::read_to_string(repository().join("docs/seeing.md"))?;
+    let shown = page.split("```").find_map(|block| block.strip_prefix("text\nLlama, one token after "));
+    let shown = format!("Llama, one token after {}", shown.ok_or("the page has no table of costs")?);
+    let target = shown.lines().next().and_then(|line| line.split("kernels of ").nth(1)).ok_or("no target")?;
+    let machine = repository().join("examples/machines/h200.yaml").display().to_string();
+    let arguments =
+        ["inspect", "llama", "--dtype", "bf16", "--cost", "--machine", &machine, "-c", "8192", "--target", target];
+    let printed = Shell::new()?.run("xfc", &arguments)?.success()?;
+    let mut lines = printed.lines();
+    let mut skips = false;
+    for line in shown.lines() {
+        if line.trim() == ".." {
+            skips = true;
+            continue;
+        }
+        let found = if skips { lines.find(|printed| *printed == line) } else { lines.next() };
+        assert_eq!(found, Some(line), "docs/seeing.md is not what is printed:\n{printed}");
+        skips = false;
+    }
+    Ok(())
+}
+
 #[test]
 fn the_largest_context_fills_the_memory() -> Result<()> {
     let json = cost(&["-c", "131072"])?;

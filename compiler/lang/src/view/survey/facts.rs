@@ -320,8 +320,8 @@ impl Feed {
 
 const WORK: &str = "Memory and work";
 
-/// Dtypes of weights: bits of a parameter.
-const BITS: [(&str, u64); 4] = [("f32", 32), ("bf16", 16), ("8 bits", 8), ("4 bits", 4)];
+/// Dtypes that all weights may have: bytes of a parameter. What formats of few bits take depends on which matrices can be held so.
+const DTYPES: [(&str, u64); 2] = [("f32", 4), ("bf16", 2)];
 
 fn works(survey: &Survey, contexts: &[u64], facts: &mut Vec<Fact>) {
     let per_token = survey.numbers.cache_bytes_per_token() as f64;
@@ -344,9 +344,9 @@ fn works(survey: &Survey, contexts: &[u64], facts: &mut Vec<Fact>) {
         let told = if kept == 0 { "none".to_owned() } else { magnitude::bytes(kept) };
         maybe(facts, (&key, &label), if within(*tokens) { Ok((told, kept as f64)) } else { Err(over()) });
     }
-    for (name, bits) in BITS {
-        let bytes = survey.numbers.parameters.saturating_mul(bits) / 8;
-        let key = format!("weight_bytes_{}", name.replace(' ', "_"));
+    for (name, bytes) in DTYPES {
+        let bytes = survey.numbers.parameters.saturating_mul(bytes);
+        let key = format!("weight_bytes_{name}");
         amount(facts, WORK, (&key, &format!("weights, {name}")), magnitude::bytes(bytes), bytes as f64);
     }
     for tokens in contexts {
