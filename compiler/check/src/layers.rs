@@ -88,16 +88,17 @@ fn options_of(operand: DType) -> Options {
 }
 
 impl Layer {
-    /// So many pairs of products from `widths[0]` to `widths[1]` and back, one after another, each of numbers below 1. Of two `parts` each is a gate beside
-    /// what it opens.
+    /// So many pairs of products from `widths[0]` to `widths[1]` and back, one after another, each of numbers of about 1 and added to what it is
+    /// given: gate after gate would make nothing of what is small, and much of what was rounded otherwise. Of two `parts` each is a gate beside what it opens.
     ///
     /// # Errors
     /// A type that weights do not have.
     pub fn products(operand: DType, parts: usize, widths: [u64; 2], pairs: u64) -> Result<Self> {
         let [outer, inner] = widths;
         let wiring = format!(
-            "{}\npair(i)(x) {{\n  up = product({inner})\n  down = product({outer})\n  return down(up(tanh(x)))\n}}\n\
-             model(x: f32[tokens, {outer}]) {{\n  layers = [pair(i) for i in 0..{pairs}]\n  out = linear({OUTPUTS})\n  return {{y: out(layers(x))}}\n}}",
+            "{}\npair(i)(x) {{\n  up = product({inner})\n  down = product({outer})\n  return x + down(up(plain(x)))\n}}\n\
+             plain(x) = rms_norm(1.0e-6, gain = false)(x)\n\
+             model(x: f32[tokens, {outer}]) {{\n  layers = [pair(i) for i in 0..{pairs}]\n  out = linear({OUTPUTS})\n  return {{y: out(plain(layers(x)))}}\n}}",
             product(parts),
         );
         let kernels = format!("linear_{operand}_{}", several(parts));

@@ -134,7 +134,7 @@ fn no_schedule_changes_the_layers_that_are_measured() -> Result<()> {
     let blocks = DType::Blocks(Blocks::weights(BlockForm::Uint8, 64));
     let layers = [
         (Layer::products(DType::BF16, 1, [70, 131], 2)?, "bf16", "linear"),
-        (Layer::products(DType::BF16, 2, [70, 131], 1)?, "bf16", "linear"),
+        (Layer::products(DType::BF16, 2, [70, 131], 6)?, "bf16", "linear"),
         (Layer::products(blocks, 2, [70, 131], 1)?, "uint8:g64", "linear"),
         (
             Layer::attention(DType::BF16, CacheType::Float(DType::BF16), Heads { heads: 6, kv_heads: 2, dim: 20 }, 2)?,
@@ -167,6 +167,21 @@ fn no_schedule_changes_the_layers_that_are_measured() -> Result<()> {
     // Weights that lie otherwise are not shared.
     let loaded = Arc::new(Layer::products(DType::F32, 1, [8, 8], 1)?).load(&*plain, &pool)?;
     assert!(loaded.with_target(&*target::parse("cpu:x86-64")?).is_err());
+    Ok(())
+}
+
+/// As many pairs as memory asks for: gates after gates neither vanish nor grow beyond bounds, so that outputs say something.
+#[test]
+fn outputs_of_many_layers_are_of_about_one() -> Result<()> {
+    let pool = Arc::new(ThreadPool::new(2)?);
+    let target = target::parse("cpu")?;
+    let int4 = DType::Blocks(Blocks::weights(BlockForm::Int4, 32));
+    for (operand, parts, pairs) in [(int4, 2, 24), (DType::BF16, 2, 6), (DType::F32, 1, 12)] {
+        let layer = Layer::products(operand, parts, [128, 192], pairs)?;
+        let outputs = Arc::new(layer).load(&*target, &pool)?.timed(3, 0)?.run()?.outputs;
+        let size = (outputs.iter().map(|x| x * x).sum::<f32>() / outputs.len() as f32).sqrt();
+        assert!((0.3..3.0).contains(&size), "{operand} x {parts}, {pairs} pairs: {size}");
+    }
     Ok(())
 }
 

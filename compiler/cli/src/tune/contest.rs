@@ -68,6 +68,13 @@ impl Contest<'_> {
         let looking_until = begin + self.until.saturating_duration_since(begin).mul_f64(LOOKING);
         let used = Use::now();
         let mut default = Racer::new(loaded.timed(self.rows, 0)?)?;
+        let size = size(&default.first.outputs);
+        if !tells(size) {
+            remark(format!(
+                "warning: {}: the outputs of the default are of size {size}: those of other schedules are not compared with them",
+                self.family
+            ));
+        }
         let mut tried = 0;
         let mut best: Option<(Fields, Racer)> = None;
         let mut stage = 0;
@@ -116,7 +123,8 @@ impl Contest<'_> {
         let target = self.base.with_profile(profile);
         let target = target.map_err(|error| CliError::Departed(format!("{}: {fields}: {error}", self.family)))?;
         let racer = Racer::new(loaded.with_target(&*target)?.timed(self.rows, 0)?)?;
-        if same(&default.first.outputs, &racer.first.outputs) {
+        let [old, new] = [default, &racer].map(|racer| &racer.first.outputs[..]);
+        if !tells(size(old)) || same(old, new) {
             return Ok(Some(racer));
         }
         remark(format!(
@@ -209,12 +217,22 @@ fn gain(old: &mut Racer, new: &mut Racer, pairs: usize) -> Result<Gain> {
     Ok(Gain::of(quotients))
 }
 
+/// The root of the mean square.
+fn size(outputs: &[f32]) -> f64 {
+    (outputs.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / outputs.len().max(1) as f64).sqrt()
+}
+
+/// Whether something can be compared with outputs of this size.
+fn tells(size: f64) -> bool {
+    size.is_finite() && size > 0.0
+}
+
 /// Whether outputs are the same to rounding. Sums may be added in another order, and where a value between layers is rounded to fewer bits the last of these
 /// may differ.
 fn same(a: &[f32], b: &[f32]) -> bool {
-    let size = (a.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / a.len().max(1) as f64).sqrt();
+    let size = size(a);
     let near = |(a, b): (&f32, &f32)| f64::from((a - b).abs()) <= 0.05 * size;
-    a.len() == b.len() && size.is_finite() && size > 0.0 && a.iter().zip(b).all(near)
+    a.len() == b.len() && tells(size) && a.iter().zip(b).all(near)
 }
 
 /// To three digits behind the point.
