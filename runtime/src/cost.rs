@@ -21,6 +21,17 @@ pub enum Products {
     Byte,
 }
 
+impl Products {
+    /// What is multiplied, for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Single => "f32",
+            Self::Half => "bf16",
+            Self::Byte => "bytes",
+        }
+    }
+}
+
 /// One ragged axis of a step.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AxisShape {

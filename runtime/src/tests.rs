@@ -62,7 +62,7 @@ pub(crate) fn artifact() -> Artifact {
     let kernel = |name: &str| Kernel { name: name.into(), scratch_bytes: 0, shared_bytes: 0, waits: false };
     manifest.kernels = vec![kernel("keep"), kernel("sum")];
     let variants = |kernel| {
-        let variant = |rows_per_tile| Variant { kernel, rows_per_tile, tiles_per_block: 1 };
+        let variant = |rows_per_tile| Variant { kernel, rows_per_tile, tiles_per_block: 1, multiplies: None };
         vec![variant(1), variant(1)]
     };
     let slot = |group| BufferRef::Cache { group, slot: 1 };

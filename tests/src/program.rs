@@ -5,6 +5,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use xfc_check::inputs::{self, Inputs};
+use xfc_check::truth;
 use xfc_codegen::driver::write_artifact;
 use xfc_codegen::kernels::{Built, Input, build_for};
 use xfc_codegen::plan::Stored;
@@ -73,7 +75,8 @@ pub fn agree_to(
     agree_together(text, &of_one, targets, bounds)
 }
 
-/// The same of several sequences: what each is given in each step, `None` where it has no part in it.
+/// The same of several sequences: what each is given in each step, `None` where it has no part in it. Operands are of the type that the precision is named after, and what a plan
+/// multiplies as bf16 in some steps the interpreter does too.
 pub fn agree_together(
     text: &str,
     steps: &[Vec<Option<Vec<Given<'_>>>>],
@@ -84,29 +87,34 @@ pub fn agree_together(
     let shapes = weight_shapes(&program);
     let fused = fuse(&program)?;
     let weights = made_up(&shapes);
-    let truth = Interpreter::<f32>::new(verify(&program).map_err(|v| v.to_string())?, &weights)?;
+    let interpreter = Interpreter::<f32>::new(verify(&program).map_err(|v| v.to_string())?, &weights)?;
+    let dtype = if precision == Precision::BF16 { DType::BF16 } else { DType::F32 };
     // What the interpreter makes of each step, when a target that runs here asks for it first.
     let mut wanted = Vec::new();
     let host = gpu::host();
     for target in targets {
         let name = target.name();
-        let artifact = Artifact::from_bytes(write_artifact("", &[built(&fused, &shapes, &**target)?])?)?;
+        let artifact = Artifact::from_bytes(write_artifact("", &[built(&fused, &shapes, dtype, &**target)?])?)?;
         // Code that this machine cannot run is linked, which refuses calls of libraries, and no more.
         if artifact.manifests().any(|m| host.missing(&m.target).is_none_or(|missing| !missing.is_empty())) {
             continue;
         }
         let n = steps.first().map_or(0, Vec::len);
         let (model, mut session, sequences) = opened(&artifact, n as u32, SessionOptions::default())?;
-        if wanted.is_empty() {
+        let departs = truth::departs(model.manifest());
+        if wanted.is_empty() || departs {
+            wanted.clear();
             let mut states: Vec<_> = (0..n).map(|_| State::new()).collect();
             for step in steps {
                 let mut of_step = Vec::new();
+                let program = as_planned(&program, model.manifest(), step)?;
+                let interpreter = interpreter.of(verify(&program).map_err(|v| v.to_string())?)?;
                 for (state, given) in states.iter_mut().zip(step) {
                     let Some(given) = given else { continue };
                     if model.manifest().whole_sequences {
                         *state = State::new();
                     }
-                    of_step.push(truth.step(state, &tensors(&program, given)?)?);
+                    of_step.push(interpreter.step(state, &tensors(&program, given)?)?);
                 }
                 wanted.push(of_step);
             }
@@ -130,8 +138,22 @@ pub fn agree_together(
                 }
             }
         }
+        if departs {
+            wanted.clear();
+        }
     }
     Ok(())
+}
+
+/// The program in the arithmetic that a plan has for a step.
+fn as_planned(program: &Program, manifest: &Manifest, step: &[Option<Vec<Given<'_>>>]) -> Result<Program> {
+    let given =
+        step.iter().flatten().map(|given| given.iter().map(|(name, x)| ((*name).to_owned(), x.clone())).collect());
+    let given: Vec<Inputs> = given.collect();
+    let added: Vec<u64> = (0..manifest.axes.len())
+        .map(|axis| given.iter().map(|inputs| inputs::length(manifest, inputs, axis)).sum())
+        .collect();
+    Ok(truth::with_halves(program, &truth::halves_of(manifest, &added))?)
 }
 
 /// Runs the rows `x` of the only input through the compiled program, on every target that runs here: the last rows, `tail` in all, in one step, and in
@@ -145,7 +167,8 @@ pub fn same_in_small_steps(text: &str, x: &[Vec<f32>], tail: &[usize]) -> Result
     let head = x.len() - tail.iter().sum::<usize>();
     // Rows are many here: an emulator takes minutes for them.
     for name in TARGETS.iter().chain(&LINKED).filter(|name| !name.starts_with("cuda")) {
-        let artifact = Artifact::from_bytes(write_artifact("", &[built(&fused, &shapes, &*target::parse(name)?)?])?)?;
+        let artifact =
+            Artifact::from_bytes(write_artifact("", &[built(&fused, &shapes, DType::F32, &*target::parse(name)?)?])?)?;
         if artifact.manifests().any(|m| host.missing(&m.target).is_none()) {
             continue;
         }
@@ -217,7 +240,8 @@ pub fn compare_with_interpreter(text: &str, schedule: &Schedule, targets: &[&str
     let (exact, rounded) =
         (Interpreter::<f64>::new(verified()?, &weights)?, Interpreter::<f32>::new(verified()?, &weights)?);
     for name in targets {
-        let artifact = Artifact::from_bytes(write_artifact("", &[built(&fused, &shapes, &*target::parse(name)?)?])?)?;
+        let artifact =
+            Artifact::from_bytes(write_artifact("", &[built(&fused, &shapes, DType::F32, &*target::parse(name)?)?])?)?;
         let n = schedule.first().map_or(0, Vec::len);
         let options = SessionOptions { context_tokens: Some(96), ..SessionOptions::default() };
         let (model, mut session, ids) = opened(&artifact, n as u32, options)?;
@@ -332,14 +356,14 @@ pub fn of_wiring(wiring: &str) -> Result<String> {
 /// The artifact of a program for the first target.
 pub fn artifact(text: &str) -> Result<Artifact> {
     let program = parse(text)?;
-    let built = built(&fuse(&program)?, &weight_shapes(&program), &*target::parse(TARGETS[0])?)?;
+    let built = built(&fuse(&program)?, &weight_shapes(&program), DType::F32, &*target::parse(TARGETS[0])?)?;
     Ok(Artifact::from_bytes(write_artifact("", &[built])?)?)
 }
 
 /// The manifest of a program for the first target.
 pub fn manifest(text: &str) -> Result<Manifest> {
     let program = parse(text)?;
-    Ok(built(&fuse(&program)?, &weight_shapes(&program), &*target::parse(TARGETS[0])?)?.manifest)
+    Ok(built(&fuse(&program)?, &weight_shapes(&program), DType::F32, &*target::parse(TARGETS[0])?)?.manifest)
 }
 
 fn fuse(program: &Program) -> Result<Program> {
@@ -348,7 +372,7 @@ fn fuse(program: &Program) -> Result<Program> {
     Ok(fused)
 }
 
-fn built(fused: &Program, shapes: &HashMap<String, Vec<u64>>, target: &dyn Target) -> Result<Built> {
+fn built(fused: &Program, shapes: &HashMap<String, Vec<u64>>, dtype: DType, target: &dyn Target) -> Result<Built> {
     let stored = |path: &str| {
         shapes.get(path).map(|shape| Stored {
             names: vec![path.to_owned()],
@@ -357,7 +381,7 @@ fn built(fused: &Program, shapes: &HashMap<String, Vec<u64>>, target: &dyn Targe
             offset: 0.0,
         })
     };
-    let input = Input { program: fused, stored: &stored, format: "hf", ignore: &[], parameters: 0 };
+    let input = Input { program: fused, dtype, stored: &stored, format: "hf", ignore: &[], parameters: 0 };
     Ok(build_for(&input, target, 2, Keep::default(), Some(known()))?)
 }
 

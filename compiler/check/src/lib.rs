@@ -31,6 +31,7 @@ pub mod sensitivity;
 pub mod stored;
 pub mod subject;
 pub mod taps;
+pub mod truth;
 pub mod units;
 pub mod verify;
 pub mod weights;

@@ -81,7 +81,10 @@ impl Search<'_> {
         let program = self.subject.program(values);
         let model = self.subject.compile(&program, self.target)?;
         let got = run(&model, &self.chosen, &self.check.cuts)?;
-        let want = self.subject.interpret::<f32>(&program, &self.chosen)?;
+        let want = match self.subject.interpret_as::<f32>(model.manifest(), &program, &self.chosen, &self.check.cuts)? {
+            Some(want) => want,
+            None => self.subject.interpret::<f32>(&program, &self.chosen)?,
+        };
         for value in values {
             for (got, want) in got.iter().zip(&want) {
                 let Some(want) = want.get(&value.path) else { continue };

@@ -1,18 +1,20 @@
 //! What is checked: a model with its weights, compiled for a target or interpreted, with any of its values among its outputs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
 use std::sync::Arc;
 
 use xfc_codegen::driver::{self, Options};
 use xfc_codegen::target::Target;
 use xfc_lang::arch::Model;
 use xfc_lang::graph::named::{Named, tap};
-use xfc_lang::graph::verify::verify;
+use xfc_lang::graph::verify::{Verified, verify};
 use xfc_lang::graph::{DType, Program};
 use xfc_lang::passes::precision::CacheType;
 use xfc_lang::passes::quantise;
-use xfc_lang::reference::{Float, Interpreter, State};
+use xfc_lang::reference::{Float, Interpreter, State, Tensor};
 use xfc_runtime::artifact::Artifact;
+use xfc_runtime::artifact::manifest::Manifest;
 use xfc_runtime::model::{Model as Loaded, ModelOptions};
 use xfc_runtime::session::SessionOptions;
 use xfc_runtime::step::{StepInput, Wanted};
@@ -21,6 +23,7 @@ use xfc_runtime::weights::Checkpoint;
 use crate::compare::Precision;
 use crate::error::{CheckError, Result};
 use crate::inputs::{self, Inputs};
+use crate::truth::{self, Halves};
 use crate::weights::parameter;
 
 /// A tensor of numbers.
@@ -64,26 +67,77 @@ impl Subject<'_> {
         if taps.is_empty() { self.model.program.clone() } else { tap(&self.model.program, taps) }
     }
 
+    /// The program as it is interpreted: the precision of everything explicit.
+    fn prepared(&self, program: &Program) -> Result<Program> {
+        let mut program = program.clone();
+        quantise::prepare(&mut program, self.options.dtype, self.options.cache_type(), &self.options.quant)?;
+        Ok(program)
+    }
+
+    /// A parameter as the interpreter reads it.
+    fn weight(&self, path: &str) -> Result<Tensor, Box<dyn Error + Send + Sync>> {
+        let held = self.options.quant.of(path).filter(|blocks| blocks.stored);
+        parameter(self.model, self.truth.unwrap_or(self.checkpoint), path, held).map_err(Into::into)
+    }
+
     /// What the interpreter makes of each sequence, whole and alone, in `F`.
     ///
     /// # Errors
     /// Weights or inputs that do not fit.
     pub fn interpret<F: Float>(&self, program: &Program, sequences: &[&Inputs]) -> Result<Vec<Outputs>> {
-        let mut program = program.clone();
-        quantise::prepare(&mut program, self.options.dtype, self.options.cache_type(), &self.options.quant)?;
-        let verified = verify(&program).map_err(|v| CheckError::request(v.to_string(), "this is a defect of xfc"))?;
-        let checkpoint = self.truth.unwrap_or(self.checkpoint);
-        let held = |path: &str| self.options.quant.of(path).filter(|blocks| blocks.stored);
-        let weights = |path: &str| parameter(self.model, checkpoint, path, held(path)).map_err(Into::into);
-        let interpreter = Interpreter::<F>::new(verified, &weights)?;
+        let program = self.prepared(program)?;
+        let interpreter = Interpreter::<F>::new(verified(&program)?, &|path| self.weight(path))?;
         let run = |inputs: &&Inputs| {
             let outputs = interpreter.step(&mut State::new(), &inputs::tensors(&program, inputs))?;
-            Ok(outputs
-                .into_iter()
-                .map(|(name, tensor)| (name, Rows { values: tensor.to_f64(), dims: tensor.dims }))
-                .collect())
+            let rows = |(name, tensor): (String, Tensor)| (name, Rows { values: tensor.to_f64(), dims: tensor.dims });
+            Ok(outputs.into_iter().map(rows).collect())
         };
         sequences.iter().map(run).collect()
+    }
+
+    /// What the interpreter makes of sequences that are cut into steps, where in some of them a plan multiplies what the program does not say ([`truth`]); `None` where in none:
+    /// then [`interpret`](Self::interpret) is the truth, whatever the cuts.
+    ///
+    /// # Errors
+    /// As [`interpret`](Self::interpret); a plan that no program has.
+    pub fn interpret_as<F: Float>(
+        &self,
+        manifest: &Manifest,
+        program: &Program,
+        sequences: &[&Inputs],
+        cuts: &Cuts,
+    ) -> Result<Option<Vec<Outputs>>> {
+        let steps = truth::of_steps(manifest, sequences, cuts);
+        if steps.iter().all(BTreeSet::is_empty) {
+            return Ok(None);
+        }
+        let plain = self.prepared(program)?;
+        let halves: BTreeSet<&Halves> = steps.iter().collect();
+        let programs: Vec<(&Halves, Program)> =
+            halves.into_iter().map(|of| Ok((of, truth::with_halves(&plain, of)?))).collect::<Result<_>>()?;
+        // All read the same weights.
+        let first = Interpreter::<F>::new(verified(&plain)?, &|path| self.weight(path))?;
+        let interpreters: BTreeMap<&Halves, Interpreter<'_, F>> =
+            programs.iter().map(|(of, program)| Ok((*of, first.of(verified(program)?)?))).collect::<Result<_>>()?;
+        let run = |(inputs, cuts): (&&Inputs, &Vec<u64>)| {
+            let (mut state, mut start, mut all) = (State::new(), 0, Outputs::new());
+            for (n, of) in cuts.iter().zip(&steps).filter(|(n, _)| **n > 0) {
+                let piece: Inputs = inputs::piece(manifest, inputs, start, *n).into_iter().collect();
+                let outputs = interpreters[of].step(&mut state, &inputs::tensors(&plain, &piece))?;
+                for (name, tensor) in outputs {
+                    let values = tensor.to_f64();
+                    let rows = all.entry(name).or_insert_with(|| Rows {
+                        dims: std::iter::once(0).chain(tensor.dims.iter().skip(1).copied()).collect(),
+                        values: Vec::new(),
+                    });
+                    rows.dims[0] += tensor.dims.first().copied().unwrap_or(1);
+                    rows.values.extend(values);
+                }
+                start += n;
+            }
+            Ok(all)
+        };
+        sequences.iter().zip(cuts).map(run).collect::<Result<_>>().map(Some)
     }
 
     /// The program compiled for a target and loaded with the checkpoint.
@@ -98,6 +152,10 @@ impl Subject<'_> {
         let options = ModelOptions { threads: self.threads, ..ModelOptions::default() };
         Ok(Loaded::load(&artifact, self.checkpoint, &options)?)
     }
+}
+
+fn verified(program: &Program) -> Result<Verified<'_>> {
+    verify(program).map_err(|v| CheckError::request(v.to_string(), "this is a defect of xfc"))
 }
 
 /// How sequences are cut into steps: for each, how many elements of the first axis each step adds; 0 leaves it out of the step.

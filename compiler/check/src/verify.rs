@@ -1,6 +1,7 @@
 //! Compiled against interpreter: a sequence whole, in pieces, token by token, and several in one step, on each target.
 //!
-//! The interpreter runs every sequence whole and alone, once; whatever way compiled code takes must come to the same.
+//! The interpreter runs every sequence whole and alone, once; whatever way compiled code takes must come to the same. Where a plan multiplies some products of a phase as
+//! bf16 that the program has in integers of 8 bits, it runs the steps of a check as they are cut, each in its own arithmetic ([`crate::truth`]).
 
 use xfc_codegen::target::Target;
 use xfc_runtime::artifact::manifest::Manifest;
@@ -9,6 +10,7 @@ use crate::compare::{Element, Measure, Tier, measure_unless};
 use crate::error::{CheckError, Result};
 use crate::inputs::{self, Inputs, Which};
 use crate::subject::{Cuts, Outputs, Subject, run};
+use crate::truth;
 
 /// How much is checked.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +45,8 @@ pub struct Finding {
     pub dims: Vec<usize>,
     /// How it differs.
     pub measure: Measure,
+    /// Of the steps of the check, in how many the plan multiplies bf16 where the program says integers of 8 bits; the interpreter does so too.
+    pub halved_steps: usize,
 }
 
 impl Finding {
@@ -172,8 +176,15 @@ pub fn verify(
             progress(&format!("{}: {}", target.name(), check.name));
             let chosen: Vec<&Inputs> = check.sequences.iter().map(|s| &done.sequences[*s]).collect();
             let got = run(&model, &chosen, &check.cuts)?;
-            let want: Vec<&Outputs> = check.sequences.iter().map(|s| &truth[*s]).collect();
-            done.findings.push(worst(subject, target.name(), check, &got, &want));
+            let program = &subject.model.program;
+            let own = subject.interpret_as::<f32>(model.manifest(), program, &chosen, &check.cuts)?;
+            let want: Vec<&Outputs> = match &own {
+                Some(own) => own.iter().collect(),
+                None => check.sequences.iter().map(|s| &truth[*s]).collect(),
+            };
+            let steps = truth::of_steps(model.manifest(), &chosen, &check.cuts);
+            let halved_steps = steps.iter().filter(|step| !step.is_empty()).count();
+            done.findings.push(Finding { halved_steps, ..worst(subject, target.name(), check, &got, &want) });
         }
     }
     Ok(done)
@@ -195,6 +206,7 @@ fn worst(subject: &Subject<'_>, target: &str, check: Check, got: &[Outputs], wan
                     output: name.clone(),
                     dims: want.dims.clone(),
                     measure,
+                    halved_steps: 0,
                 };
                 worst = Some((share, finding));
             }
@@ -206,6 +218,7 @@ fn worst(subject: &Subject<'_>, target: &str, check: Check, got: &[Outputs], wan
         output: String::new(),
         dims: Vec::new(),
         measure: Measure::default(),
+        halved_steps: 0,
     };
     worst.map_or_else(nothing, |(_, finding)| finding)
 }

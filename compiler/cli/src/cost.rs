@@ -83,7 +83,7 @@ pub(crate) fn run(loaded: &Loaded, args: &InspectArgs) -> Result<String> {
         return Err(CliError::usage("costs are told for one target", "give `--target` once"));
     };
     let fused = driver::fuse(&loaded.model, &options)?;
-    let outline = driver::outline(&loaded.model, &fused.program, &**target)?;
+    let outline = driver::outline(&loaded.model, &fused.program, &**target, &options)?;
     let machine = Machine::named(args.machine.as_deref().unwrap_or("this"), &outline.manifest.target)?;
     let asked = asked(args, &outline)?;
     let parts = parts(&outline, asked);

@@ -141,7 +141,7 @@ fn artifact(path: &Path, args: &InspectArgs) -> Result<String> {
 fn in_types(loaded: &Loaded, args: &InspectArgs, options: &driver::Options) -> Result<String> {
     let fused = driver::fuse(&loaded.model, options)?;
     let targets = args.model.targets()?;
-    let outline = driver::outline(&loaded.model, &fused.program, &*targets[0])?;
+    let outline = driver::outline(&loaded.model, &fused.program, &*targets[0], options)?;
     summary::planned(&loaded.model, &outline.manifest)
 }
 
@@ -314,6 +314,11 @@ fn plan_text(m: &xfc_runtime::artifact::manifest::Manifest, only: Option<usize>)
         kernels.dedup();
         let _ = writeln!(out, "{i:>5}  {}", launch.name);
         let _ = writeln!(out, "       {}", kernels.join(" | "));
+        for (phase, variant) in m.phases.iter().zip(&launch.variants) {
+            if let Some(multiplies) = variant.multiplies {
+                let _ = writeln!(out, "       multiplies {} where rows are {}", multiplies.name(), phase.name);
+            }
+        }
         let operands: Vec<String> = launch
             .operands
             .iter()

@@ -195,7 +195,7 @@ fn outline(loaded: &Loaded, args: &InspectArgs) -> Result<std::result::Result<Ou
         return Err(CliError::usage("caches are told for one target", "give `--target` once"));
     };
     let fused = driver::fuse(&loaded.model, &options);
-    Ok(fused.and_then(|fused| driver::outline(&loaded.model, &fused.program, &**target)))
+    Ok(fused.and_then(|fused| driver::outline(&loaded.model, &fused.program, &**target, &options)))
 }
 
 /// `--cache`.

@@ -242,9 +242,15 @@ impl Prepared {
         for f in &found.findings {
             let [furthest, allowed] = numbers(f.measure.furthest);
             let passed = if f.passed() { "pass" } else { "FAIL" };
+            let steps = f.check.cuts.iter().map(Vec::len).max().unwrap_or(0);
+            let halved = match f.halved_steps {
+                0 => String::new(),
+                n if steps == 1 && n == 1 => " (groups as bf16)".to_owned(),
+                n => format!(" (groups as bf16 in {n} of {steps} steps)"),
+            };
             table.push([
                 f.target.clone(),
-                f.check.name.clone(),
+                format!("{}{halved}", f.check.name),
                 f.output.clone(),
                 furthest,
                 allowed,
@@ -259,7 +265,7 @@ impl Prepared {
             json!({
                 "target": f.target, "check": f.check.name, "output": f.output, "pass": f.passed(),
                 "difference": f.measure.furthest.map(|e| e.difference), "allowed": f.measure.furthest.map(|e| e.allowed),
-                "departing": f.measure.departing,
+                "departing": f.measure.departing, "bf16_steps": f.halved_steps,
             })
         };
         let first = first.map(|f| self.value_json(&f.value, &f.dims, &f.measure));

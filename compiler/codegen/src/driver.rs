@@ -226,23 +226,31 @@ pub fn build_kernels(
     target: &dyn Target,
     options: &Options,
 ) -> Result<Built, CodegenError> {
-    with_input(model, fused, |input| build_for(input, target, options.threads, options.keep, options.known.as_deref()))
+    with_input(model, fused, options, |input| {
+        build_for(input, target, options.threads, options.keep, options.known.as_deref())
+    })
 }
 
 /// Plans a fused program of a model for one target and compiles nothing.
 ///
 /// # Errors
 /// A construct without a lowering.
-pub fn outline(model: &Model, fused: &Program, target: &dyn Target) -> Result<Outline, CodegenError> {
-    with_input(model, fused, |input| outline_for(input, target))
+pub fn outline(
+    model: &Model,
+    fused: &Program,
+    target: &dyn Target,
+    options: &Options,
+) -> Result<Outline, CodegenError> {
+    with_input(model, fused, options, |input| outline_for(input, target))
 }
 
-fn with_input<T>(model: &Model, fused: &Program, then: impl FnOnce(&Input<'_>) -> T) -> T {
+fn with_input<T>(model: &Model, fused: &Program, options: &Options, then: impl FnOnce(&Input<'_>) -> T) -> T {
     let bindings: std::collections::HashMap<&str, &Binding> =
         model.arch.parameters.iter().zip(&model.bindings).map(|(p, b)| (p.path.as_str(), b)).collect();
     let stored = |path: &str| bindings.get(path).map(|b| stored(b));
     let input = Input {
         program: fused,
+        dtype: options.dtype,
         stored: &stored,
         format: &model.format,
         ignore: &model.ignore,

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use xfc_lang::graph::{AxisId, Program};
+use xfc_lang::graph::{AxisId, DType, Program};
 use xfc_runtime::artifact::container::CodeImage;
 use xfc_runtime::artifact::manifest::{Kernel, Launch, Manifest, Variant};
 
@@ -23,6 +23,8 @@ use crate::target::{Compiled, Compiler, Emitted, Keep, Target};
 pub struct Input<'a> {
     /// The fused program.
     pub program: &'a Program,
+    /// Of weights and of the inputs of contractions: f32 or bf16.
+    pub dtype: DType,
     /// The binding of each parameter, by absolute path.
     pub stored: &'a dyn Fn(&str) -> Option<Stored>,
     /// The checkpoint format of these names: `hf`, `gguf`.
@@ -157,7 +159,7 @@ pub struct Outline {
 /// # Errors
 /// A construct without a lowering, or a defect of xfc.
 pub fn outline_for(input: &Input<'_>, target: &dyn Target) -> Result<Outline, CodegenError> {
-    let plan = build(input.program, input.stored, target)?;
+    let plan = build(input.program, input.stored, input.dtype, target)?;
     let (units, unit_of) = units(&plan, target);
     let kernels = units.iter().map(|(kernel, phase)| {
         let spec = &plan.kernels[*kernel];
@@ -202,7 +204,7 @@ pub fn build_for(
     known: Option<&Known>,
 ) -> Result<Built, CodegenError> {
     let start = Instant::now();
-    let plan = build(input.program, input.stored, target)?;
+    let plan = build(input.program, input.stored, input.dtype, target)?;
     let (units, unit_of) = units(&plan, target);
     let planned = start.elapsed();
     let start = Instant::now();
@@ -244,11 +246,13 @@ fn manifest(
             times: launch.times,
             variants: (0..phases.len())
                 .map(|phase| {
-                    let tiling = target.tiling(&plan.kernels[launch.kernel], phase);
+                    let spec = &plan.kernels[launch.kernel];
+                    let tiling = target.tiling(spec, phase);
                     Variant {
                         kernel: unit_of[launch.kernel][phase],
                         rows_per_tile: tiling.rows_per_tile,
                         tiles_per_block: tiling.tiles_per_block,
+                        multiplies: target.multiplies(spec, phase),
                     }
                 })
                 .collect(),

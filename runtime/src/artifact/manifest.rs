@@ -493,4 +493,8 @@ pub struct Variant {
     pub rows_per_tile: u64,
     /// Tiles for each block of rows.
     pub tiles_per_block: u64,
+    /// What its products multiply, where that is not [`Cost::products`]: weights in groups of integers by what tokens bring, both rounded to bf16 in place of
+    /// integers of 8 bits. Results then are those of another rounding.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub multiplies: Option<Products>,
 }

@@ -87,8 +87,8 @@ pub(crate) fn manifest() -> Manifest {
             rows: false,
             times: 1,
             variants: vec![
-                Variant { kernel: 0, rows_per_tile: 1, tiles_per_block: 1 },
-                Variant { kernel: 0, rows_per_tile: 2, tiles_per_block: 3 },
+                Variant { kernel: 0, rows_per_tile: 1, tiles_per_block: 1, multiplies: None },
+                Variant { kernel: 0, rows_per_tile: 2, tiles_per_block: 3, multiplies: Some(Products::Half) },
             ],
             operands: vec![arena(0, 0, 1, 8), BufferRef::Weight(0), BufferRef::Cache { group: 1, slot: 1 }],
             when: None,

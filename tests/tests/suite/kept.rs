@@ -53,8 +53,9 @@ fn bytes_of_a_token_follow_the_type_of_caches() -> Result<()> {
         let case = Case::load(name)?;
         let model = model::expand(&case)?;
         let bytes = |dtype: DType, cache: Option<CacheType>| -> Result<Vec<u64>> {
-            let fused = fuse(&model, &Options { dtype, cache, ..Options::default() })?;
-            let manifest = outline(&model, &fused.program, &*target::parse("cpu")?)?.manifest;
+            let options = Options { dtype, cache, ..Options::default() };
+            let fused = fuse(&model, &options)?;
+            let manifest = outline(&model, &fused.program, &*target::parse("cpu")?, &options)?.manifest;
             let of_group = |group: &CacheGroup| group.slots.iter().map(|slot| slot.token_bytes).sum();
             // What a step makes for itself alone is not kept.
             let kept = manifest.caches.iter().filter(|group| group.keep != Keep::Step);

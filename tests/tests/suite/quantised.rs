@@ -7,7 +7,8 @@ use xfc_lang::passes::quantise::{Plan, StoredForm, prepare};
 use xfc_runtime::artifact::manifest::{Pack, Products};
 use xfc_runtime::step::InputData::Floats;
 use xfc_tests::Result;
-use xfc_tests::program::{Given, agree, agree_in_turn, agree_on, artifact, manifest, of_wiring};
+use xfc_tests::compare::{Precision, Tier};
+use xfc_tests::program::{Given, agree, agree_in_turn, agree_on, agree_to, artifact, manifest, of_wiring};
 
 use crate::mixtures::Mixture;
 use crate::programs::floats;
@@ -87,6 +88,39 @@ fn registers_that_hold_tiles_multiply() -> Result<()> {
         let mut program = parse(&mixture.program("f32"))?;
         prepare(&mut program, DType::F32, DType::F32, &plan.parse()?)?;
         agree(&program.to_string(), &steps)?;
+    }
+    Ok(())
+}
+
+/// Where operands are bf16 anyway, small groups are multiplied as bf16 in steps of many rows, where what tokens bring is not rounded to 8 bits.
+#[test]
+fn registers_that_hold_tiles_multiply_small_groups_as_bf16() -> Result<()> {
+    let all = ["cpu:x86-64-v4+amx-bf16+amx-int8", "cpu:x86-64-v4+amx-bf16"];
+    let agree = |text: &str, steps: &[Vec<Given<'static>>], target: &str| {
+        let targets = [xfc_codegen::target::parse(target).map_err(|e| e.to_string())?];
+        agree_to(text, steps, &targets, (Tier::Value, Precision::BF16)).map_err(|e| format!("{e}\n{text}"))
+    };
+    for (i, blocks) in all_blocks().filter(|blocks| !blocks.form.is_float()).enumerate() {
+        let rows = if i % 4 == 0 { &[9, 16, 1, 50, 307, 7][..] } else { &[50, 3, 17] };
+        for (inputs, outputs) in [(203, 90), (288, 64), (7, 3)].into_iter().take(if i % 3 == 0 { 3 } else { 1 }) {
+            let text = product(blocks, inputs, outputs).replacen("\"w\"} : f32", "\"w\"} : bf16", 1);
+            let steps: Vec<_> = rows.iter().map(|rows| vec![("x", Floats(floats(rows * inputs)))]).collect();
+            agree(&text, &steps, all[i % 2])?;
+        }
+    }
+    let wiring = "model(x: f32[tokens, 72]) {\n\
+        \x20 gate = linear(150)\n  up = linear(150)\n  q = linear(34, true)\n  k = linear(34, true)\n  v = linear(34, true)\n\
+        \x20 return {gated: silu(gate(x)) * up(x) + 1, all: q(x) + k(x) * v(x)}\n}";
+    for plan in ["int8:g64", "uint4:g32", "int4:g64,up=int8:g128,q=none"] {
+        let steps: Vec<_> = [65, 9, 1, 130].map(|n| vec![("x", Floats(floats(n * 72)))]).into();
+        agree(&held(wiring, DType::BF16, plan), &steps, all[0])?;
+    }
+    let mixture = Mixture { experts: 5, chosen: 2, width: 72, inner: 90 };
+    let steps = [mixture.step(9, None), mixture.step(3, None), mixture.step(150, None), mixture.step(150, Some(4))];
+    for plan in ["int8:g32", "uint4:g64"] {
+        let mut program = parse(&mixture.program("f32"))?;
+        prepare(&mut program, DType::BF16, DType::BF16, &plan.parse()?)?;
+        agree(&program.to_string(), &steps, all[0])?;
     }
     Ok(())
 }

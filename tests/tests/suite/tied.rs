@@ -177,7 +177,7 @@ fn models_hold_a_tied_table_once() -> Result<()> {
         {
             let options = Options { dtype, quant: plan.parse()?, ..Options::default() };
             let fused = fuse(&model, &options)?;
-            let manifest = outline(&model, &fused.program, &*target::parse("cpu")?)?.manifest;
+            let manifest = outline(&model, &fused.program, &*target::parse("cpu")?, &options)?.manifest;
             let readers = |weight: usize| {
                 let reads = |l: &&Launch| l.operands.contains(&BufferRef::Weight(weight));
                 manifest.launches.iter().filter(reads).collect::<Vec<_>>()

@@ -9,17 +9,19 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use xfc_check::dump;
 use xfc_check::locate::locate;
-use xfc_check::subject::{Rows, Subject};
+use xfc_check::subject::{Outputs, Rows, Subject, run};
 use xfc_check::verify::{Extent, checks, sequences, verify};
-use xfc_codegen::driver::Options;
+use xfc_codegen::driver::{Options, fuse, outline};
 use xfc_codegen::target;
+use xfc_lang::graph::DType;
 use xfc_lang::graph::named::named_values;
+use xfc_runtime::artifact::manifest::Products;
 use xfc_runtime::weights::Checkpoint;
 use xfc_tests::Result;
 use xfc_tests::case::{Case, Layout};
 use xfc_tests::command::Shell;
-use xfc_tests::compile::compiled;
-use xfc_tests::model;
+use xfc_tests::compile::{compiled, known};
+use xfc_tests::{gpu, model};
 
 use crate::cases::{every_case, one_of_each_kind};
 
@@ -90,6 +92,76 @@ fn checks_cover_every_token() -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+/// Where registers hold tiles of bf16, programs in it multiply small groups so in steps of many rows, and each step of a check is held to its own arithmetic.
+#[test]
+fn each_phase_is_held_to_its_own_arithmetic() -> Result<()> {
+    let both = "cpu:x86-64-v4+amx-bf16+amx-int8";
+    let forms = |case: &str, dtype: DType, plan: &str, target: &str| -> Result<Vec<Vec<Option<Products>>>> {
+        let (model, options) =
+            (model::expand(&Case::load(case)?)?, Options { dtype, quant: plan.parse()?, ..Options::default() });
+        let fused = fuse(&model, &options)?;
+        let manifest = outline(&model, &fused.program, &*target::parse(target)?, &options)?.manifest;
+        let of_bytes = manifest.launches.iter().filter(|l| l.cost.is_some_and(|c| c.products == Some(Products::Byte)));
+        Ok(of_bytes.map(|launch| launch.variants.iter().map(|v| v.multiplies).collect()).collect())
+    };
+    for (dtype, plan, target, of_many) in [
+        (DType::BF16, "int8:g32", both, Some(Products::Half)),
+        (DType::BF16, "uint4:g64", both, Some(Products::Half)),
+        (DType::BF16, "int8:g128", both, None),
+        (DType::BF16, "int8:g128", "cpu:x86-64-v4+amx-bf16", Some(Products::Half)),
+        (DType::BF16, "int8:g32", "cpu:x86-64-v4+amx-int8", None),
+        (DType::BF16, "int8:g32", "cpu:aarch64", None),
+        (DType::F32, "int8:g32", both, None),
+    ] {
+        let launches = forms("llama3", dtype, plan, target)?;
+        assert!(!launches.is_empty(), "{plan}");
+        assert!(
+            launches.iter().all(|phases| *phases == [None, None, of_many]),
+            "{dtype} {plan} {target}: {launches:?}"
+        );
+    }
+    let target = target::parse(both)?;
+    if !gpu::host().missing(&target.describe()).is_some_and(|missing| missing.is_empty()) {
+        return Ok(());
+    }
+    for (name, plan) in [("qwen3", "int8:g32"), ("llama3", "uint4:g32,down_proj=int8:g128")] {
+        let case = Case::load(name)?;
+        let (model, checkpoint) = (model::expand(&case)?, case.checkpoint(Layout::Single)?);
+        let options =
+            Options { dtype: DType::BF16, quant: plan.parse()?, known: Some(known().clone()), ..Options::default() };
+        let checkpoint = Checkpoint::open(checkpoint.path())?;
+        let subject =
+            Subject { model: &model, checkpoint: &checkpoint, truth: None, options: &options, threads: Some(2) };
+        let targets = [target::parse(both)?];
+        let found = verify(&subject, &targets, Extent { tokens: 40, seed: 0 }, &mut |_| {})?;
+        assert!(found.failure().is_none(), "{name} {plan}: {:?}", found.failure());
+        // Whole, in pieces of 1, 3, 7 and more, token by token, and several sequences.
+        let halved: Vec<usize> = found.findings.iter().map(|f| f.halved_steps).collect();
+        assert_eq!((halved[0], halved[2]), (1, 0), "{name}: {halved:?}");
+        assert!(halved[1] > 0 && halved[3] > 0, "{name}: {halved:?}");
+        // It is another arithmetic: that of the program as it is written is further away.
+        let (check, compiled) = (&found.findings[0].check, subject.compile(&model.program, &*targets[0])?);
+        let inputs = [&found.sequences[0]];
+        let own = subject.interpret_as::<f32>(compiled.manifest(), &model.program, &inputs, &check.cuts)?;
+        let own = own.ok_or("no step is of bf16")?.remove(0);
+        let written = subject.interpret::<f32>(&model.program, &inputs)?.remove(0);
+        let got = run(&compiled, &inputs, &check.cuts)?.remove(0);
+        let apart = |want: &Outputs| -> f64 {
+            let of = |name: &String| got[name].values.iter().zip(&want[name].values).map(|(a, b)| (a - b).powi(2));
+            want.keys().flat_map(of).sum()
+        };
+        assert!(apart(&own) < apart(&written), "{name}: {} and {}", apart(&own), apart(&written));
+    }
+    // Experts: a small difference may not choose others.
+    let arguments =
+        ["verify", "qwen3_moe", "--tiny", "--dtype", "bf16", "--quant", "int4:g64", "--target", both, "--json"];
+    let said: Value = serde_json::from_str(&Shell::new()?.run("xfc", &arguments)?.success()?)?;
+    let steps: Vec<Option<u64>> =
+        said["checks"].as_array().ok_or("no checks")?.iter().map(|check| check["bf16_steps"].as_u64()).collect();
+    assert_eq!(steps, [Some(1), Some(1), Some(0), Some(2)], "{said}");
     Ok(())
 }
 

@@ -170,7 +170,7 @@ impl<'a> Linear<'a> {
 
     /// Elements from one row of inputs to the next.
     fn width_of_x(&self) -> u64 {
-        row_elements(self.spec.brought(), self.spec.inputs)
+        row_elements(self.spec.brought(), self.spec.inputs, if self.spec.widened { u64::MAX } else { 0 })
     }
 
     /// Bytes of a panel.

@@ -427,17 +427,30 @@ impl Writer {
         self.bitcast(value, wide.ty.with(Elem::F32))
     }
 
-    /// f32 to bf16 bits (i16), to nearest even; NaN stays NaN.
-    pub fn to_bf16(&mut self, x: Val) -> Val {
+    /// The bits of f32 such that the upper halves are the nearest bf16, of two the even one. Of what is no number that of [`plain_nan`](Self::plain_nan) stays none.
+    pub fn nearest_bf16(&mut self, x: Val) -> Val {
         let bits = self.bitcast(x, x.ty.with(Elem::I32));
         let high = self.shr(bits, 16);
         let one = self.int(1, bits.ty);
         let odd = self.and(high, one);
         let half = self.int(0x7FFF, bits.ty);
         let bias = self.add(odd, half);
-        let rounded = self.add(bits, bias);
+        self.add(bits, bias)
+    }
+
+    /// Numbers as they are, and the usual NaN for any.
+    pub fn plain_nan(&mut self, x: Val) -> Val {
+        let bits = self.int(0x7FC0_0000, x.ty.with(Elem::I32));
+        let plain = self.bitcast(bits, x.ty);
+        let is_nan = self.cmp(Cmp::Ne, x, x);
+        self.select(is_nan, plain, x)
+    }
+
+    /// f32 to bf16 bits (i16), to nearest even; NaN stays NaN.
+    pub fn to_bf16(&mut self, x: Val) -> Val {
+        let rounded = self.nearest_bf16(x);
         let rounded = self.shr(rounded, 16);
-        let quiet = self.int(0x7FC0, bits.ty);
+        let quiet = self.int(0x7FC0, rounded.ty);
         let is_nan = self.cmp(Cmp::Ne, x, x);
         let out = self.select(is_nan, quiet, rounded);
         self.resize(out, Elem::I16)

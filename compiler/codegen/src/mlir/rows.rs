@@ -62,6 +62,7 @@ pub fn emit(
             spec,
             graph: &spec.body,
             lanes: schedule.lanes,
+            halves_alone: schedule.halves_alone,
             args,
             buffers: &buffers,
             axis: &axis,
@@ -107,6 +108,8 @@ struct Body<'a> {
     spec: &'a RowsSpec,
     graph: &'a Graph,
     lanes: u32,
+    /// See [`RowsSchedule`].
+    halves_alone: bool,
     args: Val,
     buffers: &'a [Buffer],
     axis: &'a Axis,

@@ -60,6 +60,8 @@ pub enum Multiplied {
     Widened,
     /// As they are, bf16 or integers, by registers that hold tiles. Inputs are whole tiles, and `micro_rows` and `vectors` such that there are registers for the sums.
     Tiles,
+    /// Of integers, widened to bf16, by such registers.
+    WidenedTiles,
 }
 
 /// Tiling of a product by tensor cores.
@@ -305,4 +307,6 @@ pub struct RowsSchedule {
     pub lanes: u32,
     /// Rows of a tile.
     pub rows_per_tile: u64,
+    /// Of rows in blocks that have room for bf16 nothing else is read, nor written.
+    pub halves_alone: bool,
 }

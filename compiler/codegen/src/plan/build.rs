@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
 use xfc_lang::graph::path::join;
-use xfc_lang::graph::{AxisId, Graph, NodeId, Program, Type, ValueId};
+use xfc_lang::graph::{AxisId, DType, Graph, NodeId, Program, Type, ValueId};
 use xfc_lang::ops::fused::{Attention, ExpertLinear, HeadLinear, Linear, Rows};
 use xfc_lang::ops::{Core, Op};
 use xfc_lang::passes::analysis::phase;
@@ -74,6 +74,8 @@ pub(super) struct Planner<'a> {
     pub(super) program: &'a Program,
     stored: &'a dyn Fn(&str) -> Option<Stored>,
     pub(super) target: &'a dyn Target,
+    /// Most elements of a group of rows in blocks that have room for bf16.
+    pub(super) widened: u64,
     pub(super) caches: Caches,
     pub(super) weights: Weights,
     kernels: Vec<KernelSpec>,
@@ -91,18 +93,21 @@ pub(super) struct Planner<'a> {
     pub(super) max_positions: Vec<Option<u64>>,
 }
 
-/// Plans a fused program. `stored` gives the binding of each parameter by absolute path.
+/// Plans a fused program. `stored` gives the binding of each parameter by absolute path; operands of products that are in no blocks are of `dtype`.
 ///
 /// # Errors
 /// A construct without a lowering, or a program that breaks a promise of the passes.
 pub fn build(
     program: &Program,
     stored: &dyn Fn(&str) -> Option<Stored>,
+    dtype: DType,
     target: &dyn Target,
 ) -> Result<Plan, CodegenError> {
     let program = &step_caches::add(program);
+    // A product of bf16 is as exact as what surrounds it where operands are bf16 anyway.
+    let widened = if dtype == DType::BF16 { target.widened_groups() } else { 0 };
     let plan = |tables: Tables| {
-        let mut planner = Planner::new(program, stored, target, tables)?;
+        let mut planner = Planner::new(program, stored, (target, widened), tables)?;
         let args = planner.args()?;
         let results = planner.walk(0, "", &args)?;
         Ok::<_, CodegenError>((planner, args, results))
@@ -120,13 +125,14 @@ impl<'a> Planner<'a> {
     fn new(
         program: &'a Program,
         stored: &'a dyn Fn(&str) -> Option<Stored>,
-        target: &'a dyn Target,
+        (target, widened): (&'a dyn Target, u64),
         tables: Tables,
     ) -> Result<Self, CodegenError> {
         Ok(Planner {
             program,
             stored,
             target,
+            widened,
             caches: caches::derive(program, target)?,
             weights: Weights::new(tables),
             kernels: Vec::new(),
@@ -251,7 +257,7 @@ impl Planner<'_> {
 
     pub(super) fn new_buffer(&mut self, ty: &Type) -> Result<Place, CodegenError> {
         let (space, dims) = row_type(ty)?;
-        let elements = stride_of_rows(ty, &dims);
+        let elements = stride_of_rows(ty, &dims, self.widened);
         let now = self.drafts.len();
         let element_bytes = dtype_bytes(ty.dtype);
         let bytes_per_row = elements * element_bytes;
@@ -461,6 +467,7 @@ impl Planner<'_> {
                     body,
                     params: vec![read],
                     sinks: vec![(0, Sink::Buffer)],
+                    widened: 0,
                 }));
                 let out = self.new_buffer(ty)?;
                 self.launch(

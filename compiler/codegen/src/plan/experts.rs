@@ -29,7 +29,7 @@ impl Planner<'_> {
             return Err(CodegenError::unsupported(format!("a product of {} with {}", ty(0), ty(1)), name));
         };
         let experts = Experts { count: *count, chosen, by_choice: ExpertLinear::by_choice(ty(0), ty(index)) };
-        let kernel = self.kernel((graph_idx, node), Vec::new(), |_| {
+        let kernel = self.kernel((graph_idx, node), Vec::new(), |this| {
             let extras = values[1 + index..].iter().enumerate().map(|(i, v)| {
                 if !product.stacked.contains(&i) {
                     return extra(graph.ty(*v), outputs, chosen, name);
@@ -53,6 +53,7 @@ impl Planner<'_> {
                 epilogue: product.epilogue.clone(),
                 extras: extras.collect::<Result<_, _>>()?,
                 result: result_ty.dtype,
+                widened: this.is_widened(ty(1).dtype),
             }))
         })?;
         let pack = self.target.pack(ty(1).dtype);

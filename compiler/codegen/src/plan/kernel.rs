@@ -2,13 +2,13 @@
 //!
 //! Specifications are compared by their rendered text, so that equal bodies of different layers become one kernel.
 
-use xfc_lang::graph::blocks::Blocks;
 use xfc_lang::graph::{DType, Graph};
 use xfc_lang::ops::fused::Reach;
 use xfc_runtime::artifact::manifest::{Pack, When};
 
 pub use super::division::Division;
 pub use super::pages::{HeadPage, PageLayout};
+pub use super::token_row::{TokenRow, row_elements};
 use crate::mlir::frame::RowSpace;
 
 /// Any kernel.
@@ -73,6 +73,8 @@ pub struct LinearSpec {
     pub extras: Vec<Extra>,
     /// Element type stored.
     pub result: DType,
+    /// Rows in blocks have room for bf16 ([`TokenRow::widened`]), which steps of many rows multiply.
+    pub widened: bool,
 }
 
 impl LinearSpec {
@@ -287,6 +289,18 @@ pub struct RowsSpec {
     pub params: Vec<RowParam>,
     /// Where outputs go: `(output of the body, sink)`.
     pub sinks: Vec<(usize, Sink)>,
+    /// Most elements of a group of rows in blocks that have room for bf16 ([`TokenRow::widened`]).
+    pub widened: u64,
+}
+
+impl RowsSpec {
+    /// Whether any of its results are rows in blocks that have room for bf16.
+    pub fn widens(&self) -> bool {
+        self.body.outputs().iter().any(|output| match self.body.ty(output.value).dtype {
+            DType::Blocks(blocks) => !blocks.is_kept() && u64::from(blocks.group) <= self.widened,
+            _ => false,
+        })
+    }
 }
 
 /// `step` for each token of each sequence in order, with the states that the token before left.
@@ -371,54 +385,5 @@ pub fn dtype_bytes(dtype: DType) -> u64 {
         DType::Blocks(blocks) if blocks.is_kept() => 4,
         // Of groups of elements the layout says what they take.
         DType::Bool | DType::Blocks(_) => 1,
-    }
-}
-
-/// How far apart rows of so many elements lie, in units of [`dtype_bytes`]: as many as there are, but for rows in blocks.
-pub fn row_elements(dtype: DType, elements: u64) -> u64 {
-    match dtype {
-        DType::Blocks(blocks) if !blocks.is_kept() => TokenRow::new(elements, blocks).bytes,
-        _ => elements,
-    }
-}
-
-/// A row of what tokens bring, in blocks: its integers, then lists of a number for each group: its scale in f32, the sum of its integers in i32, and
-/// what products make of both. The last group is padded with zeros.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TokenRow {
-    /// Groups.
-    pub groups: u64,
-    /// First byte of the scales.
-    pub scales_at: u64,
-    /// First byte of the sums.
-    pub sums_at: u64,
-    /// First byte of the scales times [`TokenRow::WHOLE`], negative.
-    pub offsets_at: u64,
-    /// First byte of what sums with weights of 4 and of 8 bits begin at, the bits of a float: [`TokenRow::WHOLE`] minus what was added to each weight,
-    /// half their range, times the sum.
-    pub starts_at: [u64; 2],
-    /// From one row to the next.
-    pub bytes: u64,
-}
-
-impl TokenRow {
-    /// A float whose neighbours are whole numbers: an integer below 2^22 that is added to its bits is added to its value.
-    pub const WHOLE: f32 = 12_582_912.0;
-    /// The bits of a scale that are kept: without its last two, that times [`TokenRow::WHOLE`], three times a power of two, is a float.
-    pub const SCALE_BITS: i64 = !0b11;
-
-    /// Of a row of so many elements in groups of that size.
-    pub fn new(elements: u64, blocks: Blocks) -> Self {
-        let groups = elements.div_ceil(u64::from(blocks.group));
-        let scales_at = groups * u64::from(blocks.group);
-        let list = |n: u64| scales_at + n * groups * 4;
-        TokenRow {
-            groups,
-            scales_at,
-            sums_at: list(1),
-            offsets_at: list(2),
-            starts_at: [list(3), list(4)],
-            bytes: list(5).next_multiple_of(64),
-        }
     }
 }

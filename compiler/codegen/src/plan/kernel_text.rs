@@ -20,9 +20,11 @@ impl KernelSpec {
 }
 
 fn linear(spec: &LinearSpec) -> String {
-    let LinearSpec { space, times, heads, experts, inputs, outputs, parts, operand, epilogue, extras, result } = spec;
+    let LinearSpec { space, times, heads, experts, inputs, outputs, parts, operand, widened, epilogue, extras, result } =
+        spec;
+    let form = if *widened { " widened" } else { "" };
     format!(
-        "linear {space:?} times {times} heads {heads} experts {experts:?} {outputs}x{inputs} parts {parts} of {operand} -> {result} extras {extras:?}\n{}",
+        "linear {space:?} times {times} heads {heads} experts {experts:?} {outputs}x{inputs} parts {parts} of {operand}{form} -> {result} extras {extras:?}\n{}",
         body_text(epilogue)
     )
 }
@@ -74,8 +76,9 @@ fn scan(spec: &ScanSpec) -> String {
 
 fn rows(spec: &RowsSpec) -> String {
     // A name for people.
-    let RowsSpec { label: _, space, body, params, sinks } = spec;
-    format!("rows {space:?} {params:?} {sinks:?}\n{}", body_text(body))
+    let RowsSpec { label: _, space, body, params, sinks, widened } = spec;
+    let form = if *widened > 0 { format!(" widened {widened}") } else { String::new() };
+    format!("rows {space:?} {params:?} {sinks:?}{form}\n{}", body_text(body))
 }
 
 /// Text of a graph without its name, which says where it came from and not what it does.

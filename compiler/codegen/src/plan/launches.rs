@@ -43,7 +43,7 @@ impl Planner<'_> {
             return Err(CodegenError::bug("plan", format!("a product of {x_ty} that gives {result_ty} (at `{name}`)")));
         }
         let times: u64 = lead.iter().product();
-        let kernel = self.kernel((graph_idx, node), Vec::new(), |_| {
+        let kernel = self.kernel((graph_idx, node), Vec::new(), |this| {
             let extras = values[1 + linear.parts..]
                 .iter()
                 .map(|v| extra(graph.ty(*v), outputs, times, name))
@@ -60,6 +60,7 @@ impl Planner<'_> {
                 epilogue: linear.epilogue.clone(),
                 extras,
                 result: result_ty.dtype,
+                widened: this.is_widened(graph.ty(values[1]).dtype),
             }))
         })?;
         let pack = self.target.pack(graph.ty(values[1]).dtype);
@@ -73,12 +74,12 @@ impl Planner<'_> {
                 }
                 place => {
                     let place = self.dense(place, ty, name)?;
-                    Operand::Place(rows_within(place, ty, times, name)?)
+                    Operand::Place(rows_within(place, ty, times, self.widened, name)?)
                 }
             });
         }
         let out = self.new_buffer(result_ty)?;
-        list.push(Operand::Place(rows_within(out.clone(), result_ty, times, name)?));
+        list.push(Operand::Place(rows_within(out.clone(), result_ty, times, self.widened, name)?));
         self.launch_times(name, space, times, kernel, list);
         Ok(out)
     }
@@ -97,7 +98,7 @@ impl Planner<'_> {
         let ([heads, outputs], [_, inputs]) = (&out_dims[..], &row_type(x_ty)?.1[..]) else {
             return Err(CodegenError::unsupported(format!("a product of each head of {x_ty}"), name));
         };
-        let kernel = self.kernel((graph_idx, node), Vec::new(), |_| {
+        let kernel = self.kernel((graph_idx, node), Vec::new(), |this| {
             Ok(KernelSpec::Linear(LinearSpec {
                 space,
                 times: 1,
@@ -110,6 +111,7 @@ impl Planner<'_> {
                 epilogue: Linear::identity().epilogue,
                 extras: Vec::new(),
                 result: result_ty.dtype,
+                widened: this.is_widened(graph.ty(values[1]).dtype),
             }))
         })?;
         let mut operands = operands.into_iter();
@@ -357,9 +359,10 @@ impl Planner<'_> {
         let groups = groups.collect();
         // Another instance may read a table that is held in another way.
         let is_alike = params.iter().all(|param| !matches!(param, RowParam::Packed(_)));
+        let widened = self.widened;
         let spec = || {
             let sinks: Vec<(usize, Sink)> = sinks.iter().map(|(port, sink, _)| (*port, *sink)).collect();
-            KernelSpec::Rows(RowsSpec { label: label(&rows.body, &sinks), space, body, params, sinks })
+            KernelSpec::Rows(RowsSpec { label: label(&rows.body, &sinks), space, body, params, sinks, widened })
         };
         let kernel = match is_alike {
             true => self.kernel((graph_idx, node), groups, |_| Ok(spec()))?,
@@ -408,11 +411,11 @@ pub(super) fn extra(ty: &Type, outputs: u64, times: u64, name: &str) -> Result<E
 }
 
 /// A place whose rows are each `times` rows, one after another.
-fn rows_within(place: Place, ty: &Type, times: u64, name: &str) -> Result<Place, CodegenError> {
+fn rows_within(place: Place, ty: &Type, times: u64, widened: u64, name: &str) -> Result<Place, CodegenError> {
     let has_rows = matches!(ty.dims.first(), Some(Dim::Axis(_) | Dim::Rows(_)));
     match place {
         Place::Buffer { id, column_bytes, row_stride } if times > 1 && has_rows => {
-            let elements = stride_of_rows(ty, &row_type(ty)?.1);
+            let elements = stride_of_rows(ty, &row_type(ty)?.1, widened);
             if row_stride != elements || !elements.is_multiple_of(times) {
                 return Err(CodegenError::bug("plan", format!("rows with gaps in a product of heads (at `{name}`)")));
             }

@@ -20,6 +20,7 @@ mod pages;
 mod place;
 mod scans;
 pub mod step_caches;
+mod token_row;
 pub mod weights;
 mod whole;
 

@@ -55,10 +55,10 @@ pub(super) fn fixed_dims(ty: &Type) -> Vec<u64> {
     ty.dims.iter().filter_map(|d| if let Dim::Fixed(n) = d { Some(*n) } else { None }).collect()
 }
 
-/// Elements from one row of a type to the next, where rows have these dimensions and lie without gaps.
-pub(super) fn stride_of_rows(ty: &Type, dims: &[u64]) -> u64 {
+/// Elements from one row of a type to the next, where rows have these dimensions and lie without gaps; `widened` as for [`row_elements`].
+pub(super) fn stride_of_rows(ty: &Type, dims: &[u64], widened: u64) -> u64 {
     match dims.split_last() {
-        Some((last, lead)) => lead.iter().product::<u64>() * row_elements(ty.dtype, *last),
+        Some((last, lead)) => lead.iter().product::<u64>() * row_elements(ty.dtype, *last, widened),
         None => 1,
     }
 }

@@ -10,7 +10,7 @@ pub mod profile;
 
 use xfc_lang::graph::DType;
 use xfc_runtime::artifact::container::CodeImage;
-use xfc_runtime::artifact::manifest::{self, Pack};
+use xfc_runtime::artifact::manifest::{self, Pack, Products};
 
 use self::profile::{Family, Fields, Profile, ProfileError};
 use crate::error::CodegenError;
@@ -69,6 +69,16 @@ pub trait Target: Sync {
 
     /// Tokens of a cache page.
     fn page_tokens(&self) -> u64;
+
+    /// Most elements of a group of integers that products of many rows multiply as bf16, for which rows in such groups have room; 0: none are. Programs in f32 have no such products.
+    fn widened_groups(&self) -> u64 {
+        0
+    }
+
+    /// What a kernel's products multiply in a phase, where that is not what they are given (`Cost::products`): numbers that it rounds otherwise than the program says.
+    fn multiplies(&self, _spec: &KernelSpec, _phase: usize) -> Option<Products> {
+        None
+    }
 
     /// Whether the elements of a token lie side by side in all pages; otherwise keys lie as products with one query like them best.
     fn pages_of_rows(&self) -> bool;

@@ -12,12 +12,14 @@
 //! It changes results, so it is no pass: it runs on a program whose products are formed (the pipeline up to [`FORMED`]), and what it makes
 //! is what later passes and compiled code are held to. Products that choose experts stay as they are: an error there is another expert.
 
+mod halves;
 mod plan;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use thiserror::Error;
 
+pub use self::halves::multiply_halves;
 use self::plan::ROUNDED;
 pub use self::plan::{Plan, PlanError, StoredForm, StoredForms};
 use super::matching::is_weight_expression;

@@ -14,6 +14,7 @@ mod scan;
 mod tensor;
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::error::Error;
 use std::rc::Rc;
 
@@ -43,6 +44,9 @@ fn fail<T>(message: impl Into<String>) -> Result<T> {
 
 /// Gives the tensor of an absolute path, which names one parameter: of stacks the interpreter asks for each.
 pub type Weights<'w> = &'w dyn Fn(&str) -> std::result::Result<Tensor, Box<dyn Error + Send + Sync>>;
+
+/// Gives the value of an absolute path, of a parameter or a stack of them, which is of the type.
+type ReadValue<'r, F> = &'r dyn Fn(&str, &Type) -> Result<Rc<Value<F>>>;
 
 /// A program with its weights, computing in `F`.
 #[derive(Debug)]
@@ -99,21 +103,35 @@ impl<'p, F: Float> Interpreter<'p, F> {
     /// # Errors
     /// A weight that cannot be read or whose shape is not the program's.
     pub fn new(program: Verified<'p>, weights: Weights<'_>) -> Result<Self> {
+        Self::reading(program, &|path, ty| read_weight(weights, path, ty).map(Rc::new))
+    }
+
+    /// Another program on the same weights, which have the same types there.
+    ///
+    /// # Errors
+    /// A weight that this one has not read.
+    pub fn of<'q>(&self, program: Verified<'q>) -> Result<Interpreter<'q, F>> {
+        Self::reading(program, &|path, _| match self.weights.get(path) {
+            Some(value) => Ok(Rc::clone(value)),
+            None => fail(format!("weight '{path}' was not read")),
+        })
+    }
+
+    fn reading<'q>(program: Verified<'q>, read: ReadValue<'_, F>) -> Result<Interpreter<'q, F>> {
         let program = program.program();
-        let mut read = BTreeMap::new();
+        let mut weights = BTreeMap::new();
         for instance in instances(program).unwrap_or_default() {
             let graph = &program.graphs[instance.graph];
             for node in graph.nodes() {
                 let Some(Core::Weight { path }) = graph.op(node).as_core() else { continue };
                 let path = join(&instance.at, path);
-                if read.contains_key(&path) {
-                    continue;
+                if let Entry::Vacant(place) = weights.entry(path) {
+                    let value = read(place.key(), &graph.types(node)[0])?;
+                    place.insert(value);
                 }
-                let value = read_weight(weights, &path, &graph.types(node)[0])?;
-                read.insert(path, Rc::new(value));
             }
         }
-        Ok(Interpreter { program, weights: read })
+        Ok(Interpreter { program, weights })
     }
 
     /// One step: outputs by name, for all tokens.

@@ -9,6 +9,7 @@
 //! (as bytes); of integers, what the sums of each group begin at, and these sums; sums `[panel][step][row][part][column]` in f32.
 
 mod bytes;
+mod halves;
 pub mod tiles;
 mod widened;
 
@@ -21,6 +22,9 @@ use crate::plan::kernel::{Experts, dtype_bytes};
 
 /// Bytes between rows that lie in scratch as they are, so that rows of a tile are not all kept in the same few places of a cache.
 const APART: u64 = 64;
+
+/// Bytes of a bf16.
+const HALF: u64 = 2;
 
 /// Which rows a tile has.
 #[derive(Clone, Copy, Debug)]
@@ -98,7 +102,17 @@ impl Linear<'_> {
     }
 
     fn in_tiles(&self) -> bool {
-        self.schedule.scratch.is_some_and(|blocks| blocks.form == Multiplied::Tiles)
+        self.schedule.scratch.is_some_and(|blocks| blocks.form != Multiplied::Widened)
+    }
+
+    /// Integers, multiplied as bf16.
+    fn in_widened_tiles(&self) -> bool {
+        self.schedule.scratch.is_some_and(|blocks| blocks.form == Multiplied::WidenedTiles)
+    }
+
+    /// Bytes of what tiles are multiplied with of a row, for each input.
+    fn tile_bytes(&self) -> u64 {
+        if self.in_widened_tiles() { HALF } else { dtype_bytes(self.spec.operand) }
     }
 
     /// Bytes of scratch that a tile needs.
@@ -122,12 +136,13 @@ impl Linear<'_> {
 
     /// Bytes of so many inputs of a row in scratch.
     fn x_bytes(&self, inputs: u64) -> u64 {
-        if self.in_tiles() { inputs * dtype_bytes(self.spec.operand) + APART } else { inputs * 4 }
+        if self.in_tiles() { inputs * self.tile_bytes() + APART } else { inputs * 4 }
     }
 
     /// Bytes of the weights of so many inputs in scratch: widened, or of fewer bits than a byte.
     fn weights_bytes(&self, inputs: u64) -> u64 {
         match self.blocks() {
+            Some(_) if self.in_widened_tiles() => inputs * self.schedule.panel_columns * HALF,
             Some(blocks) if blocks.form.bits() < 8 => inputs * self.schedule.panel_columns,
             Some(_) => 0,
             None if self.in_tiles() => 0,
@@ -137,7 +152,8 @@ impl Linear<'_> {
 
     /// Bytes of whole numbers of so many inputs in scratch.
     fn integers_bytes(&self, inputs: u64) -> u64 {
-        self.blocks().map_or(0, |blocks| bytes::integers_bytes(inputs / u64::from(blocks.group)))
+        let groups = self.blocks().filter(|_| !self.in_widened_tiles());
+        groups.map_or(0, |blocks| bytes::integers_bytes(inputs / u64::from(blocks.group)))
     }
 
     /// Columns of a register tile, of all parts.
@@ -295,7 +311,9 @@ impl Linear<'_> {
             let (zero, n) = (w.i64(0), w.sub(tile.rows.1, tile.rows.0));
             // What all rows are multiplied with stays in the first level of caches: of tiles one part's weights, as they lie.
             for part in 0..if in_tiles { linear.spec.parts } else { 1 } {
-                if let Some(blocks) = linear.blocks() {
+                if linear.in_widened_tiles() {
+                    linear.widen_to_halves(w, part, places, (first, inputs))?;
+                } else if let Some(blocks) = linear.blocks() {
                     linear.add_groups_of(w, (tile, part, blocks), places, sums, (first, inputs))?;
                     continue;
                 }

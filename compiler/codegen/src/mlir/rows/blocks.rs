@@ -1,4 +1,5 @@
-//! What tokens bring to products with weights in blocks: rows rounded to integers of 8 bits, with a scale and a sum for each group.
+//! What tokens bring to products with weights in blocks: rows rounded to integers of 8 bits, with a scale and a sum for each group; or to bf16, where products of many rows
+//! multiply that.
 
 use xfc_lang::graph::blocks::Blocks;
 use xfc_lang::graph::{DType, ValueId};
@@ -57,7 +58,7 @@ impl Body<'_> {
         (base, row): (Val, Val),
     ) -> Result<(), CodegenError> {
         let n = view.dims.last().copied().unwrap_or(1);
-        let token = TokenRow::new(n, blocks);
+        let token = TokenRow::with(n, blocks, self.spec.widened);
         let group = u64::from(blocks.group);
         let base = w.element(base, row, token.bytes);
         let whole = n / group;
@@ -110,6 +111,16 @@ impl Body<'_> {
                 _ => x,
             });
         }
+        // A row of the step may be more rows of a product than it takes to be many.
+        let several = view.dims.iter().rev().skip(1).any(|n| *n > 1);
+        if let Some(widened_at) = token.widened_at.filter(|_| self.halves_alone || several) {
+            let to = w.offset_const(base, widened_at);
+            let to = w.element(to, index, group * 2);
+            self.keep_halves(w, &elements, to, group)?;
+            if self.halves_alone {
+                return Ok(());
+            }
+        }
         let mut most = nothing;
         for x in &elements {
             let x = w.fabs(*x);
@@ -136,13 +147,7 @@ impl Body<'_> {
             let byte = w.resize(integer, Elem::I8);
             let start = i as u64 * lanes;
             let to = w.offset_const(at, start);
-            if start + lanes <= group {
-                w.store(byte, to);
-                continue;
-            }
-            let inside: Vec<i64> = (0..lanes).map(|l| i64::from(start + l < group)).collect();
-            let inside = w.lanes(&inside, Elem::I1);
-            w.store_masked(byte, to, inside);
+            store_within(w, byte, to, group - start);
         }
         let keep = |w: &mut Writer, list: u64, value: Val| {
             let list = w.offset_const(base, list);
@@ -169,4 +174,27 @@ impl Body<'_> {
         }
         Ok(())
     }
+
+    /// The elements of a group in bf16.
+    fn keep_halves(&self, w: &mut Writer, elements: &[Val], to: Val, group: u64) -> Result<(), CodegenError> {
+        for (i, x) in elements.iter().enumerate() {
+            let half = cast(w, *x, Elem::I16)?;
+            let start = i as u64 * u64::from(self.lanes);
+            let to = w.offset_const(to, start * 2);
+            store_within(w, half, to, group - start);
+        }
+        Ok(())
+    }
+}
+
+/// Stores the first `n` lanes of a vector, or all of it.
+fn store_within(w: &mut Writer, value: Val, to: Val, n: u64) {
+    let lanes = u64::from(value.ty.lanes);
+    if lanes <= n {
+        w.store(value, to);
+        return;
+    }
+    let inside: Vec<i64> = (0..lanes).map(|lane| i64::from(lane < n)).collect();
+    let inside = w.lanes(&inside, Elem::I1);
+    w.store_masked(value, to, inside);
 }

@@ -48,6 +48,7 @@ pub fn emit(
         body: step.clone(),
         params: vec![RowParam::Shared; step.params().len()],
         sinks: (0..n_outputs).map(|output| (output, Sink::Given)).collect(),
+        widened: 0,
     };
     let scan = Scan::new(&mut w, spec, args);
     let axis = Axis {
@@ -66,6 +67,7 @@ pub fn emit(
             spec: &rows,
             graph: &rows.body,
             lanes: schedule.lanes,
+            halves_alone: schedule.halves_alone,
             args,
             buffers: &[],
             axis: &axis,

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use xfc_lang::graph::DType;
 use xfc_runtime::artifact::container::CodeImage;
-use xfc_runtime::artifact::manifest::{self, Pack, Phase};
+use xfc_runtime::artifact::manifest::{self, Pack, Phase, Products};
 
 use self::isa::Isa;
 use self::mlir_to_object::ObjectWriter;
@@ -21,7 +21,7 @@ use super::profile::{self, Family, Fields, Profile, ProfileError};
 use super::{Compiled, Compiler, Emitted, Keep, SYMBOL, Target, Tiling};
 use crate::error::CodegenError;
 use crate::mlir::pipeline::Lowering;
-use crate::mlir::schedule::{AttentionSchedule, LinearSchedule, panel_depth};
+use crate::mlir::schedule::{AttentionSchedule, LinearSchedule, Multiplied, RowsSchedule, panel_depth};
 use crate::mlir::{attention, linear, rows};
 use crate::plan::kernel::{AttentionSpec, Division, KernelSpec, LinearSpec};
 
@@ -48,6 +48,11 @@ impl Cpu {
         }
         schedule::by_tiles(&self.isa, regime, &mut schedule, spec);
         schedule
+    }
+
+    fn rows(&self, phase: usize, spec: &KernelSpec) -> RowsSchedule {
+        let rows = if let KernelSpec::Rows(rows) = spec { Some(rows) } else { None };
+        schedule::rows(&self.isa, Regime::ALL[phase], rows)
     }
 
     fn attention(&self, phase: usize, spec: &AttentionSpec) -> AttentionSchedule {
@@ -89,6 +94,16 @@ impl Target for Cpu {
         schedule::PAGE_TOKENS
     }
 
+    fn widened_groups(&self) -> u64 {
+        schedule::widened_groups(&self.isa)
+    }
+
+    fn multiplies(&self, spec: &KernelSpec, phase: usize) -> Option<Products> {
+        let KernelSpec::Linear(spec) = spec else { return None };
+        let form = self.linear(phase, spec).scratch.map(|blocks| blocks.form);
+        (form == Some(Multiplied::WidenedTiles)).then_some(Products::Half)
+    }
+
     fn pages_of_rows(&self) -> bool {
         false
     }
@@ -123,7 +138,7 @@ impl Target for Cpu {
             KernelSpec::Linear(s) => format!("{:?}", self.linear(phase, s)),
             KernelSpec::Attention(s) => format!("{:?}", self.attention(phase, s)),
             KernelSpec::Combine(_) => format!("{:?}, parted: {}", self.isa.machine, is_parted(phase)),
-            KernelSpec::Rows(_) | KernelSpec::Scan(_) => format!("{:?}", schedule::rows(&self.isa)),
+            KernelSpec::Rows(_) | KernelSpec::Scan(_) => format!("{:?}", self.rows(phase, spec)),
         }
     }
 
@@ -141,9 +156,7 @@ impl Target for Cpu {
             KernelSpec::Combine(_) => Tiling { rows_per_tile: schedule::ALL_ROWS, tiles_per_block: 1 },
             // Every part goes over all tokens.
             KernelSpec::Scan(s) => Tiling { rows_per_tile: schedule::ALL_ROWS, tiles_per_block: s.parts },
-            KernelSpec::Rows(_) => {
-                Tiling { rows_per_tile: schedule::rows(&self.isa).rows_per_tile, tiles_per_block: 1 }
-            }
+            KernelSpec::Rows(_) => Tiling { rows_per_tile: self.rows(phase, spec).rows_per_tile, tiles_per_block: 1 },
         }
     }
 
@@ -156,8 +169,8 @@ impl Target for Cpu {
                 let heads = is_parted(phase).then(|| s.heads / s.kv_heads);
                 attention::combine::emit(SYMBOL, s, machine, heads)?
             }
-            KernelSpec::Rows(s) => rows::emit(SYMBOL, s, machine, &schedule::rows(&self.isa))?,
-            KernelSpec::Scan(s) => rows::scan::emit(SYMBOL, s, machine, &schedule::rows(&self.isa))?,
+            KernelSpec::Rows(s) => rows::emit(SYMBOL, s, machine, &self.rows(phase, spec))?,
+            KernelSpec::Scan(s) => rows::scan::emit(SYMBOL, s, machine, &self.rows(phase, spec))?,
         };
         Ok(Emitted { mlir, scratch_bytes, shared_bytes: 0, waits: false })
     }

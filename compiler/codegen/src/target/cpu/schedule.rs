@@ -11,7 +11,7 @@ use crate::mlir::schedule::{
     AttentionSchedule, BlockSchedule, FewSchedule, LinearSchedule, Multiplied, RowsSchedule, ScratchSchedule,
     panel_depth,
 };
-use crate::plan::kernel::{AttentionSpec, Division, LinearSpec, PageLayout};
+use crate::plan::kernel::{AttentionSpec, Division, LinearSpec, PageLayout, RowsSpec};
 use crate::target::profile::AttentionFields;
 
 /// A regime of steps, by how many rows a launch has.
@@ -143,6 +143,12 @@ pub fn by_tiles(isa: &Isa, regime: Regime, schedule: &mut LinearSchedule, spec: 
         return;
     }
     (schedule.micro_rows, schedule.vectors) = (TILE_ROWS as u32, SUMS as u32);
+    if spec.widened {
+        let is_wide = spec.outputs.div_ceil(schedule.panel_columns) >= WIDE_PANELS;
+        schedule.rows_per_tile = if is_wide { 2 * WIDENED_ROWS } else { WIDENED_ROWS };
+        schedule.scratch = Some(ScratchSchedule { inputs: TILED_INPUTS, panels: 1, form: Multiplied::WidenedTiles });
+        return;
+    }
     schedule.rows_per_tile = if regime == Regime::Few { TILE_ROWS } else { TILED_ROWS };
     // Of few rows, which all regimes may have.
     (schedule.prefetch, schedule.next_panel) = (4 * isa.prefetch, false);
@@ -153,6 +159,26 @@ pub fn by_tiles(isa: &Isa, regime: Regime, schedule: &mut LinearSchedule, spec: 
 
 /// Rows of a tile by registers that hold tiles: so many that a panel is worth reading.
 const TILED_ROWS: u64 = 128;
+
+/// The same where weights are widened for a tile, which more rows are worth: twice as many where there are enough tiles still.
+const WIDENED_ROWS: u64 = 256;
+
+/// Panels that are tiles enough for some tens of threads.
+const WIDE_PANELS: u64 = 32;
+
+/// Most elements of a group of integers that registers which hold tiles multiply as bf16: of larger ones scaling sums takes less time than bf16 takes more.
+pub fn widened_groups(isa: &Isa) -> u64 {
+    match isa.machine.tile_registers {
+        Some(names) if names.halves.is_some() => {
+            if names.bytes.is_some() {
+                64
+            } else {
+                128
+            }
+        }
+        _ => 0,
+    }
+}
 
 /// Inputs of a block there: so many that the first level of caches keeps the weights of a panel.
 const TILED_INPUTS: u64 = 256;
@@ -325,7 +351,9 @@ fn gcd(a: u64, b: u64) -> u64 {
 /// Rows of a tile that takes those of the whole step: more than a step has.
 pub const ALL_ROWS: u64 = 1 << 24;
 
-/// The schedule of token-wise kernels.
-pub fn rows(isa: &Isa) -> RowsSchedule {
-    RowsSchedule { lanes: isa.machine.lanes, rows_per_tile: 4 }
+/// The schedule of token-wise kernels, and of what runs a body of rows.
+pub fn rows(isa: &Isa, regime: Regime, spec: Option<&RowsSpec>) -> RowsSchedule {
+    // Products of those rows are of as many, or of more.
+    let halves_alone = regime == Regime::Many && spec.is_some_and(RowsSpec::widens);
+    RowsSchedule { lanes: isa.machine.lanes, rows_per_tile: 4, halves_alone }
 }

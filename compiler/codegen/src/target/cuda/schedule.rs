@@ -426,5 +426,5 @@ pub(super) fn attention_machine(schedule: &AttentionSchedule) -> Machine {
 
 /// The schedule of token-wise kernels: a block a row.
 pub(super) fn rows(regime: Regime) -> RowsSchedule {
-    RowsSchedule { lanes: if regime == Regime::Many { WARP } else { 4 * WARP }, rows_per_tile: 1 }
+    RowsSchedule { lanes: if regime == Regime::Many { WARP } else { 4 * WARP }, rows_per_tile: 1, halves_alone: false }
 }

@@ -13,10 +13,13 @@ use crate::mlir::linear::blocks::{are_whole, packed};
 use crate::mlir::machine::{Machine, TileRegisters};
 use crate::mlir::tile_registers::REGISTER;
 use crate::mlir::writer::{Cmp, Elem, Ty, Val, Writer};
-use crate::plan::kernel::{LinearSpec, dtype_bytes};
+use crate::plan::kernel::{LinearSpec, TokenRow};
 
 /// Inputs that a register holds of a row.
 pub const TILE_INPUTS: u64 = 32;
+
+/// Bytes of a pair of inputs of a column.
+const PAIR: u64 = 4;
 
 /// Rows of a register tile: one register, by columns of a panel.
 pub const TILE_ROWS: u64 = REGISTER.0;
@@ -34,6 +37,7 @@ pub fn multiplies(machine: &Machine, spec: &LinearSpec, columns: u64) -> bool {
     match spec.operand.blocks() {
         None => names.halves.is_some() && spec.operand == DType::BF16 && spec.inputs.is_multiple_of(TILE_INPUTS),
         Some(blocks) if blocks.form.is_float() => false,
+        Some(_) if spec.widened => names.halves.is_some(),
         Some(blocks) => {
             let (panel, group) = (packed(blocks, columns, 1), u64::from(blocks.group));
             let in_registers = group.is_multiple_of(REGISTER.1) || REGISTER.1.is_multiple_of(group);
@@ -56,7 +60,8 @@ impl Linear<'_> {
     pub(super) fn enter_tiles(&self, w: &mut Writer, rows: Option<Val>, scratch: Val) -> Result<(), CodegenError> {
         let names = self.tile_registers(w)?;
         // Of groups that are smaller than a register rows are as long as a group.
-        let length = self.blocks().map_or(REGISTER.1, |blocks| REGISTER.1.min(blocks.group.into()));
+        let of_bytes = self.blocks().filter(|_| !self.in_widened_tiles());
+        let length = of_bytes.map_or(REGISTER.1, |blocks| REGISTER.1.min(blocks.group.into()));
         let mut sizes = [REGISTER; 8];
         sizes[SUMS as usize].1 = length;
         for size in &mut sizes[SUMS as usize + 1..][..2] {
@@ -83,7 +88,7 @@ impl Linear<'_> {
         places: &Places,
         (first, inputs): (Val, u64),
     ) -> Result<(), CodegenError> {
-        let bytes = dtype_bytes(self.spec.operand);
+        let bytes = self.tile_bytes();
         let begin = match tile.of {
             Rows::Listed(..) => tile.rows.0,
             Rows::OfStep if tile.short => return Ok(()),
@@ -95,7 +100,7 @@ impl Linear<'_> {
         let line = Ty::of(Elem::I8, REGISTER.1 as u32);
         w.for_loop(begin, tile.rows.1, 1, &[], |w, row, _| {
             let (x, _) = self.row_of(w, tile, row);
-            let x = w.element(x, first, bytes);
+            let x = self.tile_inputs(w, x, first);
             let number = w.sub(row, tile.rows.0);
             let to = w.element(places.xs, number, places.x_bytes);
             let (zero, end) = (w.i64(0), w.i64((inputs * bytes) as i64));
@@ -109,6 +114,14 @@ impl Linear<'_> {
             Ok(vec![])
         })?;
         Ok(())
+    }
+
+    /// What tiles are multiplied with of the row at `x`, from an input on.
+    fn tile_inputs(&self, w: &mut Writer, x: Val, first: Val) -> Val {
+        let widened = self.blocks().filter(|_| self.in_widened_tiles());
+        let widened = widened.and_then(|blocks| TokenRow::new(self.spec.inputs, blocks).widened().widened_at);
+        let x = w.offset_const(x, widened.unwrap_or(0));
+        w.element(x, first, self.tile_bytes())
     }
 
     /// Rows of a tile in whole register tiles.
@@ -133,7 +146,9 @@ impl Linear<'_> {
         let columns = u64::from(self.schedule.vectors);
         let (x, stride) = self.rows_at(w, tile, places, (row, first));
         let sums = w.offset_const(sums, part as u64 * columns * REGISTER.1);
-        let (sums_stride, group_bytes) = (w.i64(places.columns_bytes as i64), w.i64(self.group_bytes() as i64));
+        // Widened weights lie as those of bf16 do.
+        let pair_bytes = self.schedule.panel_columns * PAIR;
+        let (sums_stride, columns_stride) = (w.i64(places.columns_bytes as i64), w.i64(pair_bytes as i64));
         for column in 0..columns {
             let (number, at) = (w.tile_register(column), w.offset_const(sums, column * REGISTER.1));
             if tile.short {
@@ -142,14 +157,18 @@ impl Linear<'_> {
                 w.command(names.load, &[number, at, sums_stride]);
             }
         }
-        let pairs = w.shr(first, 1);
-        let start = w.element(self.starts[part], pairs, self.group_bytes());
+        let start = if self.in_widened_tiles() {
+            places.weights
+        } else {
+            let pairs = w.shr(first, 1);
+            w.element(self.starts[part], pairs, pair_bytes)
+        };
         let (zero, end) = (w.i64(0), w.i64((inputs / TILE_INPUTS) as i64));
         w.for_loop(zero, end, 1, &[], |w, k, _| {
             let x = w.element(x, k, REGISTER.1);
             let rows = w.tile_register(SUMS);
             w.command(names.load, &[rows, x, stride]);
-            let bytes = TILE_INPUTS / self.schedule.depth * self.group_bytes();
+            let bytes = TILE_INPUTS / 2 * pair_bytes;
             let start = w.element(start, k, bytes);
             for column in 0..columns {
                 if tile.short {
@@ -158,7 +177,7 @@ impl Linear<'_> {
                 }
                 let at = w.offset_const(start, column * REGISTER.1);
                 let [sum, of_columns] = [column, SUMS + 1 + column % 2].map(|number| w.tile_register(number));
-                w.command(names.load, &[of_columns, at, group_bytes]);
+                w.command(names.load, &[of_columns, at, columns_stride]);
                 w.command(dot, &[sum, rows, of_columns]);
             }
             Ok(vec![])
@@ -189,11 +208,10 @@ impl Linear<'_> {
         if let Rows::Listed(..) = tile.of {
             return brought;
         }
-        let bytes = dtype_bytes(self.spec.operand);
         let number = w.add(tile.rows.0, row);
         let x = self.inputs_of_row(w, number);
-        let x = w.element(x, first, bytes);
-        let size = w.i64(bytes as i64);
+        let x = self.tile_inputs(w, x, first);
+        let size = w.i64(self.input_bytes() as i64);
         let stride = w.mul(self.x.row_stride, size);
         if tile.short {
             return (x, stride);
