@@ -11,7 +11,7 @@ use super::builtins;
 use super::limits::{MAX_DIAGNOSTICS, MAX_SIZE};
 use super::mix::Experts;
 use super::value::{Place, Scope, Tensor, Value};
-use crate::diagnostic::{Code, Diagnostic, Span};
+use crate::diagnostic::{Code, Diagnostic, Label, Span};
 use crate::graph::{Dim, Origin};
 use crate::ops::Core;
 use crate::spec::ast::{Arg, BinOp, Expr, ExprKind, Ident};
@@ -66,6 +66,8 @@ pub(super) struct Expander {
     pub(super) first_card: u32,
     /// The strings of the sizes, known by their address, and where each comes from.
     pub(super) origins: Vec<(Arc<str>, String)>,
+    /// The sizes below 1: the number, and what is to be said of it where a dimension was expected.
+    pub(super) below_one: Vec<(i64, Label)>,
 }
 
 /// What stands in the place of an index into a tensor.
@@ -95,6 +97,7 @@ impl Expander {
             expanding: Vec::new(),
             first_card,
             origins: Vec::new(),
+            below_one: Vec::new(),
         }
     }
 
@@ -414,7 +417,11 @@ impl Expander {
                 self.fail(Code::Arithmetic, span, message, "too large")
             }
             Value::Int(v) => {
-                self.fail(Code::Arithmetic, span, format!("{v} is no size"), "expected a positive integer")
+                let mut d = Diagnostic::new(Code::Arithmetic, format!("{v} is no size"), span);
+                d = d.label("expected a positive integer");
+                d.others
+                    .extend(self.below_one.iter().filter(|(number, _)| number == v).map(|(_, label)| label.clone()));
+                Err(self.report(d))
             }
             other => self.fail(
                 Code::WrongType,

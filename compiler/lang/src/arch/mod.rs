@@ -147,11 +147,12 @@ impl Arch {
 /// Everything that is wrong with the card's keys, the sizes, the wiring and the names.
 pub fn elaborate(spec: &Spec, options: &ElaborateOptions) -> Result<Model, Report> {
     let mut diagnostics = spec.mistakes.clone();
-    let sizes::Resolved { sizes, origins } = sizes::resolve(spec, options, &mut diagnostics);
+    let sizes::Resolved { sizes, origins, below_one } = sizes::resolve(spec, options, &mut diagnostics);
     let fail = |diagnostics| Err(Report::new(spec.sources.clone(), diagnostics));
     // A size that is wrong is the published one from here on, so that mistakes in the wiring are found in the same run.
     let mut expander = Expander::new(spec.first_card);
     expander.origins = origins;
+    expander.below_one = below_one;
     let root = expander.model(spec, &sizes);
     diagnostics.append(&mut expander.diagnostics);
     let root = match root {

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::ElaborateOptions;
-use crate::diagnostic::{Code, Diagnostic, did_you_mean};
+use crate::diagnostic::{Code, Diagnostic, Label, did_you_mean};
 use crate::spec::{Datum, Place, Size, Spec, parse_yaml};
 
 /// Sizes, and where their strings come from.
@@ -14,6 +14,8 @@ pub(super) struct Resolved {
     pub(super) sizes: Vec<(Arc<str>, Datum)>,
     /// The strings in them, known by their address: `hidden_act` of a file, of `--set` or of the card.
     pub(super) origins: Vec<(Arc<str>, String)>,
+    /// Those that are no dimensions, for messages: the number, and what made it so at the size's line.
+    pub(super) below_one: Vec<(i64, Label)>,
 }
 
 /// The sizes of a card.
@@ -25,6 +27,7 @@ pub(super) fn resolve(spec: &Spec, options: &ElaborateOptions, diagnostics: &mut
     if let Some(config) = &config {
         check_assumptions(spec, config, diagnostics);
     }
+    let mut below_one = Vec::new();
     let sizes: Vec<(Arc<str>, Datum)> = spec
         .sizes
         .iter()
@@ -38,6 +41,10 @@ pub(super) fn resolve(spec: &Spec, options: &ElaborateOptions, diagnostics: &mut
                 }
             };
             let value = check_type(size, normalise(value), from, diagnostics);
+            if let Datum::Int(number @ ..1) = value {
+                let by = if from == "the card" { String::new() } else { format!(" by {from}") };
+                below_one.push((number, Label { span: size.span, text: format!("`{}` is {number}{by}", size.name) }));
+            }
             (size.name.clone(), value)
         })
         .collect();
@@ -48,7 +55,7 @@ pub(super) fn resolve(spec: &Spec, options: &ElaborateOptions, diagnostics: &mut
     whole.iter().for_each(|config| of(config, "", &format!("of {called}")));
     sets.iter().for_each(|(name, value)| of(value, name, "of `--set`"));
     sizes.iter().for_each(|(name, value)| of(value, name, "of the card"));
-    Resolved { sizes, origins }
+    Resolved { sizes, origins, below_one }
 }
 
 /// The strings in a value, each with the keys that lead to it.
@@ -100,13 +107,15 @@ fn read_sets(spec: &Spec, sets: &[(String, String)], diagnostics: &mut Vec<Diagn
     let mut read = Vec::new();
     for (name, text) in sets {
         let Some(size) = spec.sizes.iter().find(|s| *s.name == **name) else {
-            let help = did_you_mean(name, spec.sizes.iter().map(|s| &*s.name));
+            let names = || spec.sizes.iter().map(|s| &*s.name);
+            let all = || format!("its sizes are {}", names().collect::<Vec<_>>().join(", "));
+            let help = did_you_mean(name, names()).unwrap_or_else(all);
             diagnostics.push(
                 Diagnostic::unplaced(
                     Code::UnknownSize,
                     format!("`--set {name}={text}`: the card has no size `{name}`"),
                 )
-                .maybe_help(help),
+                .help(help),
             );
             continue;
         };

@@ -62,9 +62,22 @@ pub(super) fn parse_card_at(name: &str, text: &str, file: Option<&Path>, library
     }
 }
 
+/// That a card is of another version than this compiler reads.
+fn other_version(link: &Link) -> Option<Diagnostic> {
+    let NodeKind::Map(entries) = &link.root.kind else { return None };
+    let (_, node) = entry(entries, "xfc").filter(|(_, node)| node.datum() != Datum::Int(1))?;
+    let d = Diagnostic::new(Code::WrongKind, "this compiler reads cards of version 1", node.span);
+    Some(d.label("expected `xfc: 1`"))
+}
+
 /// The spec of a chain of cards, each over the next.
 fn read(links: &[Link], library: &Library, diagnostics: &mut Vec<Diagnostic>) -> Option<Spec> {
     let card = links.first()?;
+    // What another version means by the rest is not known here.
+    if let Some(version) = links.iter().find_map(other_version) {
+        diagnostics.push(version);
+        return None;
+    }
     let reader = |link: &Link| Reader { source: link.source, text: link.text.clone(), diagnostics: Vec::new() };
     let mut root = links.last()?.root.clone();
     let mut wiring: Option<(Vec<Item>, Span)> = None;
@@ -168,14 +181,6 @@ impl Reader {
                         .label("expected in this mapping"),
                 );
             }
-        }
-        if let Some((_, node)) = entry(entries, "xfc")
-            && node.datum() != Datum::Int(1)
-        {
-            self.diagnostics.push(
-                Diagnostic::new(Code::WrongKind, "this compiler reads cards of version 1", node.span)
-                    .label("expected `xfc: 1`"),
-            );
         }
         let name = entry(entries, "name").and_then(|(_, n)| self.string(n, "name"));
         let reference = entry(entries, "source").and_then(|(_, n)| self.string(n, "source"));
@@ -462,9 +467,11 @@ mod tests {
 
     #[test]
     fn everything_is_said_together() {
-        let report =
-            read("xfc: 2\nname: T\nsizse: {}\nmatches: {model: x}\nwiring: |\n  a = )\n").expect_err("it is wrong");
-        let codes: Vec<Code> = report.diagnostics.iter().map(|d| d.code).collect();
-        assert_eq!(codes, [Code::MissingKey, Code::WrongKind, Code::UnknownKey, Code::UnknownKey, Code::Syntax]);
+        let card = "xfc: 1\nname: T\nsizse: {}\nmatches: {model: x}\nwiring: |\n  a = )\n";
+        let codes = |card: &str| -> Vec<Code> {
+            read(card).expect_err("it is wrong").diagnostics.iter().map(|d| d.code).collect()
+        };
+        assert_eq!(codes(card), [Code::MissingKey, Code::UnknownKey, Code::UnknownKey, Code::Syntax]);
+        assert_eq!(codes(&card.replace("xfc: 1", "xfc: 2")), [Code::WrongKind]);
     }
 }

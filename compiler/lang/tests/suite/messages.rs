@@ -129,6 +129,38 @@ fn parts_of_a_tensor_are_gone_through() {
 }
 
 #[test]
+fn a_size_that_is_none_is_shown_where_it_is_written() {
+    let wiring = "model(x: f32[tokens, 8]) { p = linear(wide) return {y: p(x)} }";
+    let words = ["0 is no size", "test.yaml:4:3", "`wide` is 0"];
+    says(said("  wide: 0\n", wiring, None, &[]), &words);
+    says(said("  wide: 8\n", wiring, None, &["wide=-64"]), &["-64 is no size", "`wide` is -64 by --set"]);
+    let config = Some(json!({"wide": 0}));
+    says(said("  wide: 8\n  deep: {default: -1}\n", wiring, config, &[]), &["`wide` is 0 by dir/config.json"]);
+    let told = said("  wide: 0\n  deep: {default: -1}\n", wiring, None, &[]).unwrap_or_default();
+    assert!(!told.contains("`deep`"), "{told}");
+}
+
+#[test]
+fn heads_that_turn_have_pairs() {
+    let odd = ROTARY.replace('8', "7");
+    let told = said(ROPE, &odd, None, &[]);
+    says(told.clone(), &["their width is even", "7"]);
+    assert_eq!(told.unwrap_or_default().matches("error[").count(), 1);
+}
+
+#[test]
+fn a_size_that_the_card_has_not_is_told_those_that_it_has() {
+    says(said("  wide: 8\n  deep: 2\n", MLP, None, &["foo=1"]), &["no size `foo`", "its sizes are wide, deep"]);
+}
+
+#[test]
+fn of_a_card_of_another_version_nothing_else_is_said() {
+    let report = parse_card("test.yaml", "xfc: 2\nnom: Test\n", &Library::embedded()).unwrap_err();
+    assert_eq!(report.diagnostics.len(), 1, "{report}");
+    says(Some(report.to_string()), &["reads cards of version 1", "test.yaml:1:6"]);
+}
+
+#[test]
 fn sizes_are_set_as_wholes() {
     let one = |set: &str| said(ROPE, ROTARY, None, &[set]);
     says(one("rope.rope_theta=5"), &["`rope` is a mapping", "--set 'rope={rope_theta: 5}'"]);
