@@ -141,7 +141,7 @@ impl<'k> Staged<'k> {
             let end = w.add(first, tokens);
             let sees = bounds.see(w, first, end);
             let whole = (!self.at.span.has_gaps).then(|| bounds.see_all(w, first, end));
-            let stage = self.stage_of(w, segment, page);
+            let stage = self.stage_of(w, page);
             w.if_else(sees, list, |w| self.page(w, place, &asked, (first_key, stage, whole), list))
         })?;
         w.wait_for_copies(0);
@@ -165,6 +165,8 @@ impl<'k> Staged<'k> {
         (first_key, stage, whole): (Val, Val, Option<Val>),
         list: &[Val],
     ) -> Result<Vec<Val>, CodegenError> {
+        // Where a thread reads is found for each page: known ahead, it would take registers from the products.
+        let place = Place { lane: w.anew(place.lane), first_query: w.anew(place.first_query), ..place };
         let stage = w.offset(self.shared, stage);
         let products = self.products(w, place, stage);
         let own = w.add(place.quarter, place.quarter);
@@ -173,6 +175,8 @@ impl<'k> Staged<'k> {
         let of_tile = list.len() / asked.len();
         let (mut weights, mut held) = (Vec::new(), Vec::new());
         for (tile, (asked, products)) in asked.iter().zip(products).enumerate() {
+            // What scores are made of is not kept from one tile to the next.
+            let own_key = w.anew(own_key);
             let scores = self.at.scored(w, asked, (own_key, products))?;
             let scores = self.at.seen_alone(w, asked, (own_key, scores), whole)?;
             let of_list = Held::of(&list[tile * of_tile..(tile + 1) * of_tile], asked.len());

@@ -308,6 +308,8 @@ pub(super) fn attention(arch: &Arch, steps: Steps, spec: &AttentionSpec) -> Atte
     let row_tiles = match spec.value_dim {
         n if steps.is_divided() || n > WIDEST || !is_as_kept => &[][..],
         n if n + spec.key_dim > WIDEST => &[1],
+        // Beside wide values there are no registers for what the scores of two tiles read.
+        n if n + spec.key_dim > WIDEST / 2 && !spec.tables.is_empty() => &[1],
         _ => &[2, 1],
     };
     for &row_tiles in row_tiles {

@@ -34,11 +34,10 @@ impl Staged<'_> {
         Ok(())
     }
 
-    /// First byte of the stage of a page.
-    pub(super) fn stage_of(&self, w: &mut Writer, segment: &Segment, page: Val) -> Val {
+    /// First byte of the stage of a page: those whose number is even have the first.
+    pub(super) fn stage_of(&self, w: &mut Writer, page: Val) -> Val {
         let one = w.i64(1);
-        let number = w.sub(page, segment.first_page);
-        let number = w.and(number, one);
+        let number = w.and(page, one);
         let size = w.i64(self.layout.stage_bytes as i64);
         let before = w.mul(number, size);
         let first = w.i64(self.layout.stages as i64);
@@ -50,7 +49,9 @@ impl Staged<'_> {
         let spec = self.at.spec;
         let exists = w.cmp(Cmp::Lt, page, segment.end_page);
         w.if_then(exists, |w| {
-            let stage = self.stage_of(w, segment, page);
+            // Each thread's part of a page is found for each page: known ahead, it would take registers from the products.
+            let place = Place { thread: w.anew(place.thread), ..place };
+            let stage = self.stage_of(w, page);
             let id = w.page_id(self.at.cache, segment.sequence, page);
             let tokens = w.i64(spec.page_tokens as i64);
             let first_key = w.mul(page, tokens);
