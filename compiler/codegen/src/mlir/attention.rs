@@ -8,10 +8,11 @@
 //! decides lane by lane, where its bounds cut a block. Where it may leave out keys within its reach (a window or tokens chosen by what is kept of
 //! them, every second block, no key for this query), it is evaluated first, and where it leaves out all keys neither keys nor values are read.
 //!
-//! Where tiles would be too few for the threads, the keys of a query are divided into parts, tiles of their own, and [`combine`] makes one result of theirs.
+//! Where tiles would be too few for the threads, the keys of a query are divided into parts, tiles of their own, and [`combine`] makes one result of theirs, or the attention itself
+//! as soon as the last of them is done (`divided/join.rs`).
 //!
 //! Operands of the launch: `q`, the key slot, the value slot, the result, then the tables of the checkpoint that mask and score gather from, and
-//! where results of parts go.
+//! where results of parts go, and the counters of those that are done.
 
 mod blocks;
 mod by_page;
@@ -86,6 +87,7 @@ pub fn emit(
         v: w.buffer(args, 2),
         results: Results { out: w.buffer(args, 3), elem: spec.result, dim: spec.value_dim, lanes: schedule.lanes },
         parts: (spec.division.parts > 1).then(|| w.buffer(args, 4 + tables::operands(&spec.tables))),
+        counters: (spec.division.joined > 0).then(|| w.buffer(args, 5 + tables::operands(&spec.tables))),
         rows: Rows::of(&mut w, args, spec.axis, spec.when),
         cache: w.cache(args, spec.group),
         scratch: params.scratch,
@@ -200,6 +202,8 @@ struct Attention<'a> {
     results: Results,
     /// Where the results of parts go.
     parts: Option<Buffer>,
+    /// Where tiles whose parts are done are counted.
+    counters: Option<Buffer>,
     rows: Rows,
     cache: CacheTable,
     scratch: Val,

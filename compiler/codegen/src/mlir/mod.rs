@@ -6,6 +6,7 @@
 
 mod ahead;
 mod arith;
+mod arrivals;
 pub mod attention;
 mod block;
 pub mod expr;

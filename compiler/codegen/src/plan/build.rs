@@ -83,7 +83,9 @@ pub(super) struct Planner<'a> {
     /// The kernel of a node, which is the same in every instance of its graph that reads and writes the same groups of caches.
     known: HashMap<(usize, NodeId, Vec<usize>), usize>,
     pub(super) flat: HashMap<(usize, NodeId), Graph>,
-    buffers: Vec<Buffer>,
+    pub(super) buffers: Vec<Buffer>,
+    /// Of an axis, what [`parts`](super::parts) counts in.
+    pub(super) counters: Vec<(usize, Place)>,
     drafts: Vec<Draft>,
     /// Of the node that is being planned.
     pub(super) when: Option<When>,
@@ -140,6 +142,7 @@ impl<'a> Planner<'a> {
             known: HashMap::new(),
             flat: HashMap::new(),
             buffers: Vec::new(),
+            counters: Vec::new(),
             drafts: Vec::new(),
             when: None,
             input_of: BTreeMap::new(),
@@ -175,6 +178,12 @@ impl Planner<'_> {
         for (_, _, place) in &outputs {
             if let Place::Buffer { id, .. } = place {
                 self.buffers[*id].last = end;
+            }
+        }
+        for (_, place) in &self.counters {
+            if let Place::Buffer { id, .. } = place {
+                let counters = &mut self.buffers[*id];
+                (counters.first, counters.last) = (0, end);
             }
         }
         let known = |axis: usize| self.program.extent(AxisId(axis)).is_some();

@@ -6,7 +6,6 @@ use xfc_lang::graph::path::join;
 use xfc_lang::graph::{AxisId, DType, Dim, Graph, NodeId, Type, ValueId};
 use xfc_lang::ops::fused::{Attention, Linear, Rows};
 use xfc_lang::ops::{Core, Op, UnaryOp};
-use xfc_runtime::artifact::abi::ROWS_ALIGN;
 use xfc_runtime::artifact::manifest::{Blocks, Pack, When};
 
 use super::build::Planner;
@@ -263,23 +262,10 @@ impl Planner<'_> {
             }
         }
         let outer = std::mem::replace(&mut self.when, when);
-        let Some(combine) = parts else {
-            self.launch(name, space, kernel, list);
-            self.when = outer;
-            return Ok(out);
-        };
-        // Only few rows have parts, while there is room for a multiple of `ROWS_ALIGN`: the rows of parts are longer than those of the buffer.
-        let elements = combine.step_elements().div_ceil(ROWS_ALIGN);
-        let parts = self.new_buffer(&Type::new(DType::F32, [Dim::Axis(AxisId(space.axis)), Dim::Fixed(elements)]))?;
-        list.push(Operand::Place(parts.clone()));
-        self.launch(name, space, kernel, list);
-        let kernel = self.intern_kernel(KernelSpec::Combine(combine));
-        self.launch(
-            &format!("{name} (parts)"),
-            space,
-            kernel,
-            vec![Operand::Place(parts), Operand::Place(out.clone())],
-        );
+        match parts {
+            None => self.launch(name, space, kernel, list),
+            Some(parts) => self.launch_parts((name, space, kernel), list, parts, &out)?,
+        }
         self.when = outer;
         Ok(out)
     }

@@ -17,6 +17,7 @@ mod launches;
 mod limits;
 pub mod memory;
 mod pages;
+mod parts;
 mod place;
 mod scans;
 pub mod step_caches;

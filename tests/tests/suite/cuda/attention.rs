@@ -1,13 +1,20 @@
 //! Attention on GPUs by tensor cores, against the interpreter.
 
+use xfc_codegen::driver::Options;
 use xfc_codegen::target;
 use xfc_lang::graph::DType;
 use xfc_lang::graph::parse::parse;
 use xfc_lang::passes::precision::CacheType;
 use xfc_lang::passes::quantise::{Plan, prepare};
+use xfc_runtime::artifact::Artifact;
+use xfc_runtime::session::SessionOptions;
 use xfc_runtime::step::InputData::Floats;
+use xfc_runtime::weights::Checkpoint;
 use xfc_tests::Result;
+use xfc_tests::case::{Case, Layout};
 use xfc_tests::compare::{Precision, Tier};
+use xfc_tests::compile::{Runner, artifact};
+use xfc_tests::gpu;
 use xfc_tests::program::{agree_to, agree_together, of_wiring};
 
 use super::{TARGET, TEAMS};
@@ -165,6 +172,63 @@ fn tensor_cores_attend_to_bytes() -> Result<()> {
             agree_to(&program.to_string(), &steps, &[target::parse(TARGET)?], bounds)
                 .map_err(|e| format!("{e}, of {cache:?}\n{wiring}"))?;
         }
+    }
+    Ok(())
+}
+
+/// The last block of a row and its heads makes one of what others left, which nothing but the fences about its count lets it see; with rows that have one part and several, of
+/// one sequence and of others, in steps that are repeated.
+#[test]
+fn the_last_part_makes_one_of_all() -> Result<()> {
+    let wiring = "model(x: f32[tokens, 64]) {\n\
+        \x20 a, b, c = parts(x, [32, 16, 16])\n\
+        \x20 y = attend(split(a, 4), cache(split(b, 2)), cache(split(c, 2)), causal, score, 0.3)\n\
+        \x20 return {y: merge(y)}\n}";
+    let mut program = parse(&of_wiring(wiring)?)?;
+    prepare(&mut program, DType::BF16, CacheType::Float(DType::BF16), &Plan::default())?;
+    let given = |n: &Option<usize>| n.map(|n| vec![("x", Floats(floats(n * 64)))]);
+    // Of 2 heads of keys and 4 warps: 64 parts of 128 tokens for one row, of several fewer.
+    let steps = [
+        [Some(300), Some(5)],
+        [None, Some(1)],
+        [Some(1), Some(1)],
+        [Some(1), None],
+        [Some(1), None],
+        [Some(3), Some(130)],
+    ];
+    let steps: Vec<Vec<_>> = steps.iter().map(|step| step.iter().map(given).collect()).collect();
+    for name in [TARGET, TEAMS] {
+        agree_together(&program.to_string(), &steps, &[target::parse(name)?], (Tier::Value, Precision::BF16))?;
+    }
+    Ok(())
+}
+
+/// Without either fence the emulator finds that parts are read which nothing says are there.
+#[test]
+fn parts_that_are_told_of_without_a_fence_are_refused() -> Result<()> {
+    let case = Case::load("llama3")?;
+    let artifact = artifact(&case, &[TARGET], &Options { dtype: DType::BF16, ..Options::default() })?;
+    let artifact = Artifact::from_bytes(artifact)?;
+    let checkpoint = case.checkpoint(Layout::Single)?;
+    let checkpoint = Checkpoint::open(checkpoint.path())?;
+    // More than one part of 128 tokens.
+    let prompt: Vec<i64> = case.prompt()?.iter().copied().cycle().take(150).collect();
+    let options = SessionOptions { max_sequences: 1, context_tokens: Some(160), ..SessionOptions::default() };
+    let count = "atom.relaxed.gpu.global.inc.u32";
+    let fence = "fence.acq_rel.gpu;";
+    let refused = |from: &str, to: &str| -> Result<Option<String>> {
+        let change = |_: usize, text: &str| text.replace(from, to);
+        let model = gpu::load_changed(&artifact, TARGET, &checkpoint, change)?;
+        let mut runner = Runner::new(&model, 1)?;
+        runner.session = model.session(&options)?;
+        let sequence = runner.session.add_sequence()?;
+        runner.step(&[(sequence, &prompt)])?;
+        Ok(runner.step(&[(sequence, &prompt[..1])]).err().map(|error| error.to_string()))
+    };
+    assert_eq!(refused(count, count)?, None);
+    for (from, to) in [(format!("{fence} {count}"), count), (format!("; {fence}"), ";")] {
+        let error = refused(&from, to)?.ok_or("nothing is found wrong")?;
+        assert!(error.contains("attention_bf16") && error.contains("race at global address"), "{error}");
     }
     Ok(())
 }

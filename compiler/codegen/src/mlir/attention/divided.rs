@@ -4,6 +4,7 @@
 //! Keys and values go from memory to registers as they lie, 16 bytes a thread: a sum of products does not mind the order of its terms, so that a thread's
 //! eight elements of a key are those of two products, with the queries in the same order; and eight columns of values are one of each of eight tiles.
 
+mod join;
 mod kept;
 mod together;
 
@@ -163,8 +164,11 @@ impl<'k> Divided<'k> {
                 let before = w.div_unsigned(before, n_parts);
                 w.add(first_page, before)
             });
-            self.pages(w, (tile, n_heads), query, (bounds[0], bounds[1]), Some(part))
+            self.pages(w, (tile, n_heads), query, (bounds[0], bounds[1]), Some((part, n_parts)))
         })?;
+        if self.at.counters.is_some() {
+            return Ok(());
+        }
         let is_behind = w.cmp(Cmp::Ge, part, n_parts);
         let is_part = w.cmp(Cmp::Lt, part, most);
         let is_absent = w.and(is_behind, is_part);
@@ -186,14 +190,14 @@ impl<'k> Divided<'k> {
         })
     }
 
-    /// The heads of a row over some pages.
+    /// The heads of a row over some pages, which are all, or those of a part of so many.
     fn pages(
         &self,
         w: &mut Writer,
         (tile, n_heads): (Tile, Val),
         query: Query,
         (begin, end): (Val, Val),
-        part: Option<Val>,
+        part: Option<(Val, Val)>,
     ) -> Result<(), CodegenError> {
         let place = self.place(w);
         let row = query.row;
@@ -208,7 +212,7 @@ impl<'k> Divided<'k> {
         let is_first = w.or(place.quarter, place.of_keys);
         let is_first = match part {
             None => is_first,
-            Some(part) => w.or(is_first, part),
+            Some((part, _)) => w.or(is_first, part),
         };
         let is_first = w.cmp(Cmp::Eq, is_first, zero);
         let held = self.at.held(w, &asked, is_first, self.layout.padded / KEYS)?;
@@ -241,7 +245,10 @@ impl<'k> Divided<'k> {
         w.sync();
         self.together(w, (tile, n_heads), place, row, part)?;
         w.sync();
-        Ok(())
+        let Some((_, n_parts)) = part.filter(|_| self.at.counters.is_some()) else { return Ok(()) };
+        let one = w.i64(1);
+        let has_others = w.cmp(Cmp::Gt, n_parts, one);
+        w.if_then(has_others, |w| self.join(w, (tile, n_heads), (row, n_parts)))
     }
 
     /// The head of a thread's query; those behind the last repeat it.

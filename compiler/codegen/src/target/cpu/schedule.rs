@@ -336,7 +336,7 @@ pub fn division(spec: &AttentionSpec) -> Division {
     }
     let group = spec.heads / spec.kv_heads;
     let parts = if group <= HEADS_PER_TILE { LEAST_TILES } else { (LEAST_TILES / spec.kv_heads).max(1) };
-    Division { parts, rows: PARTED_ROWS, shared: false }
+    Division { parts, rows: PARTED_ROWS, shared: false, joined: 0 }
 }
 
 /// Whether keys lie so that they are multiplied block by block.

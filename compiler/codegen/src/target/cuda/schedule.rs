@@ -289,8 +289,14 @@ pub(super) fn division(arch: &Arch, spec: &AttentionSpec) -> Division {
     }
     let tiles = spec.kv_heads * (spec.heads / spec.kv_heads).div_ceil(heads);
     let parts = if heads == LatentSchedule::HEADS { blocks / tiles } else { blocks.div_ceil(tiles) };
-    Division { parts: parts.max(1), rows: DIVIDED_ROWS, shared: true }
+    let parts = parts.max(1);
+    let of_tile = (spec.heads / spec.kv_heads).min(heads) * (spec.value_dim + 2) * 4;
+    let joined = if heads == DIVIDED_HEADS && parts * of_tile <= JOINED_BYTES { tiles } else { 0 };
+    Division { parts, rows: DIVIDED_ROWS, shared: true, joined }
 }
+
+/// Most bytes of parts that one block makes one: what it reads in less than three microseconds, 64 bytes a cycle, for which a launch would have all processors of a GPU.
+const JOINED_BYTES: u64 = 288 << 10;
 
 /// The schedule of attention: where tensor cores do not multiply, a warp a head and row.
 pub(super) fn attention(arch: &Arch, steps: Steps, spec: &AttentionSpec) -> AttentionSchedule {

@@ -41,7 +41,7 @@ impl Divided<'_> {
         (tile, n_heads): (Tile, Val),
         place: Place,
         row: Val,
-        part: Option<Val>,
+        part: Option<(Val, Val)>,
     ) -> Result<(), CodegenError> {
         let groups = i64::from(w.machine().groups);
         w.for_loop(place.group, n_heads, groups, &[], |w, number, _| {
@@ -56,16 +56,27 @@ impl Divided<'_> {
             }
             let Some((maximum, total)) = ends else { return Ok(vec![]) };
             let head = w.add(tile.first_head, number);
-            let Some(at) = part.and_then(|part| self.at.part_of(w, self.n_rows, (row, head), part)) else {
-                self.at.results.store(w, (row, head), total, &vectors)?;
-                return Ok(vec![]);
+            let whole = |w: &mut Writer| self.at.results.store(w, (row, head), total, &vectors);
+            let of_part = |w: &mut Writer, part: Val| {
+                let Some(at) = self.at.part_of(w, self.n_rows, (row, head), part) else { return Ok(()) };
+                self.at.results.store_vectors(w, at, &vectors);
+                let zero = w.i64(0);
+                let is_first = w.cmp(Cmp::Eq, place.lane, zero);
+                for (i, x) in [maximum, total].into_iter().enumerate() {
+                    let at = w.offset_const(at, (self.at.spec.value_dim + i as u64) * 4);
+                    w.store_own_if(x, at, is_first);
+                }
+                Ok(())
             };
-            self.at.results.store_vectors(w, at, &vectors);
-            let zero = w.i64(0);
-            let is_first = w.cmp(Cmp::Eq, place.lane, zero);
-            for (i, x) in [maximum, total].into_iter().enumerate() {
-                let at = w.offset_const(at, (self.at.spec.value_dim + i as u64) * 4);
-                w.store_own_if(x, at, is_first);
+            match part {
+                None => whole(w)?,
+                Some((part, _)) if self.at.counters.is_none() => of_part(w, part)?,
+                // One part is the result.
+                Some((part, n_parts)) => {
+                    let one = w.i64(1);
+                    let is_whole = w.cmp(Cmp::Eq, n_parts, one);
+                    w.if_either(is_whole, whole, |w| of_part(w, part))?;
+                }
             }
             Ok(vec![])
         })?;
