@@ -87,7 +87,7 @@ fn every_wrong_tensor_is_named_at_once() {
         ],
     );
     let error = bind(&sample::manifest(), &Checkpoint::open(&path).unwrap(), 1, None).unwrap_err().to_string();
-    assert!(error.contains("x.safetensors: 4 of"), "{error}");
+    assert!(error.contains("x.safetensors: 4 tensors do not fit"), "{error}");
     assert!(error.contains("`a.weight`: missing, expected shape [2, 3]; did you mean `model.a.weight`?"), "{error}");
     assert!(error.contains("`b.weight`: shape [3, 2], expected [2, 3]"), "{error}");
     assert!(error.contains("`stray`: shape [1], nothing reads it"), "{error}");
