@@ -180,12 +180,7 @@ impl Planner<'_> {
                 self.buffers[*id].last = end;
             }
         }
-        for (_, place) in &self.counters {
-            if let Place::Buffer { id, .. } = place {
-                let counters = &mut self.buffers[*id];
-                (counters.first, counters.last) = (0, end);
-            }
-        }
+        self.keep_counters(end);
         let known = |axis: usize| self.program.extent(AxisId(axis)).is_some();
         let (arenas, placed) = memory::place(&self.buffers, &known);
         let locate = |place: &Place| match place {

@@ -55,4 +55,14 @@ impl Planner<'_> {
             place => Ok(place),
         }
     }
+
+    /// Keeps counters from the first of so many launches to the last.
+    pub(super) fn keep_counters(&mut self, end: usize) {
+        for (_, place) in &self.counters {
+            if let Place::Buffer { id, .. } = place {
+                let counters = &mut self.buffers[*id];
+                (counters.first, counters.last) = (0, end);
+            }
+        }
+    }
 }
